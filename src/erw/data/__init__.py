@@ -1,0 +1,1 @@
+"""Sources of images, the cache of latents and features, and what reads it."""

@@ -1,0 +1,25 @@
+"""Errors meant for the user: one line that says what was wrong, where, and what to do next."""
+
+
+class ErwError(Exception):
+    """Base of every error that a user can cause and mend; scripts may catch this one."""
+
+
+class ConfigError(ErwError, ValueError):
+    """A setting is unknown, of the wrong type or impossible."""
+
+
+class DataError(ErwError, ValueError):
+    """Images, labels or a data source are missing or unusable."""
+
+
+class CacheError(ErwError, ValueError):
+    """A prepared cache is missing, cut short or made for something else."""
+
+
+class CheckpointError(ErwError, ValueError):
+    """A checkpoint or weights file is missing, damaged or belongs to another model."""
+
+
+class NumericsError(ErwError, ArithmeticError):
+    """A loss or gradient is not finite."""
