@@ -1,0 +1,261 @@
+"""The settings of a run, as frozen records. Paths are text, so that a run is JSON and back.
+
+A `Run` is a value: `run.replace(...)` makes another, `to_dict` and `from_dict` are exact inverses, and
+`from_dict` refuses an unknown key with the nearest known one.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from erw.errors import ConfigError
+from erw.flow import Prediction, Times
+from erw.plan import Plan
+
+T = typing.TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A SiT. `None` means: as the cache says.
+
+    Attributes:
+        depth, width, heads: transformer blocks, channels, attention heads.
+        patch: side of a patch in latent pixels.
+        rope: rotary positions in every attention (EVA-02, interleaved pairs), in both phases.
+        qk_norm: LayerNorm on queries and keys.
+        projector: hidden width of the alignment projector.
+        input_size, channels: of the latent.
+        num_classes: classes; 0: unconditional.
+    """
+
+    depth: int = 12
+    width: int = 768
+    heads: int = 12
+    patch: int = 2
+    rope: bool = False
+    qk_norm: bool = False
+    projector: int = 2048
+    input_size: int | None = None
+    channels: int | None = None
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "heads", "patch", "projector"):
+            at_least("model", name, getattr(self, name), 1)
+        if self.width % self.heads:
+            raise ConfigError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
+        if self.width % 4:
+            raise ConfigError(f"model.width {self.width} is not a multiple of 4 (sin-cos positions)")
+        if self.rope and (self.width // self.heads) % 4:
+            raise ConfigError(
+                f"model.rope needs width / heads to be a multiple of 4, got {self.width // self.heads}"
+            )
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is read.
+
+    Attributes:
+        cache: folder made by `erw prepare`.
+        features: which encoders' features to align with; empty: all that the cache has.
+        batch_size: images per optimiser step, over all ranks and micro-batches.
+        class_dropout: share of labels replaced by the null class, for guidance.
+    """
+
+    cache: str = "cache"
+    features: tuple[str, ...] = ()
+    batch_size: int = 256
+    class_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least("data", "batch_size", self.batch_size, 1)
+        between("data", "class_dropout", self.class_dropout, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The objective: the path from data to noise, training times, and what the network predicts."""
+
+    path: Literal["linear", "cosine"] = "linear"
+    times: Times = "uniform"
+    prediction: Prediction = "velocity"
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW and what stands around it.
+
+    Attributes:
+        lr: learning rate; `lr_warmup` steps of a straight line from 0 come first.
+        betas, weight_decay, eps: of AdamW.
+        clip: largest norm of the whole gradient.
+        ema: decay of the moving average of the weights.
+        accumulate: micro-batches per step.
+        precision: `bf16` autocast with float32 weights, or `fp32`. `auto`: bf16 where the machine
+            multiplies it natively (the log says which, and why).
+        compile: torch.compile of every transformer block.
+    """
+
+    lr: float = 1e-4
+    lr_warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    clip: float = 1.0
+    ema: float = 0.9999
+    accumulate: int = 1
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip", "eps"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"optim.{name} is {value}; expected a finite number > 0")
+        at_least("optim", "lr_warmup", self.lr_warmup, 0)
+        at_least("optim", "accumulate", self.accumulate, 1)
+        between("optim", "weight_decay", self.weight_decay, 0.0, 1.0)
+        between("optim", "ema", self.ema, 0.0, 1.0)
+        for beta in self.betas:
+            between("optim", "betas", beta, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How images are drawn from the trained model: see `erw.generate`."""
+
+    steps: int = 50
+    solver: Literal["euler", "heun", "euler_maruyama"] = "heun"
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        at_least("sample", "steps", self.steps, 1)
+        between("sample", "interval", self.interval[0], 0.0, 1.0)
+        between("sample", "interval", self.interval[1], self.interval[0], 1.0)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is written, how often, in steps; `keep` is the number of newest checkpoints kept."""
+
+    every: int = 50
+    checkpoint: int = 1000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("every", "checkpoint", "keep"):
+            at_least("log", name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a run's numbers.
+
+    Attributes:
+        name: of the recipe.
+        seed: all randomness is a function of it.
+        steps: optimiser steps, warm-up included.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    steps: int = 400_000
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    flow: Flow = field(default_factory=Flow)
+    plan: Plan = field(default_factory=Plan)
+    optim: Optim = field(default_factory=Optim)
+    sample: Sample = field(default_factory=Sample)
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        at_least("run", "steps", self.steps, 1)
+        plan, blocks = self.plan, self.model.depth
+        if plan.warmup and plan.depth > blocks:
+            raise ConfigError(f"plan.depth {plan.depth} is deeper than the model's {blocks} blocks")
+        if plan.align.value and plan.align_depth > blocks:
+            raise ConfigError(
+                f"plan.align_depth {plan.align_depth} is deeper than the model's {blocks} blocks"
+            )
+        if plan.warmup > self.steps:
+            raise ConfigError(
+                f"plan.warmup {plan.warmup} is longer than the whole run of {self.steps} steps"
+            )
+        for size in (self.data.batch_size, plan.warmup_batch or self.data.batch_size):
+            if size % self.optim.accumulate:
+                raise ConfigError(
+                    f"a batch of {size} images does not divide into {self.optim.accumulate} micro-batches"
+                )
+
+    def replace(self, **changes: Any) -> "Run":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def at_least(group: str, name: str, value: int, low: int) -> None:
+    """Raise ConfigError unless value >= low."""
+    if value < low:
+        raise ConfigError(f"{group}.{name} is {value}; expected {low} or more")
+
+
+def between(group: str, name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ConfigError(f"{group}.{name} is {value}; expected a number from {low} to {high}")
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A settings record as plain JSON values."""
+    return dataclasses.asdict(record)
+
+
+def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
+    """The settings record of type `kind` from plain JSON values; the inverse of `to_dict`.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown setting {where}{key}{nearest(key, known)}")
+    return kind(**{k: _value(hints[k], v, where=f"{where}{k}") for k, v in values.items()})
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """'; did you mean X?' for the closest of `known`, or the list of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+def _value(hint: Any, value: Any, *, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(typing.cast(type, hint), value, where=f"{where}.")
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _value(next(a for a in args if a is not type(None)), value, where=where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) == len(value):
+            pairs = zip(inner, value, strict=True)
+            return tuple(_value(a, v, where=where) for a, v in pairs)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or type(value) is not bool):
+        return value
+    raise ConfigError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
