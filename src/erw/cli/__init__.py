@@ -1,0 +1,114 @@
+"""The command line: `erw VERB ...` parses, calls public functions and prints what came of it.
+
+Exit codes: 0 all well; 1 a bug of ours, with its traceback; 2 input that can be mended, with one line
+on stderr; 3 a loss or gradient that is not finite; 130 interrupted, after saving.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import erw
+from erw.errors import ConfigError, ErwError, NumericsError
+
+# verb -> (module and function, usage, what it does); modules are imported when their verb is called.
+VERBS = {
+    "train": ("runs:train", "RECIPE --out DIR", "train a recipe; the same command goes on"),
+    "prepare": ("images:prepare", "IMAGES --out DIR", "images -> cache of latents and features"),
+    "sample": ("images:sample", "RUN --out DIR", "draw images from a trained run"),
+    "eval": ("images:evaluate", "RUN", "score a run, or a folder of images"),
+    "report": ("studies:report", "RUN... --out FILE", "one page of plots from runs or a study"),
+    "show": ("runs:show", "[RECIPE]", "list recipes, or one with its settings and cost"),
+    "bench": ("studies:bench", "[RECIPE]", "time training steps on this machine"),
+    "study": ("studies:study", "NAME --out DIR", "train and compare methods at equal cost"),
+}
+USAGE = (
+    "usage: erw VERB ... [--help]\n\n"
+    + "\n".join(f"  {f'{verb} {args}':<28}{text}" for verb, (_, args, text) in VERBS.items())
+    + "\n\n`erw train RECIPE --help` lists all settings of a recipe with their values."
+    "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 130 interrupted"
+)
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+BAD_PATH = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give back its exit code (see the module)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        dispatch(args)
+        return 0
+    except SystemExit as done:  # argparse ends --help so
+        return int(done.code or 0)
+    except KeyboardInterrupt:
+        return fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except BrokenPipeError:  # the reader of a pipe such as `erw show | head` went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except NumericsError as error:
+        return fail(f"error: {error}", 3)
+    except Exception as error:
+        if not can_be_mended(error):
+            traceback.print_exc()
+            return fail(f"this is a bug in erw {erw.__version__}: please report what stands above", 1)
+        return fail(f"error: {describe(error)}", 2)
+
+
+def dispatch(args: list[str]) -> None:
+    """Call the verb's function with the rest of the arguments."""
+    verb, rest = (args[0], args[1:]) if args else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print(USAGE)
+    elif verb == "--version":
+        print(f"erw {erw.__version__}")
+    elif verb in VERBS:
+        module, function = VERBS[verb][0].split(":")
+        getattr(importlib.import_module(f"erw.cli.{module}"), function)(rest)
+    else:
+        from erw.config import nearest
+
+        raise ConfigError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
+
+
+def can_be_mended(error: Exception) -> bool:
+    """Whether the user caused it: our own errors, paths, a full disk, a ValueError that we raised."""
+    if isinstance(error, (ErwError, *BAD_PATH)) or "No space left on device" in str(error):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in FULL_DISK
+    return isinstance(error, ValueError) and raised_here(error)
+
+
+def raised_here(error: Exception) -> bool:
+    """Whether the statement that raised is erw's own, and not one of a library that we called."""
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    here = Path(erw.__file__).parent
+    return bool(frame) and Path(frame.tb_frame.f_code.co_filename).is_relative_to(here)
+
+
+def describe(error: Exception) -> str:
+    """The error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        more = "; free some space, then run the same command again" * (error.errno in FULL_DISK)
+        return f"{where}{error.strerror}{more}"
+    return str(error)
+
+
+def fail(message: str, code: int) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return code
