@@ -165,7 +165,9 @@ class Aligned(nn.Module):
     ) -> AlignedOutput:
         if targets is None:
             if stop:
-                raise ConfigError("Aligned(stop=True) needs targets=: without them nothing is trained")
+                raise ConfigError(
+                    "Aligned(stop=True) needs targets=: without them nothing is trained"
+                )
             return AlignedOutput(self.model(*args, **kwargs), None)
         where = self.at if at is None else at
         if isinstance(where, int):
@@ -202,10 +204,18 @@ class Aligned(nn.Module):
             block = self.model.get_submodule(path)
         except AttributeError as error:
             names = [name for name, _ in self.model.named_children()]
-            raise ConfigError(f"no module {path!r} in the model; its children are {names}") from error
+            raise ConfigError(
+                f"no module {path!r} in the model; its children are {names}"
+            ) from error
         seen: list[Tensor] = []
+        learning = torch.is_grad_enabled()
 
         def tap(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if learning and not torch.is_grad_enabled():
+                raise ConfigError(
+                    f"the block {path!r} runs without gradients, so alignment cannot teach it; "
+                    "with gradient checkpointing, use the kind with use_reentrant=False"
+                )
             seen.append(self.select(output))
             if stop:
                 raise _Stop(seen[-1])
@@ -218,7 +228,9 @@ class Aligned(nn.Module):
         finally:
             handle.remove()
         if not seen:
-            raise ConfigError(f"the block {path!r} did not run in this forward pass; tap another one")
+            raise ConfigError(
+                f"the block {path!r} did not run in this forward pass; tap another one"
+            )
         return out, seen[-1]
 
 
