@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from erw.align import Aligned
 from erw.models.cost import (
-    Ledger,
     StepCost,
     sit_flops,
     sit_parameters,
@@ -114,10 +113,8 @@ def test_stop_depth_is_checked() -> None:
         sit_flops(**sizes(TINY), stop_at=4)
 
 
-def test_ledger_adds_up() -> None:
+def test_per_image_adds_up() -> None:
     cost = StepCost(warmup=10, full=100, projector=5, teacher=1)
-    ledger = Ledger()
-    ledger = ledger.spend(cost, 4, warmup=True)
-    ledger = ledger.spend(cost, 2, warmup=False)
-    ledger = ledger.spend(cost, 2, warmup=False, aligned=False)
-    assert ledger == Ledger(total=4 * 16 + 2 * 106 + 2 * 100, warmup=4 * 16, teacher=6)
+    assert cost.per_image(warmup=True) == 16
+    assert cost.per_image(warmup=False) == 106
+    assert cost.per_image(warmup=False, aligned=False) == 100

@@ -151,24 +151,6 @@ class StepCost:
         return self.per_image(warmup=True) / self.per_image(warmup=False)
 
 
-@dataclass(frozen=True)
-class Ledger:
-    """FLOPs spent by a run so far; `warmup` and `teacher` are parts of `total`, and may overlap."""
-
-    total: int = 0
-    warmup: int = 0
-    teacher: int = 0
-
-    def spend(self, cost: StepCost, images: int, *, warmup: bool, aligned: bool = True) -> "Ledger":
-        """The ledger after a step on `images` images."""
-        step = images * cost.per_image(warmup=warmup, aligned=aligned)
-        return Ledger(
-            total=self.total + step,
-            warmup=self.warmup + (step if warmup else 0),
-            teacher=self.teacher + (images * cost.teacher if aligned else 0),
-        )
-
-
 def training_step_flops(
     *,
     depth: int,
@@ -184,9 +166,8 @@ def training_step_flops(
 ) -> StepCost:
     """Cost per image of SiT, REPA and ERW steps: `dims` are the teachers' feature sizes.
 
-    `teacher` is the forward FLOPs of all frozen encoders on one image. With cached features that
-    work was done once; it is counted in every step all the same, as the paper does, so that methods
-    are compared by what they ask for, not by what was lying about.
+    `teacher` is the forward FLOPs of all frozen encoders on one image. Whether they are paid in
+    every step (encoding online) or once (a cache) is the ledger's business: see `erw.train.ledger`.
     """
     sizes = {"depth": depth, "width": width, "tokens": tokens, "patch": patch, "channels": channels}
     heads = [
