@@ -1,0 +1,286 @@
+"""A prepared cache: latents' moments, teacher features and labels, memory-mapped, row by row."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CacheError
+from .codec import Packed, from_numpy, unpack
+from .manifest import Manifest, Shard
+from .shards import Column, hash_file, map_shard
+
+
+class Batch(NamedTuple):
+    """Rows of a cache. mean, std: float32 (B, C, h, w), shifted and scaled; labels: int64 (B,).
+
+    features: one float32 (B, T, D) per encoder asked for, tokens row by row. A latent is
+    `mean + std * noise`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    labels: Tensor
+    features: tuple[Tensor, ...] = ()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same rows on another device."""
+        mean, std, labels, *features = (
+            x.to(device, non_blocking=True)
+            for x in (self.mean, self.std, self.labels, *self.features)
+        )
+        return Batch(mean, std, labels, tuple(features))
+
+    def rows(self, which: slice) -> "Batch":
+        """Some of the rows."""
+        features = tuple(x[which] for x in self.features)
+        return Batch(self.mean[which], self.std[which], self.labels[which], features)
+
+
+class FeatureSpec(NamedTuple):
+    """Features of one encoder in a cache. `flops`: what one image cost, multiply-add = 2."""
+
+    dim: int
+    grid: tuple[int, int]
+    flops: int
+    weight_hash: str
+    format: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens an image."""
+        return self.grid[0] * self.grid[1]
+
+
+class Cache:
+    """Random access to a prepared cache; make one with `prepare`, open it with `Cache.open`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        settings = manifest.settings
+        self.class_names = manifest.class_names
+        self.class_counts = manifest.class_counts
+        self.num_classes = len(manifest.class_names)
+        self.latent_shape = manifest.latent_shape
+        self.image_size: int = settings["image_size"]
+        self.variants = 2 if settings["flip"] else 1
+        self.vae: dict[str, Any] = settings["vae"]
+        self.features = {
+            e["name"]: FeatureSpec(
+                e["dim"], tuple(e["grid"]), e["flops"], e["weight_hash"], e["format"]
+            )
+            for e in settings["encoders"]
+        }
+        self._shards = tuple(shard for shard in manifest.shards if shard.rows)
+        self._ends = np.cumsum([shard.rows for shard in self._shards])
+        # A map holds a file handle; thousands of shards must not exhaust them.
+        self._columns = lru_cache(maxsize=max(16, _file_limit() // 2))(self._map)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Cache":
+        """Open a finished cache. `CacheError` if it is missing, unfinished or cut short."""
+        path = Path(path).expanduser()
+        manifest = Manifest.read(path)
+        for shard in manifest.shards:
+            for file in shard.files:
+                _check_size(path / "shards" / file.file, file.bytes)
+        if not manifest.rows:
+            raise CacheError(f"cache {path} has no rows: prepare it again")
+        return cls(path, manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def __repr__(self) -> str:
+        encoders = ", ".join(self.features) or "no features"
+        return f"Cache({str(self.path)!r}: {len(self)} rows, {self.vae['name']}, {encoders})"
+
+    def read(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        features: Sequence[str] = (),
+        flipped: np.ndarray | None = None,
+    ) -> Batch:
+        """Rows by number, in the order given, with the features of the encoders named.
+
+        `flipped` (bool, one a row) takes the mirrored variant where the cache holds one.
+        """
+        self.require(encoders=features)
+        rows = self._locate(indices, flipped)
+        scale, shift = (_per_channel(self.vae[key]) for key in ("scale", "shift"))
+        mean = self._gather("mean", rows).float().sub_(shift).mul_(scale)
+        std = self._gather("std", rows).float().mul_(scale)
+        labels = self._gather("label", rows).long()
+        if len(labels) and int(labels.max()) >= max(1, self.num_classes):
+            raise CacheError(
+                f"cache {self.path} has label {int(labels.max())} but {self.num_classes} classes"
+            )
+        return Batch(mean, std, labels, tuple(self._features(name, rows) for name in features))
+
+    def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
+        if not self.manifest.settings["images"]:
+            raise CacheError(f"cache {self.path} holds no images: prepare it with --images")
+        return self._gather("image", self._locate(indices, None))
+
+    def items(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Numbers of these rows' images in the source, int64: rejected images leave gaps."""
+        return self._gather("item", self._locate(indices, None)).numpy()
+
+    def verify(self) -> list[str]:
+        """Rehash every shard; the names of files that are damaged, cut short or missing."""
+        folder = self.path / "shards"
+        files = [file for shard in self.manifest.shards for file in shard.files]
+
+        def whole(file: Any) -> bool:
+            try:
+                return hash_file(folder / file.file) == file.blake3
+            except OSError:
+                return False
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return [
+                f.file for f, good in zip(files, pool.map(whole, files), strict=True) if not good
+            ]
+
+    def require(
+        self,
+        *,
+        vae: Any = None,
+        encoders: Sequence[Any] = (),
+        tokens: int | None = None,
+        image_size: int | None = None,
+        flip: bool = False,
+    ) -> None:
+        """Raise `CacheError` unless this cache was made as told.
+
+        `vae` and `encoders` are names, or objects with `name` and `weight_hash`; `tokens` is
+        the number that every encoder asked for must give.
+        """
+        if vae is not None:
+            told = getattr(vae, "weight_hash", None)
+            if told is None and _name(vae) != self.vae["name"]:
+                self._wrong(
+                    f"latents of VAE {self.vae['name']}, not {_name(vae)}", f"--vae {_name(vae)}"
+                )
+            if told not in (None, self.vae["weight_hash"]):
+                other = "other weights of it" if _name(vae) == self.vae["name"] else _name(vae)
+                self._wrong(
+                    f"latents of VAE {self.vae['name']}, not of {other}", f"--vae {_name(vae)}"
+                )
+        for encoder in encoders:
+            name = _name(encoder)
+            if name not in self.features:
+                held = ", ".join(self.features) or "no encoder"
+                self._wrong(f"features of {held}, not of {name}", f"--encoders {name}")
+            spec = self.features[name]
+            if getattr(encoder, "weight_hash", None) not in (None, spec.weight_hash):
+                self._wrong(f"features of other weights of {name}", f"--encoders {name}")
+            if tokens is not None and spec.tokens != tokens:
+                grid = f"{spec.grid[0]} x {spec.grid[1]}"
+                raise CacheError(
+                    f"cache {self.path}: {name} gives {grid} = {spec.tokens} tokens an image, the "
+                    f"model has {tokens}: change the patch size, or the encoder's input (NAME@SIDE)"
+                )
+        if image_size is not None and image_size != self.image_size:
+            self._wrong(f"images of side {self.image_size}", f"--image-size {image_size}")
+        if flip and self.variants == 1:
+            self._wrong("no flipped variant", "--flip")
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of everything that the cache holds."""
+        return hash_file(self.path / "manifest.json")[:32]
+
+    def _wrong(self, what: str, option: str) -> None:
+        raise CacheError(
+            f"cache {self.path} holds {what}: make one with "
+            f"erw prepare IMAGES --out OTHER_DIR {option}"
+        )
+
+    def _locate(
+        self, indices: Sequence[int] | np.ndarray, flipped: np.ndarray | None
+    ) -> "list[tuple[int, np.ndarray, np.ndarray]]":
+        """(shard, places in the batch, row * variants + variant in the shard) per shard."""
+        index = np.asarray(indices, dtype=np.int64)
+        if index.ndim != 1 or (len(index) and not 0 <= index.min() <= index.max() < len(self)):
+            raise IndexError(f"rows {index} of a cache of {len(self)}")
+        if flipped is not None and flipped.any():
+            self.require(flip=True)
+        shard = np.searchsorted(self._ends, index, side="right")
+        local = index - np.concatenate([[0], self._ends])[shard]
+        variant = np.zeros_like(index) if flipped is None else flipped.astype(np.int64)
+        places = np.argsort(shard, kind="stable")
+        cuts = np.flatnonzero(np.diff(shard[places])) + 1
+        return [
+            (int(shard[part[0]]), part, np.stack([local[part], variant[part]]))
+            for part in np.split(places, cuts)
+            if len(part)
+        ]
+
+    def _gather(self, name: str, rows: "list[tuple[int, np.ndarray, np.ndarray]]") -> Tensor:
+        """One column of the located rows, in batch order, as it is stored."""
+        first = self._columns(rows[0][0] if rows else 0)[name]
+        varied = self.variants == 2 and name not in ("label", "item", "image")
+        shape = first.values.shape[2 if varied else 1 :]
+        out = np.empty((sum(len(part) for _, part, _ in rows), *shape), first.values.dtype)
+        for shard, places, (local, variant) in rows:
+            values = self._columns(shard)[name].values
+            out[places] = values[local, variant] if varied else values[local]
+        return from_numpy(out, first.dtype)
+
+    def _features(self, name: str, rows: "list[tuple[int, np.ndarray, np.ndarray]]") -> Tensor:
+        values = self._gather(f"features.{name}", rows)
+        if self.features[name].format != "int8":
+            return values.float()
+        return unpack(Packed(values, self._gather(f"scale.{name}", rows)))
+
+    def _map(self, shard: int) -> dict[str, Column]:
+        """All columns of a shard, whichever of its files they lie in."""
+        columns: dict[str, Column] = {}
+        entry: Shard = self._shards[shard]
+        for file in entry.files:
+            columns |= map_shard(self.path / "shards" / file.file)
+        for name, column in columns.items():
+            if len(column.values) != entry.rows:
+                raise CacheError(
+                    f"shard {entry.index} of {self.path}: {name} has {len(column.values)} rows, the "
+                    f"manifest says {entry.rows}: erw prepare --repair"
+                )
+        return columns
+
+
+def _check_size(path: Path, expected: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise CacheError(f"shard {path} is missing: run the same erw prepare again") from None
+    if size != expected:
+        what = "cut short" if size < expected else "too long"
+        raise CacheError(
+            f"shard {path} is {what} ({size} of {expected} bytes): erw prepare --repair"
+        )
+
+
+def _per_channel(value: float | list[float]) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+
+
+def _name(part: Any) -> str:
+    return part if isinstance(part, str) else part.name
+
+
+def _file_limit() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 512
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 16 if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,70 @@
+"""One image file to uint8 RGB, or a reason why not."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+
+WHITE = (255, 255, 255)
+# What Pillow opens and people keep photographs in; documents, vector and array formats stay out.
+EXTENSIONS = frozenset(
+    ".apng .avif .bmp .dds .dib .gif .icns .ico .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg "
+    ".jpx .pbm .pcx .pgm .png .pnm .ppm .qoi .sgi .tga .tif .tiff .webp".split()
+)
+
+
+class Unreadable(DataError):
+    """One image that cannot be used. The message is the reason alone, without the path."""
+
+
+def decode(data: bytes | str | Path, *, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """Pixels of an image file (a path, or its bytes): uint8 (H, W, 3), upright by EXIF.
+
+    Transparency is composited on `background`. Of 16-bit greyscale the high byte is kept, as
+    Pillow does for 16-bit RGB. Of animations and pages, the first. Raises `Unreadable`.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        raw = data if isinstance(data, bytes) else Path(data).read_bytes()
+    except OSError as error:
+        raise Unreadable(f"cannot be read ({error.strerror or error})") from error
+    if not raw:
+        raise Unreadable("empty file")
+    try:
+        with Image.open(io.BytesIO(raw)) as image:
+            limit = Image.MAX_IMAGE_PIXELS or 1 << 62
+            if image.width * image.height > limit:  # Pillow only warns up to twice this
+                raise Image.DecompressionBombError
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(_to_rgb(upright, background))
+    except Unreadable:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Unreadable(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise Unreadable("not an image that Pillow knows") from error
+    except MemoryError as error:
+        raise Unreadable("does not fit in memory") from error
+    except Exception as error:  # damaged files raise anything: OSError, SyntaxError, struct.error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Unreadable(f"damaged or truncated ({reason})") from error
+
+
+def _to_rgb(image, background: tuple[int, int, int]):  # type: ignore[no-untyped-def]
+    """Any Pillow mode to RGB."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise Unreadable(f"32-bit samples (Pillow mode {image.mode}), whose range is not known")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (*background, 255))
+        return Image.alpha_composite(canvas, image).convert("RGB")
+    return image.convert("RGB")

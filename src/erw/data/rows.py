@@ -1,0 +1,217 @@
+"""Images to rows of a cache: cropping in threads ahead of encoding, then columns of one shard."""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..draws import seeded
+from ..errors import DataError
+from .codec import Packed, fidelity, pack, to_numpy
+from .crops import crop
+from .images import Unreadable
+from .manifest import Record, Shard
+from .shards import Column
+from .sources import Source, where
+
+
+class Networks(NamedTuple):
+    """The frozen parts that encode. `formats`: how features are stored; precision of the maths."""
+
+    vae: Any
+    encoders: tuple[Any, ...]
+    format: str
+    precision: str
+    device: str
+
+
+class Item(NamedTuple):
+    """One image of the source, cropped, or the reason why not."""
+
+    number: int
+    pixels: np.ndarray | None  # uint8 (size, size, 3)
+    label: int
+    reason: str
+
+
+class Span(NamedTuple):
+    """Source items `first` to `stop` of shard `index`."""
+
+    index: int
+    first: int
+    stop: int
+
+
+def cropped(
+    source: Source, spans: Iterable[Span], *, size: int, kind: str, seed: int, workers: int
+) -> Iterator[tuple[Span, Iterator[Item]]]:
+    """For each span its items in order, decoded and cropped by `workers` threads ahead of use.
+
+    Spans are asked for as threads become free, so also while the one before is being encoded.
+    """
+
+    def load(number: int) -> Item:
+        try:
+            image, label = source[number]
+            square = crop(image, size, kind=kind, seed=seeded(seed, number))
+            return Item(number, square, label, "")
+        except Unreadable as error:
+            return Item(number, None, 0, str(error))
+
+    todo = ((span, number) for span in spans for number in range(span.first, span.stop))
+    pending: deque[tuple[Span, Future[Item]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="crop") as pool:
+
+        def top_up() -> None:
+            while len(pending) < 64 * workers and (task := next(todo, None)) is not None:
+                pending.append((task[0], pool.submit(load, task[1])))
+
+        def items(span: Span) -> Iterator[Item]:
+            while pending and pending[0][0] == span:
+                future = pending.popleft()[1]
+                top_up()
+                yield future.result()
+
+        try:
+            if (task := next(todo, None)) is not None:
+                pending.append((task[0], pool.submit(load, task[1])))
+                pending[0][1].result()  # sources build tables on first use: let one thread do it
+            top_up()
+            while pending:
+                span = pending[0][0]
+                yield span, items(span)
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+@dataclass
+class Filling:
+    """Rows of one shard while it grows."""
+
+    span: Span
+    parts: dict[str, list[tuple[str, np.ndarray]]] = field(default_factory=dict)
+    rejected: list[tuple[int, str, str]] = field(default_factory=list)
+    labels: Counter[int] = field(default_factory=Counter)
+    sums: list[list[float]] = field(default_factory=list)
+    cosines: dict[str, tuple[float, int, float]] = field(default_factory=dict)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Append rows to a column."""
+        kind = str(values.dtype).removeprefix("torch.")
+        self.parts.setdefault(name, []).append((kind, to_numpy(values)))
+
+    def columns(self) -> dict[str, Column]:
+        """Everything that was added, joined."""
+        return {
+            name: Column(parts[0][0], np.concatenate([values for _, values in parts]))
+            for name, parts in self.parts.items()
+        }
+
+    def record(self, files: tuple[Any, ...]) -> Record:
+        """What to note about the shard."""
+        span, rows = self.span, sum(self.labels.values())
+        shard = Shard(span.index, span.first, span.stop - span.first, rows, files)
+        labels = {str(label): count for label, count in sorted(self.labels.items())}
+        return Record(shard, self.rejected, labels, self.sums, self.cosines)
+
+
+def fill(
+    source: Source,
+    span: Span,
+    items: Iterable[Item],
+    *,
+    networks: Networks,
+    batch_size: int,
+    options: dict[str, Any],
+    strict: bool,
+    advance: Any,
+) -> Filling:
+    """Encode a shard's items. Batches never cross shards, so no neighbour changes its bytes."""
+    filling = Filling(span)
+    batch: list[Item] = []
+    classes = max(1, len(source.class_names))
+    for item in items:
+        if item.pixels is None:
+            path = where(source, item.number)
+            if strict:
+                raise DataError(f"{path}: {item.reason} (stopped because of --strict)")
+            filling.rejected.append((item.number, path, item.reason))
+            advance(1)
+            continue
+        if not 0 <= item.label < classes:
+            raise DataError(
+                f"{where(source, item.number)} has label {item.label}, but there are {classes} classes"
+            )
+        batch.append(item)
+        if len(batch) == batch_size:
+            _encode(filling, batch, networks, options)
+            advance(len(batch))
+            batch = []
+    if batch:
+        _encode(filling, batch, networks, options)
+        advance(len(batch))
+    return filling
+
+
+@torch.inference_mode()
+def _encode(
+    filling: Filling, batch: list[Item], networks: Networks, options: dict[str, Any]
+) -> None:
+    """Add one batch of rows: label, item, moments and features, of both variants if flipped."""
+    stacked = np.stack([item.pixels for item in batch if item.pixels is not None])
+    images = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    filling.add("label", torch.tensor([item.label for item in batch], dtype=torch.int32))
+    filling.add("item", torch.tensor([item.number for item in batch], dtype=torch.int64))
+    filling.labels.update(item.label for item in batch)
+    if options["images"]:
+        filling.add("image", images)
+    pixels = images.to(networks.device)
+    variants = [pixels, pixels.flip(-1)] if options["flip"] else [pixels]
+
+    def encode(network: Any) -> Tensor:
+        """(B, ...) or, with two variants, (B, 2, ...), float32."""
+        low = networks.precision == "bfloat16"
+        with torch.autocast(torch.device(networks.device).type, torch.bfloat16, enabled=low):
+            outputs = [network(variant).float() for variant in variants]
+        return torch.stack(outputs, 1) if len(outputs) == 2 else outputs[0]
+
+    _add_moments(filling, encode(networks.vae.encode))
+    for encoder in networks.encoders:
+        tokens = encode(encoder)
+        packed = pack(tokens, networks.format, name=f"features of {encoder.name}")
+        filling.add(f"features.{encoder.name}", packed.values)
+        if packed.scale is not None:
+            filling.add(f"scale.{encoder.name}", packed.scale)
+        _note_fidelity(filling, encoder.name, tokens, packed)
+
+
+def _add_moments(filling: Filling, moments: Tensor) -> None:
+    """Raw mean and std as float16, and per-channel sums for the latents' own statistics."""
+    mean, std = moments.chunk(2, dim=-3)
+    filling.add("mean", pack(mean, "float16", name="latent means").values)
+    filling.add("std", pack(std, "float16", name="latent deviations").values)
+    others = [axis for axis in range(mean.ndim) if axis != mean.ndim - 3]
+    first = mean.double().sum(others).tolist()
+    second = (mean.double().square() + std.double().square()).sum(others).tolist()
+    number = [float(mean.numel() // mean.shape[-3])]
+    new = [first, second, number]
+    old = filling.sums or [[0.0] * len(part) for part in new]
+    filling.sums = [
+        [a + b for a, b in zip(x, y, strict=True)] for x, y in zip(old, new, strict=True)
+    ]
+
+
+def _note_fidelity(filling: Filling, name: str, tokens: Tensor, packed: Packed) -> None:
+    cosine = fidelity(tokens, packed)
+    total, count, least = filling.cosines.get(name, (0.0, 0, 1.0))
+    filling.cosines[name] = (
+        total + float(cosine.sum()),
+        count + cosine.numel(),
+        min(least, float(cosine.min())),
+    )

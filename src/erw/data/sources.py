@@ -1,0 +1,295 @@
+"""Where images come from: folders, zip archives, the built-in set. All in one deterministic order."""
+
+import json
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from blake3 import blake3
+
+from ..errors import DataError
+from .images import EXTENSIONS, WHITE, Unreadable, decode
+
+CLASSES = ("auto", "folders", "leaf", "none")
+BUILT_IN = ("openmoji", "openmoji-test")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A fixed list of labelled images.
+
+    `class_names` is empty when there are no classes; every label is then 0. `source[i]` is
+    (uint8 (H, W, 3), label) and raises `Unreadable` for a bad image. `fingerprint()` changes when
+    the list, the labels or the sizes of the files do. A source that knows where image i lies also
+    has `where(i) -> str`.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[np.ndarray, int]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+class Entry(NamedTuple):
+    """One file of a collection: its path inside, size in bytes, and what marks its content."""
+
+    key: str
+    size: int
+    stamp: str = ""
+
+
+class Folder:
+    """The bytes below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def entries(self) -> Iterator[Entry]:
+        """Every file below the root, symbolic links followed, each real folder entered once."""
+        seen = set()
+        pending = [self.root]
+        while pending:
+            folder = pending.pop()
+            real = os.path.realpath(folder)
+            if real in seen:
+                continue
+            seen.add(real)
+            with os.scandir(folder) as listing:
+                for item in listing:
+                    if item.name.startswith("."):
+                        continue
+                    if item.is_dir():
+                        pending.append(Path(item.path))
+                    elif item.is_file():
+                        key = Path(item.path).relative_to(self.root).as_posix()
+                        yield Entry(key, item.stat().st_size)
+
+    def read(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def where(self, key: str) -> str:
+        return str(self.root / key)
+
+
+class Zip:
+    """The bytes inside a zip archive. Reading from several threads is safe; pickling reopens."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(
+                f"{path} is not a whole zip archive ({error}): copy it again"
+            ) from error
+
+    def entries(self) -> Iterator[Entry]:
+        for info in self._archive.infolist():
+            hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
+            if not info.is_dir() and not hidden:
+                yield Entry(info.filename, info.file_size, f"{info.CRC:08x}")
+
+    def read(self, key: str) -> bytes:
+        try:
+            return self._archive.read(key)
+        except zipfile.BadZipFile as error:
+            raise Unreadable(f"damaged inside the archive ({error})") from error
+
+    def where(self, key: str) -> str:
+        return f"{self.root}!{key}"
+
+    def __getstate__(self) -> Path:
+        return self.root
+
+    def __setstate__(self, path: Path) -> None:
+        self.__init__(path)  # type: ignore[misc]
+
+
+class FileSource:
+    """Image files with labels; see `open_source`. `ignored` counts other files by their ending."""
+
+    def __init__(
+        self,
+        files: Folder | Zip,
+        *,
+        classes: str = "auto",
+        background: tuple[int, int, int] = WHITE,
+    ) -> None:
+        self.files, self.background = files, background
+        self.name = str(files.root.name)
+        found = sorted(files.entries())
+        images = [entry for entry in found if _ending(entry.key) in EXTENSIONS]
+        self.ignored = Counter(
+            _ending(entry.key) or "none"
+            for entry in found
+            if _ending(entry.key) not in EXTENSIONS and not _is_table(entry.key)
+        )
+        if not images:
+            raise DataError(_nothing_in(files.root, found, self.ignored))
+        tables = [entry.key for entry in found if _is_table(entry.key)]
+        table = _read_table(files, tables[0]) if tables and classes in ("auto",) else None
+        keys = [entry.key for entry in images]
+        if table is not None:
+            labels, names = _labels_of_table(files.where(tables[0]), tables[0], table, keys)
+        else:
+            labels, names = _labels_of_paths(files.root, keys, classes)
+        self.class_names = names
+        self._keys = keys
+        self._labels = np.asarray(labels, dtype=np.int32)
+        self._fingerprint = _fingerprint(images, labels, names, background)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        try:
+            data = self.files.read(self._keys[index])
+        except OSError as error:
+            raise Unreadable(f"cannot be read ({error.strerror or error})") from error
+        return decode(data, background=self.background), int(self._labels[index])
+
+    def where(self, index: int) -> str:
+        """The path of image `index`, to show to people."""
+        return self.files.where(self._keys[index])
+
+    def fingerprint(self) -> str:
+        """Of paths, sizes (in zips: checksums), labels, class names and the background colour."""
+        return self._fingerprint
+
+
+def open_source(
+    where: str | Path | Source,
+    *,
+    classes: str = "auto",
+    background: tuple[int, int, int] = WHITE,
+    **options: Any,
+) -> Source:
+    """A source from a folder, a zip archive or the name of the built-in set.
+
+    Args:
+        where: a folder or zip of images, "openmoji" or "openmoji-test" (`options` go to
+            `OpenMojiSet`), or a source, which is given back as it is.
+        classes: "auto": labels of a `dataset.json` (edm2, REPA) if there is one, else as "folders";
+            "folders": the outermost folder with siblings names the class, at any depth below
+            it; a flat folder has none; "leaf": the folder that holds the image; "none".
+        background: colour under transparent pixels.
+
+    Raises `FileNotFoundError` if nothing is there, `DataError` if it holds no image.
+    """
+    if not isinstance(where, str | Path):
+        return where
+    if classes not in CLASSES:
+        raise DataError(f"unknown classes={classes!r}: choose one of {', '.join(CLASSES)}")
+    path = Path(where).expanduser()
+    if str(where) in BUILT_IN:
+        from .openmoji import OpenMojiSet
+
+        return OpenMojiSet("test" if str(where).endswith("test") else "train", **options)
+    if options:
+        raise DataError(f"{where} is no built-in set, so it has no option {sorted(options)[0]!r}")
+    if path.is_dir():
+        return FileSource(Folder(path), classes=classes, background=background)
+    if path.is_file() and zipfile.is_zipfile(path):
+        return FileSource(Zip(path), classes=classes, background=background)
+    if path.is_file():
+        raise DataError(f"{path} is neither a folder nor a zip archive of images")
+    raise FileNotFoundError(
+        f"no image folder or archive at {path} (built-in sets: {', '.join(BUILT_IN)})"
+    )
+
+
+def where(source: Source, index: int) -> str:
+    """Where image `index` lies, for messages: its path, or name and number."""
+    tell = getattr(source, "where", None)
+    return tell(index) if tell else f"{source.name}[{index}]"
+
+
+def _ending(key: str) -> str:
+    return PurePosixPath(key).suffix.lower()
+
+
+def _is_table(key: str) -> bool:
+    return PurePosixPath(key).name == "dataset.json" and key.count("/") <= 1
+
+
+def _nothing_in(root: Path, found: list[Entry], ignored: Counter[str]) -> str:
+    if not found:
+        return f"{root} is empty: expected images, or folders of images"
+    kinds = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(3))
+    return f"no images in {root}, only other files ({kinds}); Pillow's image formats are read"
+
+
+def _labels_of_paths(
+    root: Path, keys: list[str], classes: str
+) -> tuple[list[int], tuple[str, ...]]:
+    """Labels from folders; class names sorted by code point."""
+    parents = [PurePosixPath(key).parent.parts for key in keys]
+    if classes == "none" or not any(parents):
+        return [0] * len(keys), ()
+    loose = sum(not parts for parts in parents)
+    if loose:
+        raise DataError(
+            f"{root} holds {loose} images beside class folders: move them into one, "
+            'or take all as one class with classes="none"'
+        )
+    if classes == "leaf":
+        folders = ["/".join(parts) for parts in parents]
+    else:
+        depth = 0  # a wrapper such as train/ is no class: go down while there is one way only
+        while all(len(p) > depth + 1 for p in parents) and len({p[depth] for p in parents}) == 1:
+            depth += 1
+        folders = [parts[depth] for parts in parents]
+    names = tuple(sorted(set(folders)))
+    number = {name: label for label, name in enumerate(names)}
+    return [number[folder] for folder in folders], names
+
+
+def _read_table(files: Folder | Zip, key: str) -> dict[str, Any]:
+    try:
+        table = json.loads(files.read(key))
+        return table if isinstance(table, dict) else {"labels": table}
+    except (ValueError, OSError) as error:
+        raise DataError(f"{files.where(key)} is not readable as JSON ({error})") from error
+
+
+def _labels_of_table(
+    shown: str, key: str, table: dict[str, Any], keys: list[str]
+) -> tuple[list[int], tuple[str, ...]]:
+    """Labels of edm2's table: {"labels": [[path, class number], ...] or {path: number} or null}."""
+    rows = table.get("labels")
+    if rows is None:
+        return [0] * len(keys), ()
+    try:
+        known = {str(path).replace("\\", "/"): label for path, label in dict(rows).items()}
+    except (TypeError, ValueError):
+        raise DataError(f'{shown}: "labels" is no list of [path, class number]') from None
+    base = key[: key.rfind("/") + 1]
+    labels = []
+    for image in keys:
+        label = known.get(image.removeprefix(base), known.get(image))
+        if label is None:
+            raise DataError(f"{shown} has no label for {image}")
+        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+            raise DataError(f"{shown}: label of {image} is {label!r}, expected a class number")
+        labels.append(label)
+    names = table.get("class_names") or [str(label) for label in range(max(labels) + 1)]
+    if max(labels) >= len(names):
+        raise DataError(f"{shown}: label {max(labels)} but only {len(names)} class_names")
+    return labels, tuple(str(name) for name in names)
+
+
+def _fingerprint(
+    images: list[Entry], labels: list[int], names: tuple[str, ...], background: tuple[int, ...]
+) -> str:
+    digest = blake3(json.dumps([names, background]).encode())
+    for entry, label in zip(images, labels, strict=True):
+        digest.update(f"{entry.key}\0{entry.size}\0{entry.stamp}\0{label}\n".encode())
+    return digest.hexdigest()[:32]
