@@ -1,3 +1,36 @@
-"""Embedded Representation Warmup: SiT, REPA and ERW in one engine."""
+"""Embedded Representation Warmup: SiT, REPA and ERW in one engine.
+
+The names here are the public face; everything else may move. `import erw` loads torch and nothing
+heavier: diffusers, transformers and matplotlib come in where they are used.
+"""
 
 __version__ = "0.1.0"
+
+from erw.align import Aligned as Aligned
+from erw.align import Projector as Projector
+from erw.align import cosine as cosine
+from erw.align import nt_xent as nt_xent
+from erw.config import Run as Run
+from erw.data.cache import Cache as Cache
+from erw.data.sources import open_source as open_source
+from erw.data.prepare import prepare as prepare
+from erw.ema import Ema as Ema
+from erw.encoders import load_encoder as load_encoder
+from erw.errors import ErwError as ErwError
+from erw.models import SiT as SiT
+from erw.plan import PRESETS as PRESETS
+from erw.plan import Phase as Phase
+from erw.plan import Plan as Plan
+from erw.plan import Schedule as Schedule
+from erw.plan import constant as constant
+from erw.plan import cosine_decay as cosine_decay
+from erw.plan import exponential as exponential
+from erw.plan import half_life as half_life
+from erw.plan import linear_decay as linear_decay
+from erw.plan import stop_at as stop_at
+from erw.recipes import names as recipes
+from erw.recipes import recipe as recipe
+from erw.sample import generate as generate
+from erw.train import Trained as Trained
+from erw.train import load as load
+from erw.train import train as train

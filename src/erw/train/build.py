@@ -1,0 +1,120 @@
+"""From settings and a cache to the network that is trained, and what it will cost."""
+
+import dataclasses
+from functools import partial
+
+import torch
+
+from erw import flow
+from erw.align import Aligned, cosine, nt_xent
+from erw.config import Model, Run
+from erw.data.cache import Cache
+from erw.draws import seeded
+from erw.errors import ConfigError
+from erw.models import SiT
+from erw.models.cost import StepCost, training_step_flops
+from erw.plan import Plan
+from erw.train.step import FlowMatching
+
+
+def resolve(run: Run, cache: Cache) -> Run:
+    """The run with everything filled in that the cache decides: latent shape, classes, features.
+
+    Raises:
+        ConfigError, CacheError: settings and cache do not fit each other.
+    """
+    channels, size, _ = cache.latent_shape
+    told = {"input_size": size, "channels": channels, "num_classes": cache.num_classes}
+    for name, value in told.items():
+        if getattr(run.model, name) not in (None, value):
+            raise ConfigError(
+                f"model.{name} is {getattr(run.model, name)}, but the cache {run.data.cache} has "
+                f"{value}; leave it out to take the cache's"
+            )
+    features = run.data.features or tuple(cache.features)
+    if run.plan.aligns and not features:
+        raise ConfigError(
+            f"the plan aligns with an encoder, but the cache {run.data.cache} holds no features; "
+            "prepare it with --encoders, or train with the plan of SiT (--plan.align.value 0)"
+        )
+    if not run.plan.aligns:
+        features = ()
+    model = dataclasses.replace(run.model, **told)
+    if size % model.patch == 0:  # SiT itself says what is wrong otherwise
+        cache.require(encoders=features, tokens=(size // model.patch) ** 2)
+    return run.replace(model=model, data=dataclasses.replace(run.data, features=features))
+
+
+def build_model(model: Model, *, seed: int = 0) -> SiT:
+    """The transformer of resolved settings, initialised as a function of `seed`."""
+    assert model.input_size and model.channels and model.num_classes is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded(seed, "init"))
+        return SiT(
+            input_size=model.input_size,
+            channels=model.channels,
+            patch=model.patch,
+            depth=model.depth,
+            width=model.width,
+            heads=model.heads,
+            num_classes=model.num_classes,
+            rope=model.rope,
+            qk_norm=model.qk_norm,
+        )
+
+
+def build_net(run: Run, cache: Cache) -> Aligned:
+    """The transformer with one projector for each encoder aligned with."""
+    net = build_model(run.model, seed=run.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded(run.seed, "projector"))
+        return Aligned(
+            net,
+            at=run.plan.align_depth,
+            width=run.model.width,
+            dim=tuple(cache.features[name].dim for name in run.data.features),
+            hidden=run.model.projector,
+            loss=align_loss(run.plan),
+        )
+
+
+def fresh_projectors(run: Run, cache: Cache) -> Aligned:
+    """A net whose projectors start phase 2 anew: the same shapes, another seed."""
+    return build_net(run.replace(seed=seeded(run.seed, "phase 2")), cache)
+
+
+def align_loss(plan: Plan):  # type: ignore[no-untyped-def]
+    """The alignment loss that a plan names."""
+    if plan.loss == "cosine":
+        return cosine
+    return partial(nt_xent, temperature=plan.temperature, negatives=plan.negatives)
+
+
+def build_step(run: Run) -> FlowMatching:
+    """The training step of resolved settings."""
+    assert run.model.num_classes is not None
+    return FlowMatching(
+        null_class=run.model.num_classes,
+        class_dropout=run.data.class_dropout,
+        path=flow.PATHS[run.flow.path],
+        times=run.flow.times,
+        prediction=run.flow.prediction,
+    )
+
+
+def step_cost(run: Run, cache: Cache) -> StepCost:
+    """FLOPs per image of a resolved run's steps, by part."""
+    model = run.model
+    assert model.input_size and model.channels
+    specs = [cache.features[name] for name in run.data.features]
+    return training_step_flops(
+        depth=model.depth,
+        width=model.width,
+        tokens=(model.input_size // model.patch) ** 2,
+        patch=model.patch,
+        channels=model.channels,
+        warmup_depth=min(run.plan.depth, model.depth),
+        dims=tuple(spec.dim for spec in specs),
+        projector_hidden=model.projector,
+        teacher=sum(spec.flops for spec in specs),
+    )

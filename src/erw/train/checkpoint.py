@@ -1,0 +1,158 @@
+"""Checkpoints: one safetensors file a step, written beside and renamed, loaded strictly.
+
+`step-00001000.safetensors` holds `net.*` (parameters), `ema.*` and `optim.<parameter>.<moment>`; its
+header says the step, the seconds trained and the running sums of the log. No pickle is involved.
+"""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from erw.ema import Ema
+from erw.errors import CheckpointError
+
+
+class Progress(NamedTuple):
+    """What a checkpoint says besides tensors: steps done, seconds trained, sums since the last log."""
+
+    step: int
+    seconds: float
+    sums: list[float]
+
+
+def write_beside(tensors: dict[str, Tensor], path: Path, *, header: dict[str, str]) -> None:
+    """Write a safetensors file so that `path` is either the old file or the whole new one.
+
+    Raises:
+        CheckpointError: the disk is full; nothing is left behind but what was there.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, beside, metadata=header)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        what = "the disk is full" if full else str(error)
+        raise CheckpointError(
+            f"could not write {path}: {what}; earlier checkpoints in {path.parent} are untouched, "
+            "free some room and run the same command again"
+        ) from error
+
+
+def save(
+    folder: Path,
+    net: nn.Module,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `progress.step` into `folder`, then delete all but the newest `keep`."""
+    tensors = {f"net.{name}": p for name, p in net.named_parameters()}
+    tensors |= {f"ema.{name}": value for name, value in ema.tensors.items()}
+    for name, p in net.named_parameters():
+        for moment, value in optimizer.state.get(p, {}).items():
+            tensors[f"optim.{name}.{moment}"] = value
+    path = folder / f"step-{progress.step:08d}.safetensors"
+    write_beside(tensors, path, header={"progress": json.dumps(progress._asdict())})
+    for old in paths(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def paths(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step-*.safetensors"))
+
+
+def load(path: Path, net: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> Progress:
+    """Restore everything that `save` wrote, exactly.
+
+    Raises:
+        CheckpointError: the file is truncated, or its tensors are not this model's.
+    """
+    tensors, header = read(path)
+    if "progress" not in header:
+        raise CheckpointError(f"{path} holds weights alone, not a checkpoint that training can go on from")
+    parameters = dict(net.named_parameters())
+    _same(path, tensors, {f"net.{k}": p for k, p in parameters.items()}, prefix="net.")
+    _same(path, tensors, {f"ema.{k}": p for k, p in parameters.items()}, prefix="ema.")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(tensors[f"net.{name}"])
+            ema.tensors[name].copy_(tensors[f"ema.{name}"])
+    optimizer.state.clear()
+    for key, value in tensors.items():
+        if key.startswith("optim."):
+            name, moment = key.removeprefix("optim.").rsplit(".", 1)
+            p = parameters[name]
+            optimizer.state[p][moment] = value.to(p.device)
+    return Progress(**json.loads(header["progress"]))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, truncated or not safetensors.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        older = [p.name for p in paths(path.parent) if p != path]
+        hint = f"delete it to go on from {older[-1]}" if older else "it cannot be read"
+        raise CheckpointError(f"{path} is truncated or not safetensors ({error}); {hint}") from error
+
+
+def load_weights(path: Path, net: nn.Module) -> dict[str, str]:
+    """Fill `net` with the weights of a file, strictly; returns the file's header.
+
+    Raises:
+        CheckpointError: the file is truncated, or its tensors are not this model's.
+    """
+    tensors, header = read(path)
+    parameters = dict(net.named_parameters())
+    _same(path, tensors, parameters)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(tensors[name])
+    return header
+
+
+def _same(path: Path, got: dict[str, Tensor], want: dict[str, Tensor], *, prefix: str = "") -> None:
+    """Refuse tensors whose names or shapes are not the model's, naming the first few."""
+    have = {k for k in got if k.startswith(prefix)}
+    shapes = [
+        f"{k} is {tuple(got[k].shape)} not {tuple(want[k].shape)}"
+        for k in sorted(have & want.keys())
+        if got[k].shape != want[k].shape
+    ]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (
+            ("missing", sorted(want.keys() - have)),
+            ("unexpected", sorted(have - want.keys())),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} is from another model: {'; '.join(problems)}; "
+            "use the recipe that made it, or another output folder"
+        )

@@ -1,0 +1,96 @@
+"""A run's folder: who may write in it, and whether what is there is this run."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import erw
+from erw.config import Run, to_dict
+from erw.data.cache import Cache
+from erw.errors import CheckpointError
+from erw.models.cost import StepCost
+from erw.train.load import RECIPE, read_recipe
+
+MAY_CHANGE = ("steps", "log.every", "log.checkpoint", "log.keep", "sample.")
+"""Settings that another start of the same run may change: they alter no step already made."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder; released by the system however the process ends.
+
+    Raises:
+        CheckpointError: another process is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"another process is training in {folder}; wait for it, or choose another --out"
+            ) from error
+        yield
+
+
+def claim(folder: Path, run: Run, resolved: Run, cache: Cache, cost: StepCost) -> None:
+    """Write `recipe.json`, or check that the one that is there is of the same run.
+
+    Raises:
+        CheckpointError: the folder holds another run, or other files; the first differences are named.
+    """
+    if (folder / RECIPE).exists():
+        there = read_recipe(folder)
+        different = differences(there["resolved"], to_dict(resolved))
+        if there["cache"]["identity"] != cache.identity:
+            different.append(f"the contents of data.cache {run.data.cache}")
+        if different:
+            raise CheckpointError(
+                f"{folder} holds another run, which differs in {'; '.join(different[:4])}; "
+                "choose another --out, or give the same settings to go on with it"
+            )
+    elif any(path.name != ".lock" for path in folder.iterdir()):
+        raise CheckpointError(f"{folder} holds other files and no run; choose an empty --out")
+    recipe = {
+        "erw": erw.__version__,
+        "torch": torch.__version__,
+        "run": to_dict(run),
+        "resolved": to_dict(resolved),
+        "cache": {
+            "identity": cache.identity,
+            "rows": len(cache),
+            "vae": cache.vae["name"],
+            "class_names": list(cache.class_names),
+        },
+        "cost": cost.__dict__,
+    }
+    beside = folder / f".{RECIPE}.tmp"
+    beside.write_text(json.dumps(recipe, indent=1) + "\n")
+    os.replace(beside, folder / RECIPE)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """'optim.lr 0.0001 (there) against 0.0002', for every setting that may not change."""
+    before, after = json_flat(old), json_flat(new)
+    return [
+        f"{key} {before.get(key)!r} (there) against {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+
+
+def json_flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names, with tuples as lists."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= json_flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,91 @@
+"""A trained model from its run folder."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erw import flow
+from erw.config import Run, from_dict
+from erw.errors import CheckpointError
+from erw.models import SiT
+from erw.train.build import build_model
+from erw.train.checkpoint import load_weights
+
+WEIGHTS = "ema.safetensors"
+RECIPE = "recipe.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model with what is needed to draw images from it.
+
+    Attributes:
+        net: the transformer, in eval mode.
+        run: its settings, resolved.
+        vae: name or path of the VAE whose latents it makes.
+        class_names: of its classes; empty: unconditional.
+        step: optimiser steps behind the weights.
+    """
+
+    net: SiT
+    run: Run
+    vae: str
+    class_names: tuple[str, ...]
+    step: int
+
+    @property
+    def num_classes(self) -> int:
+        return self.net.null_class
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        side = self.net.grid * self.net.patch
+        return self.net.channels, side, side
+
+    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The velocity at latents x (B, C, h, w), times t (B,) and labels y (B,)."""
+        path = flow.PATHS[self.run.flow.path]
+        output = self.net(x, t, y)
+        return flow.velocity_from(self.run.flow.prediction, output, x, t, path=path)
+
+
+def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Trained:
+    """The EMA model of a run folder.
+
+    Raises:
+        CheckpointError: no run there, or its weights are missing, truncated or another model's.
+    """
+    folder = Path(folder)
+    recipe = read_recipe(folder)
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(
+            f"{folder} holds no {WEIGHTS} yet; train it first (it is written with each checkpoint)"
+        )
+    run = from_dict(Run, recipe["resolved"])
+    net = build_model(run.model)
+    header = load_weights(folder / WEIGHTS, net)
+    net = net.to(device).eval().requires_grad_(False)
+    cache = recipe["cache"]
+    return Trained(net, run, cache["vae"], tuple(cache["class_names"]), int(header["step"]))
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """`recipe.json` of a run folder: `erw`, `torch`, `run`, `resolved`, `cache`, `cost`.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    path = folder / RECIPE
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        found["resolved"], found["cache"]["vae"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); train into another folder") from error
+    return found

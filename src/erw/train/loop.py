@@ -1,0 +1,208 @@
+"""Training, from the first step to the last. Read it top to bottom.
+
+    result = train(run, "runs/quickstart")        # the same call, made again, goes on where it stopped
+
+Everything random is a function of (seed, step), the data's position is a function of the step, and a
+checkpoint holds the rest, so a run that was killed ends with the same bits as one that was not.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from erw.config import Run
+from erw.data.cache import Cache
+from erw.errors import CheckpointError
+from erw.runtime.dist import World, world
+from erw.runtime.log import Console, Metrics, Reporter, Silent
+from erw.train import build, checkpoint, folder
+from erw.train.checkpoint import Progress
+from erw.train.ledger import Ledger
+from erw.train.load import Trained, load
+from erw.train.state import State
+from erw.train.step import Losses, Step
+
+
+class Result(NamedTuple):
+    """What `train` leaves: the run's folder, and the steps that its weights have behind them."""
+
+    out: Path
+    step: int
+
+
+def train(
+    run: Run,
+    out: str | Path,
+    *,
+    at: Collection[int] = (),
+    evaluate: Callable[[int, Trained], None] | None = None,
+    step_fn: Step | None = None,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Train `run` in the folder `out`, going on from its newest checkpoint if it has one.
+
+    Args:
+        run: the settings.
+        out: folder for `recipe.json`, `metrics.jsonl`, `checkpoints/` and `ema.safetensors`.
+        at: steps after which a checkpoint is written and `evaluate(step, model)` is called with the EMA
+            model, in the first process. Its time is not counted in `seconds`. It is called again when
+            the run is resumed at that very step.
+        step_fn: another objective in place of `FlowMatching`.
+        reporter: another console.
+
+    Raises:
+        ConfigError, CacheError, CheckpointError: settings, cache and folder do not fit each other.
+        NumericsError: a loss or gradient is not finite; the weights have not moved in that step.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
+    """
+    out = Path(out)
+    cache = Cache.open(run.data.cache)
+    resolved = build.resolve(run, cache)
+    cost = build.step_cost(resolved, cache)
+    ledger = Ledger(resolved.plan, resolved.data.batch_size, cost, len(cache))
+    with world() as here, folder.locked(out) if here.first else nullcontext(), _ctrl_c() as asked:
+        if here.first:
+            folder.claim(out, run, resolved, cache, cost)
+        console = (reporter or Console(resolved.name)) if here.first else Silent()
+        state = State(
+            resolved, cache, here, out / "checkpoints", step_fn or build.build_step(resolved)
+        )
+        _introduce(console, state, ledger)
+
+        start = Progress(0, 0.0, [])
+        there = checkpoint.paths(state.saved)
+        if there:
+            start = state.load(there[-1])
+            console.say(f"going on from {there[-1]}")
+        if start.step > run.steps:
+            raise CheckpointError(
+                f"{out} has {start.step} steps behind it, more than the {run.steps} asked for"
+            )
+        metrics = Metrics(out / "metrics.jsonl", step=start.step) if here.first else None
+        sums = Sums(start.sums, here)
+        clock = Clock(start.seconds)
+
+        def pause(step: int) -> None:
+            """Hand the EMA model of `step` to the caller, with the clock stopped."""
+            clock.stop()
+            if evaluate and here.first:
+                evaluate(step, load(out, device=here.device))
+            here.barrier()
+            clock.go()
+
+        if there and start.step in at:
+            pause(start.step)
+
+        for step in range(start.step, run.steps):
+            phase = resolved.plan(step)
+            if 0 < resolved.plan.warmup == step:
+                state.cross_the_boundary()
+            state.enter(phase)
+            losses, norm = state.step(step, phase)
+            sums.add(losses, norm)
+
+            done = step + 1
+            last = done == run.steps
+            logs = last or done % run.log.every == 0
+            if logs:
+                state.stop_if_not_finite()
+                means = sums.take()
+                console.note(f"{phase.name}  flow {means['flow']:.4f}  align {means['align']:.4f}")
+                if metrics:
+                    spent = ledger.spent(done)
+                    line = {"kind": "train", "step": done, "images": ledger.images(done)}
+                    line |= {f"flops_{part}": value for part, value in spent._asdict().items()}
+                    line |= {"seconds": clock.read(), **means, "align_weight": phase.align_weight}
+                    line |= {"lr": state.lr(step, phase), "phase": phase.name}
+                    metrics.write(line)
+            console.step(done, run.steps)
+
+            # Processes may hear Ctrl-C at different steps; they agree where they meet anyway.
+            stop = here.agree(asked.is_set()) if logs or here.size == 1 else False
+            if last or stop or done in at or done % run.log.checkpoint == 0:
+                state.stop_if_not_finite()
+                if here.first:
+                    state.save(Progress(done, clock.read(), sums.values.tolist()))
+                here.barrier()
+            if done in at:
+                pause(done)
+            if stop and not last:
+                raise KeyboardInterrupt(f"stopped after step {done}; the same command goes on from there")
+    return Result(out, run.steps)
+
+
+class Sums:
+    """Running sums of what is logged, on the device, so that no step waits for a number."""
+
+    names = ("loss", "flow", "align", "grad_norm")
+
+    def __init__(self, values: list[float], here: World) -> None:
+        start = values or [0.0] * (len(self.names) + 1)  # the last one counts the steps
+        self.values, self.here = torch.tensor(start, dtype=torch.float64, device=here.device), here
+
+    def add(self, losses: Losses, norm: Tensor) -> None:
+        """Add one step."""
+        self.values += torch.stack([*losses, norm, torch.ones_like(norm)]).double()
+
+    def take(self) -> dict[str, float]:
+        """The means over the steps since the last call, and over processes."""
+        *sums, count = self.here.mean(self.values).tolist()
+        self.values.zero_()
+        return {name: value / count for name, value in zip(self.names, sums, strict=True)}
+
+
+class Clock:
+    """Seconds of training, over stops and starts."""
+
+    def __init__(self, seconds: float) -> None:
+        self.before, self.began = seconds, time.monotonic()
+
+    def read(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def stop(self) -> None:
+        self.before = self.read()
+
+    def go(self) -> None:
+        self.began = time.monotonic()
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag that the loop looks at; a second one interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def hear(_signal: int, _frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _introduce(console: Reporter, state: State, ledger: Ledger) -> None:
+    """Say what was decided, and why."""
+    run, here = state.run, state.here
+    millions = sum(p.numel() for p in state.model.parameters()) / 1e6
+    spent = ledger.spent(run.steps)
+    console.say(f"{run.name}: SiT of {millions:.1f} M parameters, {run.steps} steps on {state.cache!r}")
+    name = str(state.dtype).removeprefix("torch.")
+    console.say(f"{here.size} process(es) on {here.device.type}, {name} ({state.why_dtype})")
+    if spent.total:
+        share = spent.warmup / spent.total
+        console.say(
+            f"{spent.total:.3g} FLOPs in all: {share:.0%} warm-up, {spent.teacher / spent.total:.1%} teacher"
+        )
