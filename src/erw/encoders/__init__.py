@@ -2,5 +2,6 @@
 
 from .base import Encoder
 from .registry import load_encoder
+from .vae import VAE, load_vae
 
-__all__ = ["Encoder", "load_encoder"]
+__all__ = ["VAE", "Encoder", "load_encoder", "load_vae"]

@@ -1,0 +1,180 @@
+"""P2L: images to latents and back, by a frozen VAE: the shipped one, any diffusers folder, or none.
+
+Latents outside this module are scaled: latent = (raw - shift) * scale, so that flow matching sees
+about zero mean and unit deviation. ``encode`` gives the raw moments, as the cache stores them.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError, DataError
+
+WEIGHTS = Path(__file__).parent / "weights"
+_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class VAE:
+    """A frozen VAE with its latents' scaling.
+
+    ``factor``: image side over latent side. ``shift`` and ``scale``: float32 (C, 1, 1).
+    ``weight_hash``: SHA-256 of the weights file, "none" without one. ``network``: a diffusers
+    ``AutoencoderKL``, or None for plain pixels.
+    """
+
+    name: str
+    channels: int
+    factor: int
+    shift: Tensor
+    scale: Tensor
+    weight_hash: str
+    network: Any
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> raw moments float32 (B, 2C, h, w): means, then deviations.
+
+        Raises ``DataError`` for images of another type or a side that ``factor`` does not divide.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            shape = tuple(images.shape)
+            raise DataError(f"images are {images.dtype} {shape}: expected uint8 (B, 3, H, W)")
+        if images.shape[-1] % self.factor or images.shape[-2] % self.factor:
+            raise DataError(
+                f"images are {images.shape[-1]} x {images.shape[-2]}: VAE {self.name} needs sides "
+                f"that {self.factor} divides"
+            )
+        pixels = images.to(self.scale.device).float() / 127.5 - 1
+        if self.network is None:
+            return torch.cat([pixels, torch.zeros_like(pixels)], 1)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        posterior = self.network.encode(pixels).latent_dist
+        return torch.cat([posterior.mean, posterior.std], 1).contiguous()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> images uint8 (B, 3, h * factor, w * factor).
+
+        Raises ``DataError`` for latents of another channel count.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            shape = tuple(latents.shape)
+            raise DataError(
+                f"latents are {shape}: VAE {self.name} expects (B, {self.channels}, h, w)"
+            )
+        raw = latents.to(self.scale).div(self.scale).add(self.shift)
+        if self.network is not None:
+            raw = raw.contiguous(memory_format=torch.channels_last)
+            raw = self.network.decode(raw).sample
+        return ((raw + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the VAEs that come with the package."""
+    return tuple(sorted(path.parent.name for path in WEIGHTS.glob("*/config.json")))
+
+
+def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
+    """A VAE by name ("openmoji-f4c4", "none" for pixels) or the folder of a diffusers AutoencoderKL.
+
+    Scaling comes from ``config.json``: ``latents_mean`` and ``latents_std`` (per channel) where
+    given, ``shift_factor`` and ``scaling_factor``. Nothing is downloaded. Raises ``ConfigError`` for
+    an unknown name and ``CheckpointError`` for a folder that does not hold a whole AutoencoderKL.
+    """
+    name = str(name_or_path)
+    if name == "none":
+        one = torch.ones(3, 1, 1, device=device)
+        return VAE("none", 3, 1, torch.zeros_like(one), one, "none", None)
+    folder = WEIGHTS / name if name in shipped() else Path(name).expanduser()
+    if not folder.is_dir():
+        choices = ", ".join([*shipped(), "none"])
+        raise ConfigError(
+            f"unknown VAE {name!r}: choose from {choices}, or give the folder of a diffusers "
+            "AutoencoderKL (config.json and safetensors weights)"
+        )
+    config = _config(folder)
+    network = _network(folder).eval().requires_grad_(False)
+    network = network.to(device, memory_format=torch.channels_last)
+    shift, scale = _scaling(folder / "config.json", config)
+    return VAE(
+        name=name,
+        channels=config["latent_channels"],
+        factor=2 ** (len(config["block_out_channels"]) - 1),
+        shift=torch.tensor(shift, device=device).view(-1, 1, 1),
+        scale=torch.tensor(scale, device=device).view(-1, 1, 1),
+        weight_hash=hashlib.sha256((folder / _FILE).read_bytes()).hexdigest(),
+        network=network,
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, once it is clear that an AutoencoderKL with weights lies there."""
+    for file in ("config.json", _FILE):
+        if not (folder / file).is_file():
+            raise CheckpointError(
+                f"{folder} has no {file}: expected a diffusers AutoencoderKL folder with "
+                f"config.json and {_FILE}"
+            )
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    kind = config.get("_class_name")
+    if kind != "AutoencoderKL":
+        raise CheckpointError(f"{folder / 'config.json'} is of a {kind}: expected an AutoencoderKL")
+    for key in ("latent_channels", "block_out_channels"):
+        if key not in config:
+            raise CheckpointError(f"{folder / 'config.json'} has no {key}: it is not whole")
+    return config
+
+
+def _network(folder: Path) -> Any:
+    """The AutoencoderKL in float32; missing or extra weights are an error, not a warning."""
+    from diffusers import AutoencoderKL
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would warn of is raised below
+    try:
+        network, info = AutoencoderKL.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            ignore_mismatched_sizes=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers wraps a damaged file in many ways
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{folder / _FILE} cannot be loaded: {line}") from error
+    finally:
+        logging.set_verbosity(level)
+    wrong = [*info["missing_keys"], *info["unexpected_keys"]]
+    if wrong:
+        raise CheckpointError(
+            f"{folder / _FILE} does not match config.json: {len(wrong)} missing or extra weights, "
+            f"first {wrong[0]!r}"
+        )
+    return network.float()
+
+
+def _scaling(path: Path, config: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Shift and scale, one value a channel, in diffusers' meaning of the four settings."""
+    channels = config["latent_channels"]
+    if "scaling_factor" not in config:
+        raise CheckpointError(
+            f"{path} has no scaling_factor: add it (1 / deviation of the latents)"
+        )
+    shift = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels
+    deviation = config.get("latents_std") or [1.0] * channels
+    if len(shift) != channels or len(deviation) != channels or min(deviation) <= 0:
+        raise CheckpointError(
+            f"{path}: latents_mean and latents_std need {channels} values each, deviations above 0"
+        )
+    return [float(x) for x in shift], [config["scaling_factor"] / x for x in deviation]
