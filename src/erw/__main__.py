@@ -1,4 +1,4 @@
-"""`python -m erw.cli`, the same as `erw`."""
+"""`python -m erw`, the same as `erw`, for torchrun."""
 
 import sys
 

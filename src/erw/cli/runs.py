@@ -1,0 +1,153 @@
+"""`erw train` and `erw show`: recipes, their settings and what they cost."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from erw.cli.settings import Parser, add_settings, changed, settings, shown
+from erw.config import Run
+from erw.errors import CacheError, ConfigError
+from erw.models.cost import StepCost, sit_parameters
+
+BYTES_A_PARAMETER = 4 * (1 + 1 + 2 + 1)  # weight, gradient, AdamW's two moments, EMA, in float32
+
+
+def train(args: Sequence[str]) -> None:
+    """Train a recipe; the same command goes on where it stopped."""
+
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print settings and cost, train nothing"
+        )
+
+    run, found = read_recipe("train", args, usage="--out DIR [--SETTING VALUE ...]", more=more)
+    if found.dry_run:
+        print(described(run))
+        return
+    from erw.train import train as go
+
+    result = go(run, found.out)
+    print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
+
+
+def show(args: Sequence[str]) -> None:
+    """List recipes, or print one with its settings and cost."""
+    from erw.recipes import names, note
+
+    if not args:
+        width = max(map(len, names()))
+        for name in names():
+            print(f"{name:<{width}}  {note(name).partition(chr(10))[0]}")
+        return
+    run, _ = read_recipe("show", args, usage="[--SETTING VALUE ...]")
+    print(described(run))
+
+
+def read_recipe(
+    verb: str,
+    args: Sequence[str],
+    *,
+    usage: str,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> tuple[Run, argparse.Namespace]:
+    """The recipe named first in `args` with the settings after it, and the verb's own options.
+
+    Raises ConfigError for an unknown recipe or setting, with the nearest name.
+    """
+    from erw.recipes import names, note, recipe, tiny
+
+    named = bool(args) and not args[0].startswith("-")
+    if not named and not set(args) & {"-h", "--help"}:
+        raise ConfigError(
+            f"erw {verb} needs a recipe first, such as {names()[0]}; erw show lists them"
+        )
+    if not named:
+        text = "recipes: " + ", ".join(names())
+        text += f"\n\n`erw {verb} RECIPE --help` lists all settings of one with their values."
+        parser = Parser(f"erw {verb}", text, usage=f"RECIPE {usage}")
+        more(parser)
+        parser.parse_args(["--help"])
+    run = tiny(recipe(args[0])) if "--tiny" in args else recipe(args[0])
+    parser = Parser(f"erw {verb} {args[0]}", note(args[0]), usage=usage)
+    more(parser)
+    parser.add_argument("--tiny", action="store_true", help="its twin of a few seconds on a CPU")
+    add_settings(parser, run)
+    found = parser.read(args[1:])
+    return changed(run, found), found
+
+
+def described(run: Run) -> str:
+    """A run in full: every setting as it is typed, then parameters, FLOPs, memory and time."""
+    lines = [f"--{name.replace('_', '-')} {shown(value)}" for name, _, value, _ in settings(run)]
+    return "\n".join([*lines, "", *costs(run)])
+
+
+class Known(NamedTuple):
+    """What a run costs, as far as it can be known: `run` resolved, its features, cost by part."""
+
+    run: Run
+    dims: tuple[int, ...]
+    cost: StepCost
+    total: int
+    warmup: int
+    teacher: int
+
+
+def costs(run: Run) -> list[str]:
+    """Lines on parameters, FLOPs, memory and time; one line saying why not, without a cache."""
+    try:
+        known = known_cost(run)
+    except CacheError as error:
+        return [f"cost: not known without the cache ({error})"]
+    model, step = known.run.model, known.cost
+    assert model.channels and model.num_classes is not None
+    size = {"depth": model.depth, "width": model.width, "patch": model.patch}
+    count = sit_parameters(**size, channels=model.channels, num_classes=model.num_classes)
+    heads = sum(
+        model.width * model.projector + model.projector**2 + model.projector * (dim + 2) + dim
+        for dim in known.dims
+    )
+    batch = run.data.batch_size
+    full, early = step.full + step.projector, step.warmup + step.projector
+    lines = [
+        f"parameters   {count / 1e6:.1f} M" + f", projectors {heads / 1e6:.1f} M" * bool(heads),
+        f"memory       {(count + heads) * BYTES_A_PARAMETER / 2**20:,.0f} MiB for weights, gradients, "
+        "AdamW and EMA; activations come on top",
+        f"full step    {flops(batch * full)}, {batch} images",
+    ]
+    if run.plan.warmup:
+        warm = run.plan.warmup_batch or batch
+        share = f"an image costs {early / full:.2f} of what it does in a full step"
+        lines.append(f"warm-up step {flops(warm * early)}, {warm} images; {share}")
+    lines += [
+        f"run          {flops(known.total)} in {run.steps:,} steps, of which warm-up "
+        f"{flops(known.warmup)}, teacher {flops(known.teacher)}",
+        f"time         {known.total / 3.6e15:,.2f} h at 1 TFLOP/s; `erw bench {run.name}` measures "
+        "what this machine does",
+    ]
+    return lines
+
+
+def known_cost(run: Run) -> Known:
+    """Resolve `run` by its cache. Raises CacheError without one, ConfigError if they do not fit."""
+    from erw.data.cache import Cache
+    from erw.train import build
+    from erw.train.ledger import Ledger
+
+    cache = Cache.open(run.data.cache)
+    resolved = build.resolve(run, cache)
+    cost = build.step_cost(resolved, cache)
+    spent = Ledger(run.plan, run.data.batch_size, cost, len(cache)).spent(run.steps)
+    dims = tuple(cache.features[name].dim for name in resolved.data.features)
+    return Known(resolved, dims, cost, spent.total, spent.warmup, spent.teacher)
+
+
+def flops(count: float) -> str:
+    """1.5e12 -> "1.50 TFLOP"."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}FLOP"
+    return f"{count / 1e6:.2f} MFLOP"
