@@ -251,8 +251,8 @@ class Cache:
         for name, column in columns.items():
             if len(column.values) != entry.rows:
                 raise CacheError(
-                    f"shard {entry.index} of {self.path}: {name} has {len(column.values)} rows, the "
-                    f"manifest says {entry.rows}: erw prepare --repair"
+                    f"shard {entry.index} of {self.path}: {name} has {len(column.values)} rows, "
+                    f"the manifest says {entry.rows}: erw prepare --repair"
                 )
         return columns
 

@@ -1,4 +1,4 @@
-"""Who writes which shard: byte-range locks on one file, which the system drops when a process dies."""
+"""Who writes which shard: byte-range locks on one file, dropped when their process dies."""
 
 import os
 from pathlib import Path

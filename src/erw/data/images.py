@@ -9,10 +9,11 @@ from ..errors import DataError
 
 WHITE = (255, 255, 255)
 # What Pillow opens and people keep photographs in; documents, vector and array formats stay out.
-EXTENSIONS = frozenset(
+_ENDINGS = (
     ".apng .avif .bmp .dds .dib .gif .icns .ico .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg "
-    ".jpx .pbm .pcx .pgm .png .pnm .ppm .qoi .sgi .tga .tif .tiff .webp".split()
+    ".jpx .pbm .pcx .pgm .png .pnm .ppm .qoi .sgi .tga .tif .tiff .webp"
 )
+EXTENSIONS = frozenset(_ENDINGS.split())
 
 
 class Unreadable(DataError):

@@ -1,16 +1,18 @@
-"""Batches as a function of (seed, position): an endless stream, shuffled anew each epoch, no state."""
+"""Batches as a function of (seed, position): an endless stream, shuffled anew each epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..draws import seeded
 from ..errors import DataError
 from .cache import Batch, Cache
 
 T = TypeVar("T")
+Words = NDArray[np.uint64]
 _ROUNDS = 8
 
 
@@ -77,7 +79,7 @@ def permuted(places: np.ndarray, number: int, *, key: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, a: np.uint64, b: np.uint64, keys: list[np.uint64]) -> np.ndarray:
+def _feistel(values: Words, a: np.uint64, b: np.uint64, keys: list[np.uint64]) -> Words:
     """One pass: each turn shifts one half by a hash of the other, which can be undone."""
     left, right = values // b, values % b
     for turn, key in enumerate(keys):
@@ -88,8 +90,8 @@ def _feistel(values: np.ndarray, a: np.uint64, b: np.uint64, keys: list[np.uint6
     return left * b + right
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every output bit needs every input bit."""
+def _mix(values: Words) -> Words:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): all output bits need all input bits."""
     values = (values + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -189,13 +189,13 @@ def _work(job: Job, bar: Bar, *, patience: float) -> None:
     """Make this rank's shards, wait for everyone's, join them."""
     spans = job.spans()
     for span in spans[job.rank :: job.world]:
-        if job.done(span.index):
+        if job.done(span.shard):
             bar.skip(span.stop - span.first)
     last, missing = time.monotonic(), len(spans)
     with Claims(job.folder) as claims:
         while True:
             _make(job, bar, claims)
-            left = [span.index for span in spans if not job.done(span.index)]
+            left = [span.shard for span in spans if not job.done(span.shard)]
             if not left and job.rank == 0:
                 _join(job)
             if not left and (job.out / MANIFEST).exists():
@@ -217,9 +217,9 @@ def _make(job: Job, bar: Bar, claims: Claims) -> None:
 
     def free() -> Iterator[Span]:
         for span in job.spans()[job.rank :: job.world]:
-            if not job.done(span.index) and claims.take(span.index):
-                if job.done(span.index):
-                    claims.drop(span.index)
+            if not job.done(span.shard) and claims.take(span.shard):
+                if job.done(span.shard):
+                    claims.drop(span.shard)
                 else:
                     yield span
 
@@ -234,19 +234,19 @@ def _make(job: Job, bar: Bar, claims: Claims) -> None:
         )  # fmt: skip
         try:
             columns = filling.columns()
-            path = shard_path(job.folder, span.index)
+            path = shard_path(job.folder, span.shard)
             files = (write_shard(path, columns),) if columns else ()
             filling.record(files).write(job.folder)
         except OSError as error:
             raise _full(job, error) from error
-        claims.drop(span.index)
+        claims.drop(span.shard)
 
 
 def _full(job: Job, error: OSError) -> Exception:
     """The error to raise for a failed write: a clear one if the disk is full."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error
-    whole = [span for span in job.spans() if job.done(span.index)]
+    whole = [span for span in job.spans() if job.done(span.shard)]
     return CacheError(
         f"no space left for {job.out}: {len(whole)} of {len(job.spans())} shards are whole and "
         "kept; free some space and run the same command again"
@@ -255,7 +255,7 @@ def _full(job: Job, error: OSError) -> Exception:
 
 def _join(job: Job) -> None:
     """Write rejected.jsonl and the manifest from the records of all shards."""
-    found = [Record.read(job.folder, span.index) for span in job.spans()]
+    found = [Record.read(job.folder, span.shard) for span in job.spans()]
     records = [record for record in found if record is not None]
     assert len(records) == len(found), "joined before all shards were there"
     try:

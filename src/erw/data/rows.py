@@ -40,9 +40,9 @@ class Item(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Source items `first` to `stop` of shard `index`."""
+    """Source items `first` to `stop` of a shard."""
 
-    index: int
+    shard: int
     first: int
     stop: int
 
@@ -116,7 +116,7 @@ class Filling:
     def record(self, files: tuple[Any, ...]) -> Record:
         """What to note about the shard."""
         span, rows = self.span, sum(self.labels.values())
-        shard = Shard(span.index, span.first, span.stop - span.first, rows, files)
+        shard = Shard(span.shard, span.first, span.stop - span.first, rows, files)
         labels = {str(label): count for label, count in sorted(self.labels.items())}
         return Record(shard, self.rejected, labels, self.sums, self.cosines)
 
@@ -145,9 +145,8 @@ def fill(
             advance(1)
             continue
         if not 0 <= item.label < classes:
-            raise DataError(
-                f"{where(source, item.number)} has label {item.label}, but there are {classes} classes"
-            )
+            path = where(source, item.number)
+            raise DataError(f"{path} has label {item.label}, but there are {classes} classes")
         batch.append(item)
         if len(batch) == batch_size:
             _encode(filling, batch, networks, options)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from blake3 import blake3
@@ -45,14 +45,16 @@ class Written(NamedTuple):
 
 def write_shard(path: Path, columns: Mapping[str, Column]) -> Written:
     """Write columns to a safetensors file: beside, synced, then renamed."""
-    header, arrays, offset = {}, [], 0
+    header: dict[str, object] = {}
+    parts: list[Any] = []
+    offset = 0
     # Widest numbers first, so that every column starts at a multiple of its item size.
     widest_first = sorted(columns, key=lambda name: (-columns[name].values.itemsize, name))
     for name in widest_first:
         dtype, values = columns[name]
         code, kind = DTYPES[dtype]
         assert values.dtype == np.dtype(kind), (name, dtype, values.dtype)
-        arrays.append(np.ascontiguousarray(values))
+        parts.append(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         span = [offset, offset + values.nbytes]
         header[name] = {"dtype": code, "shape": list(values.shape), "data_offsets": span}
         offset += values.nbytes
@@ -63,11 +65,10 @@ def write_shard(path: Path, columns: Mapping[str, Column]) -> Written:
 
     def put(file: IO[bytes]) -> None:
         nonlocal size
-        for part in (len(text).to_bytes(8, "little"), text, *arrays):
-            view = memoryview(part).cast("B") if isinstance(part, bytes) or part.size else b""
-            file.write(view)
-            digest.update(view)
-            size += len(view)
+        for part in (len(text).to_bytes(8, "little"), text, *parts):
+            file.write(part)
+            digest.update(part)
+            size += len(part)
 
     write_beside(path, put)
     return Written(path.name, size, digest.hexdigest())
@@ -94,7 +95,11 @@ def write_beside(path: Path, put: Callable[[IO[bytes]], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text beside and rename."""
-    write_beside(path, lambda file: file.write(text.encode()) and None)
+
+    def put(file: IO[bytes]) -> None:
+        file.write(text.encode())
+
+    write_beside(path, put)
 
 
 def map_shard(path: Path) -> dict[str, Column]:

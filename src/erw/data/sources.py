@@ -1,4 +1,4 @@
-"""Where images come from: folders, zip archives, the built-in set. All in one deterministic order."""
+"""Where images come from: folders, zip archives, the built-in set; each in one fixed order."""
 
 import json
 import os
