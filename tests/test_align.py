@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import fill, relative, tensors, weight
 from torch import nn
 
 from erw import flow
 from erw.align import Aligned, Projector, cosine, nt_xent
 from erw.errors import ConfigError
 from erw.models import SiT
+from reference import fill, relative, tensors, weight
 
 TINY = dict(input_size=8, patch=2, width=64, depth=4, heads=4, num_classes=1000)
 

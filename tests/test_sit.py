@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from reference import fill, fill_official, relative, tensors
 
 from erw.errors import ConfigError
 from erw.models import SiT
+from reference import fill, fill_official, relative, tensors
 
 TINY = dict(input_size=8, patch=2, width=64, depth=4, heads=4, num_classes=1000)
 

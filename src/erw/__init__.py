@@ -12,8 +12,8 @@ from erw.align import cosine as cosine
 from erw.align import nt_xent as nt_xent
 from erw.config import Run as Run
 from erw.data.cache import Cache as Cache
-from erw.data.sources import open_source as open_source
 from erw.data.prepare import prepare as prepare
+from erw.data.sources import open_source as open_source
 from erw.ema import Ema as Ema
 from erw.encoders import load_encoder as load_encoder
 from erw.errors import ErwError as ErwError

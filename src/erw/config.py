@@ -48,9 +48,13 @@ class Model:
         for name in ("depth", "width", "heads", "patch", "projector"):
             at_least("model", name, getattr(self, name), 1)
         if self.width % self.heads:
-            raise ConfigError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
+            raise ConfigError(
+                f"model.width {self.width} is not a multiple of model.heads {self.heads}"
+            )
         if self.width % 4:
-            raise ConfigError(f"model.width {self.width} is not a multiple of 4 (sin-cos positions)")
+            raise ConfigError(
+                f"model.width {self.width} is not a multiple of 4 (sin-cos positions)"
+            )
         if self.rope and (self.width // self.heads) % 4:
             raise ConfigError(
                 f"model.rope needs width / heads to be a multiple of 4, got {self.width // self.heads}"
@@ -256,6 +260,10 @@ def _value(hint: Any, value: Any, *, where: str) -> Any:
             return tuple(_value(a, v, where=where) for a, v in pairs)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or type(value) is not bool):
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or type(value) is not bool)
+    ):
         return value
     raise ConfigError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")

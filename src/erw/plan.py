@@ -33,7 +33,9 @@ class Schedule:
         if not math.isfinite(self.value) or self.value < 0:
             raise ConfigError(f"align.value is {self.value}; expected a finite number >= 0")
         if self.kind != "constant" and self.over <= 0:
-            raise ConfigError(f"align.over is {self.over}; {self.kind!r} needs a number of steps > 0")
+            raise ConfigError(
+                f"align.over is {self.over}; {self.kind!r} needs a number of steps > 0"
+            )
 
     def __call__(self, k: int) -> float:
         """The weight k >= 0 steps after the end of warm-up."""

@@ -54,12 +54,7 @@ class SiT(nn.Module):
         qk_norm: bool = False,
     ) -> None:
         super().__init__()
-        if input_size % patch:
-            raise ConfigError(
-                f"patches of {patch} do not tile a latent of {input_size} x {input_size}; "
-                "choose model.patch among its divisors"
-            )
-        self.channels, self.patch, self.grid = channels, patch, input_size // patch
+        self.channels, self.patch, self.grid = channels, patch, grid_of(input_size, patch)
         self.width, self.null_class = width, num_classes
         self.x_embedder = PatchEmbed(channels, patch, width)
         self.t_embedder = TimeEmbed(width)
@@ -125,6 +120,20 @@ class SiT(nn.Module):
         b, g, p, c = len(patches), self.grid, self.patch, self.channels
         image = patches.reshape(b, g, g, p, p, c).permute(0, 5, 1, 3, 2, 4)
         return image.reshape(b, c, g * p, g * p)
+
+
+def grid_of(input_size: int, patch: int) -> int:
+    """Patches along a side of a latent; there are its square of tokens.
+
+    Raises:
+        ConfigError: patches do not tile the latent.
+    """
+    if input_size % patch:
+        raise ConfigError(
+            f"patches of {patch} do not tile a latent of {input_size} x {input_size}; "
+            "choose model.patch among its divisors"
+        )
+    return input_size // patch
 
 
 class PatchEmbed(nn.Module):

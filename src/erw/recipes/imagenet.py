@@ -99,4 +99,3 @@ def _variants() -> dict[str, tuple[Run, str]]:
 
 RECIPES = {**_recipes(), **_variants()}
 """name -> (run, lab note)"""
-

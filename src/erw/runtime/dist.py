@@ -58,7 +58,11 @@ class World:
 
     def agree(self, flag: bool) -> bool:
         """Whether `flag` is up in any process."""
-        return flag if self.size == 1 else bool(self.any(torch.tensor(float(flag), device=self.device)))
+        return (
+            flag
+            if self.size == 1
+            else bool(self.any(torch.tensor(float(flag), device=self.device)))
+        )
 
     def barrier(self) -> None:
         """Wait for all processes."""

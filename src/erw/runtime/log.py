@@ -19,7 +19,9 @@ class Metrics:
 
     def __init__(self, path: Path, *, step: int) -> None:
         self.path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+        kept = (
+            [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+        )
         text = "".join(json.dumps(line) + "\n" for line in kept)
         beside = path.with_suffix(".tmp")
         beside.write_text(text)

@@ -2,17 +2,20 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
 from erw import flow
-from erw.align import Aligned, cosine, nt_xent
+from erw.align import Aligned, AlignLoss, cosine, nt_xent
 from erw.config import Model, Run
 from erw.data.cache import Cache
 from erw.draws import seeded
 from erw.errors import ConfigError
 from erw.models import SiT
 from erw.models.cost import StepCost, training_step_flops
+from erw.models.sit import grid_of
 from erw.plan import Plan
 from erw.train.step import FlowMatching
 
@@ -24,7 +27,11 @@ def resolve(run: Run, cache: Cache) -> Run:
         ConfigError, CacheError: settings and cache do not fit each other.
     """
     channels, size, _ = cache.latent_shape
-    told = {"input_size": size, "channels": channels, "num_classes": cache.num_classes}
+    told: dict[str, Any] = {
+        "input_size": size,
+        "channels": channels,
+        "num_classes": cache.num_classes,
+    }
     for name, value in told.items():
         if getattr(run.model, name) not in (None, value):
             raise ConfigError(
@@ -40,8 +47,7 @@ def resolve(run: Run, cache: Cache) -> Run:
     if not run.plan.aligns:
         features = ()
     model = dataclasses.replace(run.model, **told)
-    if size % model.patch == 0:  # SiT itself says what is wrong otherwise
-        cache.require(encoders=features, tokens=(size // model.patch) ** 2)
+    cache.require(encoders=features, tokens=grid_of(size, model.patch) ** 2)
     return run.replace(model=model, data=dataclasses.replace(run.data, features=features))
 
 
@@ -78,12 +84,12 @@ def build_net(run: Run, cache: Cache) -> Aligned:
         )
 
 
-def fresh_projectors(run: Run, cache: Cache) -> Aligned:
-    """A net whose projectors start phase 2 anew: the same shapes, another seed."""
-    return build_net(run.replace(seed=seeded(run.seed, "phase 2")), cache)
+def fresh_projectors(run: Run, cache: Cache) -> nn.ModuleList:
+    """Projectors that start phase 2 anew: the same shapes, another seed."""
+    return build_net(run.replace(seed=seeded(run.seed, "phase 2")), cache).projectors
 
 
-def align_loss(plan: Plan):  # type: ignore[no-untyped-def]
+def align_loss(plan: Plan) -> AlignLoss:
     """The alignment loss that a plan names."""
     if plan.loss == "cosine":
         return cosine
@@ -110,7 +116,7 @@ def step_cost(run: Run, cache: Cache) -> StepCost:
     return training_step_flops(
         depth=model.depth,
         width=model.width,
-        tokens=(model.input_size // model.patch) ** 2,
+        tokens=grid_of(model.input_size, model.patch) ** 2,
         patch=model.patch,
         channels=model.channels,
         warmup_depth=min(run.plan.depth, model.depth),

@@ -7,6 +7,7 @@ header says the step, the seconds trained and the running sums of the log. No pi
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ class Progress(NamedTuple):
     sums: list[float]
 
 
-def write_beside(tensors: dict[str, Tensor], path: Path, *, header: dict[str, str]) -> None:
+def write_beside(tensors: Mapping[str, Tensor], path: Path, *, header: dict[str, str]) -> None:
     """Write a safetensors file so that `path` is either the old file or the whole new one.
 
     Raises:
@@ -60,7 +61,7 @@ def save(
     keep: int,
 ) -> Path:
     """Write the checkpoint of `progress.step` into `folder`, then delete all but the newest `keep`."""
-    tensors = {f"net.{name}": p for name, p in net.named_parameters()}
+    tensors: dict[str, Tensor] = {f"net.{name}": p for name, p in net.named_parameters()}
     tensors |= {f"ema.{name}": value for name, value in ema.tensors.items()}
     for name, p in net.named_parameters():
         for moment, value in optimizer.state.get(p, {}).items():
@@ -85,7 +86,9 @@ def load(path: Path, net: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer)
     """
     tensors, header = read(path)
     if "progress" not in header:
-        raise CheckpointError(f"{path} holds weights alone, not a checkpoint that training can go on from")
+        raise CheckpointError(
+            f"{path} holds weights alone, not a checkpoint that training can go on from"
+        )
     parameters = dict(net.named_parameters())
     _same(path, tensors, {f"net.{k}": p for k, p in parameters.items()}, prefix="net.")
     _same(path, tensors, {f"ema.{k}": p for k, p in parameters.items()}, prefix="ema.")
@@ -116,7 +119,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except SafetensorError as error:
         older = [p.name for p in paths(path.parent) if p != path]
         hint = f"delete it to go on from {older[-1]}" if older else "it cannot be read"
-        raise CheckpointError(f"{path} is truncated or not safetensors ({error}); {hint}") from error
+        raise CheckpointError(
+            f"{path} is truncated or not safetensors ({error}); {hint}"
+        ) from error
 
 
 def load_weights(path: Path, net: nn.Module) -> dict[str, str]:
@@ -134,7 +139,9 @@ def load_weights(path: Path, net: nn.Module) -> dict[str, str]:
     return header
 
 
-def _same(path: Path, got: dict[str, Tensor], want: dict[str, Tensor], *, prefix: str = "") -> None:
+def _same(
+    path: Path, got: Mapping[str, Tensor], want: Mapping[str, Tensor], *, prefix: str = ""
+) -> None:
     """Refuse tensors whose names or shapes are not the model's, naming the first few."""
     have = {k for k in got if k.startswith(prefix)}
     shapes = [

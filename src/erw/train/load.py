@@ -87,5 +87,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}); train into another folder") from error
+        raise CheckpointError(
+            f"{path} is damaged ({error!r}); train into another folder"
+        ) from error
     return found

@@ -134,7 +134,9 @@ def train(
             if done in at:
                 pause(done)
             if stop and not last:
-                raise KeyboardInterrupt(f"stopped after step {done}; the same command goes on from there")
+                raise KeyboardInterrupt(
+                    f"stopped after step {done}; the same command goes on from there"
+                )
     return Result(out, run.steps)
 
 
@@ -198,7 +200,9 @@ def _introduce(console: Reporter, state: State, ledger: Ledger) -> None:
     run, here = state.run, state.here
     millions = sum(p.numel() for p in state.model.parameters()) / 1e6
     spent = ledger.spent(run.steps)
-    console.say(f"{run.name}: SiT of {millions:.1f} M parameters, {run.steps} steps on {state.cache!r}")
+    console.say(
+        f"{run.name}: SiT of {millions:.1f} M parameters, {run.steps} steps on {state.cache!r}"
+    )
     name = str(state.dtype).removeprefix("torch.")
     console.say(f"{here.size} process(es) on {here.device.type}, {name} ({state.why_dtype})")
     if spent.total:

@@ -130,9 +130,13 @@ class State:
     def watch(self, step: int, finite: Tensor) -> None:
         """Hold the optimiser still, in all processes, from the first step that is not finite."""
         bad = self.here.any((~finite).float())
-        self.bad_step.copy_(torch.where((bad > 0) & (self.bad_step < 0), float(step), self.bad_step))
+        self.bad_step.copy_(
+            torch.where((bad > 0) & (self.bad_step < 0), float(step), self.bad_step)
+        )
         self.found_inf.copy_((self.bad_step >= 0).float())
-        if self.here.device.type == "cpu":  # looking costs nothing here; on a GPU the log step looks
+        if (
+            self.here.device.type == "cpu"
+        ):  # looking costs nothing here; on a GPU the log step looks
             self.stop_if_not_finite()
 
     def stop_if_not_finite(self) -> None:

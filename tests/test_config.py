@@ -1,0 +1,48 @@
+"""Settings: there and back, unknown keys, wrong types; recipes and their tiny twins."""
+
+import json
+
+import pytest
+
+from erw.config import Run, from_dict, to_dict
+from erw.errors import ConfigError
+from erw.recipes import names, note, recipe, tiny
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_is_json_and_back_and_has_a_note_and_a_tiny_twin(name):
+    run = recipe(name)
+    assert run.name == name
+    assert from_dict(Run, json.loads(json.dumps(to_dict(run)))) == run
+    assert note(name)
+    twin = tiny(run)
+    assert twin.steps <= 12 and twin.model.width <= 64
+    assert bool(twin.plan.warmup) == bool(run.plan.warmup)
+
+
+@pytest.mark.parametrize(
+    "values,words",
+    [
+        ({"sede": 1}, "unknown setting sede; did you mean seed?"),
+        ({"optim": {"lrr": 1}}, "unknown setting optim.lrr; did you mean lr?"),
+        ({"steps": "many"}, "steps is 'many'; expected int"),
+        ({"steps": True}, "steps is True; expected int"),
+        ({"optim": {"compile": 1}}, "optim.compile is 1; expected bool"),
+        ({"flow": {"path": "curved"}}, "flow.path is 'curved'; expected one of 'linear', 'cosine'"),
+        ({"optim": {"betas": [0.9]}}, "optim.betas is"),
+        ({"optim": {"lr": 0}}, "optim.lr is 0.0; expected a finite number > 0"),
+        ({"model": {"width": 100, "heads": 3}}, "not a multiple of model.heads"),
+        ({"data": {"batch_size": 0}}, "data.batch_size is 0; expected 1 or more"),
+        ({"data": {"batch_size": 6}, "optim": {"accumulate": 4}}, "does not divide into 4"),
+        ({"plan": {"warmup": 10}, "steps": 5}, "plan.warmup 10 is longer than the whole run"),
+    ],
+)
+def test_bad_settings_are_said_in_one_line(values, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        from_dict(Run, values)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ConfigError, match="no recipe 'quickstrat'; did you mean quickstart?"):
+        recipe("quickstrat")

@@ -1,0 +1,81 @@
+"""A small real cache and a small real run on it, for tests of training and of what follows it.
+
+Run as a program, it trains: `python tiny.py CACHE OUT [--steps N] ...`, so that tests can kill it.
+"""
+
+import argparse
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+from erw.config import Run
+from erw.data.cache import Cache
+from erw.data.openmoji import OpenMojiSet
+from erw.data.prepare import prepare
+from erw.encoders import load_encoder, load_vae
+from erw.recipes import recipe
+
+
+def tiny_cache(out: Path, *, count: int = 48) -> Cache:
+    """Composed glyphs at 16 x 16 in plain pixels, with the features of EfficientNet-Lite0 (2 x 2)."""
+    return prepare(
+        OpenMojiSet("train", size=16, count=count),
+        out,
+        vae=load_vae("none"),
+        encoders=[load_encoder("efficientnet-lite0")],
+        image_size=16,
+        rows_per_shard=16,
+    )
+
+
+def tiny_run(cache: str | Path, **changes: object) -> Run:
+    """The debug recipe on that cache, in float32."""
+    run = recipe("debug")
+    run = run.replace(
+        model=dataclasses.replace(run.model, patch=8),
+        data=dataclasses.replace(run.data, cache=str(cache)),
+        optim=dataclasses.replace(run.optim, precision="fp32"),
+    )
+    return run.replace(**changes)
+
+
+def _die_in_rename(number: int) -> None:
+    """Kill this process, for real, within the writing of its `number`th checkpoint."""
+    rename, seen = os.replace, 0
+
+    def replace(source: object, to: object) -> None:
+        nonlocal seen
+        seen += "step-" in str(to)
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, to)  # type: ignore[arg-type]
+
+    os.replace = replace  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    from erw.runtime.log import Silent
+    from erw.train import train
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cache")
+    parser.add_argument("out")
+    parser.add_argument("--die-after", type=int, help="SIGKILL once this many steps are done")
+    parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
+    parser.add_argument("--batch", type=int, default=8)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    class Deadly(Silent):
+        def step(self, step: int, steps: int) -> None:
+            if step == args.die_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if args.die_in_checkpoint:
+        _die_in_rename(args.die_in_checkpoint)
+    run = tiny_run(args.cache)
+    run = run.replace(data=dataclasses.replace(run.data, batch_size=args.batch))
+    train(run, args.out, reporter=Deadly())
