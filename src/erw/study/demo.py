@@ -1,0 +1,241 @@
+"""The quickstart study: SiT, REPA and ERW at equal total FLOPs, from images to the report.
+
+    run_study(DEMO, "runs/demo")          # the same call, made again, goes on where it stopped
+
+Everything finished is a file in the folder and is not done again: `cache/`, `held_out.safetensors`,
+`floors.json`, `runs/METHOD-SEED/`, `points/*.json`, `grids/*.png`, `results.json`, `report.html`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from erw.config import to_dict
+from erw.data.cache import Cache
+from erw.data.openmoji import ATTRIBUTION, OpenMojiSet
+from erw.data.prepare import prepare
+from erw.encoders import load_vae
+from erw.encoders.vae import VAE
+from erw.errors import CheckpointError
+from erw.study import budget, measure, point, sizing
+from erw.study.machine import hardware, versions
+from erw.study.presets import StudyPlan
+from erw.study.progress import Counted, Display, StepReporter, Work, display
+from erw.study.report import report
+from erw.study.results import (
+    Results,
+    Row,
+    curve_from,
+    read_json,
+    read_metrics,
+    row_from,
+    write_json,
+    write_results,
+)
+from erw.train.folder import locked
+from erw.train.load import Trained
+from erw.train.loop import train
+
+GRIDS = {"reference": "grids/reference.png", "reconstruction": "grids/reconstruction.png"}
+
+
+class Study(NamedTuple):
+    """A study under way: its plan with the steps filled in, folder, parts and display."""
+
+    plan: StudyPlan
+    out: Path
+    cache: Cache
+    vae: VAE
+    scorer: measure.Scorer
+    shown: Display
+
+
+def run_study(plan: StudyPlan, out: str | Path) -> Path:
+    """Run a study in the folder `out`, or go on with it; returns the path of its report.
+
+    Raises CheckpointError if another process is at it, or the folder holds another study.
+    """
+    out = Path(out)
+    with locked(out):
+        sizing.claim(plan, out)
+        guess = sizing.guess(plan)
+        with display(Work(guess.totals, expected=guess.seconds)) as shown:
+            shown.say(
+                f"{plan.title}: everything goes to {out}; the same command goes on after a stop"
+            )
+            cache = prepared(plan, out, shown)
+            vae = load_vae(plan.vae, device=device())
+            scorer = held_out(plan, out, vae, shown)
+            plan = sizing.sized(plan, out, cache, scorer=scorer, vae=vae, shown=shown)
+            study = Study(plan, out, cache, vae, scorer, shown)
+            shares = study_shares(study)
+            _plan_work(study, shares)
+            for seed in plan.seeds:
+                for method, _ in plan.methods:
+                    train_and_score(study, method, seed, shares[method])
+                    write_results(collect(study, shares), out / "results.json")
+                    report([out], out=out / "report.html")
+            shown.say(f"results in {out / 'results.json'}, report in {out / 'report.html'}")
+    return out / "report.html"
+
+
+def prepared(plan: StudyPlan, out: Path, shown: Display) -> Cache:
+    """The training images' latents and teacher features."""
+    shown.show("loading networks, drawing the glyphs")
+    source = OpenMojiSet("train", size=plan.image_size, count=plan.train_images)
+    counted = Counted(source, shown)
+    cache = prepare(
+        counted,
+        out / "cache",
+        vae=plan.vae,
+        encoders=(plan.encoder,),
+        image_size=plan.image_size,
+        rows_per_shard=512,
+        device=device(),
+        progress=False,
+    )
+    shown.work.skip("prepare", plan.train_images - counted.read)
+    return cache
+
+
+def device() -> str:
+    """Where everything runs: the accelerator if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def held_out(plan: StudyPlan, out: Path, vae: VAE, shown: Display) -> measure.Scorer:
+    """The scorer against held-out images; floors and their pictures are made on the way."""
+    reference = OpenMojiSet("test", size=plan.image_size, count=plan.reference_images)
+    tick = _ticker(shown, "real", "held-out images")
+    scorer = measure.Scorer.cached(
+        reference, out / "held_out.safetensors", device=device(), tick=tick
+    )
+    if (out / "floors.json").is_file():
+        shown.work.skip("real", 2 * plan.samples)
+        return scorer
+    others = OpenMojiSet("test", size=plan.image_size, count=plan.samples, seed=1)
+    training = OpenMojiSet("train", size=plan.image_size, count=plan.samples)
+    tick = _ticker(shown, "real", "floors")
+    found = measure.floors(scorer, others, training, vae=vae, tick=tick)
+    first = next(measure.blocks(others))[: measure.GRID]
+    measure.write_bytes(measure.grid_png(first), out / GRIDS["reference"])
+    through = next(measure.reconstructed(iter([first]), vae))
+    measure.write_bytes(measure.grid_png(through), out / GRIDS["reconstruction"])
+    write_json(found._asdict(), out / "floors.json")
+    return scorer
+
+
+def study_shares(study: Study) -> dict[str, budget.Share]:
+    """Each method's steps and points at the study's budget."""
+    plan = study.plan
+    assert plan.steps is not None, "the study was sized before"
+    runs = {m: plan.run(m, seed=0, cache=str(study.out / "cache")) for m, _ in plan.methods}
+    flops = budget.budget_of(plan.steps, next(iter(runs.values())), study.cache)
+    return {
+        method: budget.share(run, study.cache, budget=flops, fractions=plan.fractions)
+        for method, run in runs.items()
+    }
+
+
+def train_and_score(study: Study, method: str, seed: int, share: budget.Share) -> None:
+    """One run from its first step to its last, scored at its points; what is done is skipped."""
+    name = f"{method}-{seed}"
+    shown, folder = study.shown, study.out / "runs" / name
+    left = [step for step in share.points if not _point(study, name, step).is_file()]
+    if not left:
+        return
+    run = share.run.replace(seed=seed)
+    reporter = StepReporter(shown, name=name, flops_at=lambda step: share.ledger.spent(step).total)
+
+    def score(step: int, model: Trained) -> None:
+        if step not in left:
+            return
+        began = time.monotonic()
+        tick = _ticker(shown, "samples", f"{name}  scoring at step {step}")
+        made = point.scored(study.plan, model, study.scorer, vae=study.vae, tick=tick)
+        picture = f"grids/{name}-{step:08d}.png"
+        measure.write_bytes(made.grid, study.out / picture)
+        row = point.row(
+            method, seed, step, share=share, folder=folder, fd=made.fd,
+            fraction=study.plan.fractions[share.points.index(step)],
+        )  # fmt: skip
+        row = row._replace(picture=picture, eval_seconds=time.monotonic() - began)
+        write_json(row._asdict(), _point(study, name, step))
+        reporter.rest(time.monotonic() - began)
+        shown.say(
+            f"{name}  step {step}, {row.fraction:.0%} of the budget: FD-Lite2 {row.fd_lite2:.1f}"
+            f"  ({row.seconds:.0f} s trained)"
+        )
+
+    train(run, folder, at=share.points, evaluate=score, reporter=reporter)
+    missing = [step for step in share.points if not _point(study, name, step).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{_point(study, name, missing[0])} is gone and so is its checkpoint; delete {folder} "
+            "to train that run anew"
+        )
+
+
+def collect(study: Study, shares: dict[str, budget.Share]) -> Results:
+    """Everything that is finished so far."""
+    plan, out = study.plan, study.out
+    rows: list[Row] = []
+    curves = {}
+    for method, _ in plan.methods:
+        for seed in plan.seeds:
+            name = f"{method}-{seed}"
+            found = [_point(study, name, step) for step in shares[method].points]
+            rows += [row_from(read_json(p), where=str(p)) for p in found if p.is_file()]
+            if all(p.is_file() for p in found):
+                curves[f"{method}/{seed}"] = curve_from(read_metrics(out / "runs" / name))
+    flops = budget.budget_of(plan.steps or 0, next(iter(shares.values())).run, study.cache)
+    settings = asdict(plan) | {"budget_flops": flops}
+    return Results(
+        rows=tuple(rows),
+        settings={"study": settings, "methods": {m: to_dict(s.run) for m, s in shares.items()}},
+        versions=versions(),
+        hardware=hardware(),
+        ledger={m: budget.entry(s, budget=flops) for m, s in shares.items()},
+        floors=read_json(out / "floors.json"),
+        curves=curves,
+        pictures=GRIDS,
+        attribution=f"Images: {ATTRIBUTION}. Composed and rasterised for this study.",
+        title=plan.title,
+    )
+
+
+def _point(study: Study, name: str, step: int) -> Path:
+    return study.out / "points" / f"{name}-{step:08d}.json"
+
+
+def _plan_work(study: Study, shares: dict[str, budget.Share]) -> None:
+    """Put the exact amount of work into the display, and what of it is done already."""
+    work, plan = study.shown.work, study.plan
+    total = sum(s.ledger.spent(s.points[-1]).total for s in shares.values())
+    work.kinds["train"].total = total * len(plan.seeds)
+    work.kinds["samples"].total = plan.samples * len(plan.fractions) * len(shares) * len(plan.seeds)
+    for seed in plan.seeds:
+        for method, s in shares.items():
+            done = [step for step in s.points if _point(study, f"{method}-{seed}", step).is_file()]
+            work.skip("samples", plan.samples * len(done))
+            if len(done) == len(s.points):
+                work.skip("train", s.ledger.spent(s.points[-1]).total)
+
+
+def _ticker(shown: Display, kind: str, what: str) -> measure.Tick:
+    """A callback that counts images of a kind with the time since the one before."""
+    last = time.monotonic()
+
+    def tick(images: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        shown.work.add(kind, images, seconds=now - last)
+        last = now
+        shown.show(what)
+
+    return tick

@@ -1,0 +1,148 @@
+"""`erw report`: one self-contained HTML page of a study, or of one or more training runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from erw.errors import DataError
+from erw.study import page, sections
+from erw.study.compare import verdict
+from erw.study.results import (
+    Results,
+    curve_from,
+    is_warmup,
+    read_json,
+    read_metrics,
+    read_results,
+)
+
+PICTURES_AT_MOST = 36
+
+
+class RunFolder(NamedTuple):
+    """A training run's folder as the report shows it."""
+
+    name: str
+    path: Path
+    metrics: tuple[dict, ...]
+    recipe: dict
+    pictures: tuple[Path, ...]
+
+
+def report(paths: Sequence[str | Path], *, out: str | Path) -> Path:
+    """Write the page for one study folder (or results.json), or for training runs, to `out`.
+
+    Raises FileNotFoundError or DataError, naming the file, if results or metrics are missing or
+    damaged.
+    """
+    if not paths:
+        raise DataError("no run to report on; name a study folder or the folders of training runs")
+    found = [Path(path) for path in paths]
+    for path in found:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist; name a study folder or a training run's folder"
+            )
+    studies = [path for path in found if path.is_file() or (path / "results.json").is_file()]
+    if studies and len(found) > 1:
+        raise DataError(f"{studies[0]} is a study: report on it alone, or name training runs only")
+    if studies:
+        base = studies[0].parent if studies[0].is_file() else studies[0]
+        html = study_page(read_results(studies[0]), base=base)
+    else:
+        html = runs_page([read_run(path) for path in found])
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(html, encoding="utf-8")
+    return out
+
+
+def study_page(results: Results, *, base: Path) -> str:
+    """The page of a study; pictures are read relative to `base`."""
+    said = verdict(results)
+    title = results.title or "Study"
+    # The first sentence lists the scores, which the tiles show.
+    lead = "".join(f'<p class="lead">{escape(sentence)}</p>' for sentence in said.sentences[1:])
+    header = _header(title, said.title, lead + sections.tiles(results))
+    parts = [
+        sections.scores(results),
+        sections.samples(results, base=base),
+        sections.training(results),
+        sections.ledger(results),
+    ]
+    parts.append(sections.numbers(results))
+    return page.page(
+        header + _main(parts) + _footer(results.attribution), title=f"{title}: {said.title}"
+    )
+
+
+def read_run(path: Path) -> RunFolder:
+    """A run folder's metrics, recipe and sample pictures. Raises as `read_metrics` does."""
+    metrics = read_metrics(path)
+    recipe = read_json(path / "recipe.json") if (path / "recipe.json").is_file() else {}
+    pictures = sorted(path.glob("samples/**/*.png"))[:PICTURES_AT_MOST]
+    return RunFolder(path.resolve().name, path, metrics, recipe, tuple(pictures))
+
+
+def runs_page(runs: Sequence[RunFolder]) -> str:
+    """The page of plain training runs: curves, samples where there are some, and settings."""
+    names = [run.name for run in runs]
+    keys = [
+        name if names.count(name) == 1 else str(run.path)
+        for name, run in zip(names, runs, strict=True)
+    ]
+    keys = [key.replace("/", "·") for key in keys]
+    curves = {f"{key}/0": curve_from(run.metrics) for key, run in zip(keys, runs, strict=True)}
+    results = Results(rows=(), curves=curves)
+    title = keys[0] if len(runs) == 1 else f"{len(runs)} training runs"
+    lines = "".join(
+        f"<p class='lead'>{escape(_sum_up(run, alone=len(runs) == 1))}</p>" for run in runs
+    )
+    parts = [sections.training(results)]
+    for key, run in zip(keys, runs, strict=True):
+        if run.pictures:
+            strip = "".join(f"<figure>{page.picture(p, alt=p.stem)}</figure>" for p in run.pictures)
+            parts.append(page.section(f"Samples of {key}", f'<div class="strip">{strip}</div>'))
+    settings = [
+        page.details(f"Settings of {key}", page.definitions(page.flatten(run.recipe)))
+        for key, run in zip(keys, runs, strict=True)
+        if run.recipe
+    ]
+    parts.append(page.section("How it was made", *settings) if settings else "")
+    return page.page(
+        _header("Training run", title, lines) + _main(parts) + _footer(""), title=title
+    )
+
+
+def _header(kind: str, title: str, below: str) -> str:
+    button = '<button id="theme" hidden></button>'
+    top = f'<div class="top"><span><b>erw</b>&ensp;{escape(kind)}</span>{button}</div>'
+    unbroken = escape(title).replace("FD-Lite2", "FD&#8209;Lite2")
+    return f"<header>\n{top}\n<h1>{unbroken}</h1>\n{below}\n</header>\n"
+
+
+def _main(parts: Sequence[str]) -> str:
+    return "<main>\n" + "\n".join(part for part in parts if part) + "\n</main>\n"
+
+
+def _footer(attribution: str) -> str:
+    text = f"<p>{escape(attribution)}</p>" if attribution else ""
+    made = "<p>Made by <code>erw report</code>. This page is complete: it loads nothing.</p>"
+    return f"<footer>\n{text}\n{made}\n</footer>"
+
+
+def _sum_up(run: RunFolder, *, alone: bool) -> str:
+    """One sentence on a run: how far, what it cost, where the losses stand."""
+    last = run.metrics[-1]
+    warm = sum(is_warmup(line) for line in run.metrics)
+    cost = page.flops(last["flops_total"])
+    text = f"Step {page.count(last['step'])}, {cost}, {page.duration(last['seconds'])} of training"
+    if warm:
+        share = last.get("flops_warmup", 0) / max(last["flops_total"], 1)
+        text += f", {share:.0%} of the compute in warm-up"
+    text += f". The last loss is {last['loss']:.3f}."
+    return text if alone else f"{run.name}: {re.sub('^Step', 'step', text)}"
