@@ -58,7 +58,7 @@ def pixels(source: OpenMojiSet, start: int, count: int) -> Tensor:
 
 
 class Perceptual(nn.Module):
-    """Mean squared distance of unit-length early features of EfficientNet-Lite0, summed over taps."""
+    """Squared distance of unit-length early features of EfficientNet-Lite0, summed over taps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def train(args: argparse.Namespace) -> nn.Module:
             psnr = -10 * math.log10(error.square().mean().item() / 4)
             print(
                 f"step {step}  l1 {error.abs().mean():.4f}  psnr {psnr:.2f}  features {seen:.3f}  "
-                f"kl {kl:.3f}  norm {norm:.2f}  {max(0, args.minutes * (1 - progress)):.1f} min left",
+                f"kl {kl:.3f}  norm {norm:.2f}  {args.minutes * (1 - progress):.1f} min left",
                 flush=True,
             )
     for parameter, value in zip(vae.parameters(), average, strict=True):

@@ -1,10 +1,11 @@
 """The built-in images: OpenMoji glyphs composed on plain soft backgrounds, as many as wanted.
 
-1,914 glyphs in 9 groups (no skin-tone variants, extras or components) would be memorised at once, so
-an image is *composed*: glyph, scale, rotation, position, flip and background colour are a pure
-function of (seed, split, index). The class is the group, and image ``index`` has class ``index % 9``:
-classes are balanced, in every prefix of the set too, so that labels drawn evenly for generation have
-the distribution of the reference. A tenth of each group's glyphs never appears in the train split.
+1,914 glyphs in 9 groups (no skin-tone variants, extras or components) would be memorised at once,
+so an image is *composed*: glyph, scale, rotation, position, flip and background colour are a pure
+function of (seed, split, index). The class is the group, and image ``index`` has class
+``index % 9``: classes are balanced, in every prefix of the set too, so that labels drawn evenly for
+generation have the distribution of the reference. A tenth of each group's glyphs never appears in
+the train split.
 """
 
 import colorsys
@@ -111,11 +112,11 @@ class OpenMojiSet:
         glyph, scale, angle, dx, dy, flip, hue, tint = (bits / 2.0**64).tolist()
         label = index % len(self._glyphs)
         codes = self._glyphs[label]
-        # Close to full size the glyph stays near the middle; its drawing fills about 0.85 of its box.
+        # A glyph's drawing fills about 0.85 of its box; a large one stays near the middle.
         scale = 0.7 + 0.4 * scale
         room = max(0.04, (1 - 0.85 * scale) / 2)
         # Lightness falls as the hue gets stronger: from near white to a soft, clear colour.
-        rgb = colorsys.hls_to_rgb(hue, 0.95 - 0.22 * tint, 0.35 + 0.35 * tint)
+        r, g, b = colorsys.hls_to_rgb(hue, 0.95 - 0.22 * tint, 0.35 + 0.35 * tint)
         return Composition(
             hexcode=codes[min(int(glyph * len(codes)), len(codes) - 1)],
             label=label,
@@ -123,7 +124,7 @@ class OpenMojiSet:
             angle=30.0 * (angle - 0.5),
             shift=(room * (2 * dx - 1), room * (2 * dy - 1)),
             flip=flip < 0.5 and self.class_names[label] not in _NO_FLIP,
-            background=tuple(round(255 * c) for c in rgb),
+            background=(round(255 * r), round(255 * g), round(255 * b)),
         )
 
     def fingerprint(self) -> str:
@@ -170,7 +171,7 @@ def _read(path: Path, count: int, side: int) -> np.ndarray | None:
     import zlib
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             pixels = archive["pixels"]
     except FileNotFoundError:
         return None

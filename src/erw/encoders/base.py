@@ -10,7 +10,8 @@ from ..errors import DataError
 class Encoder(nn.Module):
     """A frozen vision encoder. It owns its preprocessing: resize, mean and std, patch grid.
 
-    A new one sets the attributes below and defines ``grid``, ``forward`` and, if it has one, ``pooled``.
+    A new one sets the attributes below and defines ``grid``, ``forward`` and, if it has any,
+    ``pooled``.
     """
 
     name: str  # as given to load_encoder, with everything that changes its features

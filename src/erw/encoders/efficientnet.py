@@ -32,9 +32,9 @@ class EfficientNetLite(Encoder):
 
     def __init__(self, variant: int, *, side: int | None = None) -> None:
         super().__init__()
-        if side is not None and (side < 32 or side % 32):
+        if side is not None and (side < 32 or side % STRIDE):
             raise ConfigError(
-                f"input side {side} of efficientnet-lite{variant}: expected a multiple of 32"
+                f"input side {side} of efficientnet-lite{variant}: expected a multiple of {STRIDE}"
             )
         network = _pretrained(variant)
         self.name = f"efficientnet-lite{variant}" + (f"@{side}" if side else "")
@@ -47,7 +47,7 @@ class EfficientNetLite(Encoder):
         self.rest = nn.Sequential(*blocks[tap + 1 :], head, nn.ReLU6())
         self.dim = network._blocks[tap]._block_args.output_filters
         self.dim_pooled = network._conv_head.out_channels
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.eval().requires_grad_(False)
 
     def grid(self, image_size: int) -> tuple[int, int]:
         side = self._side or min(2 * image_size, _MAX_SIDE)
@@ -76,13 +76,12 @@ class EfficientNetLite(Encoder):
 class _Conv(nn.Module):
     """A convolution with its batch norm folded in and TensorFlow's "same" padding."""
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, conv: Any, norm: Any) -> None:
         super().__init__()
-        fused = torch.nn.utils.fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-            norm.weight, norm.bias,
-        )  # fmt: skip
-        self.weight, self.bias = (nn.Parameter(x.detach()) for x in fused)
+        gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+        weight = (conv.weight * gain.view(-1, 1, 1, 1)).detach()
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+        self.bias = nn.Parameter((norm.bias - norm.running_mean * gain).detach())
         self.stride, self.groups = conv.stride[0], conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,8 +89,7 @@ class _Conv(nn.Module):
         if self.stride == 1:
             padding = kernel // 2
         else:  # the odd row and column go below and right
-            need = [max(0, (-(-n // 2) - 1) * 2 + kernel - n) for n in x.shape[-2:]]
-            rows, columns = need
+            rows, columns = (max(0, (-(-n // 2) - 1) * 2 + kernel - n) for n in x.shape[-2:])
             x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
 
@@ -124,7 +122,8 @@ def _last_of_stride(blocks: nn.ModuleList, stride: int) -> int:
     """Index of the last block whose output has that stride from the image."""
     now, last = 2, 0  # the stem halves the image
     for index, block in enumerate(blocks):
-        step = block._block_args.stride
+        args: Any = block._block_args
+        step = args.stride
         now *= step if isinstance(step, int) else step[0]
         if now == stride:
             last = index

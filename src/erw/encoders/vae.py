@@ -81,11 +81,11 @@ def shipped() -> tuple[str, ...]:
 
 
 def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
-    """A VAE by name ("openmoji-f4c4", "none" for pixels) or the folder of a diffusers AutoencoderKL.
+    """A VAE by name ("openmoji-f4c4", "none" for pixels) or a diffusers AutoencoderKL's folder.
 
     Scaling comes from ``config.json``: ``latents_mean`` and ``latents_std`` (per channel) where
-    given, ``shift_factor`` and ``scaling_factor``. Nothing is downloaded. Raises ``ConfigError`` for
-    an unknown name and ``CheckpointError`` for a folder that does not hold a whole AutoencoderKL.
+    given, ``shift_factor`` and ``scaling_factor``. Nothing is downloaded. Raises ``ConfigError``
+    for an unknown name, ``CheckpointError`` for a folder without a whole AutoencoderKL.
     """
     name = str(name_or_path)
     if name == "none":
