@@ -1,0 +1,206 @@
+"""Distances between sets of features: Fréchet, kernel (KID), and the Inception Score.
+
+| symbol | meaning                                         | shape             |
+| x, y   | features of real images, of generated images    | (N, D), (M, D)    |
+| mu     | mean                                            | (D,)              |
+| C      | covariance, divided by N - 1 as `np.cov`        | (D, D)            |
+
+All in float64: the distance is a small difference of large traces.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from erw.errors import DataError, NumericsError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean (D,) and scatter (D, D) (sum of centred outer products) of features, float64.
+
+    Build with `Moments.of(batches)`; `a + b` is exactly the moments of both sets together.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @staticmethod
+    def of(batches: Tensor | Iterable[Tensor]) -> "Moments":
+        """Moments of features (N, D), or of an iterable of such batches, in one pass.
+
+        Raises NumericsError for features that are not finite, DataError when there are none.
+        """
+        total: Moments | None = None
+        for batch in [batches] if isinstance(batches, Tensor) else batches:
+            part = _moments(batch)
+            total = part if total is None else total + part
+        if total is None:
+            raise DataError("no features: the set of images is empty")
+        return total
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Chan et al. (1979): the pairwise update of mean and scatter."""
+        if self.mean.shape != other.mean.shape:
+            raise DataError(
+                f"features of {len(self.mean)} and {len(other.mean)} dimensions cannot be merged"
+            )
+        count = self.count + other.count
+        gap = other.mean - self.mean
+        mean = self.mean + gap * (other.count / count)
+        between = torch.outer(gap, gap) * (self.count * other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    @property
+    def cov(self) -> Tensor:
+        """Covariance (D, D); raises DataError with fewer than 2 images."""
+        if self.count < 2:
+            raise DataError(f"{self.count} image: a covariance needs at least 2")
+        return self.scatter / (self.count - 1)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """A square root (D, r) of the covariance, r its rank: cov = root root^T."""
+        return _root(self.cov)
+
+
+def frechet(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
+    """Squared Fréchet distance |mu1 - mu2|^2 + tr C1 + tr C2 - 2 tr sqrt(C1 C2) of two Gaussians.
+
+    With C1 = R1 R1^T and C2 = R2 R2^T from eigen-decompositions, tr sqrt(C1 C2) is the sum of the
+    singular values of R1^T R2. Unlike an iterative matrix square root this is right, real and free
+    of a made-up epsilon also for singular covariances, as with fewer samples than dimensions.
+    Source: Heusel et al. (arXiv 1706.08500).
+    """
+    mu1, cov1, mu2, cov2 = (value.double() for value in (mu1, cov1, mu2, cov2))
+    return _frechet(mu1, cov1.trace(), _root(cov1), mu2, cov2.trace(), _root(cov2))
+
+
+def frechet_moments(real: Moments, fake: Moments) -> float:
+    """`frechet` of two `Moments`; the roots are kept in them, so a reference is decomposed once."""
+    if real.mean.shape != fake.mean.shape:
+        raise DataError(
+            f"features of {len(fake.mean)} dimensions against a reference of {len(real.mean)}: "
+            "made with another encoder?"
+        )
+    return _frechet(real.mean, real.cov.trace(), real.root, fake.mean, fake.cov.trace(), fake.root)
+
+
+def frechet_features(real: Moments, features: Tensor) -> float:
+    """`frechet` of features (N, D) against `real`; with N < D much faster than through moments.
+
+    The centred features over sqrt(N - 1) are themselves a root of their covariance.
+    """
+    if len(features) >= features.shape[1]:
+        return frechet_moments(real, Moments.of(features))
+    if len(features) < 2:
+        raise DataError(f"{len(features)} image: a covariance needs at least 2")
+    _, fake = _pair(real.mean[None], features)
+    mean = fake.mean(0)
+    root = ((fake - mean) / (len(fake) - 1) ** 0.5).T
+    return _frechet(real.mean, real.cov.trace(), real.root, mean, root.square().sum(), root)
+
+
+class Kid(NamedTuple):
+    """Kernel distance: mean and, over subsets, standard deviation (0 without subsets)."""
+
+    mean: float
+    std: float
+
+
+def kid(
+    x: Tensor, y: Tensor, *, subsets: int | None = None, size: int = 1000, seed: int = 0
+) -> Kid:
+    """Unbiased squared MMD of features (N, D), (M, D) under k(a, b) = (a.b / D + 1)^3.
+
+    One estimate over everything, or the mean over `subsets` random subsets of `size` as in the
+    first paper. Its expectation is 0 for two samples of one distribution, so it can be negative.
+    Source: Binkowski et al. (arXiv 1801.01401).
+    """
+    x, y = _pair(x, y)
+    if subsets is None:
+        return Kid(_mmd2(x, y), 0.0)
+    size = min(size, len(x), len(y))
+    rng = torch.Generator().manual_seed(seed)
+
+    def part(z: Tensor) -> Tensor:
+        return z[torch.randperm(len(z), generator=rng)[:size]]
+
+    values = torch.tensor([_mmd2(part(x), part(y)) for _ in range(subsets)], dtype=torch.float64)
+    return Kid(values.mean().item(), values.std(correction=0).item())
+
+
+def inception_score(logits: Tensor, *, split_size: int = 5000) -> float:
+    """exp E KL(p(y|x) || p(y)) from logits (N, K), averaged over splits of `split_size` in order.
+
+    As ADM's evaluator: the last split may be shorter. Source: arXiv 1606.03498.
+    """
+    if logits.ndim != 2 or not len(logits):
+        raise DataError(f"logits of shape {tuple(logits.shape)}; expected (N, K) with N > 0")
+    scores = []
+    for split in logits.double().split(split_size):
+        log_p = split.log_softmax(-1)
+        p = log_p.exp()
+        divergence = (p * (log_p - p.mean(0).log())).sum(-1)
+        scores.append(divergence.mean().exp())
+    return torch.stack(scores).mean().item()
+
+
+def _moments(batch: Tensor) -> Moments:
+    if batch.ndim != 2 or not len(batch):
+        raise DataError(f"features of shape {tuple(batch.shape)}; expected (N, D) with N > 0")
+    x = batch.detach().double()
+    if not torch.isfinite(x).all():
+        rows = (~torch.isfinite(x)).any(1)
+        raise NumericsError(f"features of {int(rows.sum())} of {len(x)} images are not finite")
+    mean = x.mean(0)
+    x = x - mean
+    return Moments(len(x), mean, x.T @ x)
+
+
+def _root(cov: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(cov)
+    # Eigenvalues below the rounding of the decomposition are zeros.
+    keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, keep] * values[keep].sqrt()
+
+
+def _frechet(
+    mu1: Tensor, trace1: Tensor, root1: Tensor, mu2: Tensor, trace2: Tensor, root2: Tensor
+) -> float:
+    product = root1.T @ root2
+    cross = torch.linalg.svdvals(product).sum() if product.numel() else product.new_zeros(())
+    return ((mu1 - mu2).square().sum() + trace1 + trace2 - 2 * cross).item()
+
+
+def _mmd2(x: Tensor, y: Tensor) -> float:
+    n, m = len(x), len(y)
+    if min(n, m) < 2:
+        raise DataError(f"{n} and {m} images: the unbiased kernel distance needs 2 of each")
+    within_x = (_kernel_sum(x, x) - _kernel_diagonal(x)) / (n * (n - 1))
+    within_y = (_kernel_sum(y, y) - _kernel_diagonal(y)) / (m * (m - 1))
+    return within_x + within_y - 2 * _kernel_sum(x, y) / (n * m)
+
+
+def _kernel_sum(x: Tensor, y: Tensor, rows: int = 1024) -> float:
+    """Sum of the kernel over all pairs, `rows` of x at a time: memory stays at rows x M."""
+    dim = x.shape[1]
+    return sum((part @ y.T / dim + 1).pow(3).sum().item() for part in x.split(rows))
+
+
+def _kernel_diagonal(x: Tensor) -> float:
+    return (x.square().sum(1) / x.shape[1] + 1).pow(3).sum().item()
+
+
+def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float64, checked to be features (N, D), (M, D) of one encoder."""
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise DataError(
+            f"features of shapes {tuple(x.shape)} and {tuple(y.shape)}; expected (N, D) and (M, D)"
+        )
+    return x.double(), y.double()

@@ -1,0 +1,254 @@
+"""Generated images on disk: a folder of PNGs, or the `.npz` that ADM's evaluator reads.
+
+Both carry the settings and can be interrupted: run the same command again and only the missing
+seeds are made. Under torchrun every rank makes its share. Memory does not grow with the number of
+images.
+
+    DIR/00000012.png        one image per seed, seed and label in its text chunk
+    DIR/settings.json       how the images were made
+
+    FILE.npz                arr_0 (N, H, W, 3) uint8, labels (N,), seeds (N,), settings (JSON text)
+    FILE.npz.parts/         finished seeds, until the file is whole
+"""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from erw.errors import DataError
+from erw.sample.generate import Generation, Samples
+
+Progress = Callable[[int], None]
+_SETTINGS = "settings.json"
+
+
+def write(generation: Generation, out: str | Path, *, progress: Progress | None = None) -> Path:
+    """Make what is missing of `generation` in `out`: a `.npz` file, or else a folder of PNGs.
+
+    Args:
+        progress: called with the number of images each time that some are on disk; first, if there
+            are any, with those found there.
+
+    Raises:
+        DataError: repeated seeds, no images (no VAE), or `out` holds images of other settings.
+    """
+    out = Path(out)
+    if len(set(generation.seeds)) != len(generation.seeds):
+        raise DataError("a seed is given twice: files are named by seed, give each once")
+    if generation.vae is None:
+        raise DataError("these samples are latents without a VAE, so there are no images to write")
+    single = out.suffix == ".npz"
+    folder = out.with_name(f"{out.name}.parts") if single else out
+    rank, world = _rank()
+    if rank == 0:
+        _claim(folder, generation.settings, made=out if single else None)
+    _wait()
+    if single and out.exists():
+        if _same(out, generation):
+            if rank == 0:
+                shutil.rmtree(folder)
+            return out
+        if rank == 0:  # more seeds are asked for than last time: keep those that are made
+            _unpack(out, folder)
+        _wait()
+    done = {seed for seed in generation.seeds if _png(folder, seed).exists()}
+    _check_labels(folder, generation, done)
+    if progress and done and rank == 0:
+        progress(len(done))
+    for samples in generation.rows(lambda i, seed: seed not in done and i % world == rank):
+        for seed, label, image in _each(samples):
+            _write_png(_png(folder, seed), image, seed=seed, label=label)
+        if progress:
+            progress(len(samples.seeds))
+    _wait()
+    if single and rank == 0:
+        _join(generation, folder, out)
+        shutil.rmtree(folder)
+    _wait()
+    return out
+
+
+def read_images(path: str | Path, *, rows: int = 256) -> Iterator[np.ndarray]:
+    """Blocks (<= rows, H, W, 3) uint8 of `arr_0` in a `.npz`, read as a stream.
+
+    Raises DataError when the file holds something else, or is cut short.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
+            shape, fortran, dtype = _header(stream)
+            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
+                raise DataError(f"{path}: arr_0 is {dtype} {shape}; expected uint8 (N, H, W, 3)")
+            size = int(np.prod(shape[1:]))
+            for lo in range(0, shape[0], rows):
+                count = min(rows, shape[0] - lo)
+                data = stream.read(count * size)
+                yield np.frombuffer(bytearray(data), np.uint8).reshape(count, *shape[1:])
+    except KeyError:
+        raise DataError(f"{path} has no images: expected an array arr_0 inside") from None
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged or no .npz ({error}): make it again") from error
+
+
+def read_settings(path: str | Path) -> dict[str, Any] | None:
+    """How the images in a folder or `.npz` of ours were made; None for images from elsewhere."""
+    path = Path(path)
+    if path.is_dir():
+        file = path / _SETTINGS
+        return json.loads(file.read_text("utf-8")) if file.exists() else None
+    with np.load(path) as arrays:
+        return json.loads(str(arrays["settings"])) if "settings" in arrays.files else None
+
+
+def _claim(folder: Path, settings: dict[str, Any], *, made: Path | None) -> None:
+    """Take `folder` for images of these settings, or go on with it; refuse another's."""
+    owner, kept = folder, None
+    if made is not None and made.exists():
+        owner, kept = made, read_settings(made)
+        if kept is None:
+            raise DataError(f"{made} exists and was not written by erw: choose another file")
+    elif (folder / _SETTINGS).exists():
+        kept = read_settings(folder)
+    elif folder.exists() and any(folder.glob("*.png")):
+        raise DataError(f"{folder} holds images without {_SETTINGS}: choose an empty folder")
+    if kept is not None and kept != settings:
+        names = [name for name in settings if kept.get(name) != settings[name]] or sorted(kept)
+        name = names[0]
+        raise DataError(
+            f"{owner} holds images of other settings: {name} was {kept.get(name)}, now "
+            f"{settings.get(name)}; choose another --out or delete it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / _SETTINGS, lambda file: file.write(json.dumps(settings, indent=1).encode()))
+
+
+def _join(generation: Generation, folder: Path, out: Path) -> None:
+    """All PNGs of `folder` into one `.npz`, in the order of the seeds, one image in memory."""
+    seeds = generation.seeds
+    first = _read_png(_png(folder, seeds[0]))
+    small = {
+        "seeds": np.asarray(seeds, np.int64),
+        "settings": np.asarray(json.dumps(generation.settings)),
+    }
+    if generation.labels is not None:
+        small["labels"] = np.asarray(generation.labels, np.int64)
+
+    def fill(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
+                header = {"descr": "|u1", "fortran_order": False}
+                shape = (len(seeds), *first.shape)
+                np.lib.format.write_array_header_1_0(stream, {**header, "shape": shape})
+                for seed in seeds:
+                    stream.write(_read_png(_png(folder, seed)).tobytes())
+            for name, value in small.items():
+                with archive.open(f"{name}.npy", "w") as stream:
+                    np.lib.format.write_array(stream, value, allow_pickle=False)
+
+    _replace(out, fill)
+
+
+def _each(samples: Samples) -> Iterator[tuple[int, int | None, np.ndarray]]:
+    """(seed, label, image (H, W, 3)) of a batch."""
+    assert samples.images is not None
+    images = samples.images.permute(0, 2, 3, 1).cpu().numpy()
+    labels = [None] * len(images) if samples.labels is None else samples.labels.tolist()
+    yield from zip(samples.seeds, labels, images, strict=True)
+
+
+def _png(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:08d}.png"
+
+
+def _write_png(path: Path, image: np.ndarray, *, seed: int, label: int | None) -> None:
+    from PIL import Image, PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text("seed", str(seed))
+    if label is not None:
+        text.add_text("label", str(label))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    _replace(path, lambda file: picture.save(file, format="PNG", pnginfo=text, compress_level=1))
+
+
+def _read_png(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _replace(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
+    """Write beside and rename: a file that is there is whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("w+b") as file:
+            fill(file)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
+
+
+def _same(path: Path, generation: Generation) -> bool:
+    """Whether a whole `.npz` (of the same settings) has just these seeds and labels."""
+    with np.load(path) as arrays:
+        labels = tuple(arrays["labels"].tolist()) if "labels" in arrays.files else None
+        return tuple(arrays["seeds"].tolist()) == generation.seeds and labels == generation.labels
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """The images of a `.npz` of ours as PNGs again."""
+    with np.load(path) as arrays:
+        seeds = arrays["seeds"].tolist()
+        labels = arrays["labels"].tolist() if "labels" in arrays.files else [None] * len(seeds)
+    images = (image for block in read_images(path) for image in block)
+    for seed, label, image in zip(seeds, labels, images, strict=True):
+        if not _png(folder, seed).exists():
+            _write_png(_png(folder, seed), image, seed=seed, label=label)
+
+
+def _check_labels(folder: Path, generation: Generation, done: set[int]) -> None:
+    """Other labels, given one by one, do not show in the settings: ask the images themselves."""
+    from PIL import Image
+
+    if generation.labels is None or generation.label_rule != "given":
+        return
+    for seed, label in zip(generation.seeds, generation.labels, strict=True):
+        if seed in done:
+            with Image.open(_png(folder, seed)) as image:
+                made = image.info.get("label")
+            if made != str(label):
+                raise DataError(
+                    f"{_png(folder, seed)} was made with label {made}, now {label} is asked for; "
+                    "choose another --out or delete it"
+                )
+
+
+def _rank() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _wait() -> None:
+    """All ranks arrive before any goes on."""
+    if _rank()[1] > 1:
+        flag = torch.zeros(1, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(flag)

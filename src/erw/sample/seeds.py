@@ -1,0 +1,54 @@
+"""What follows from a sample's seed: its noise, and its label where none is given."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from erw.draws import generator
+from erw.errors import ConfigError
+from erw.sample.solvers import Noise
+
+Labels = int | Sequence[int] | Tensor | None
+
+
+def start_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """The noise (B, *shape), float32, that samples of these seeds start from."""
+    return _normal(seeds, shape, "start")
+
+
+def step_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Noise:
+    """Noise of SDE steps, (step, x) -> (B, *shape): a function of each seed and the step."""
+
+    def noise(step: int, x: Tensor) -> Tensor:
+        return _normal(seeds, shape, "step", step).to(x)
+
+    return noise
+
+
+def labels_of(
+    labels: Labels, seeds: tuple[int, ...], num_classes: int
+) -> tuple[tuple[int, ...] | None, str]:
+    """The label of each seed and, for the record, the rule that they follow."""
+    if not num_classes:
+        if labels is not None:
+            raise ConfigError("labels were given to an unconditional model; leave them out")
+        return None, "none"
+    if labels is None:
+        return tuple(seed % num_classes for seed in seeds), "balanced: seed modulo classes"
+    if isinstance(labels, int):
+        chosen, rule = (labels,) * len(seeds), f"all {labels}"
+    else:
+        chosen, rule = tuple(int(label) for label in labels), "given"
+    if len(chosen) != len(seeds):
+        raise ConfigError(f"{len(chosen)} labels for {len(seeds)} seeds; give one label per seed")
+    wrong = [label for label in chosen if not 0 <= label < num_classes]
+    if wrong:
+        raise ConfigError(f"label {wrong[0]} is none of the classes 0..{num_classes - 1}")
+    return chosen, rule
+
+
+def _normal(seeds: Sequence[int], shape: tuple[int, ...], *tags: int | str) -> Tensor:
+    """Standard normal (B, *shape) float32, a row per seed; from the CPU on any device."""
+    draw = [torch.randn(shape, generator=generator(seed, "sample", *tags)) for seed in seeds]
+    return torch.stack(draw)

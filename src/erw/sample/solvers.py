@@ -1,0 +1,184 @@
+"""Solvers that carry noise (t = 1) to data (t = 0) along a velocity field.
+
+Every solver has one signature, `solver(velocity, x, times, *, path, noise, callback) -> x`:
+
+| argument   | meaning                                                                            |
+| velocity   | `(x (B, ...), t) -> v (B, ...)`; t is one Python float, the batch's time           |
+| x          | the state at `times[0]`; its dtype is what the velocity is called with             |
+| times      | falling times, from `uniform_times` or `sde_times`                                 |
+| noise      | `(step, x) -> standard normal numbers as x`; asked only by the SDE                 |
+| callback   | is given a `Step` after each step: progress, previews and tests hang here          |
+
+The state is float64 and is returned as float64: it costs nothing beside the network, and 250 steps
+then add no rounding of their own. Guidance wraps the velocity (`guidance.guided`), never the
+solver.
+Source: REPA (arXiv 2410.06940), section 2 and its samplers; SiT (arXiv 2401.08740), section 2.4.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from erw.errors import ConfigError
+from erw.flow import LINEAR, Path, score_from_velocity
+
+Velocity = Callable[[Tensor, float], Tensor]
+Noise = Callable[[int, Tensor], Tensor]
+
+
+class Step(NamedTuple):
+    """One finished step: its number from 0, its two times, the state reached, the velocity at t."""
+
+    number: int
+    t: float
+    t_next: float
+    x: Tensor
+    velocity: Tensor
+
+
+Callback = Callable[[Step], None]
+
+
+class Solve(Protocol):
+    """The signature that all solvers share."""
+
+    def __call__(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        times: Sequence[float],
+        *,
+        path: Path = LINEAR,
+        noise: Noise | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor: ...
+
+
+def uniform_times(steps: int, *, shift: float = 1.0) -> list[float]:
+    """`steps + 1` evenly spaced times from 1 to 0. Raises ConfigError when `steps` < 1.
+
+    `shift` > 1 spends more steps near the noise: t -> s t / (1 + (s - 1) t) (SD3, arXiv 2403.03206,
+    Eq. 23).
+    """
+    if steps < 1:
+        raise ConfigError(f"steps = {steps}: a sampler needs at least 1 step")
+    if shift <= 0:
+        raise ConfigError(f"shift = {shift}: the time shift must be above 0 (1 = none)")
+    even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return (shift * even / (1 + (shift - 1) * even)).tolist()
+
+
+def sde_times(steps: int, *, last: float = 0.04) -> list[float]:
+    """`steps` evenly spaced times from 1 to `last`, then 0: the last step is long and without
+    noise.
+
+    Raises ConfigError when `steps` < 2 or `last` is not between 0 and 1.
+    """
+    if steps < 2:
+        raise ConfigError(f"steps = {steps}: the SDE sampler needs at least 2 steps")
+    if not 0 < last < 1:
+        raise ConfigError(f"last = {last}: the last step of the SDE must be between 0 and 1")
+    return [*torch.linspace(1, last, steps, dtype=torch.float64).tolist(), 0.0]
+
+
+def euler(
+    velocity: Velocity,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    path: Path = LINEAR,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Euler steps of the probability flow ODE dx = v dt; one evaluation a step."""
+    dtype, x = x.dtype, x.double()
+    for i, (t, t_next) in enumerate(pairwise(times)):
+        v = velocity(x.to(dtype), t)
+        x = x + (t_next - t) * v.double()
+        if callback:
+            callback(Step(i, t, t_next, x, v))
+    return x
+
+
+def heun(
+    velocity: Velocity,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    path: Path = LINEAR,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Heun's second order steps of the ODE; the last one is an Euler step, as in REPA and EDM.
+
+    Costs 2 steps - 1 evaluations. Each evaluation is made, and guided, at its own time: REPA
+    decides about the second one by the time of the first, which differs only where a guidance
+    interval ends between the two.
+    """
+    dtype, x = x.dtype, x.double()
+    final = len(times) - 2
+    for i, (t, t_next) in enumerate(pairwise(times)):
+        v = velocity(x.to(dtype), t)
+        slope = v.double()
+        if i < final:
+            ahead = x + (t_next - t) * slope
+            slope = (slope + velocity(ahead.to(dtype), t_next).double()) / 2
+        x = x + (t_next - t) * slope
+        if callback:
+            callback(Step(i, t, t_next, x, v))
+    return x
+
+
+def euler_maruyama(
+    velocity: Velocity,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    path: Path = LINEAR,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Euler-Maruyama steps of the reverse SDE dx = (v - w s / 2) dt + sqrt(w) dW with w(t) = 2 t.
+
+    s is the score. The last step takes the drift alone. REPA guides the drift, where we guide the
+    velocity: the drift is affine in v and the weights (scale, 1 - scale) of guidance sum to one, so
+    the two are the same.
+    """
+    dtype, x = x.dtype, x.double()
+    noise = noise or (lambda step, like: torch.randn_like(like))
+    final = len(times) - 2
+    for i, (t, t_next) in enumerate(pairwise(times)):
+        v = velocity(x.to(dtype), t)
+        w, dt = 2 * t, t_next - t
+        now = torch.tensor(t, dtype=torch.float64)
+        score = score_from_velocity(v.double(), x, now, path=path)
+        mean = x + dt * (v.double() - w / 2 * score)
+        x = mean if i == final else mean + (w * -dt) ** 0.5 * noise(i, x).to(x)
+        if callback:
+            callback(Step(i, t, t_next, x, v))
+    return x
+
+
+class Solver(NamedTuple):
+    """A named way to sample: the solver, its times, and how often it evaluates the velocity."""
+
+    solve: Solve
+    times: Callable[[int], list[float]]
+    evaluations: Callable[[int], int]
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": Solver(euler, uniform_times, lambda steps: steps),
+    "heun": Solver(heun, uniform_times, lambda steps: 2 * steps - 1),
+    "euler_maruyama": Solver(euler_maruyama, sde_times, lambda steps: steps),
+}
+
+
+def solver(name: str) -> Solver:
+    """The solver called `name`; raises ConfigError with the known names otherwise."""
+    if name not in SOLVERS:
+        raise ConfigError(f"unknown solver {name!r}; there are {', '.join(SOLVERS)}")
+    return SOLVERS[name]

@@ -1,0 +1,198 @@
+"""Solvers and guidance: REPA's samplers reproduced, known flows integrated."""
+
+import json
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from erw.errors import ConfigError
+from erw.flow import COSINE, LINEAR, PATHS
+from erw.models.sit import SiT
+from erw.sample.guidance import conditional, guided
+from erw.sample.solvers import (
+    SOLVERS,
+    Step,
+    euler,
+    euler_maruyama,
+    heun,
+    sde_times,
+    solver,
+    uniform_times,
+)
+
+Golden = Callable[[str], dict[str, np.ndarray]]
+
+
+def array(tag: str, *shape: int) -> np.ndarray:
+    """The golden files' rule that makes every array."""
+    state = np.random.RandomState(zlib.crc32(f"1:{tag}".encode()))
+    return state.standard_normal(shape).astype(np.float32)
+
+
+def golden_net(meta: dict[str, Any]) -> SiT:
+    net = SiT(
+        input_size=meta["input_size"],
+        patch=meta["patch_size"],
+        depth=meta["depth"],
+        width=meta["hidden_size"],
+        heads=meta["num_heads"],
+        num_classes=meta["num_classes"],
+    )
+    weights = {
+        key: value if key == "pos_embed" else torch.tensor(0.12 * array("w:" + key, *value.shape))
+        for key, value in net.state_dict().items()
+    }
+    net.load_state_dict(weights)
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "euler",
+        "euler_cfg_interval",
+        "heun",
+        "heun_cfg",
+        "sde",
+        "sde_cfg_interval",
+        "sde_cosine",
+    ],
+)
+def test_repas_samplers(golden: Golden, name: str) -> None:
+    data = golden(f"sampler_{name}")
+    meta = json.loads(str(data["meta"]))
+    net, y = golden_net(meta), torch.tensor(data["y"])
+    velocity = guided(
+        net,
+        y,
+        net.null_class,
+        scale=meta.get("cfg_scale", 1.0),
+        interval=(meta.get("guidance_low", 0.0), meta.get("guidance_high", 1.0)),
+    )
+    chosen = SOLVERS["euler_maruyama" if "sde" in name else name.split("_")[0]]
+    draws: list[int] = []
+
+    def noise(step: int, x: Tensor) -> Tensor:
+        draws.append(step)
+        return torch.tensor(array(f"sde{step}", *x.shape))
+
+    with torch.no_grad():
+        x = chosen.solve(
+            velocity,
+            torch.tensor(data["latents"]),
+            chosen.times(meta["num_steps"]),
+            path=PATHS[meta.get("path_type", "linear")],
+            noise=noise,
+        )
+    expected = torch.tensor(data["out"])
+    assert len(draws) == meta["draws"]
+    assert x.dtype == torch.float64
+    assert (x - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_a_straight_flow_is_exact_in_one_step() -> None:
+    # Data at one point c: on the linear path v = (x - c) / t, and every path is a straight line.
+    c = 0.7
+    x = torch.randn(5, 2, 3, 3, dtype=torch.float64)
+    for solve in (euler, heun):
+        out = solve(lambda x, t: (x - c) / t, x, uniform_times(1))
+        assert torch.allclose(out, torch.full_like(x, c))
+
+
+def test_orders_of_convergence() -> None:
+    # dx = -x dt from t = 1 to 0 ends at x e.
+    def error(solve: Any, steps: int) -> float:
+        x = torch.ones(1, dtype=torch.float64)
+        out = solve(lambda x, t: -x, x, uniform_times(steps))
+        return abs(out.item() - np.e)
+
+    assert error(euler, 40) / error(euler, 80) == pytest.approx(2, rel=0.1)
+    # The last step is an Euler step, of local order 2, so the whole is still of order 2.
+    assert error(heun, 80) / error(heun, 160) == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("path", [LINEAR, COSINE], ids=["linear", "cosine"])
+def test_sde_and_ode_reach_the_same_gaussian(path: Any) -> None:
+    # Data N(m, s^2): the velocity is known, and both must end at that distribution.
+    m, s = 1.5, 0.5
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        now = torch.tensor(t, dtype=x.dtype)
+        alpha, sigma = path.alpha(now), path.sigma(now)
+        var = alpha**2 * s**2 + sigma**2
+        centred = x - alpha * m
+        clean = m + alpha * s**2 / var * centred
+        return path.d_alpha(now) * clean + path.d_sigma(now) * sigma / var * centred
+
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, dtype=torch.float64, generator=rng)
+    noise = lambda step, like: torch.randn(len(like), generator=rng)  # noqa: E731
+    for solve, times in ((heun, uniform_times(50)), (euler_maruyama, sde_times(250, last=0.01))):
+        out = solve(velocity, x, times, path=path, noise=noise)
+        assert out.mean().item() == pytest.approx(m, abs=0.02)
+        assert out.std().item() == pytest.approx(s, abs=0.02)
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_evaluations_times_and_callback(name: str) -> None:
+    chosen, calls, seen = SOLVERS[name], [], []
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        assert x.dtype == torch.float32
+        calls.append(t)
+        return torch.zeros_like(x)
+
+    times = chosen.times(7)
+    chosen.solve(velocity, torch.randn(2, 3), times, callback=seen.append)
+    assert len(calls) == chosen.evaluations(7)
+    assert [(step.t, step.t_next) for step in seen] == list(pairwise(times))
+    assert [step.number for step in seen] == list(range(7))
+    assert isinstance(seen[0], Step)
+    assert times[0] == 1 and times[-1] == 0
+
+
+def test_shifted_times_keep_their_ends() -> None:
+    even, shifted = uniform_times(10), uniform_times(10, shift=3.0)
+    assert (shifted[0], shifted[-1]) == (1, 0)
+    assert all(late > plain for late, plain in zip(shifted[1:-1], even[1:-1], strict=True))
+
+
+def test_guidance_is_its_formula_and_costs_double_inside_only() -> None:
+    sizes = []
+
+    def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        sizes.append(len(x))
+        assert t.shape == y.shape == (len(x),)
+        return x * y[:, None] + t[:, None]
+
+    x, y = torch.randn(4, 3), torch.tensor([1, 2, 3, 4])
+    velocity = guided(model, y, 9, scale=1.7, interval=(0.2, 0.6))
+    plain = conditional(model, y)
+    for t in (0.2, 0.4, 0.6, 0.6 + 1e-12):
+        expected = (x * 9 + t) + 1.7 * (x * y[:, None] - x * 9)
+        assert torch.allclose(velocity(x, t), expected, atol=1e-5)
+    assert sizes == [8] * 4
+    for t in (0.19, 0.61):
+        assert torch.equal(velocity(x, t), plain(x, t))
+    assert torch.equal(guided(model, y, 9, scale=1.0)(x, 0.5), plain(x, 0.5))
+    assert sizes[4:] == [4] * 6
+
+
+def test_bad_settings_say_so() -> None:
+    for wrong in (
+        lambda: uniform_times(0),
+        lambda: uniform_times(5, shift=0.0),
+        lambda: sde_times(1),
+        lambda: sde_times(5, last=1.0),
+        lambda: solver("dopri"),
+        lambda: guided(lambda x, t, y: x, torch.zeros(1), 0, scale=2.0, interval=(0.7, 0.1)),
+    ):
+        with pytest.raises(ConfigError) as error:
+            wrong()
+        assert "\n" not in str(error.value)
