@@ -43,7 +43,7 @@ demo: $(VENV)/.installed  ## the quickstart study on real images, about 15 minut
 	$(BIN)/erw study demo --out $(OUT)
 
 demo-smoke: $(VENV)/.installed  ## the same path in tiny, a minute or two; checks that it holds, not how good
-	$(BIN)/erw study demo --smoke --out $(if $(filter runs/demo,$(OUT)),runs/demo-smoke,$(OUT))
+	$(BIN)/erw study smoke --out $(if $(filter runs/demo,$(OUT)),runs/demo-smoke,$(OUT))
 
 clean:  ## remove the environment and tool caches; runs stay
 	rm -rf $(VENV) build src/erw.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

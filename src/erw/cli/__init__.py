@@ -1,7 +1,7 @@
 """The command line: `erw VERB ...` parses, calls public functions and prints what came of it.
 
-Exit codes: 0 all well; 1 a bug of ours, with its traceback; 2 input that can be mended, with one line
-on stderr; 3 a loss or gradient that is not finite; 130 interrupted, after saving.
+Exit codes: 0 all well; 1 a bug of ours, with its traceback; 2 input that can be mended, with one
+line on stderr; 3 a loss or gradient that is not finite; 130 interrupted, after saving.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import erw
 from erw.errors import ConfigError, ErwError, NumericsError
 
-# verb -> (module and function, usage, what it does); modules are imported when their verb is called.
+# verb -> (module and function, usage, what it does); modules are imported when they are called.
 VERBS = {
     "train": ("runs:train", "RECIPE --out DIR", "train a recipe; the same command goes on"),
     "prepare": ("images:prepare", "IMAGES --out DIR", "images -> cache of latents and features"),
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as done:  # argparse ends --help so
         return int(done.code or 0)
-    except KeyboardInterrupt:
-        return fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except KeyboardInterrupt as stop:
+        return fail(f"interrupted: {str(stop) or 'the same command goes on'}", 130)
     except BrokenPipeError:  # the reader of a pipe such as `erw show | head` went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -62,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not can_be_mended(error):
             traceback.print_exc()
-            return fail(
-                f"this is a bug in erw {erw.__version__}: please report what stands above", 1
-            )
+            return fail(f"this is a bug in erw {erw.__version__}: please report the above", 1)
         return fail(f"error: {describe(error)}", 2)
 
 
@@ -85,7 +83,7 @@ def dispatch(args: list[str]) -> None:
 
 
 def can_be_mended(error: Exception) -> bool:
-    """Whether the user caused it: our own errors, paths, a full disk, a ValueError that we raised."""
+    """Whether the user caused it: our errors, paths, a full disk, a ValueError that we raised."""
     if isinstance(error, (ErwError, *BAD_PATH)) or "No space left on device" in str(error):
         return True
     if isinstance(error, OSError):
@@ -95,11 +93,8 @@ def can_be_mended(error: Exception) -> bool:
 
 def raised_here(error: Exception) -> bool:
     """Whether the statement that raised is erw's own, and not one of a library that we called."""
-    frame = error.__traceback__
-    while frame and frame.tb_next:
-        frame = frame.tb_next
-    here = Path(erw.__file__).parent
-    return bool(frame) and Path(frame.tb_frame.f_code.co_filename).is_relative_to(here)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(Path(erw.__file__).parent)
 
 
 def describe(error: Exception) -> str:

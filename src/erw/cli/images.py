@@ -88,9 +88,7 @@ def prepare(args: Sequence[str]) -> None:
     parser = Parser("erw prepare", what, usage="IMAGES --out DIR [--SETTING VALUE ...]")
     parser.add_argument("source", metavar="IMAGES")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the cache")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="count images and bytes, write nothing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="count images and bytes only")
     add_settings(parser, Prepare())
     found = parser.read(args)
     how = changed(Prepare(), found)
@@ -123,14 +121,14 @@ def sample(args: Sequence[str]) -> None:
     def progress(count: int) -> None:
         nonlocal done
         done += count
-        console.step(done, len(drawing), "")
+        console.step(done, len(drawing))
 
     with world():
         print(write(drawing, found.out, progress=progress))
 
 
 def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained, Any]:
-    """The run named first in `args`, loaded, and the options after it, its own values as defaults."""
+    """The run named first in `args`, loaded, and the options after it; defaults are its own."""
     usage, what = "RUN --out PATH [--SETTING VALUE ...]", "RUN: the folder that `erw train` wrote."
     own = Sample()
     model = None

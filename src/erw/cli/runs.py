@@ -114,8 +114,8 @@ def costs(run: Run) -> list[str]:
     full, early = step.full + step.projector, step.warmup + step.projector
     lines = [
         f"parameters   {count / 1e6:.1f} M" + f", projectors {heads / 1e6:.1f} M" * bool(heads),
-        f"memory       {(count + heads) * BYTES_A_PARAMETER / 2**20:,.0f} MiB for weights, gradients, "
-        "AdamW and EMA; activations come on top",
+        f"memory       {(count + heads) * BYTES_A_PARAMETER / 2**20:,.0f} MiB for weights, "
+        "gradients, AdamW and EMA; activations come on top",
         f"full step    {flops(batch * full)}, {batch} images",
     ]
     if run.plan.warmup:

@@ -1,4 +1,4 @@
-"""Settings records as command-line options: one typed, dotted option per field, values in `--help`."""
+"""Settings records as command-line options: one typed, dotted option per field."""
 
 from __future__ import annotations
 
@@ -104,10 +104,14 @@ def attributes(kind: type) -> dict[str, str]:
     return texts
 
 
-def add_settings(parser: argparse.ArgumentParser, record: Any) -> None:
-    """Give the parser an option for every setting of the record; none of them is required."""
+def add_settings(
+    parser: argparse.ArgumentParser, record: Any, *, leave: Sequence[str] = ()
+) -> None:
+    """Give the parser an option for every setting of the record but those in `leave`."""
     groups: dict[str, Any] = {}
     for name, hint, value, text in settings(record):
+        if name in leave:
+            continue
         title = name.rpartition(".")[0]
         if title not in groups:
             groups[title] = parser.add_argument_group(f"{title} settings".strip())
@@ -167,9 +171,7 @@ def converter(kind: type, *, optional: bool = False) -> Any:
         try:
             return TRUTH[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError):
-            more = " or none" * optional
-            raise argparse.ArgumentTypeError(
-                f"expected {KINDS[kind]}{more}, got {text!r}"
-            ) from None
+            wanted = KINDS[kind] + " or none" * optional
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
 
     return convert
