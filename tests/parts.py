@@ -50,14 +50,16 @@ def photos(folder: Path, *, each: int = 8) -> Path:
     return folder
 
 
-def make(source: Any, out: Path, vae: Path, *, encoder: bool = False, **options: Any) -> Cache:
+def make(
+    source: Any, out: Path, vae: Path | str, *, encoder: bool = False, **options: Any
+) -> Cache:
     """`prepare` with settings that suit the parts above; 24 photos give 4 shards."""
     options = {"image_size": 32, "rows_per_shard": 7, "batch_size": 4, "progress": False} | options
     encoders = [load_encoder(ENCODER)] if encoder else []
     return prepare(source, out, vae=load_vae(vae), encoders=encoders, **options)
 
 
-def files(cache: Path, *, records: bool = True) -> dict[str, bytes]:
+def files(cache: Path) -> dict[str, bytes]:
     """Every file that belongs to a cache's identity, by path inside."""
     found = {str(p.relative_to(cache)): p.read_bytes() for p in cache.rglob("*") if p.is_file()}
     return {

@@ -165,16 +165,11 @@ class Cache:
         the number that every encoder asked for must give.
         """
         if vae is not None:
-            told = getattr(vae, "weight_hash", None)
-            if told is None and _name(vae) != self.vae["name"]:
-                self._wrong(
-                    f"latents of VAE {self.vae['name']}, not {_name(vae)}", f"--vae {_name(vae)}"
-                )
-            if told not in (None, self.vae["weight_hash"]):
-                other = "other weights of it" if _name(vae) == self.vae["name"] else _name(vae)
-                self._wrong(
-                    f"latents of VAE {self.vae['name']}, not of {other}", f"--vae {_name(vae)}"
-                )
+            name, held = _name(vae), self.vae["name"]
+            told = getattr(vae, "weight_hash", None)  # if known it decides, wherever the VAE lies
+            if (name != held) if told is None else (told != self.vae["weight_hash"]):
+                other = "other weights of it" if name == held else name
+                self._wrong(f"latents of VAE {held}, not of {other}", f"--vae {name}")
         for encoder in encoders:
             name = _name(encoder)
             if name not in self.features:

@@ -1,0 +1,237 @@
+"""The cache: rows are what was encoded, damage is found, and the wrong cache is refused."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from erw.data import Batch, Cache, open_source
+from erw.data.codec import FORMATS, fidelity, from_numpy, pack, to_numpy, unpack
+from erw.data.crops import adm_center_crop
+from erw.data.shards import Column, hash_file, map_shard, write_shard
+from erw.encoders import load_encoder, load_vae
+from erw.errors import CacheError, DataError
+from parts import CLASSES, ENCODER, make, photos, vae_folder
+
+Parts = SimpleNamespace
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
+    """Photos, a VAE and a cache of both variants, features and images."""
+    root = tmp_path_factory.mktemp("cache")
+    vae, folder = vae_folder(root / "vae"), photos(root / "set")
+    cache = make(folder, root / "made", vae, encoder=True, flip=True, images=True)
+    yield Parts(root=root, vae=vae, folder=folder, cache=cache)
+
+
+@pytest.fixture
+def copy(made: Parts, tmp_path: Path) -> Path:
+    """A copy of the cache, to be damaged."""
+    return Path(shutil.copytree(made.root / "made", tmp_path / "copy"))
+
+
+def test_rows_are_what_the_networks_give(made: Parts) -> None:
+    cache, source = made.cache, open_source(made.folder)
+    vae, encoder = load_vae(made.vae), load_encoder(ENCODER)
+    rows = [23, 0, 8, 8]
+    batch = cache.read(rows, features=[ENCODER])
+    squares = np.stack([adm_center_crop(source[i][0], 32) for i in rows])
+    images = torch.from_numpy(squares).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        mean, std = vae.encode(images).chunk(2, 1)
+        tokens = encoder(images)
+    torch.testing.assert_close(batch.mean, (mean - vae.shift) * vae.scale, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(batch.std, std * vae.scale, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(batch.features[0], tokens, atol=2e-2, rtol=2e-3)
+    assert batch.labels.tolist() == [2, 0, 1, 1] and batch.labels.dtype == torch.int64
+    assert torch.equal(cache.images(rows), images)
+    assert cache.items(rows).tolist() == rows
+
+
+def test_the_flipped_variant_is_of_the_mirrored_image(made: Parts) -> None:
+    images = made.cache.images([3, 4]).flip(-1)
+    batch = made.cache.read([3, 3, 4], features=[ENCODER], flipped=np.array([True, False, True]))
+    with torch.no_grad():
+        tokens = load_encoder(ENCODER)(images)
+    torch.testing.assert_close(batch.features[0][[0, 2]], tokens, atol=2e-2, rtol=2e-3)
+    assert not torch.equal(batch.mean[0], batch.mean[1])
+    assert torch.equal(made.cache.read([3]).mean[0], batch.mean[1])
+
+
+def test_what_a_cache_says_about_itself(made: Parts) -> None:
+    cache = made.cache
+    assert len(cache) == 24 and cache.class_names == CLASSES and cache.class_counts == (8, 8, 8)
+    assert cache.latent_shape == (4, 8, 8) and cache.variants == 2
+    spec = cache.features[ENCODER]
+    assert (spec.dim, spec.grid, spec.tokens) == (112, (4, 4), 16)
+    assert spec.flops == load_encoder(ENCODER).flops(32) and cache.vae["flops"] > 0
+    # Statistics of posterior samples, against the rows themselves.
+    both = [cache.read(range(24), flipped=np.full(24, side)) for side in (False, True)]
+    vae = load_vae(made.vae)
+    mean = torch.cat([b.mean for b in both]) / vae.scale + vae.shift
+    std = torch.cat([b.std for b in both]) / vae.scale
+    square = (mean**2 + std**2).mean((0, 2, 3)) - mean.mean((0, 2, 3)) ** 2
+    torch.testing.assert_close(
+        torch.tensor(cache.manifest.latent_mean), mean.mean((0, 2, 3)), atol=1e-3, rtol=1e-3
+    )
+    torch.testing.assert_close(
+        torch.tensor(cache.manifest.latent_std), square.sqrt(), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_batches_move_and_empty_reads_keep_their_shape(made: Parts) -> None:
+    batch = made.cache.read([1, 2], features=[ENCODER]).to("cpu")
+    assert isinstance(batch, Batch) and batch.features[0].shape == (2, 16, 112)
+    assert made.cache.read([]).mean.shape == (0, 4, 8, 8)
+    with pytest.raises(IndexError):
+        made.cache.read([24])
+
+
+def test_shards_are_plain_safetensors(made: Parts) -> None:
+    shard = load_file(made.cache.path / "shards" / "00001.safetensors")
+    assert shard["mean"].dtype == torch.float16 and shard["mean"].shape == (7, 2, 4, 8, 8)
+    assert shard["item"].tolist() == list(range(7, 14))
+    assert shard[f"features.{ENCODER}"].shape == (7, 2, 16, 112)
+
+
+def test_a_shard_reads_back_and_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    columns = {
+        "b": Column("int8", random.integers(-9, 9, (5, 3)).astype(np.int8)),
+        "a": Column("float16", random.normal(size=(5, 2, 3)).astype(np.float16)),
+        "c": Column("bfloat16", random.integers(0, 9, (5, 1)).astype(np.uint16)),
+        "d": Column("int64", np.arange(5)),
+    }
+    written = write_shard(tmp_path / "x.safetensors", columns)
+    backwards = write_shard(tmp_path / "y.safetensors", dict(reversed(columns.items())))
+    assert written.blake3 == backwards.blake3 == hash_file(tmp_path / "x.safetensors")
+    assert written.bytes == (tmp_path / "x.safetensors").stat().st_size
+    for name, column in map_shard(tmp_path / "x.safetensors").items():
+        assert column.dtype == columns[name].dtype
+        assert np.array_equal(column.values, columns[name].values)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.safetensors", "y.safetensors"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats_keep_directions(kind: str) -> None:
+    tokens = torch.randn(64, 16, 96, generator=torch.Generator().manual_seed(0))
+    tokens[3, 4] = 0
+    packed = pack(tokens, kind)
+    assert fidelity(tokens, packed).mean() > 0.9999
+    assert torch.equal(unpack(packed)[3, 4], tokens[3, 4])
+    stored = from_numpy(to_numpy(packed.values), kind)
+    assert torch.equal(stored, packed.values)
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8"])
+def test_features_that_do_not_fit_are_refused(kind: str) -> None:
+    tokens = torch.ones(2, 3)
+    tokens[1, 1] = float("inf")
+    with pytest.raises(DataError, match="do not fit"):
+        pack(tokens, kind)
+
+
+def test_int8_keeps_real_features(made: Parts, tmp_path: Path) -> None:
+    cache = make(made.folder, tmp_path / "int8", made.vae, encoder=True, features="int8")
+    report = cache.manifest.fidelity[ENCODER]
+    assert report["mean"] >= 0.9999
+    full = made.cache.read(range(24), features=[ENCODER]).features[0]
+    small = cache.read(range(24), features=[ENCODER]).features[0]
+    cosine = torch.nn.functional.cosine_similarity(full, small, dim=-1)
+    assert cosine.mean() >= 0.9999
+    assert abs(float(cosine.mean()) - report["mean"]) < 1e-4
+
+
+def test_one_flipped_bit_is_found_and_the_shard_named(copy: Path) -> None:
+    path = copy / "shards" / "00002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert Cache.open(copy).verify() == ["00002.safetensors"]
+
+
+def test_a_whole_cache_verifies(made: Parts) -> None:
+    assert made.cache.verify() == []
+
+
+def test_a_shard_cut_short_or_missing_is_named(copy: Path) -> None:
+    path = copy / "shards" / "00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CacheError, match=r"00001\.safetensors is cut short"):
+        Cache.open(copy)
+    path.unlink()
+    with pytest.raises(CacheError, match=r"00001\.safetensors is missing"):
+        Cache.open(copy)
+
+
+def test_a_header_of_rubbish_is_an_error_of_ours(copy: Path) -> None:
+    path = copy / "shards" / "00000.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(b"\xff" * 64 + data[64:])
+    with pytest.raises(CacheError, match="damaged"):
+        Cache.open(copy).read([0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is damaged"), ("[]", "is damaged"), ('{"version": 99}', "version 99")],
+)
+def test_a_bad_manifest(copy: Path, text: str, message: str) -> None:
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(CacheError, match=message):
+        Cache.open(copy)
+
+
+def test_no_cache_and_an_unfinished_one(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"no cache at .*erw prepare"):
+        Cache.open(tmp_path / "nothing")
+    (copy / "manifest.json").unlink()
+    with pytest.raises(CacheError, match="an unfinished cache"):
+        Cache.open(copy)
+    (copy / "prepare.json").unlink()
+    with pytest.raises(CacheError, match="is no cache"):
+        Cache.open(copy)
+
+
+def test_labels_out_of_range_are_found(copy: Path) -> None:
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["class_names"] = manifest["class_names"][:2]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CacheError, match="label 2 but 2 classes"):
+        Cache.open(copy).read([20])
+
+
+def test_the_wrong_cache_is_refused_with_the_command_for_the_right_one(made: Parts) -> None:
+    cache, vae, encoder = made.cache, load_vae(made.vae), load_encoder(ENCODER)
+    cache.require(vae=vae, encoders=[encoder], tokens=16, image_size=32, flip=True)
+    cache.require(vae=str(made.vae), encoders=[ENCODER])
+    with pytest.raises(CacheError, match=r"features of efficientnet.*not of dinov2-b.*--encoders"):
+        cache.require(encoders=["dinov2-b"])
+    with pytest.raises(CacheError, match=r"latents of VAE .*not of none.*--vae none"):
+        cache.require(vae="none")
+    with pytest.raises(CacheError, match="of other weights of it"):
+        cache.require(vae=SimpleNamespace(name=str(made.vae), weight_hash="0"))
+    with pytest.raises(CacheError, match="other weights of efficientnet"):
+        cache.require(encoders=[SimpleNamespace(name=ENCODER, weight_hash="0")])
+    with pytest.raises(CacheError, match=r"4 x 4 = 16 tokens an image, the model has 64"):
+        cache.require(encoders=[ENCODER], tokens=64)
+    with pytest.raises(CacheError, match="--image-size 64"):
+        cache.require(image_size=64)
+
+
+def test_what_was_not_stored_is_not_made_up(made: Parts, tmp_path: Path) -> None:
+    plain = make(made.folder, tmp_path / "plain", made.vae)
+    with pytest.raises(CacheError, match="--images"):
+        plain.images([0])
+    with pytest.raises(CacheError, match="no flipped variant"):
+        plain.read([0], flipped=np.array([True]))
+    assert torch.equal(plain.read([5]).mean, made.cache.read([5]).mean)
+    assert plain.identity != made.cache.identity
