@@ -91,7 +91,9 @@ def train(args: argparse.Namespace) -> nn.Module:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(args.seed)
-    vae = AutoencoderKL.from_pretrained(args.init) if args.init else AutoencoderKL(**CONFIG)
+    vae = AutoencoderKL(**CONFIG)
+    if args.init:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(args.init).state_dict())
     vae.train()
     average = [p.detach().clone() for p in vae.parameters()]
     perceptual = Perceptual()
