@@ -22,7 +22,7 @@ VERBS = {
     "train": ("runs:train", "RECIPE --out DIR", "train a recipe; the same command goes on"),
     "prepare": ("images:prepare", "IMAGES --out DIR", "images -> cache of latents and features"),
     "sample": ("images:sample", "RUN --out DIR", "draw images from a trained run"),
-    "eval": ("images:evaluate", "RUN", "score a run, or a folder of images"),
+    "eval": ("scores:evaluate", "RUN|IMAGES", "score samples or images against a reference"),
     "report": ("studies:report", "RUN... --out FILE", "one page of plots from runs or a study"),
     "show": ("runs:show", "[RECIPE]", "list recipes, or one with its settings and cost"),
     "bench": ("studies:bench", "[RECIPE]", "time training steps on this machine"),

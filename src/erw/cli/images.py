@@ -149,11 +149,11 @@ def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained, Any]:
     return model, parser.read(args[1:])
 
 
-def generation(model: Trained, found: Any) -> Generation:
-    """What the options ask `erw.generate` for."""
+def generation(model: Trained, found: Any, draw: Draw = Draw()) -> Generation:
+    """What the options ask `erw.generate` for; `draw` has the values of those not given."""
     from erw.sample import generate
 
-    how, what = changed(model.run.sample, found), changed(Draw(), found)
+    how, what = changed(model.run.sample, found), changed(draw, found)
     seeds = numbers(what.seeds, name="--seeds")
     labels = None
     if what.labels is not None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from erw.cli.settings import Parser, add_settings, changed, settings, shown
+from erw.cli.settings import Parser, add_settings, changed, settings, typed
 from erw.config import Run
 from erw.errors import CacheError, ConfigError
 from erw.models.cost import StepCost, sit_parameters
@@ -81,7 +81,7 @@ def read_recipe(
 
 def described(run: Run) -> str:
     """A run in full: every setting as it is typed, then parameters, FLOPs, memory and time."""
-    lines = [f"--{name.replace('_', '-')} {shown(value)}" for name, _, value, _ in settings(run)]
+    lines = [typed(setting) for setting in settings(run)]
     return "\n".join([*lines, "", *costs(run)])
 
 
@@ -125,8 +125,8 @@ def costs(run: Run) -> list[str]:
     lines += [
         f"run          {flops(known.total)} in {run.steps:,} steps, of which warm-up "
         f"{flops(known.warmup)}, teacher {flops(known.teacher)}",
-        f"time         {known.total / 3.6e15:,.2f} h at 1 TFLOP/s; `erw bench {run.name}` measures "
-        "what this machine does",
+        f"time         {known.total / 3.6e15:,.2f} h at 1 TFLOP/s; `erw bench` measures what "
+        "this machine does",
     ]
     return lines
 

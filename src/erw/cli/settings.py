@@ -140,6 +140,12 @@ def changed(record: T, found: argparse.Namespace) -> T:
     return from_dict(type(record), values)
 
 
+def typed(setting: Setting) -> str:
+    """The setting as one types it; an empty list is the option alone."""
+    value = "" if setting.value == () else shown(setting.value)
+    return f"--{setting.name.replace('_', '-')} {value}".rstrip()
+
+
 def shown(value: Any) -> str:
     """A value as one would type it."""
     if isinstance(value, tuple):

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from erw.cli.runs import read_recipe
-from erw.cli.settings import Parser, add_settings, changed, settings, shown
+from erw.cli.settings import Parser, add_settings, changed, settings, typed
 from erw.errors import ConfigError
 
 OWN = ("name", "methods")  # what makes a study that study, and is no setting
@@ -70,7 +70,7 @@ def study(args: Sequence[str]) -> None:
     if found.dry_run:
         for setting in settings(plan):
             if setting.name not in OWN:
-                print(f"--{setting.name.replace('_', '-')} {shown(setting.value)}")
+                print(typed(setting))
         return
     from erw.study.demo import run_study
 

@@ -1,0 +1,131 @@
+"""`erw eval`: scores of a run's samples, or of images from anywhere, against a reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erw.cli.images import BUILT_IN, Draw, generation, pick_device
+from erw.cli.settings import Parser, add_settings, changed
+from erw.errors import ConfigError
+
+if TYPE_CHECKING:
+    from erw.train import Trained
+
+SCORES = "scores.jsonl"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is compared.
+
+    Attributes:
+        reference: images to compare with: a folder, zip or .npz, statistics (.safetensors), or a
+            built-in set; none: the built-in test set, for runs trained on the built-in images.
+        metric: one or more of fd-, kid-, pr-, dc-, each followed by lite0 or lite2.
+        reference_count: how many images of a built-in reference to compose.
+    """
+
+    reference: str | None = None
+    metric: tuple[str, ...] = ("fd-lite2",)
+    reference_count: int = 2000
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl."""
+    from erw.config import Sample
+
+    named = bool(args) and not args[0].startswith("-")
+    if not named and not set(args) & {"-h", "--help"}:
+        raise ConfigError("erw eval needs a run, or a folder, zip or .npz of images")
+    where = Path(args[0]) if named else Path()
+    what = "RUN: the folder of a run, whose samples are scored; or IMAGES: a folder, zip or .npz."
+    parser = Parser("erw eval", what, usage="RUN|IMAGES [--reference REF] [--SETTING VALUE ...]")
+    parser.add_argument("--out", metavar="FILE", help="write scores and how they were made as JSON")
+    add_settings(parser, Score())
+    model = None
+    if not named or (where / "recipe.json").is_file():
+        if named:
+            from erw.train import load
+
+            model = load(where, device=pick_device("auto"))
+        add_settings(parser, model.run.sample if model else Sample())
+        add_settings(parser, Draw(seeds="0:2000"))
+    if not named:
+        parser.parse_args(["--help"])
+    elif not where.exists() and not args[0].startswith(BUILT_IN):
+        raise FileNotFoundError(f"{where} is neither a run nor images; there is nothing there")
+    found = parser.read(args[1:])
+    scores = scored(args[0], model, found)
+    for name, value in scores["values"].items():
+        print(f"{name:<20}{value:.4f}")
+    line = json.dumps(scores)
+    if model is not None:
+        with (where / SCORES).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    if found.out:
+        Path(found.out).write_text(line + "\n", encoding="utf-8")
+
+
+def scored(what: str, model: Trained | None, found: Any) -> dict[str, Any]:
+    """The scores with everything that they depend on, as JSON values."""
+    from erw.evaluate import evaluate as score
+    from erw.runtime.log import Console
+
+    how = changed(Score(), found)
+    images: Any = what
+    size = None
+    if model is not None:
+        images = generation(model, found, Draw(seeds="0:2000"))
+        size = model.latent_shape[-1] * images.vae.factor if images.vae else None
+    reference = _reference(how, model, size=size)
+    if what.startswith(BUILT_IN):
+        images = _composed(what, how.reference_count, size)
+    console, done = Console("eval"), 0
+    total = len(images) if hasattr(images, "__len__") and not isinstance(images, str) else 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        if total:
+            console.step(done, total)
+
+    scores = score(
+        images,
+        reference=reference,
+        metric=how.metric,
+        device=pick_device("auto"),
+        progress=progress,
+    )
+    return scores.to_dict()
+
+
+def _reference(how: Score, model: Trained | None, *, size: int | None) -> Any:
+    """The reference that was asked for; without one, what the run's own data suggest."""
+    if how.reference is None:
+        if model is None or not _built_in(model):
+            raise ConfigError(
+                "--reference is missing: give images that were not trained on (a folder, zip, .npz "
+                f"or {BUILT_IN}-test)"
+            )
+        return _composed(f"{BUILT_IN}-test", how.reference_count, size)
+    if how.reference.startswith(BUILT_IN):
+        return _composed(how.reference, how.reference_count, size)
+    return how.reference
+
+
+def _built_in(model: Trained) -> bool:
+    """Whether a run was trained on the built-in images, by its class names."""
+    from erw.data.openmoji import groups
+
+    return model.class_names == tuple(groups())
+
+
+def _composed(name: str, count: int, size: int | None) -> Any:
+    from erw.data.sources import open_source
+
+    options: dict[str, Any] = {"size": size} if size else {}
+    return open_source(name, count=count, **options)

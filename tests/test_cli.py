@@ -1,0 +1,373 @@
+"""The command line: what is typed wrong gets one line that says what to do, and an exit code."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erw.cli import VERBS, main
+
+TINY = ["--steps", "4", "--log.every", "1", "--plan.warmup", "2"]
+
+
+class Said(NamedTuple):
+    """What a command left: exit code, standard output, and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+Erw = Callable[..., Said]
+
+
+@pytest.fixture
+def erw(capsys: pytest.CaptureFixture[str]) -> Erw:
+    """erw("train", "debug") runs that command in this process."""
+
+    def run(*argv: str | Path) -> Said:
+        capsys.readouterr()
+        code = main([str(arg) for arg in argv])
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of eight random pictures."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir()
+        for i in range(8):
+            pixels = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("caches") / "cache"
+    assert main(["prepare", str(images), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "debug", "--out", str(folder), "--data.cache", str(cache), *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A run of one's own to damage."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def refused(said: Said, *words: str, code: int = 2) -> None:
+    """One line on stderr, nothing on stdout, that exit code, and all of `words` in the line."""
+    assert said.code == code, said
+    line = said.err.removesuffix("\n")
+    assert line.startswith("error: ") and "\n" not in line, said.err
+    assert not said.out
+    for word in words:
+        assert word in line, f"{word!r} is missing in: {line}"
+
+
+# -- what is typed --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("trian debug", ["trian", "did you mean train"]),
+        ("train", ["recipe", "erw show"]),
+        ("train debgu --out x", ["debgu", "did you mean debug"]),
+        ("show quickstrat", ["quickstrat", "did you mean quickstart"]),
+        ("train debug", ["--out"]),
+        ("train debug --out x --optim.lrr 1", ["--optim.lrr", "did you mean --optim.lr?"]),
+        ("train debug --out x --lr 1", ["unknown setting --lr"]),
+        ("train debug --out x 7", ["unexpected '7'"]),
+        ("train debug --out x --optim.lr fast", ["--optim.lr", "expected a number", "'fast'"]),
+        ("train debug --out x --steps 2.5", ["--steps", "expected a whole number", "'2.5'"]),
+        ("train debug --out x --model.rope maybe", ["--model.rope", "true or false"]),
+        ("train debug --out x --model.channels x", ["expected a whole number or none"]),
+        ("train debug --out x --plan.loss cosin", ["--plan.loss", "'cosine'", "'nt_xent'"]),
+        ("train debug --out x --optim.betas 0.9", ["--optim.betas", "2"]),
+        ("train debug --out x --optim.lr", ["--optim.lr", "expected one argument"]),
+        ("train debug --out x --optim.lr -1e-3", ["optim.lr is -0.001", "> 0"]),
+        ("train debug --out x --optim.lr nan", ["optim.lr is nan", "finite"]),
+        ("train debug --out x --steps 0", ["steps is 0", "1 or more"]),
+        ("train debug --out x --data.batch_size 0", ["data.batch_size is 0"]),
+        ("train debug --out x --plan.depth 9", ["plan.depth 9", "4 blocks"]),
+        ("train debug --out x --plan.warmup 99", ["plan.warmup 99", "12 steps"]),
+        ("train debug --out x --model.heads 5", ["model.heads 5"]),
+        ("train debug --out x --plan.align.kind linear", ["align.over", "linear"]),
+        ("train debug --out x --data.cache nowhere", ["nowhere", "erw prepare"]),
+        ("prepare", ["IMAGES", "--out"]),
+        ("prepare nowhere --out x", ["nowhere"]),
+        ("prepare openmoji --out x --encoders efficientnet-lite1", ["did you mean", "lite"]),
+        ("prepare openmoji --out x --vae nowhere", ["nowhere", "openmoji-f4c4"]),
+        ("prepare openmoji --out x --crop round", ["--crop", "'adm'"]),
+        ("prepare openmoji --out x --image-size 62", ["62", "4"]),
+        ("prepare openmoji --out x --count 0", ["0", "at least 1"]),
+        ("prepare openmoji --out x --device nowhere", ["nowhere", "cpu"]),
+        ("sample", ["run"]),
+        ("sample nowhere --out x", ["nowhere", "recipe.json"]),
+        ("report nowhere --out x.html", ["nowhere"]),
+        ("report --out x.html", ["RUN"]),
+        ("eval", ["run"]),
+        ("eval nowhere", ["nowhere"]),
+        ("eval openmoji-test", ["--reference"]),
+        ("bench debug --rounds 0", ["--rounds is 0"]),
+        ("study", ["demo"]),
+        ("study dmo --out x", ["dmo", "did you mean demo"]),
+        ("study demo --out x --samples 1", ["samples is 1"]),
+    ],
+)
+def test_what_is_typed_wrong(
+    erw: Erw, argv: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(erw(*argv.split()), *words)
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+# -- images and caches ----------------------------------------------------------------------------
+
+
+def test_folders_without_images(erw: Erw, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    refused(erw("prepare", folder, "--out", tmp_path / "x"), str(folder), "empty")
+    (folder / "notes.txt").write_text("no image")
+    refused(erw("prepare", folder, "--out", tmp_path / "x"), str(folder), ".txt")
+
+
+def test_unreadable_images(erw: Erw, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "bad.png").write_bytes(b"\x89PNG, but no more")
+    said = erw("prepare", folder, "--out", tmp_path / "x", "--strict")
+    assert said.code == 2 and "bad.png" in said.err.splitlines()[-1]
+    said = erw("prepare", folder, "--out", tmp_path / "y")
+    last = said.err.splitlines()[-1]
+    assert said.code == 2 and last.startswith("error: ") and "bad.png" in last
+
+
+def test_a_cache_folder_that_is_taken(erw: Erw, images: Path, cache: Path, tmp_path: Path) -> None:
+    refused(erw("prepare", images, "--out", cache, "--crop", "resize"), str(cache), "crop")
+    refused(erw("prepare", images, "--out", images), str(images), "another folder")
+
+
+def test_caches_that_do_not_fit(erw: Erw, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train = ["train", "debug", "--out", out, "--data.cache", cache]
+    refused(erw(*train, "--model.patch", "4"), "64 tokens", "16", "patch")
+    refused(
+        erw(*train, "--data.features", "efficientnet-lite2"), "efficientnet-lite2", "--encoders"
+    )
+    refused(erw(*train, "--model.num-classes", "5"), "num_classes is 5", "2")
+    refused(erw(*train, "--model.input-size", "8"), "input_size is 8", "16")
+    assert not out.exists()
+
+
+def test_a_cache_that_is_cut_short(erw: Erw, cache: Path, tmp_path: Path) -> None:
+    short = shutil.copytree(cache, tmp_path / "short")
+    shard = next((short / "shards").glob("*.safetensors"))
+    os.truncate(shard, shard.stat().st_size - 100)
+    said = erw("train", "debug", "--out", tmp_path / "out", "--data.cache", short)
+    refused(said, shard.name, "cut short", "erw prepare")
+    (short / "manifest.json").unlink()
+    said = erw("train", "debug", "--out", tmp_path / "out", "--data.cache", short)
+    refused(said, str(short), "erw prepare")
+
+
+# -- runs and checkpoints -------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_and_refuses_another(erw: Erw, run: Path, cache: Path) -> None:
+    train = ["train", "debug", "--out", run, "--data.cache", cache, *TINY]
+    assert erw(*train).code == 0
+    said = erw(*train, "--optim.lr", "5e-4")
+    refused(said, str(run), "optim.lr", "0.001", "0.0005", "--out")
+
+
+def test_an_output_folder_with_other_files(erw: Erw, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    said = erw("train", "debug", "--out", tmp_path, "--data.cache", cache)
+    refused(said, str(tmp_path), "--out")
+
+
+def test_damaged_weights(erw: Erw, run: Path, cache: Path, tmp_path: Path) -> None:
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    for path in (newest, run / "ema.safetensors"):
+        os.truncate(path, path.stat().st_size - 100)
+    said = erw("train", "debug", "--out", run, "--data.cache", cache, *TINY)
+    last = said.err.splitlines()[-1]
+    assert said.code == 2 and last.startswith("error: ") and newest.name in last
+    refused(erw("sample", run, "--out", tmp_path / "x"), "ema.safetensors")
+
+
+def test_weights_of_another_model(erw: Erw, run: Path, cache: Path, tmp_path: Path) -> None:
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["resolved"]["model"]["depth"] = 5
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    refused(erw("sample", run, "--out", tmp_path / "x"), "ema.safetensors", "blocks.4")
+    (run / "recipe.json").write_text("{}")
+    refused(erw("sample", run, "--out", tmp_path / "x"), "recipe.json")
+
+
+def test_labels_seeds_and_samples(erw: Erw, trained: Path, tmp_path: Path) -> None:
+    sample = ["sample", trained, "--out", tmp_path / "out"]
+    refused(erw(*sample, "--labels", "2"), "2", "0..1")
+    refused(erw(*sample, "--labels", "dog"), "dog", "did you mean dogs")
+    refused(erw(*sample, "--labels", "0,1,0"), "3 labels", "16 seeds")
+    refused(erw(*sample, "--seeds", "1-9"), "--seeds", "3,5,8:10")
+    refused(erw(*sample, "--seeds", "5:5"), "seeds")
+    refused(erw(*sample, "--solver", "rk4"), "--solver", "'heun'")
+    refused(erw(*sample, "--vae", "nowhere"), "nowhere")
+    said = erw(*sample, "--seeds", "0:3,7", "--labels", "dogs", "--steps", "1", "--solver", "euler")
+    assert said.code == 0 and len(list((tmp_path / "out").glob("*.png"))) == 4
+    refused(erw(*sample, "--steps", "2"), "other settings", "--out")
+
+
+def test_a_loss_that_is_not_finite_ends_with_3(erw: Erw, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train = ["train", "debug", "--out", out, "--data.cache", cache, "--log.checkpoint", "1"]
+    said = erw(*train, "--optim.lr", "1e30", "--optim.lr_warmup", "0")
+    last = said.err.splitlines()[-1]
+    assert said.code == 3 and last.startswith("error: ")
+    assert "not finite in step 2" in last and "step-00000001" in last
+
+
+def test_a_full_disk(cache: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands in for it: the system refuses the write half-way."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    argv = ["train", "debug", "--out", str(tmp_path / "run"), "--data.cache", str(cache), *TINY]
+    done = subprocess.run(
+        [sys.executable, "-m", "erw", *argv], capture_output=True, text=True, preexec_fn=limited
+    )
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: "), done.stderr
+    assert not list((tmp_path / "run").glob("**/*.safetensors"))
+
+
+def test_ctrl_c_saves_and_goes_on(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    argv = ["train", "debug", "--out", str(out), "--data.cache", str(cache), "--log.every", "1"]
+    argv = [sys.executable, "-m", "erw", *argv, "--steps", "5000", "--log.checkpoint", "5000"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    last = err.splitlines()[-1]
+    assert last.startswith("interrupted: ") and "same command" in last
+    step = len(metrics.read_text().splitlines())
+    assert (out / "checkpoints" / f"step-{step:08d}.safetensors").exists()
+
+
+# -- what is right --------------------------------------------------------------------------------
+
+
+def test_help_names_every_verb_and_every_setting(erw: Erw) -> None:
+    said = erw("--help")
+    assert said.code == 0 and not said.err
+    assert all(f"  {verb} " in said.out for verb in VERBS)
+    for verb in VERBS:
+        assert erw(verb, "--help").code == 0
+    said = erw("train", "debug", "--help")
+    assert said.code == 0
+    for text in (
+        "--optim.lr FLOAT",
+        "[0.001]",
+        "--data.batch-size INT",
+        "--plan.align.kind",
+        "--out",
+    ):
+        assert text in said.out
+    assert erw("--version").out.startswith("erw ")
+
+
+def test_dry_runs_write_nothing(
+    erw: Erw, images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "debug", "--out", "run", "--data.cache", cache, "--dry-run"]
+    said = erw(*train, "--optim.lr=2e-4", "--data.batch_size", "16")
+    assert said.code == 0
+    for text in ("--optim.lr 0.0002", "--data.batch-size 16", "parameters", "FLOP", "warm-up step"):
+        assert text in said.out
+    said = erw("prepare", images, "--out", "cache", "--dry-run")
+    assert said.code == 0 and "16 of" in said.out and "2 (cats, dogs)" in said.out
+    assert "MB" in said.out
+    assert erw("study", "smoke", "--out", "study", "--dry-run").code == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_foretells_the_bytes(erw: Erw, images: Path, cache: Path, tmp_path: Path) -> None:
+    said = erw("prepare", images, "--out", tmp_path / "x", "--dry-run")
+    told = 1e6 * float(said.out.split()[-2])
+    real = sum(path.stat().st_size for path in (cache / "shards").glob("*.safetensors"))
+    assert abs(told - real) < 0.1 * real
+
+
+def test_show_lists_and_prints_what_can_be_typed_again(erw: Erw, cache: Path) -> None:
+    said = erw("show")
+    assert said.code == 0 and "quickstart " in said.out and "sit_xl2_in256_erw" in said.out
+    said = erw("show", "sit_b2_in256_erw", "--tiny", "--data.cache", cache)
+    assert said.code == 0 and "not known" not in said.out
+    again = erw("show", "debug", *said.out.split("\n\n")[0].split())
+    assert again.out == said.out
+
+
+def test_eval_of_a_run_and_of_images(erw: Erw, run: Path, images: Path, tmp_path: Path) -> None:
+    refused(erw("eval", run), "--reference")
+    refused(erw("eval", run, "--reference", images, "--metric", "fid"), "fid", "fd-lite2")
+    refused(erw("eval", run, "--reference", tmp_path / "nowhere"), "nowhere")
+    short = ["--seeds", "0:8", "--steps", "1", "--solver", "euler"]
+    said = erw("eval", run, "--reference", images, *short)
+    assert said.code == 0 and said.out.startswith("fd_lite2 ")
+    kept = json.loads((run / "scores.jsonl").read_text())
+    assert kept["count"] == 8 and kept["reference_count"] == 16 and kept["settings"]["steps"] == 1
+    out = tmp_path / "scores.json"
+    said = erw("eval", images / "cats", "--reference", images / "cats", "--out", out)
+    assert said.code == 0 and abs(json.loads(out.read_text())["values"]["fd_lite2"]) < 1e-3
+
+
+def test_bench_and_report(erw: Erw, trained: Path, cache: Path, tmp_path: Path) -> None:
+    said = erw("bench", "debug", "--data.cache", cache, "--rounds", "1")
+    assert said.code == 0 and "warmup" in said.out and "full" in said.out and "images/s" in said.out
+    page = tmp_path / "report.html"
+    assert erw("report", trained, "--out", page).code == 0 and page.exists()
+
+
+def test_python_m_erw() -> None:
+    argv = [sys.executable, "-m", "erw", "show", "debgu"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(erw: Erw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERBS, "show", ("runs:nothing", "", ""))
+    said = erw("show")
+    assert said.code == 1 and "Traceback" in said.err and "bug" in said.err.splitlines()[-1]
