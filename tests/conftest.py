@@ -16,6 +16,9 @@ GOLDEN = [
     ROOT.parent / "shared" / "golden",
 ]
 
+# What the package keeps for later runs (drawn glyphs, statistics) is kept here, not in your home.
+os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "home")
+
 # Workers share the cores, and sums of floats must not depend on how many there are.
 torch.set_num_threads(1)
 
