@@ -6,6 +6,7 @@ import importlib.util
 import pkgutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,14 @@ def test_every_module_imports() -> None:
     for module in pkgutil.walk_packages(erw.__path__, "erw."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+
+
+def test_every_file_of_the_package_is_shipped() -> None:
+    table = tomllib.loads((SRC.parent.parent / "pyproject.toml").read_text())
+    patterns = table["tool"]["setuptools"]["package-data"]["erw"]
+    shipped = {path for pattern in patterns for path in SRC.glob(pattern)} | set(FILES)
+    found = {path for path in SRC.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert found <= shipped, f"not in package-data of pyproject.toml: {found - shipped}"
 
 
 @pytest.mark.parametrize("module", ["erw", "erw.cli"])
