@@ -53,9 +53,8 @@ class VAE:
         pixels = images.to(self.scale.device).float() / 127.5 - 1
         if self.network is None:
             return torch.cat([pixels, torch.zeros_like(pixels)], 1)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        posterior = self.network.encode(pixels).latent_dist
-        return torch.cat([posterior.mean, posterior.std], 1).contiguous()
+        posteriors = [self.network.encode(part).latent_dist for part in _parts(pixels)]
+        return torch.cat([torch.cat([p.mean, p.std], 1) for p in posteriors]).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -70,9 +69,14 @@ class VAE:
             )
         raw = latents.to(self.scale).div(self.scale).add(self.shift)
         if self.network is not None:
-            raw = raw.contiguous(memory_format=torch.channels_last)
-            raw = self.network.decode(raw).sample
+            raw = torch.cat([self.network.decode(part).sample for part in _parts(raw)])
         return ((raw + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    """The batch in parts that stay in a CPU's cache (128 at once: half as fast), channels last."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x.split(8) if x.device.type == "cpu" else (x,)
 
 
 def shipped() -> tuple[str, ...]:
