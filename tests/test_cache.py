@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from erw.data import Batch, Cache, open_source
 from erw.data.codec import FORMATS, fidelity, from_numpy, pack, to_numpy, unpack
 from erw.data.crops import adm_center_crop
-from erw.data.shards import Column, hash_file, map_shard, write_shard
+from erw.data.shards import Column, ShardReader, hash_file, write_shard
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, DataError
 from parts import CLASSES, ENCODER, make, photos, vae_folder
@@ -96,7 +96,8 @@ def test_batches_move_and_empty_reads_keep_their_shape(made: Parts) -> None:
 
 def test_shards_are_plain_safetensors(made: Parts) -> None:
     shard = load_file(made.cache.path / "shards" / "00001.safetensors")
-    assert shard["mean"].dtype == torch.float16 and shard["mean"].shape == (7, 2, 4, 8, 8)
+    moments = shard["moments"]  # row, variant, mean and std of 4 channels
+    assert moments.dtype == torch.float16 and moments.shape == (7, 2, 8, 8, 8)
     assert shard["item"].tolist() == list(range(7, 14))
     assert shard[f"features.{ENCODER}"].shape == (7, 2, 16, 112)
 
@@ -113,9 +114,13 @@ def test_a_shard_reads_back_and_equal_rows_give_equal_bytes(tmp_path: Path) -> N
     backwards = write_shard(tmp_path / "y.safetensors", dict(reversed(columns.items())))
     assert written.blake3 == backwards.blake3 == hash_file(tmp_path / "x.safetensors")
     assert written.bytes == (tmp_path / "x.safetensors").stat().st_size
-    for name, column in map_shard(tmp_path / "x.safetensors").items():
-        assert column.dtype == columns[name].dtype
-        assert np.array_equal(column.values, columns[name].values)
+    reader = ShardReader([tmp_path / "x.safetensors"], rows=5)
+    for name, column in columns.items():
+        got = bytearray(column.values[1:4].nbytes)
+        reader.read(name, 1, memoryview(got))
+        assert got == column.values[1:4].tobytes()
+    with pytest.raises(CacheError, match="column d has 5 rows"):
+        ShardReader([tmp_path / "x.safetensors"], rows=4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.safetensors", "y.safetensors"]
 
 

@@ -42,8 +42,8 @@ def test_a_billion_rows_cost_nothing() -> None:
 
 @pytest.mark.parametrize("number", [2, 3, 7, 24])
 def test_every_place_is_equally_likely(number: int) -> None:
-    """Chi-square of where places 0 and 1 go over 4000 keys; and do they keep their order?"""
-    trials = 4000
+    """Chi-square of where places 0 and 1 go over many keys; and do they keep their order?"""
+    trials = 1500
     pairs = [permuted(np.arange(2), number, key=key) for key in range(trials)]
     for place in (0, 1):
         counts = np.bincount([pair[place] for pair in pairs], minlength=number)

@@ -35,6 +35,21 @@ source = Slow(Folder(Path(folder)))
 make(source, Path(out), "none", encoder=True, rank=int(rank), world=int(world))
 """
 
+# Another process that claims shards 0, 1 and 2 and says which it got.
+OTHER = """
+import fcntl, sys
+
+def take(file, index):
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+        return True
+    except BlockingIOError:
+        return False
+
+with open(sys.argv[1], "r+") as file:
+    print([take(file, index) for index in range(3)])
+"""
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
@@ -72,8 +87,9 @@ def test_kill_9_and_the_same_command_again(made: SimpleNamespace, tmp_path: Path
 
 def test_ranks_join_to_the_same_bytes(made: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "ranks"
-    processes = [start(made, out, rank=rank, world=2) for rank in range(2)]
-    assert [process.wait(300) for process in processes] == [0, 0]
+    other = start(made, out, rank=1, world=2)
+    make(made.folder, out, "none", encoder=True, rank=0, world=2)
+    assert other.wait(300) == 0
     assert files(out) == made.features
 
 
@@ -99,15 +115,10 @@ def test_torchrun_tells_the_rank(
 def test_two_processes_never_write_one_shard(made: SimpleNamespace, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
-    code = (
-        "import sys; from pathlib import Path; from erw.data.claims import Claims\n"
-        "claims = Claims(Path(sys.argv[1])); print([claims.take(i) for i in range(3)])"
-    )
-    env = os.environ | {"PYTHONPATH": str(HERE.parent / "src")}
     with Claims(folder) as mine:
         assert mine.take(1)
         told = subprocess.run(
-            [sys.executable, "-c", code, str(folder)], env=env, capture_output=True, text=True
+            [sys.executable, "-c", OTHER, str(folder / ".lock")], capture_output=True, text=True
         )
         assert told.stdout.split() == ["[True,", "False,", "True]"]
         mine.drop(1)

@@ -1,7 +1,7 @@
-"""A prepared cache: latents' moments, teacher features and labels, memory-mapped, row by row."""
+"""A prepared cache: latents' moments, teacher features and labels, read row by row."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import CacheError
 from .codec import Packed, from_numpy, unpack
-from .manifest import Manifest, Shard
-from .shards import Column, hash_file, map_shard
+from .manifest import Manifest
+from .shards import DTYPES, ShardReader, hash_file
 
 
 class Batch(NamedTuple):
@@ -79,8 +79,8 @@ class Cache:
         }
         self._shards = tuple(shard for shard in manifest.shards if shard.rows)
         self._ends = np.cumsum([shard.rows for shard in self._shards])
-        # A map holds a file handle; thousands of shards must not exhaust them.
-        self._columns = lru_cache(maxsize=max(16, _file_limit() // 2))(self._map)
+        # Thousands of shards must not exhaust the file handles.
+        self._shard = lru_cache(maxsize=max(16, _file_limit() // 2))(self._open)
 
     @classmethod
     def open(cls, path: str | Path) -> "Cache":
@@ -115,8 +115,8 @@ class Cache:
         self.require(encoders=features)
         rows = self._locate(indices, flipped)
         scale, shift = (_per_channel(self.vae[key]) for key in ("scale", "shift"))
-        mean = self._gather("mean", rows).float().sub_(shift).mul_(scale)
-        std = self._gather("std", rows).float().mul_(scale)
+        mean, std = self._gather("moments", rows).float().chunk(2, 1)
+        mean, std = (mean - shift).mul_(scale), std * scale
         labels = self._gather("label", rows).long()
         if len(labels) and int(labels.max()) >= max(1, self.num_classes):
             raise CacheError(
@@ -200,56 +200,61 @@ class Cache:
             f"erw prepare IMAGES --out OTHER_DIR {option}"
         )
 
-    def _locate(
-        self, indices: Sequence[int] | np.ndarray, flipped: np.ndarray | None
-    ) -> "list[tuple[int, np.ndarray, np.ndarray]]":
-        """(shard, places in the batch, row * variants + variant in the shard) per shard."""
+    def _locate(self, indices: Sequence[int] | np.ndarray, flipped: np.ndarray | None) -> "_Rows":
         index = np.asarray(indices, dtype=np.int64)
         if index.ndim != 1 or (len(index) and not 0 <= index.min() <= index.max() < len(self)):
             raise IndexError(f"rows {index} of a cache of {len(self)}")
         if flipped is not None and flipped.any():
             self.require(flip=True)
-        shard = np.searchsorted(self._ends, index, side="right")
-        local = index - np.concatenate([[0], self._ends])[shard]
         variant = np.zeros_like(index) if flipped is None else flipped.astype(np.int64)
-        places = np.argsort(shard, kind="stable")
-        cuts = np.flatnonzero(np.diff(shard[places])) + 1
-        return [
-            (int(shard[part[0]]), part, np.stack([local[part], variant[part]]))
-            for part in np.split(places, cuts)
-            if len(part)
-        ]
+        place = np.argsort(index, kind="stable")  # visit each shard once
+        shard = np.searchsorted(self._ends, index[place], side="right")
+        row = index[place] - np.concatenate([[0], self._ends])[shard]
+        return _Rows(shard, row, variant[place], place)
 
-    def _gather(self, name: str, rows: "list[tuple[int, np.ndarray, np.ndarray]]") -> Tensor:
+    def _gather(self, name: str, rows: "_Rows") -> Tensor:
         """One column of the located rows, in batch order, as it is stored."""
-        first = self._columns(rows[0][0] if rows else 0)[name]
+        span = self._shard(int(rows.shard[0]) if len(rows.shard) else 0).columns[name]
         varied = self.variants == 2 and name not in ("label", "item", "image")
-        shape = first.values.shape[2 if varied else 1 :]
-        out = np.empty((sum(len(part) for _, part, _ in rows), *shape), first.values.dtype)
-        for shard, places, (local, variant) in rows:
-            values = self._columns(shard)[name].values
-            out[places] = values[local, variant] if varied else values[local]
-        return from_numpy(out, first.dtype)
+        shape, width = span.shape[1 if varied else 0 :], span.row_bytes // (2 if varied else 1)
+        out = np.empty((len(rows.place), *shape), DTYPES[span.dtype][1])
+        flat = out.reshape(-1).view(np.uint8).data
+        for shard, row, variant, place, length in _runs(rows, varied=varied):
+            into = flat[place * width : (place + length) * width]
+            self._shard(shard).read(name, row, into, skip=variant * width)
+        return from_numpy(out, span.dtype)
 
-    def _features(self, name: str, rows: "list[tuple[int, np.ndarray, np.ndarray]]") -> Tensor:
+    def _features(self, name: str, rows: "_Rows") -> Tensor:
         values = self._gather(f"features.{name}", rows)
         if self.features[name].format != "int8":
             return values.float()
         return unpack(Packed(values, self._gather(f"scale.{name}", rows)))
 
-    def _map(self, shard: int) -> dict[str, Column]:
-        """All columns of a shard, whichever of its files they lie in."""
-        columns: dict[str, Column] = {}
-        entry: Shard = self._shards[shard]
-        for file in entry.files:
-            columns |= map_shard(self.path / "shards" / file.file)
-        for name, column in columns.items():
-            if len(column.values) != entry.rows:
-                raise CacheError(
-                    f"shard {entry.index} of {self.path}: {name} has {len(column.values)} rows, "
-                    f"the manifest says {entry.rows}: erw prepare --repair"
-                )
-        return columns
+    def _open(self, number: int) -> ShardReader:
+        shard = self._shards[number]
+        paths = [self.path / "shards" / file.file for file in shard.files]
+        return ShardReader(paths, rows=shard.rows)
+
+
+class _Rows(NamedTuple):
+    """Located rows, shard by shard: which shard, row and variant in it, place in the batch."""
+
+    shard: np.ndarray
+    row: np.ndarray
+    variant: np.ndarray
+    place: np.ndarray
+
+
+def _runs(rows: _Rows, *, varied: bool) -> "Iterator[tuple[int, int, int, int, int]]":
+    """(shard, row, variant, place, length) of rows that lie and go next to each other."""
+    if not len(rows.place):
+        return iter(())
+    steps = [np.diff(rows.shard) != 0, np.diff(rows.row) != 1, np.diff(rows.place) != 1]
+    breaks = np.ones(len(rows.place) - 1, bool) if varied else np.logical_or.reduce(steps)
+    starts = np.flatnonzero(np.concatenate([[True], breaks]))
+    lengths = np.diff(np.append(starts, len(rows.place)))
+    columns = (rows.shard, rows.row, rows.variant if varied else 0 * rows.variant, rows.place)
+    return zip(*(column[starts].tolist() for column in columns), lengths.tolist(), strict=True)
 
 
 def _check_size(path: Path, expected: int) -> None:

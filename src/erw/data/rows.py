@@ -193,8 +193,7 @@ def _encode(
 def _add_moments(filling: Filling, moments: Tensor) -> None:
     """Raw mean and std as float16, and per-channel sums for the latents' own statistics."""
     mean, std = moments.chunk(2, dim=-3)
-    filling.add("mean", pack(mean, "float16", name="latent means").values)
-    filling.add("std", pack(std, "float16", name="latent deviations").values)
+    filling.add("moments", pack(moments, "float16", name="moments of latents").values)
     others = [axis for axis in range(mean.ndim) if axis != mean.ndim - 3]
     first = mean.double().sum(others).tolist()
     second = (mean.double().square() + std.double().square()).sum(others).tolist()

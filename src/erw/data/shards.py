@@ -1,12 +1,13 @@
-"""One shard: a safetensors file, written in one piece and read through a memory map.
+"""One shard: a safetensors file, written in one piece and read by rows.
 
 Written here rather than by the safetensors package so that equal rows give equal bytes (its
 metadata has no fixed order), the hash is taken on the way, and nothing is copied.
 """
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -102,28 +103,78 @@ def write_text(path: Path, text: str) -> None:
     write_beside(path, put)
 
 
-def map_shard(path: Path) -> dict[str, Column]:
-    """The columns of a safetensors file as read-only memory maps; nothing is read yet."""
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
-                raise ValueError("header longer than the file")
-            header = json.loads(file.read(length))
-        raw = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-        columns = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            dtype = _NAMES[entry["dtype"]]
-            start, stop = (8 + length + offset for offset in entry["data_offsets"])
-            values = raw[start:stop].view(DTYPES[dtype][1]).reshape(entry["shape"])
-            columns[name] = Column(dtype, values)
-        return columns
-    except FileNotFoundError as error:
-        raise CacheError(f"shard {path} is missing: run the same erw prepare again") from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CacheError(f"shard {path} is damaged ({error}): erw prepare --repair") from error
+class Span(NamedTuple):
+    """Where a column lies in a file. `shape` is that of one row."""
+
+    file: int
+    start: int
+    row_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ShardReader:
+    """Rows of one shard, whichever of its files their columns lie in.
+
+    Rows are read, not mapped: memory stays flat however much of a cache is visited, a row comes
+    in one request from a cold disk, and a file that shrinks is an error rather than a crash.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, rows: int) -> None:
+        self._paths = tuple(paths)
+        self._files: list[int] = []
+        self.columns: dict[str, Span] = {}
+        for number, path in enumerate(self._paths):
+            try:
+                self._files.append(os.open(path, os.O_RDONLY))
+                self.columns |= _columns(self._files[-1], number, rows=rows)
+            except FileNotFoundError:
+                raise CacheError(
+                    f"shard {path} is missing: run the same erw prepare again"
+                ) from None
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                raise CacheError(
+                    f"shard {path} is damaged ({error}): erw prepare --repair"
+                ) from error
+
+    def __del__(self) -> None:
+        for file in self._files:
+            os.close(file)
+
+    def read(self, name: str, row: int, into: memoryview, *, skip: int = 0) -> None:
+        """Fill `into` with a column's bytes from byte `skip` of row `row` on."""
+        span = self.columns[name]
+        start = span.start + row * span.row_bytes + skip
+        got = os.preadv(self._files[span.file], [into], start)
+        while got < len(into):  # a single request is capped at 2 GiB
+            more = os.preadv(self._files[span.file], [into[got:]], start + got)
+            if not more:
+                path = self._paths[span.file]
+                raise CacheError(f"shard {path} is cut short: erw prepare --repair")
+            got += more
+
+
+def _columns(file: int, number: int, *, rows: int) -> dict[str, Span]:
+    """The columns that a safetensors header lists; ValueError if it cannot be right."""
+    size = os.fstat(file).st_size
+    length = int.from_bytes(os.pread(file, 8, 0), "little")
+    if 8 + length > size:
+        raise ValueError("header longer than the file")
+    header = json.loads(os.pread(file, length, 8))
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)  # read what is asked for, no more
+    columns = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype = _NAMES[entry["dtype"]]
+        found, *shape = entry["shape"]
+        start, stop = (8 + length + offset for offset in entry["data_offsets"])
+        row_bytes = math.prod(shape) * np.dtype(DTYPES[dtype][1]).itemsize
+        if found != rows or stop - start != rows * row_bytes or stop > size:
+            raise ValueError(f"column {name} has {found} rows of {row_bytes} bytes, not {rows}")
+        columns[name] = Span(number, start, row_bytes, dtype, tuple(shape))
+    return columns
 
 
 def hash_file(path: Path) -> str:
