@@ -18,6 +18,7 @@ from erw.sample.guidance import conditional, guided
 from erw.sample.solvers import (
     SOLVERS,
     Step,
+    adams,
     euler,
     euler_maruyama,
     heun,
@@ -100,7 +101,7 @@ def test_a_straight_flow_is_exact_in_one_step() -> None:
     # Data at one point c: on the linear path v = (x - c) / t, and every path is a straight line.
     c = 0.7
     x = torch.randn(5, 2, 3, 3, dtype=torch.float64)
-    for solve in (euler, heun):
+    for solve in (euler, heun, adams):
         out = solve(lambda x, t: (x - c) / t, x, uniform_times(1))
         assert torch.allclose(out, torch.full_like(x, c))
 
@@ -113,8 +114,16 @@ def test_orders_of_convergence() -> None:
         return abs(out.item() - np.e)
 
     assert error(euler, 40) / error(euler, 80) == pytest.approx(2, rel=0.1)
+    assert error(adams, 80) / error(adams, 160) == pytest.approx(4, rel=0.1)
     # The last step is an Euler step, of local order 2, so the whole is still of order 2.
     assert error(heun, 80) / error(heun, 160) == pytest.approx(4, rel=0.1)
+
+
+def test_adams_is_exact_where_the_slope_is_linear_in_time_on_uneven_steps() -> None:
+    # dx = t dt from 1 to 0 ends at x - 1/2; only the first, an Euler step, errs: by h^2 / 2.
+    times = [1.0, 0.9, 0.5, 0.35, 0.0]
+    out = adams(lambda x, t: torch.full_like(x, t), torch.zeros(1).double(), times)
+    assert out.item() == pytest.approx(-0.5 - 0.1**2 / 2)
 
 
 @pytest.mark.parametrize("path", [LINEAR, COSINE], ids=["linear", "cosine"])

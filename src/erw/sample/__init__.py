@@ -8,6 +8,7 @@ from erw.sample.generate import generate as generate
 from erw.sample.guidance import conditional as conditional
 from erw.sample.guidance import guided as guided
 from erw.sample.solvers import SOLVERS as SOLVERS
+from erw.sample.solvers import adams as adams
 from erw.sample.solvers import euler as euler
 from erw.sample.solvers import euler_maruyama as euler_maruyama
 from erw.sample.solvers import heun as heun

@@ -132,6 +132,36 @@ def heun(
     return x
 
 
+def adams(
+    velocity: Velocity,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    path: Path = LINEAR,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Two-step Adams-Bashforth of the ODE: second order for one evaluation a step.
+
+    The slope is drawn on from the last two velocities; the first step is an Euler step. At an equal
+    number of evaluations the error is several times smaller than that of `heun`. Each velocity is
+    guided at its own time, so a step behind an interval's end mixes both.
+    """
+    dtype, x = x.dtype, x.double()
+    last: tuple[float, Tensor] | None = None
+    for i, (t, t_next) in enumerate(pairwise(times)):
+        v, dt = velocity(x.to(dtype), t), t_next - t
+        slope = v.double()
+        if last is not None:
+            ratio = dt / (2 * last[0])
+            slope = (1 + ratio) * slope - ratio * last[1]
+        last = (dt, v.double())
+        x = x + dt * slope
+        if callback:
+            callback(Step(i, t, t_next, x, v))
+    return x
+
+
 def euler_maruyama(
     velocity: Velocity,
     x: Tensor,
@@ -173,6 +203,7 @@ class Solver(NamedTuple):
 SOLVERS: dict[str, Solver] = {
     "euler": Solver(euler, uniform_times, lambda steps: steps),
     "heun": Solver(heun, uniform_times, lambda steps: 2 * steps - 1),
+    "adams": Solver(adams, uniform_times, lambda steps: steps),
     "euler_maruyama": Solver(euler_maruyama, sde_times, lambda steps: steps),
 }
 
