@@ -135,7 +135,7 @@ class Sample:
     """How images are drawn from the trained model: see `erw.generate`."""
 
     steps: int = 50
-    solver: Literal["euler", "heun", "euler_maruyama"] = "heun"
+    solver: Literal["euler", "heun", "adams", "euler_maruyama"] = "heun"
     guidance: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
 
