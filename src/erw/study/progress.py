@@ -51,12 +51,16 @@ class Work:
 
     def left(self) -> float:
         """Seconds until all is done."""
-        known = [k for k in self.kinds.values() if k.timed]
-        guess = sum(k.timed * k.expected for k in known)
-        factor = sum(k.seconds for k in known) / guess if guess else 1.0
+        begun = [k for k in self.kinds.values() if k.timed]
+        # As if 10 s had gone as expected: the first few units of the first kind say little.
+        factor = (sum(k.seconds for k in begun) + 10) / (
+            sum(k.timed * k.expected for k in begun) + 10
+        )
         total = 0.0
         for kind in self.kinds.values():
-            rate = kind.seconds / kind.timed if kind.timed else kind.expected * factor
+            prior = 0.02 * kind.total  # so many units at the expected rate, for the same reason
+            seconds = kind.seconds + prior * kind.expected * factor
+            rate = seconds / (kind.timed + prior) if kind.total else 0.0
             total += max(0.0, kind.total - kind.done) * rate
         return total
 
@@ -156,7 +160,7 @@ class Counted:
     def __init__(self, source: Source, shown: Display) -> None:
         self.source, self.shown = source, shown
         self.name, self.class_names = source.name, source.class_names
-        self.read, self.time, self.lock = 0, time.monotonic(), Lock()
+        self.read, self.time, self.lock = 0, 0.0, Lock()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -165,7 +169,8 @@ class Counted:
         item = self.source[index]
         with self.lock:  # several threads read
             now = time.monotonic()
-            self.shown.work.add("prepare", 1, seconds=now - self.time)
+            # Before the first image come loading and drawing, which say nothing about the rest.
+            self.shown.work.add("prepare", 1, seconds=now - (self.time or now))
             self.read, self.time = self.read + 1, now
             self.shown.show(f"preparing image {index + 1} of {len(self)}")
         return item

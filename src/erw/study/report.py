@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from erw.errors import DataError
 from erw.study import page, sections
-from erw.study.compare import verdict
+from erw.study.compare import Verdict, verdict
 from erw.study.results import (
     Results,
     curve_from,
@@ -64,6 +64,10 @@ def report(paths: Sequence[str | Path], *, out: str | Path) -> Path:
 def study_page(results: Results, *, base: Path) -> str:
     """The page of a study; pictures are read relative to `base`."""
     said = verdict(results)
+    if results.settings.get("study", {}).get("small"):
+        said = Verdict(
+            "It works", ("", "Tiny networks, a few steps: nothing here compares methods.")
+        )
     title = results.title or "Study"
     # The first sentence lists the scores, which the tiles show.
     lead = "".join(f'<p class="lead">{escape(sentence)}</p>' for sentence in said.sentences[1:])
