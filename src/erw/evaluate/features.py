@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erw.errors import DataError
 from erw.evaluate.distances import Moments
@@ -46,13 +46,14 @@ def statistics(
 
     Raises NumericsError for features that are not finite.
     """
+    device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
     kept: list[Tensor] = []
     resolution: list[tuple[int, int]] = []
 
     def passing() -> Iterator[Tensor]:
         for batch in images.batches(batch_size):
             resolution.append((batch.shape[2], batch.shape[3]))
-            features = encoder.pooled(batch).cpu()
+            features = encoder.pooled(batch.to(device)).cpu()
             if keep:
                 kept.append(features)
             yield features
