@@ -210,8 +210,21 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        x = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        x = attention(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(x.transpose(1, 2).reshape(b, n, d))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention, all (B, heads, T, head_dim).
+
+    On a CPU plain products: forward and backward took 3.0 ms where the fused kernel took 16.4 (bf16,
+    64 x 2 heads of 64 tokens), 23 ms against 65 for SiT-B/2's 256 tokens, and were no slower in float32.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", enabled=False):  # which would make the softmax float32 and copy it
+        weights = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), dim=-1)
+        return weights @ v
 
 
 class Mlp(nn.Module):
