@@ -199,15 +199,7 @@ def generate(
     seeds = tuple(int(seed) for seed in seeds)
     if not seeds:
         raise ConfigError("no seeds: give at least one, such as range(16)")
-    if solver not in SOLVERS:
-        raise ConfigError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}")
-    SOLVERS[solver].times(steps)  # refuses impossible step counts now, not at the first batch
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
-    if precision not in ("fp32", "bf16", "auto"):
-        raise ConfigError(f"precision is {precision!r}; expected 'fp32', 'bf16' or 'auto'")
-    if not 0 <= interval[0] <= interval[1] <= 1:
-        raise ConfigError(f"guidance interval {interval}; expected 0 <= low <= high <= 1")
+    _check(solver, steps, batch_size, precision, interval)
     if guidance != 1 and not model.num_classes:
         raise ConfigError(f"guidance {guidance}: an unconditional model has no classes to guide by")
     chosen, rule = labels_of(labels, seeds, model.num_classes)
@@ -238,6 +230,21 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(flat.reshape(-1).view(torch.uint8).numpy() if flat.numel() else b"")
     return digest.hexdigest()[:16]
+
+
+def _check(
+    solver: str, steps: int, batch_size: int, precision: str, interval: tuple[float, float]
+) -> None:
+    """Refuse impossible settings now, not at the first batch."""
+    if solver not in SOLVERS:
+        raise ConfigError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}")
+    SOLVERS[solver].times(steps)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
+    if precision not in ("fp32", "bf16", "auto"):
+        raise ConfigError(f"precision is {precision!r}; expected 'fp32', 'bf16' or 'auto'")
+    if not 0 <= interval[0] <= interval[1] <= 1:
+        raise ConfigError(f"guidance interval {interval}; expected 0 <= low <= high <= 1")
 
 
 def _path(model: Model) -> Path:
