@@ -31,7 +31,8 @@ def fill(module: nn.Module, *, prefix: str = "") -> None:
 
 @torch.no_grad()
 def fill_official(model: nn.Module) -> None:
-    """As `fill`, for official SiT files: their last layer has sigma channels behind the velocity's."""
+    """As `fill`, for official SiT files: their last layer has sigma channels behind the
+    velocity's."""
     fill(model)
     linear, p, c = model.final_layer.linear, model.patch, model.channels
     for name, value in linear.named_parameters():

@@ -1,4 +1,5 @@
-"""Alignment losses and `Aligned`: the peer's values, closed forms, and gradients for every sample."""
+"""Alignment losses and `Aligned`: the peer's values, closed forms, and gradients for every
+sample."""
 
 from functools import partial
 

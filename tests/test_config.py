@@ -44,5 +44,5 @@ def test_bad_settings_are_said_in_one_line(values, words):
 
 
 def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(ConfigError, match="no recipe 'quickstrat'; did you mean quickstart?"):
+    with pytest.raises(ConfigError, match=r"no recipe 'quickstrat'; did you mean quickstart\?"):
         recipe("quickstrat")

@@ -1,4 +1,5 @@
-"""Plans and the ledger: schedules in closed form, phases as data, cost as a function of the step."""
+"""Plans and the ledger: schedules in closed form, phases as data, cost as a function of the
+step."""
 
 import dataclasses
 import math
@@ -86,7 +87,8 @@ COST = StepCost(warmup=20, full=100, projector=3, teacher=50)
 
 
 def test_the_ledger_step_by_step():
-    """Two warm-up steps of 8 images, then full ones of 4, aligned for three steps, 24 images cached."""
+    """Two warm-up steps of 8 images, then full ones of 4, aligned for three steps, 24 images
+    cached."""
     plan = Plan(warmup=2, warmup_batch=8, align=plans.stop_at(1.0, over=3))
     ledger = Ledger(plan, 4, COST, rows=24)
     totals = [ledger.spent(step) for step in range(7)]

@@ -22,7 +22,8 @@ def test_forward_of_repa(golden):
 
 
 def test_forward_of_official_sit(golden):
-    """Official files predict sigma too (dropped here) and count time from noise (t is theirs here)."""
+    """Official files predict sigma too (dropped here) and count time from noise (t is theirs
+    here)."""
     data, _ = tensors(golden("sit_official_forward"))
     model = tiny()
     fill_official(model)

@@ -1,4 +1,5 @@
-"""Training: resume is no stop, two processes are one, the boundary carries weights, errors lose nothing."""
+"""Training: resume is no stop, two processes are one, the boundary carries weights, errors lose
+nothing."""
 
 import dataclasses
 import json
@@ -71,13 +72,15 @@ def assert_same_run(one, other) -> None:
     assert told(one) == told(other)
 
 
-# -- resume -----------------------------------------------------------------------------------------
+# -- resume
+# -----------------------------------------------------------------------------------------
 
 
 def test_killed_in_either_phase_and_in_a_checkpoint_it_ends_with_the_same_bits(
     cache, straight, tmp_path
 ):
-    """Real SIGKILLs: in warm-up, in full training, and between writing a checkpoint and its renaming."""
+    """Real SIGKILLs: in warm-up, in full training, and between writing a checkpoint and its
+    renaming."""
     out = tmp_path / "run"
     for how in (["--die-after", 3], ["--die-in-checkpoint", 1], ["--die-after", 10]):
         assert program(cache, out, *how).returncode == -signal.SIGKILL
@@ -119,7 +122,8 @@ def test_metrics_have_every_line_once_in_order(straight):
     assert [line["phase"] for line in told(straight)] == ["warmup", "full", "full"]
 
 
-# -- many processes, micro-batches --------------------------------------------------------------------
+# -- many processes, micro-batches
+# --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["cosine", "nt_xent"])
@@ -143,14 +147,16 @@ def test_two_processes_are_one_with_the_same_batch(cache, straight, tmp_path):
 
 
 def assert_close(a, b) -> None:
-    """Adam divides by the square root of tiny numbers, so rounding shows; weights must still agree."""
+    """Adam divides by the square root of tiny numbers, so rounding shows; weights must still
+    agree."""
     assert a.keys() == b.keys()
     for key in a:
         if key.startswith(("net.", "ema.")):
             assert torch.allclose(a[key], b[key], atol=2e-4), key
 
 
-# -- phases -------------------------------------------------------------------------------------------
+# -- phases
+# -------------------------------------------------------------------------------------------
 
 
 def state(run, tmp_path) -> State:
@@ -244,7 +250,8 @@ def test_a_warm_up_batch_of_another_size_keeps_the_stream_without_gaps(cache):
     assert [plan.images(i, 8) for i in range(6)] == [0, 16, 32, 48, 56, 64]
 
 
-# -- what must not go wrong silently --------------------------------------------------------------------
+# -- what must not go wrong silently
+# --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -308,7 +315,7 @@ def test_a_truncated_checkpoint_is_refused(cache, straight, tmp_path, share):
     newest = paths(out / "checkpoints")[-1]
     data = newest.read_bytes()
     newest.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointError, match="truncated.*delete it to go on from step-00000008"):
+    with pytest.raises(CheckpointError, match=r"truncated.*delete it to go on from step-00000008"):
         go(tiny_run(cache), out)
 
 
@@ -357,7 +364,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(cache, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(
-        CheckpointError, match="the disk is full; earlier checkpoints in .* untouched"
+        CheckpointError, match=r"the disk is full; earlier checkpoints in .* untouched"
     ):
         go(tiny_run(cache), tmp_path / "run")
     left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())

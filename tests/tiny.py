@@ -20,7 +20,8 @@ from erw.recipes import recipe
 
 
 def tiny_cache(out: Path, *, count: int = 48) -> Cache:
-    """Composed glyphs at 16 x 16 in plain pixels, with the features of EfficientNet-Lite0 (2 x 2)."""
+    """Composed glyphs at 16 x 16 in plain pixels, with the features of EfficientNet-Lite0 (2 x
+    2)."""
     return prepare(
         OpenMojiSet("train", size=16, count=count),
         out,

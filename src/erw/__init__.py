@@ -17,6 +17,7 @@ from erw.data.sources import open_source as open_source
 from erw.ema import Ema as Ema
 from erw.encoders import load_encoder as load_encoder
 from erw.errors import ErwError as ErwError
+from erw.evaluate import evaluate as evaluate
 from erw.models import SiT as SiT
 from erw.plan import PRESETS as PRESETS
 from erw.plan import Phase as Phase
@@ -28,7 +29,6 @@ from erw.plan import exponential as exponential
 from erw.plan import half_life as half_life
 from erw.plan import linear_decay as linear_decay
 from erw.plan import stop_at as stop_at
-from erw.recipes import names as recipes
 from erw.recipes import recipe as recipe
 from erw.sample import generate as generate
 from erw.train import Trained as Trained

@@ -25,7 +25,8 @@ Negatives = Literal["image", "batch", "pooled"]
 def cosine(projected: Tensor, target: Tensor) -> Tensor:
     """Negative cosine similarity of every token with its target, averaged: a scalar in [-1, 1].
 
-    Shapes (B, T, F). Computed in float32 also under autocast, where normalising in 16 bit loses digits.
+    Shapes (B, T, F). Computed in float32 also under autocast, where normalising in 16 bit loses
+    digits.
     """
     with torch.autocast(projected.device.type, enabled=False):
         a = F.normalize(projected.float(), dim=-1)
@@ -38,19 +39,21 @@ def nt_xent(
 ) -> Tensor:
     """Normalised temperature-scaled cross entropy (InfoNCE) from projected tokens to their targets.
 
-    The ERW paper names NT-Xent and defines neither temperature nor negatives. Here, with unit vectors
-    a = T(h) / |T(h)| and b = z / |z| and temperature tau,
+    The ERW paper names NT-Xent and defines neither temperature nor negatives. Here, with unit
+    vectors a = T(h) / |T(h)| and b = z / |z| and temperature tau,
 
         loss = - mean_i log( exp(<a_i, b_i> / tau) / sum_j exp(<a_i, b_j> / tau) )
 
-    where i runs over all tokens, the positive is the same patch of the same image, and the sum runs over
+    where i runs over all tokens, the positive is the same patch of the same image, and j runs over
 
     - `image`:  the T patches of the same image (says *where* things are; T logits a token);
-    - `batch`:  all patches of all images of the batch, across ranks (B T logits a token: mind the memory);
-    - `pooled`: tokens are averaged over each image first, and the sum runs over the images of the batch,
-      across ranks (says *which image*; B logits an image).
+    - `batch`:  all patches of all images of the batch, across ranks (B T logits a token: mind the
+      memory);
+    - `pooled`: tokens are averaged over each image first, and the sum runs over the images of the
+      batch, across ranks (says *which image*; B logits an image).
 
-    With gradient accumulation, "the batch" is the micro-batch. Shapes (B, T, F); returns a scalar >= 0.
+    With gradient accumulation, "the batch" is the micro-batch. Shapes (B, T, F); returns a scalar
+    >= 0.
     """
     with torch.autocast(projected.device.type, enabled=False):
         a, b = projected.float(), target.float()
@@ -69,7 +72,7 @@ def nt_xent(
 
 
 def _gathered(rows: Tensor) -> tuple[Tensor, int]:
-    """The rows of every rank (targets: no gradient needed), and the index of this rank's first row."""
+    """The rows of every rank, without gradient, and the index of this rank's first row."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return rows, 0
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
@@ -95,8 +98,8 @@ class Projector(nn.Sequential):
 
 
 class AlignedOutput(NamedTuple):
-    """What the wrapped model returned (None where it was stopped early) and the alignment loss (None
-    where no targets were given)."""
+    """What the wrapped model returned (None where it was stopped early) and the alignment loss
+    (None where no targets were given)."""
 
     out: Any
     align: Tensor | None
@@ -114,8 +117,8 @@ class Aligned(nn.Module):
     """Any transformer, untouched, with an alignment loss on the output of one of its blocks.
 
     Args:
-        model: the network. A model whose `forward` takes `tap=` and `stop_at=` (erw's own) is asked for
-            its hidden tokens; any other is tapped by a forward hook.
+        model: the network. A model whose `forward` takes `tap=` and `stop_at=` (erw's own) is
+            asked for its hidden tokens; any other is tapped by a forward hook.
         at: which block: its depth, counted from 1 (erw's models), or the module path of a block
             ("transformer_blocks.7").
         width: channels of the tapped tokens.
@@ -123,8 +126,9 @@ class Aligned(nn.Module):
         hidden: width of the projector's two hidden layers.
         loss: `cosine`, `nt_xent` (with `functools.partial` for its options) or any function of two
             (B, T, F) tensors. Several encoders' losses are averaged.
-        select: picks the image tokens (B, T, width) from what the block returns. Default: a tensor is
-            taken as it is; of a tuple (joint text-image blocks of SD3 and Flux) the last element.
+        select: picks the image tokens (B, T, width) from what the block returns. Default: a tensor
+            is taken as it is; of a tuple (joint text-image blocks of SD3 and Flux) the last
+            element.
 
     Calling it passes everything on to the model, with three keywords taken out:
 
@@ -132,8 +136,8 @@ class Aligned(nn.Module):
         at: another block for this call (warm-up and full training may tap different depths).
         stop: True: blocks after `at` do not run, `out` is None, and they get no gradient.
 
-    Under FSDP2 an early stop by hook would skip that module's own post-forward hook; use a model that
-    takes `stop_at=` there.
+    Under FSDP2 an early stop by hook would skip that module's own post-forward hook; use a model
+    that takes `stop_at=` there.
     """
 
     def __init__(
@@ -178,7 +182,7 @@ class Aligned(nn.Module):
         return AlignedOutput(out, self.alignment(tokens, targets))
 
     def alignment(self, tokens: Tensor, targets: Tensor | Sequence[Tensor]) -> Tensor:
-        """The loss of hidden tokens (B, T, width) against the features of each encoder, averaged."""
+        """The loss of hidden tokens (B, T, width) against each encoder's features, averaged."""
         given = (targets,) if isinstance(targets, Tensor) else tuple(targets)
         if len(given) != len(self.projectors):
             raise ConfigError(
@@ -190,9 +194,9 @@ class Aligned(nn.Module):
             projected = projector(tokens)
             if projected.shape != z.shape:
                 raise ConfigError(
-                    f"projected tokens {tuple(projected.shape)} do not match the encoder's features "
-                    f"{tuple(z.shape)} (batch, tokens, dim); choose another patch size, input size, "
-                    "encoder grid or dim="
+                    f"projected tokens {tuple(projected.shape)} do not match the encoder's "
+                    f"features {tuple(z.shape)} (batch, tokens, dim); choose another patch size, "
+                    "input size, encoder grid or dim="
                 )
             losses.append(self.loss(projected, z))
         return torch.stack(losses).mean()
@@ -235,7 +239,7 @@ class Aligned(nn.Module):
 
 
 def image_tokens(output: Any) -> Tensor:
-    """The image tokens in what a transformer block returns: the tensor, or a tuple's last tensor."""
+    """The image tokens in what a block returns: the tensor itself, or a tuple's last tensor."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple) and output and isinstance(output[-1], Tensor):

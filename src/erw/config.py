@@ -1,7 +1,7 @@
 """The settings of a run, as frozen records. Paths are text, so that a run is JSON and back.
 
-A `Run` is a value: `run.replace(...)` makes another, `to_dict` and `from_dict` are exact inverses, and
-`from_dict` refuses an unknown key with the nearest known one.
+A `Run` is a value: `run.replace(...)` makes another, `to_dict` and `from_dict` are exact inverses,
+and `from_dict` refuses an unknown key with the nearest known one.
 """
 
 import dataclasses
@@ -57,7 +57,8 @@ class Model:
             )
         if self.rope and (self.width // self.heads) % 4:
             raise ConfigError(
-                f"model.rope needs width / heads to be a multiple of 4, got {self.width // self.heads}"
+                "model.rope needs width / heads to be a multiple of 4, "
+                f"got {self.width // self.heads}"
             )
 
 
@@ -195,7 +196,8 @@ class Run:
         for size in (self.data.batch_size, plan.warmup_batch or self.data.batch_size):
             if size % self.optim.accumulate:
                 raise ConfigError(
-                    f"a batch of {size} images does not divide into {self.optim.accumulate} micro-batches"
+                    f"a batch of {size} images does not divide into {self.optim.accumulate} "
+                    "micro-batches (optim.accumulate)"
                 )
 
     def replace(self, **changes: Any) -> "Run":

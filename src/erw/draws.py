@@ -1,8 +1,8 @@
 """Randomness as a function of (seed, step, name), never of history.
 
-A training step asks for its noise, times and coin flips by name. Every rank draws the numbers of the
-*global* batch and keeps its own rows, so one process and eight see the same numbers, and a resumed run
-sees those that it would have seen without the stop.
+A training step asks for its noise, times and coin flips by name. Every rank draws the numbers of
+the *global* batch and keeps its own rows, so one process and eight see the same numbers, and a
+resumed run sees those that it would have seen without the stop.
 """
 
 import hashlib
@@ -25,7 +25,8 @@ def generator(seed: int, *tags: int | str, device: torch.device | str = "cpu") -
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one training step, for rows `lo:hi` of a global batch of `total` images.
+    """The random numbers of one training step, for rows `lo:hi` of a global batch of `total`
+    images.
 
     Attributes:
         seed: seed of the run.

@@ -1,6 +1,7 @@
 """Flow matching: paths from data to noise, what the network predicts, and when.
 
-    t = 0 is data, t = 1 is noise                 (as in REPA and ERW; SiT's own files run the other way)
+    t = 0 is data, t = 1 is noise                 (as in REPA and ERW; SiT's own files run the
+    other way)
 
 | symbol   | meaning                                  | shape        |
 | x        | clean latent (z_0 in the paper)          | (B, C, H, W) |
@@ -27,7 +28,8 @@ Times = Literal["uniform", "logit_normal"]
 
 @dataclass(frozen=True)
 class Path:
-    """A path x_t = alpha(t) x + sigma(t) eps with its derivatives; every field maps t to a tensor as t."""
+    """A path x_t = alpha(t) x + sigma(t) eps with its derivatives; every field maps t to a tensor
+    as t."""
 
     name: str
     alpha: Callable[[Tensor], Tensor]
@@ -84,8 +86,8 @@ def velocity_from(
 ) -> Tensor:
     """The velocity that a network's `output` stands for at (x_t, t).
 
-    `x` and `noise` determine each other through x_t = alpha x + sigma eps; the division is by sigma or
-    alpha, which is kept at least 1e-4 away from 0 at the two ends of the path.
+    `x` and `noise` determine each other through x_t = alpha x + sigma eps; the division is by
+    sigma or alpha, which is kept at least 1e-4 away from 0 at the two ends of the path.
     """
     if prediction == "velocity":
         return output
@@ -109,8 +111,8 @@ def score_from_velocity(v: Tensor, x_t: Tensor, t: Tensor, *, path: Path = LINEA
 def sample_times(u: Tensor, normal: Tensor, *, times: Times, path: Path = LINEAR) -> Tensor:
     """Training times (B,) from uniform numbers `u` or standard normal ones `normal`, both (B,).
 
-    `uniform` is t = u. `logit_normal` draws log(sigma / alpha) from a standard normal and returns the
-    time with that ratio (EDM's noise levels carried over to the path, as REPA's `lognormal`).
+    `uniform` is t = u. `logit_normal` draws log(sigma / alpha) from a standard normal and returns
+    the time with that ratio (EDM's noise levels carried over to the path, as REPA's `lognormal`).
     """
     if times == "uniform":
         return u

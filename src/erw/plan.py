@@ -1,7 +1,7 @@
 """The plan of a run: which phase a step is in, and what each loss weighs there.
 
-A phase is data. Warm-up and full training run through the same model, loop and step; a `Phase` says how
-deep the forward goes, which block is aligned, what is fed in and what each loss weighs.
+A phase is data. Warm-up and full training run through the same model, loop and step; a `Phase`
+says how deep the forward goes, which block is aligned, what is fed in and what each loss weighs.
 
 Source: ERW (arXiv 2504.10188), section 3.3, Eq. 13, 14 and 40.
 """
@@ -112,7 +112,7 @@ class Phase:
 
     @property
     def trains(self) -> tuple[bool, int, bool]:
-        """What changes the set of trained parameters: early stop, tapped block, alignment on or off."""
+        """What decides which parameters train: early stop, tapped block, alignment or not."""
         return self.stop, self.at, self.align_weight > 0
 
 
@@ -133,7 +133,8 @@ class Plan:
         warmup_lr: factor on the learning rate in phase 1.
         warmup_batch: images per step in phase 1; None: as in phase 2.
         projector: `keep` the projector at the boundary, or start phase 2 with a `fresh` one.
-        optimizer: `keep` the optimiser's moments at the boundary, or start phase 2 with `fresh` ones.
+        optimizer: `keep` the optimiser's moments at the boundary, or start phase 2 with `fresh`
+            ones.
     """
 
     warmup: int = 0
@@ -217,7 +218,7 @@ CODE_AS_RELEASED = Plan(
     warmup_weight=0.5,
     optimizer="fresh",
 )
-"""ERW's released defaults for SiT-XL/2 as they were meant (README's projection depth), bugs left out."""
+"""ERW's released defaults for SiT-XL/2 as meant: README's projection depth, bugs left out."""
 
 PRESETS = {
     "sit": SIT,

@@ -1,7 +1,7 @@
 """SiT: a transformer over latent patches that predicts the velocity (arXiv 2401.08740).
 
-Shapes: B images, C latent channels, H = W latent pixels, p patch side, T = (H / p)^2 tokens, D width.
-Parameter names follow the released SiT and REPA, so that their files load with few renames.
+Shapes: B images, C latent channels, H = W latent pixels, p patch side, T = (H / p)^2 tokens, D
+width. Parameter names follow the released SiT and REPA, so that their files load with few renames.
 """
 
 from typing import NamedTuple, overload
@@ -18,7 +18,8 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 
 
 
 class Tapped(NamedTuple):
-    """A forward pass with taps: the velocity (None after an early stop) and hidden tokens by depth."""
+    """A forward pass with taps: the velocity (None after an early stop) and hidden tokens by
+    depth."""
 
     velocity: Tensor | None
     hidden: dict[int, Tensor]  # depth, counted from 1 -> (B, T, D)
@@ -32,8 +33,8 @@ class SiT(nn.Module):
         channels: latent channels.
         patch: side of a patch.
         depth, width, heads: blocks, channels, attention heads.
-        num_classes: classes; 0 for an unconditional model. The null class is `num_classes`, the last row
-            of the label table.
+        num_classes: classes; 0 for an unconditional model. The null class is `num_classes`, the
+            last row of the label table.
         rope: rotary positions in attention. qk_norm: LayerNorm on queries and keys.
 
     Raises:
@@ -96,10 +97,11 @@ class SiT(nn.Module):
         tap: tuple[int, ...] = (),
         stop_at: int | None = None,
     ) -> Tensor | Tapped:
-        """The velocity at x (B, C, H, W) and times t (B,), for labels y (B,); y None: the null class.
+        """The velocity at x (B, C, H, W) and times t (B,), for labels y (B,); y None: the null
+        class.
 
-        With `tap`, depths counted from 1, the result is a `Tapped` with the tokens (B, T, D) after those
-        blocks. `stop_at`: blocks after that depth and the final layer do not run.
+        With `tap`, depths counted from 1, the result is a `Tapped` with the tokens (B, T, D) after
+        those blocks. `stop_at`: blocks after that depth and the final layer do not run.
         """
         if y is None:
             y = torch.full((len(x),), self.null_class, device=x.device)
@@ -217,8 +219,9 @@ class Attention(nn.Module):
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention, all (B, heads, T, head_dim).
 
-    On a CPU plain products: forward and backward took 3.0 ms where the fused kernel took 16.4 (bf16,
-    64 x 2 heads of 64 tokens), 23 ms against 65 for SiT-B/2's 256 tokens, and were no slower in float32.
+    On a CPU plain products: forward and backward took 3.0 ms where the fused kernel took 16.4
+    (bf16, 64 x 2 heads of 64 tokens), 23 ms against 65 for SiT-B/2's 256 tokens, and were no
+    slower in float32.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)

@@ -1,7 +1,7 @@
 """Named runs: frozen values, each with its lab note.
 
-A recipe is a `Run`; `note(name)` tells where its numbers come from, what it needs and what to expect;
-`tiny(run)` is its twin that runs on a CPU in seconds.
+A recipe is a `Run`; `note(name)` tells where its numbers come from, what it needs and what to
+expect; `tiny(run)` is its twin that runs on a CPU in seconds.
 """
 
 import dataclasses

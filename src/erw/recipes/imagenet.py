@@ -23,7 +23,8 @@ BASE = Run(
     sample=Sample(steps=250, solver="euler_maruyama"),
     log=Log(every=100, checkpoint=10_000, keep=3),
 )
-"""What all share: AdamW 1e-4, batch 256, EMA 0.9999, labels dropped at 0.1, SDE sampler of 250 steps."""
+"""What all share: AdamW 1e-4, batch 256, EMA 0.9999, labels dropped at 0.1, SDE sampler of 250
+steps."""
 
 PREPARE = (
     "erw prepare IMAGENET/train --out cache/imagenet256 --image-size 256 "
@@ -71,8 +72,8 @@ def _recipes() -> dict[str, tuple[Run, str]]:
             _note(f"""
                 SiT-{size}/2 on ImageNet 256 x 256, {kind}.
                 FID-50K without guidance to expect: {score}. Not yet run here.
-                Hardware: written for 8 GPUs of 80 GB; about {hours} hours of one H100 for 400K steps
-                at 45 % of its bf16 peak (estimate, not measured).
+                Hardware: written for 8 GPUs of 80 GB; about {hours} hours of one H100 for 400K
+                steps at 45 % of its bf16 peak (estimate, not measured).
                 Data:    {PREPARE}
                 Command: torchrun --nproc-per-node 8 -m erw train {name} --out runs/{name}
                 """),
@@ -87,11 +88,11 @@ def _variants() -> dict[str, tuple[Run, str]]:
         f"sit_xl2_in256_{name}": (
             BASE.replace(name=f"sit_xl2_in256_{name}", model=_model("XL"), plan=plan),
             _note(f"""
-                SiT-XL/2 with the plan `erw.PRESETS["{name}"]`, one of three readings of the method that
-                contradict each other. Not yet run here.
+                SiT-XL/2 with the plan `erw.PRESETS["{name}"]`, one of three readings of the method
+                that contradict each other. Not yet run here.
                 Data:    {PREPARE}
-                Command: torchrun --nproc-per-node 8 -m erw train sit_xl2_in256_{name} --out runs/{name}
-                """),
+                Command: torchrun --nproc-per-node 8 -m erw train sit_xl2_in256_{name} --out
+                runs/{name} """),
         )
         for name, plan in plans.items()
     }

@@ -70,7 +70,8 @@ class World:
             dist.barrier()
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        """The module whose backward averages gradients over processes; the module itself if alone."""
+        """The module whose backward averages gradients over processes; the module itself if
+        alone."""
         if self.size == 1:
             return net
         ids = [self.device.index] if self.device.type == "cuda" else None

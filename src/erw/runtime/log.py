@@ -52,7 +52,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Reporter(Protocol):
-    """What the training loop tells: a line (`say`), how it goes (`note`), each step done (`step`)."""
+    """What the training loop tells: a line (`say`), how it goes (`note`), each step done
+    (`step`)."""
 
     def say(self, text: str) -> None: ...
     def note(self, text: str) -> None: ...

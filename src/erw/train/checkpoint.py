@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file a step, written beside and renamed, loaded strictly.
 
-`step-00001000.safetensors` holds `net.*` (parameters), `ema.*` and `optim.<parameter>.<moment>`; its
-header says the step, the seconds trained and the running sums of the log. No pickle is involved.
+`step-00001000.safetensors` holds `net.*` (parameters), `ema.*` and `optim.<parameter>.<moment>`;
+its header says the step, the seconds trained and the running sums of the log. No pickle is
+involved.
 """
 
 import errno
@@ -21,7 +22,7 @@ from erw.errors import CheckpointError
 
 
 class Progress(NamedTuple):
-    """What a checkpoint says besides tensors: steps done, seconds trained, sums since the last log."""
+    """What a checkpoint says besides tensors: steps, seconds, sums since the last log line."""
 
     step: int
     seconds: float
@@ -60,7 +61,7 @@ def save(
     *,
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `progress.step` into `folder`, then delete all but the newest `keep`."""
+    """Write the checkpoint of `progress.step`, then delete all but the newest `keep`."""
     tensors: dict[str, Tensor] = {f"net.{name}": p for name, p in net.named_parameters()}
     tensors |= {f"ema.{name}": value for name, value in ema.tensors.items()}
     for name, p in net.named_parameters():
@@ -115,7 +116,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
         older = [p.name for p in paths(path.parent) if p != path]
         hint = f"delete it to go on from {older[-1]}" if older else "it cannot be read"

@@ -43,7 +43,8 @@ def claim(folder: Path, run: Run, resolved: Run, cache: Cache, cost: StepCost) -
     """Write `recipe.json`, or check that the one that is there is of the same run.
 
     Raises:
-        CheckpointError: the folder holds another run, or other files; the first differences are named.
+        CheckpointError: the folder holds another run, or other files; the first differences are
+        named.
     """
     if (folder / RECIPE).exists():
         there = read_recipe(folder)

@@ -20,7 +20,7 @@ class Spent(NamedTuple):
 class Ledger:
     """The cost of a run by step.
 
-    The teacher's features come from a cache, where each image is encoded once. So its cost is that of
+    The teacher's features come from a cache, where each image is encoded once. Its cost is that of
     the distinct images that aligned steps have used: it grows over the first epoch and then stands
     still. (Encoding online would cost `cost.teacher` for every image of every aligned step.)
 

@@ -1,9 +1,9 @@
 """Training, from the first step to the last. Read it top to bottom.
 
-    result = train(run, "runs/quickstart")        # the same call, made again, goes on where it stopped
+    result = train(run, "runs/quickstart")     # the same call, made again, goes on where it stopped
 
-Everything random is a function of (seed, step), the data's position is a function of the step, and a
-checkpoint holds the rest, so a run that was killed ends with the same bits as one that was not.
+Everything random is a function of (seed, step), the data's position is a function of the step, and
+a checkpoint holds the rest, so a run that was killed ends with the same bits as one that was not.
 """
 
 import signal
@@ -51,9 +51,9 @@ def train(
     Args:
         run: the settings.
         out: folder for `recipe.json`, `metrics.jsonl`, `checkpoints/` and `ema.safetensors`.
-        at: steps after which a checkpoint is written and `evaluate(step, model)` is called with the EMA
-            model, in the first process. Its time is not counted in `seconds`. It is called again when
-            the run is resumed at that very step.
+        at: steps after which a checkpoint is written and `evaluate(step, model)` is called with
+            the EMA model, in the first process. Its time is not counted in `seconds`. It is called
+            again when the run is resumed at that very step.
         step_fn: another objective in place of `FlowMatching`.
         reporter: another console.
 
@@ -207,6 +207,5 @@ def _introduce(console: Reporter, state: State, ledger: Ledger) -> None:
     console.say(f"{here.size} process(es) on {here.device.type}, {name} ({state.why_dtype})")
     if spent.total:
         share = spent.warmup / spent.total
-        console.say(
-            f"{spent.total:.3g} FLOPs in all: {share:.0%} warm-up, {spent.teacher / spent.total:.1%} teacher"
-        )
+        teacher = spent.teacher / spent.total
+        console.say(f"{spent.total:.3g} FLOPs: {share:.0%} warm-up, {teacher:.1%} teacher")

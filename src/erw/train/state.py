@@ -49,14 +49,15 @@ class State:
         # for it every step would make the device wait.
         self.bad_step = torch.full((), -1.0, device=here.device)
         self.found_inf = torch.zeros((), device=here.device)
-        self.optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # 1: AdamW holds still
+        # Fused AdamW holds still while this is 1.
+        self.optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
 
     @property
     def model(self) -> SiT:
         return self.net.model  # type: ignore[return-value]
 
     def enter(self, phase: Phase) -> None:
-        """Let exactly that train which the phase trains; processes then average just its gradients."""
+        """Let train what the phase trains and nothing else; processes average just that."""
         if phase.trains == self.trains:
             return
         self.trains = phase.trains
@@ -84,7 +85,7 @@ class State:
         self.ema = Ema(self.net, decay=self.run.optim.ema)
 
     def step(self, step: int, phase: Phase) -> tuple[Losses, Tensor]:
-        """One optimiser step; the losses and the gradient's norm before clipping stay on the device."""
+        """One optimiser step. Losses and gradient norm (before clipping) stay on the device."""
         batch, draws = self.batch(step, phase)
         parts = self.run.optim.accumulate
         size = len(batch.labels) // parts
@@ -146,8 +147,8 @@ class State:
         there = checkpoint.paths(self.saved)
         good = f"{there[-1]} is good" if there else "there is no checkpoint before it"
         raise NumericsError(
-            f"loss or gradient is not finite in step {step + 1}; the weights were not moved by it, and "
-            f"{good}: try a lower optim.lr, or optim.precision fp32"
+            f"loss or gradient is not finite in step {step + 1}; the weights were not moved by it, "
+            f"and {good}: try a lower optim.lr, or optim.precision fp32"
         )
 
     def save(self, progress: Progress) -> None:

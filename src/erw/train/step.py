@@ -1,4 +1,4 @@
-"""One step of learning: `(net, batch, phase, draws) -> Losses`. Replace this function, not the loop."""
+"""One step of learning, `(net, batch, phase, draws) -> Losses`: replace this, not the loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from erw.plan import Phase
 
 
 class Losses(NamedTuple):
-    """Scalars, float32: what is minimised, and its two parts before weighting (0 where not computed)."""
+    """Float32 scalars: what is minimised, and its two parts unweighted (0 where not computed)."""
 
     total: Tensor
     flow: Tensor
@@ -26,7 +26,7 @@ Step = Callable[[nn.Module, Batch, Phase, Draws], Losses]
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """Flow matching with alignment (ERW Eq. 14); warm-up is the same step with other weights (Eq. 40).
+    """Flow matching with alignment (ERW Eq. 14); warm-up (Eq. 40) is the same step, weighted so.
 
     Attributes:
         null_class: label of an image whose class is not told.
