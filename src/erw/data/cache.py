@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CacheError
-from .codec import Packed, from_numpy, unpack
+from .codec import Packed, float32, from_numpy, unpack
 from .manifest import Manifest
 from .shards import DTYPES, ShardReader, hash_file
 
@@ -115,7 +115,7 @@ class Cache:
         self.require(encoders=features)
         rows = self._locate(indices, flipped)
         scale, shift = (_per_channel(self.vae[key]) for key in ("scale", "shift"))
-        mean, std = self._gather("moments", rows).float().chunk(2, 1)
+        mean, std = float32(self._gather("moments", rows)).chunk(2, 1)
         mean, std = (mean - shift).mul_(scale), std * scale
         labels = self._gather("label", rows).long()
         if len(labels) and int(labels.max()) >= max(1, self.num_classes):
@@ -227,7 +227,7 @@ class Cache:
     def _features(self, name: str, rows: "_Rows") -> Tensor:
         values = self._gather(f"features.{name}", rows)
         if self.features[name].format != "int8":
-            return values.float()
+            return float32(values)
         return unpack(Packed(values, self._gather(f"scale.{name}", rows)))
 
     def _open(self, number: int) -> ShardReader:

@@ -42,8 +42,16 @@ def pack(tokens: Tensor, kind: str, *, name: str = "features") -> Packed:
 
 def unpack(packed: Packed) -> Tensor:
     """float32 tokens (..., D)."""
-    values = packed.values.float()
+    values = float32(packed.values)
     return values if packed.scale is None else values.mul_(packed.scale[..., None])
+
+
+def float32(values: Tensor) -> Tensor:
+    """`values.float()` of a CPU tensor, as a copy, three times faster where it is large."""
+    if values.device.type != "cpu":
+        return values.float()
+    # NumPy asks the system for huge pages, torch does not: most of the time is page faults.
+    return torch.from_numpy(np.empty(values.shape, np.float32)).copy_(values)
 
 
 def fidelity(tokens: Tensor, packed: Packed) -> Tensor:
