@@ -11,11 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from erw.data import Cache, open_source
 from erw.data.claims import Claims
 from erw.errors import CacheError, ConfigError, DataError
-from parts import files, make, photos, vae_folder
+from parts import ENCODER, files, make, photos, vae_folder
 
 HERE = Path(__file__).parent
 # A source slow enough to be caught in the middle, everything else as in `make`.
@@ -271,3 +272,13 @@ def test_the_report_says_what_it_cost(made: SimpleNamespace, tmp_path: Path) -> 
     assert report["rows"] == report["encoded_now"] == 24 and report["rejected"] == 0
     size = sum(p.stat().st_size for p in (tmp_path / "out").rglob("*.safetensors"))
     assert report["bytes"] == size and report["seconds"] > 0
+
+
+def test_low_precision_stays_close_and_is_noted(made: SimpleNamespace, tmp_path: Path) -> None:
+    full = make(made.folder, tmp_path / "full", made.vae, encoder=True)
+    low = make(made.folder, tmp_path / "low", made.vae, encoder=True, precision="bfloat16")
+    a, b = (cache.read(range(24), features=[ENCODER]) for cache in (full, low))
+    assert not torch.equal(a.mean, b.mean)
+    assert torch.nn.functional.cosine_similarity(a.features[0], b.features[0], -1).mean() > 0.999
+    with pytest.raises(CacheError, match=r"precision \(bfloat16, now float32\)"):
+        make(made.folder, tmp_path / "low", made.vae, encoder=True)
