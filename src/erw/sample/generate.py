@@ -28,9 +28,10 @@ Precision = Literal["fp32", "bf16", "auto"]
 class Model(Protocol):
     """What is asked of a trained model; `erw.train.load.Trained` is one."""
 
-    net: nn.Module
-    vae: str
-
+    @property
+    def net(self) -> nn.Module: ...
+    @property
+    def vae(self) -> str: ...
     @property
     def num_classes(self) -> int: ...
     @property
