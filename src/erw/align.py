@@ -9,7 +9,7 @@ Source: REPA (arXiv 2410.06940) Eq. 8; ERW (arXiv 2504.10188) Eq. 13 and Eq. 40.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -243,7 +243,7 @@ def image_tokens(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple) and output and isinstance(output[-1], Tensor):
-        return cast(Tensor, output[-1])
+        return output[-1]
     raise ConfigError(
         f"the tapped block returned {type(output).__name__}; give select= to pick its image tokens"
     )

@@ -60,13 +60,14 @@ class SiT(nn.Module):
         self.x_embedder = PatchEmbed(channels, patch, width)
         self.t_embedder = TimeEmbed(width)
         self.y_embedder = LabelEmbed(num_classes + 1, width)
-        self.blocks = nn.ModuleList(Block(width, heads, qk_norm=qk_norm) for _ in range(depth))
+        blocks = [Block(width, heads, qk_norm=qk_norm) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.final_layer = FinalLayer(width, patch * patch * channels)
         self.register_buffer("pos_embed", sincos_2d(width, self.grid)[None], persistent=False)
         tables = torch.stack(rope_2d(width // heads, self.grid)) if rope else None
         self.register_buffer("rope", tables, persistent=False)
         self.apply(_init)
-        for block in self.blocks:
+        for block in blocks:
             _zero(block.adaLN_modulation[1])
         _zero(self.final_layer.adaLN_modulation[1])
         _zero(self.final_layer.linear)
@@ -260,14 +261,16 @@ def _init(module: nn.Module) -> None:
     """SiT's initialisation; the zeros of adaLN-Zero come after it."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight.data.flatten(1))
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     elif isinstance(module, TimeEmbed):  # visited after its layers
-        nn.init.normal_(module.mlp[0].weight, std=0.02)
-        nn.init.normal_(module.mlp[2].weight, std=0.02)
+        for layer in module.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
 
 
 def _zero(module: nn.Module) -> None:
-    nn.init.zeros_(module.weight)
-    nn.init.zeros_(module.bias)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
