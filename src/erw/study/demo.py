@@ -2,7 +2,7 @@
 
     run_study(DEMO, "runs/demo")          # the same call, made again, goes on where it stopped
 
-Everything finished is a file in the folder and is not done again: `cache/`, `held_out.safetensors`,
+Everything finished is a file in the folder and is not done again: `cache/`, `held_out-*`,
 `floors.json`, `runs/METHOD-SEED/`, `points/*.json`, `grids/*.png`, `results.json`, `report.html`.
 """
 
@@ -111,20 +111,19 @@ def device() -> str:
 def held_out(plan: StudyPlan, out: Path, vae: VAE, shown: Display) -> measure.Scorer:
     """The scorer against held-out images; floors and their pictures are made on the way."""
     reference = OpenMojiSet("test", size=plan.image_size, count=plan.reference_images)
-    tick = _ticker(shown, "real", "held-out images")
-    scorer = measure.Scorer.cached(
-        reference, out / "held_out.safetensors", device=device(), tick=tick
-    )
+    tick = _ticker(shown, "real", "scoring held-out images")
+    scorer = measure.scorer(reference, out, device=device(), tick=tick)
     if (out / "floors.json").is_file():
         shown.work.skip("real", 2 * plan.samples)
         return scorer
-    others = OpenMojiSet("test", size=plan.image_size, count=plan.samples, seed=1)
+    other = OpenMojiSet("test", size=plan.image_size, count=plan.samples, seed=1)
+    others = measure.first_images(other, plan.samples)
     training = OpenMojiSet("train", size=plan.image_size, count=plan.samples)
-    tick = _ticker(shown, "real", "floors")
+    tick = _ticker(shown, "real", "scoring real images, for the floors")
     found = measure.floors(scorer, others, training, vae=vae, tick=tick)
-    first = next(measure.blocks(others))[: measure.GRID]
+    first = others[: measure.GRID]
     measure.write_bytes(measure.grid_png(first), out / GRIDS["reference"])
-    through = next(measure.reconstructed(iter([first]), vae))
+    through = measure.reconstructed(first, vae)
     measure.write_bytes(measure.grid_png(through), out / GRIDS["reconstruction"])
     write_json(found._asdict(), out / "floors.json")
     return scorer
@@ -218,11 +217,12 @@ def _plan_work(study: Study, shares: dict[str, budget.Share]) -> None:
     work, plan = study.shown.work, study.plan
     total = sum(s.ledger.spent(s.points[-1]).total for s in shares.values())
     work.kinds["train"].total = total * len(plan.seeds)
-    work.kinds["samples"].total = plan.samples * len(plan.fractions) * len(shares) * len(plan.seeds)
+    points = len(plan.fractions) * len(shares) * len(plan.seeds)
+    work.kinds["samples"].total = sizing.TICKS * plan.samples * points
     for seed in plan.seeds:
         for method, s in shares.items():
             done = [step for step in s.points if _point(study, f"{method}-{seed}", step).is_file()]
-            work.skip("samples", plan.samples * len(done))
+            work.skip("samples", sizing.TICKS * plan.samples * len(done))
             if len(done) == len(s.points):
                 work.skip("train", s.ledger.spent(s.points[-1]).total)
 

@@ -1,23 +1,23 @@
-"""Scoring a point of a study: FD-Lite2 of samples, the floors under it, and the pictures."""
+"""Scoring with FD-Lite2 in a study: the held-out reference, the floors, and small pictures."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from erw.data.sources import Source
-from erw.encoders import Encoder, load_encoder
-from erw.errors import CacheError
-from erw.evaluate.distances import Moments, frechet_moments
+from erw.encoders import VAE, Encoder, load_encoder
+from erw.evaluate.evaluate import evaluate
+from erw.evaluate.features import Statistics, load_statistics, save_statistics, statistics
+from erw.evaluate.inputs import Images, image_set
 
 ENCODER = "efficientnet-lite2"
 GRID = 16
@@ -30,73 +30,58 @@ def nothing(_images: int) -> None:
     """A progress callback that does nothing."""
 
 
+@dataclass(frozen=True)
 class Scorer:
-    """FD-Lite2 against one set of held-out images, whose moments are computed once."""
+    """FD-Lite2 against one set of held-out images, whose statistics are known."""
 
-    def __init__(self, reference: Moments, encoder: Encoder) -> None:
-        self.reference, self.encoder = reference, encoder
+    reference: Statistics
+    encoder: Encoder
 
-    @classmethod
-    def cached(
-        cls, source: Source, path: Path, *, device: str = "cpu", tick: Tick = nothing
-    ) -> Scorer:
-        """A scorer against all images of `source`; their moments are kept in the file `path`.
+    def score(self, images: Images, *, tick: Tick = nothing) -> float:
+        """FD-Lite2 of images, as `erw.evaluate` gives it; `tick` hears of each batch."""
+        found = evaluate(
+            images,
+            reference=self.reference,
+            encoder=self.encoder,
+            batch_size=BLOCK,
+            progress=tick,
+        )
+        return found["fd_lite2"]
 
-        Raises CacheError if the file is of other images or damaged.
-        """
-        encoder = load_encoder(ENCODER, device=device)
-        if not path.exists():
-            found = moments(blocks(source), encoder, tick=tick)
-            tensors = {"mean": found.mean, "scatter": found.scatter}
-            header = {"count": str(found.count), "source": source.fingerprint()}
-            write_bytes(save(tensors, metadata=header), path)
-            return cls(found, encoder)
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
-        except SafetensorError as error:
-            raise CacheError(f"{path} is damaged ({error}); delete it and start again") from error
-        if header.get("source") != source.fingerprint():
-            raise CacheError(f"{path} is of other held-out images; delete it and start again")
+
+def scorer(source: Source, folder: Path, *, device: str = "cpu", tick: Tick = nothing) -> Scorer:
+    """A scorer against all images of `source`; their statistics are kept in `folder`.
+
+    Raises DataError if the file with the statistics is damaged.
+    """
+    encoder = load_encoder(ENCODER, device=device)
+    path = folder / f"held_out-{source.fingerprint()[:16]}.safetensors"
+    if path.exists():
         tick(len(source))
-        return cls(Moments(int(header["count"]), mean, scatter), encoder)
-
-    def score(self, images: Iterator[Tensor], *, tick: Tick = nothing) -> float:
-        """FD-Lite2 of blocks of images, uint8 (B, 3, H, W)."""
-        return frechet_moments(self.reference, moments(images, self.encoder, tick=tick))
-
-
-def moments(images: Iterator[Tensor], encoder: Encoder, *, tick: Tick = nothing) -> Moments:
-    """Mean and covariance of the pooled features of blocks of images."""
-
-    def features() -> Iterator[Tensor]:
-        for block in images:
-            for part in block.split(BLOCK):
-                with torch.no_grad():
-                    yield encoder.pooled(part.to(next(encoder.parameters()).device)).cpu()
-                tick(len(part))
-
-    return Moments.of(features())
+        return Scorer(load_statistics(path), encoder)
+    found = statistics(image_set(source), encoder, batch_size=BLOCK, progress=tick)
+    save_statistics(path, found)
+    return Scorer(found, encoder)
 
 
-def blocks(source: Source, *, size: int = BLOCK) -> Iterator[Tensor]:
-    """A source's images in order, uint8 (B, 3, H, W), `size` at a time."""
-    for start in range(0, len(source), size):
-        rows = [source[i][0] for i in range(start, min(start + size, len(source)))]
-        yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+def first_images(source: Source, count: int) -> Tensor:
+    """The first images of a source, uint8 (count, 3, H, W)."""
+    return torch.from_numpy(np.stack([source[i][0] for i in range(count)])).permute(0, 3, 1, 2)
 
 
-def reconstructed(images: Iterator[Tensor], vae: Any) -> Iterator[Tensor]:
+def reconstructed(images: Tensor, vae: VAE) -> Tensor:
     """Images through the VAE: encoded to the mean latent and decoded."""
-    with torch.no_grad():
-        for block in images:
-            raw = vae.encode(block)[:, : vae.channels]
-            yield vae.decode((raw - vae.shift) * vae.scale)
+
+    def parts() -> Iterator[Tensor]:
+        for part in images.split(BLOCK):
+            raw = vae.encode(part)[:, : vae.channels]
+            yield vae.decode((raw - vae.shift) * vae.scale).cpu()
+
+    return torch.cat(list(parts()))
 
 
 class Floors(NamedTuple):
-    """Scores of `count` real images, as many as there are samples at a point.
+    """Scores of real images, as many as there are samples at a point.
 
     `vae_reconstruction`: other held-out images after encoding and decoding. `train_images`: images
     of the training split.
@@ -107,11 +92,11 @@ class Floors(NamedTuple):
 
 
 def floors(
-    scorer: Scorer, held_out: Source, training: Source, *, vae: Any, tick: Tick = nothing
+    against: Scorer, held_out: Tensor, training: Source, *, vae: VAE, tick: Tick = nothing
 ) -> Floors:
     """The two floors, from images that are not the reference's own."""
-    through = scorer.score(reconstructed(blocks(held_out), vae), tick=tick)
-    return Floors(through, scorer.score(blocks(training), tick=tick))
+    through = against.score(reconstructed(held_out, vae), tick=tick)
+    return Floors(through, against.score(training, tick=tick))
 
 
 def grid_png(images: Tensor, *, columns: int = 4, gap: int = 4) -> bytes:
@@ -122,7 +107,7 @@ def grid_png(images: Tensor, *, columns: int = 4, gap: int = 4) -> bytes:
     rows = -(-len(images) // columns)
     size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
     canvas = Image.new("RGBA", size, (0, 0, 0, 0))
-    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().contiguous().numpy()):
         place = ((i % columns) * (width + gap), (i // columns) * (height + gap))
         canvas.paste(Image.fromarray(image), place)
     stream = io.BytesIO()

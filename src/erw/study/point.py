@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from erw.encoders.vae import VAE
@@ -37,7 +37,8 @@ def scored(
 ) -> Scored:
     """Draw the plan's samples, classes in turn, and score them against the held-out images.
 
-    Seeds and labels are the same for every method and point. Raises NumericsError for a NaN score.
+    Seeds and labels are the same for every method and point. `tick` hears of every image twice: as
+    it is drawn and as it is scored. Raises NumericsError for a NaN score.
     """
     made = generate(
         model,
@@ -49,19 +50,16 @@ def scored(
         vae=vae,
         precision="auto",
     )
-    first: list[Tensor] = []
-
-    def images() -> Iterator[Tensor]:
-        for part in made:
-            assert part.images is not None, "a VAE was given"
-            if not first:
-                first.append(part.images[: measure.GRID].cpu())
-            yield part.images
-
-    fd = scorer.score(images(), tick=tick)
+    parts: list[Tensor] = []
+    for part in made:
+        assert part.images is not None, "a VAE was given"
+        parts.append(part.images.cpu())
+        tick(len(part.images))
+    images = torch.cat(parts)
+    fd = scorer.score(images, tick=tick)
     if not math.isfinite(fd):
         raise NumericsError(f"the score of {plan.samples} samples at step {model.step} is {fd}")
-    return Scored(fd, measure.grid_png(first[0]))
+    return Scored(fd, measure.grid_png(images[: measure.GRID]))
 
 
 def row(

@@ -40,8 +40,8 @@ class StudyPlan:
     train_images: int = 8192
     reference_images: int = 2000
     samples: int = 500
-    solver: str = "heun"
-    sample_steps: int = 10
+    solver: str = "adams"
+    sample_steps: int = 16
     guidance: float = 1.0
     image_size: int = 64
     vae: str = "openmoji-f4c4"

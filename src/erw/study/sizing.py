@@ -26,6 +26,7 @@ from erw.train.loop import train
 
 STUDY = "study.json"
 TRIAL_STEPS = 12
+TICKS = 2  # a sample is counted when it is drawn and when it is scored
 MARGIN = 0.95  # of the hours; the rest is for what no rate foresees
 
 
@@ -58,10 +59,10 @@ def guess(plan: StudyPlan) -> Guess:
         "prepare": float(plan.train_images),
         "real": float(plan.reference_images + 2 * plan.samples),
         "train": flops,
-        "samples": float(runs * len(plan.fractions) * plan.samples),
+        "samples": float(TICKS * runs * len(plan.fractions) * plan.samples),
     }
     # A forward is a third of a training step; decoding and scoring come on top.
-    sample = evaluations * cost.full / 3 * per_flop + 0.02
+    sample = (evaluations * cost.full / 3 * per_flop + 0.02) / TICKS
     return Guess(totals, {"prepare": 0.012, "real": 0.015, "train": per_flop, "samples": sample})
 
 
