@@ -1,0 +1,297 @@
+"""DiT's diffusion: a chain of noising steps, noise prediction with learned variance, and sampling.
+
+    step 0 is the least noisy, step N - 1 the most; x_s = sqrt(abar_s) x + sqrt(1 - abar_s) eps
+
+| symbol  | meaning                                                                | shape        |
+| x       | clean latent                                                           | (B, C, H, W) |
+| eps     | standard normal noise                                                  | as x         |
+| step    | place in the chain, 0..N-1                                             | (B,) int64   |
+| output  | the network's noise prediction and, in the channels behind it, where   | (B, 2C, H, W)|
+|         | the variance lies between its two bounds: -1 the lower, 1 the upper    |              |
+
+A network is asked as `network(x, told)`, where `told` (B,) is the step's number in the chain that
+it was trained on: a respaced chain keeps those numbers in `Chain.told`.
+Source: improved DDPM (arXiv 2102.09672), sections 2 and 3; DiT (arXiv 2212.09748), section 3.1;
+DDIM (arXiv 2010.02502), Eq. 12.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from erw.errors import ConfigError
+
+Network = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[int, Tensor], Tensor]
+Callback = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A noising chain's tables, float64 of shape (N,), by step.
+
+    Attributes:
+        told: int64, what the network is told at each step.
+        beta: variance that a step adds.
+        abar: product of 1 - beta up to and with the step. abar_before: without it (1 at step 0).
+        clean, noise: the roots of abar and 1 - abar, the shares of the latent and of the noise.
+        variance: of q(x_{s-1} | x_s, x), the lower bound of the learned one; beta is the upper.
+        log_variance: its logarithm; step 0, where the variance is 0, has that of step 1.
+        mean_x, mean_x_s: the mean of q is mean_x x + mean_x_s x_s.
+    """
+
+    told: Tensor
+    beta: Tensor
+    abar: Tensor
+    abar_before: Tensor
+    clean: Tensor
+    noise: Tensor
+    variance: Tensor
+    log_variance: Tensor
+    mean_x: Tensor
+    mean_x_s: Tensor
+
+    def __len__(self) -> int:
+        return len(self.beta)
+
+
+class Reverse(NamedTuple):
+    """The network's p(x_{s-1} | x_s): mean and log variance, and the clean latent it stands for."""
+
+    mean: Tensor
+    log_variance: Tensor
+    x: Tensor
+
+
+class Terms(NamedTuple):
+    """Losses of each image (B,): the variational bound in bits a dimension, and the squared
+    error."""
+
+    vb: Tensor
+    mse: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """DiT's objective: their sum. The bound teaches the variance alone."""
+        return self.mse + self.vb
+
+
+def linear_betas(steps: int = 1000) -> Tensor:
+    """DDPM's noise of each step, float64 (steps,): from 0.0001 to 0.02 at 1,000 steps."""
+    scale = 1000 / steps
+    return torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64)
+
+
+def chain(betas: Tensor | None = None, *, told: Tensor | None = None) -> Chain:
+    """The chain of `betas` (N,), default `linear_betas()`; `told` defaults to 0..N-1.
+
+    Raises ConfigError for fewer than 2 steps or a beta outside (0, 1].
+    """
+    beta = (linear_betas() if betas is None else betas).double()
+    if len(beta) < 2 or not bool(((beta > 0) & (beta <= 1)).all()):
+        raise ConfigError("a diffusion chain needs 2 steps or more, each with 0 < beta <= 1")
+    told = torch.arange(len(beta)) if told is None else told
+    abar = (1 - beta).cumprod(0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    variance = beta * (1 - before) / (1 - abar)
+    return Chain(
+        told=told,
+        beta=beta,
+        abar=abar,
+        abar_before=before,
+        clean=abar.sqrt(),
+        noise=(1 - abar).sqrt(),
+        variance=variance,
+        log_variance=torch.cat([variance[1:2], variance[1:]]).log(),
+        mean_x=beta * before.sqrt() / (1 - abar),
+        mean_x_s=(1 - before) * (1 - beta).sqrt() / (1 - abar),
+    )
+
+
+def respaced(full: Chain, count: int) -> Chain:
+    """A chain of `count` of the steps of `full`, evenly spaced, its ends among them.
+
+    The noise between two kept steps becomes one step's, so that abar is the same at each of them.
+    Raises ConfigError unless `count` is within 2..len(full).
+    """
+    if not 2 <= count <= len(full):
+        raise ConfigError(f"{count} sampling steps; this model takes 2 to {len(full)}")
+    stride = (len(full) - 1) / (count - 1)
+    # Added up, not multiplied: ties then round as in the released code.
+    places = accumulate([stride] * (count - 1), initial=0.0)
+    kept = torch.tensor([round(place) for place in places])
+    abar = full.abar[kept]
+    before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    return chain(1 - abar / before, told=full.told[kept])
+
+
+def noised(at: Chain, x: Tensor, eps: Tensor, step: Tensor) -> Tensor:
+    """The clean batch x (B, ...) at the steps `step` (B,), with the noise `eps`."""
+    table = _at(at, step, x)
+    return table.clean * x + table.noise * eps
+
+
+def reverse(at: Chain, output: Tensor, x_s: Tensor, step: Tensor) -> Reverse:
+    """p(x_{s-1} | x_s) that a network's `output` (B, 2C, H, W) stands for at x_s (B, C, H, W)."""
+    eps, between = output.chunk(2, dim=1)
+    table = _at(at, step, x_s)
+    x = (x_s - table.noise * eps) / table.clean
+    upper = (between + 1) / 2
+    log_variance = upper * table.beta.log() + (1 - upper) * table.log_variance
+    return Reverse(table.mean_x * x + table.mean_x_s * x_s, log_variance, x)
+
+
+def hybrid_terms(at: Chain, output: Tensor, x: Tensor, eps: Tensor, step: Tensor) -> Terms:
+    """Improved DDPM's hybrid objective (Eq. 16) for each image, in DiT's weighting (lambda = 1).
+
+    `output` is the network's at `noised(at, x, eps, step)`. The bound has no gradient to the noise
+    prediction. At step 0 it is the likelihood of 8-bit values scaled to [-1, 1], also for latents,
+    as released.
+    """
+    x_s = noised(at, x, eps, step)
+    guess, between = output.chunk(2, dim=1)
+    p = reverse(at, torch.cat([guess.detach(), between], dim=1), x_s, step)
+    table = _at(at, step, x)
+    mean = table.mean_x * x + table.mean_x_s * x_s
+    kl = _normal_kl(mean, table.log_variance, p.mean, p.log_variance)
+    nll = -_discretised_log_likelihood(x, p.mean, p.log_variance / 2)
+    bound = torch.where(_over(step == 0, x).bool(), nll, kl)
+    return Terms(bound.flatten(1).mean(1) / math.log(2), (guess - eps).square().flatten(1).mean(1))
+
+
+def guided(output: Tensor, null: Tensor, *, scale: float, channels: int | None = None) -> Tensor:
+    """Classifier-free guidance of the noise: null + scale (output - null), on its first `channels`.
+
+    Shapes (B, 2C, H, W), of the class and of none. The rest, with the variance, stays that of the
+    class. `channels` None: all C of the noise; the released DiT guides 3 of its 4 (`channels=3`).
+    """
+    noise = output.shape[1] // 2
+    count = noise if channels is None else channels
+    if not 0 < count <= noise:
+        raise ConfigError(f"guidance on {count} channels; the noise has {noise}")
+    kept = null[:, :count]
+    return torch.cat([kept + scale * (output[:, :count] - kept), output[:, count:]], dim=1)
+
+
+def guided_network(
+    network: Callable[[Tensor, Tensor, Tensor], Tensor],
+    y: Tensor,
+    null: int,
+    *,
+    scale: float,
+    channels: int | None = None,
+) -> Network:
+    """`network(x, told, y)` for the labels y (B,) under guidance: one batch of 2 B a call."""
+    if scale == 1:
+        return lambda x, told: network(x, told, y)
+    both = torch.cat([y, torch.full_like(y, null)])
+
+    def ask(x: Tensor, told: Tensor) -> Tensor:
+        output, none = network(torch.cat([x, x]), torch.cat([told, told]), both).chunk(2)
+        return guided(output, none, scale=scale, channels=channels)
+
+    return ask
+
+
+def ddpm(
+    network: Network,
+    x: Tensor,
+    at: Chain,
+    *,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Ancestral sampling from the noise x (B, C, H, W) down the chain; returns float64.
+
+    `noise(i, x)` gives the standard normal numbers of the i-th evaluation; the last step takes
+    none. `callback(i, x)` sees every state reached. The state is float64, the network is asked in
+    the dtype of `x`.
+    """
+
+    def update(x_s: Tensor, p: Reverse, _table: Chain) -> tuple[Tensor, Tensor]:
+        return p.mean, (p.log_variance / 2).exp()
+
+    return _descend(network, x, at, update, noise, callback)
+
+
+def ddim(
+    network: Network,
+    x: Tensor,
+    at: Chain,
+    *,
+    eta: float = 0.0,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DDIM (Eq. 12) from the noise x (B, C, H, W); arguments as `ddpm`. `eta` 0 draws no noise."""
+
+    def update(x_s: Tensor, p: Reverse, table: Chain) -> tuple[Tensor, Tensor]:
+        eps = (x_s - table.clean * p.x) / table.noise
+        sigma = eta * table.variance.sqrt()
+        mean = table.abar_before.sqrt() * p.x + (1 - table.abar_before - sigma**2).sqrt() * eps
+        return mean, sigma
+
+    return _descend(network, x, at, update, noise, callback)
+
+
+def _at(tables: Chain, step: Tensor, like: Tensor) -> Chain:
+    """The tables' values at the steps of a batch, typed and shaped to broadcast over `like`."""
+    columns = {field.name: getattr(tables, field.name) for field in fields(tables)}
+    return Chain(**{k: _over(v.to(step.device)[step], like) for k, v in columns.items()})
+
+
+@torch.no_grad()
+def _descend(
+    network: Network,
+    x: Tensor,
+    at: Chain,
+    update: Callable[[Tensor, Reverse, Chain], tuple[Tensor, Tensor]],
+    noise: Noise | None,
+    callback: Callback | None,
+) -> Tensor:
+    """From the last step to the first; `update` gives the next state's mean and deviation."""
+    dtype, x = x.dtype, x.double()
+    noise = noise or (lambda i, like: torch.randn_like(like))
+    for i, place in enumerate(reversed(range(len(at)))):
+        step = torch.full((len(x),), place, device=x.device)
+        output = network(x.to(dtype), at.told.to(x.device)[step]).double()
+        x, deviation = update(x, reverse(at, output, x, step), _at(at, step, x))
+        if place and bool(deviation.any()):
+            x = x + deviation * noise(i, x).to(x)
+        if callback:
+            callback(i, x)
+    return x
+
+
+def _over(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,) in the dtype of `like` (B, ...), shaped to broadcast over it."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _normal_kl(mean: Tensor, log_variance: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL divergence in nats from one diagonal normal distribution to a second, element-wise."""
+    ratio = (log_variance - log_variance2).exp()
+    apart = (mean - mean2).square() * (-log_variance2).exp()
+    return (log_variance2 - log_variance - 1 + ratio + apart) / 2
+
+
+def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log probability of the 1/255 bins around x in [-1, 1] under a normal distribution.
+
+    The outer bins are open. The normal distribution function is the tanh approximation, as
+    released.
+    """
+    high, low = ((x - mean + side) * (-log_scale).exp() for side in (1 / 255, -1 / 255))
+    below, above = _normal_cdf(low), 1 - _normal_cdf(high)
+    inside = 1 - above - below
+    probability = torch.where(x < -0.999, 1 - above, torch.where(x > 0.999, 1 - below, inside))
+    return probability.clamp(min=1e-12).log()
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
