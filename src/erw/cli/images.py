@@ -89,9 +89,16 @@ def prepare(args: Sequence[str]) -> None:
     parser.add_argument("source", metavar="IMAGES")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the cache")
     parser.add_argument("--dry-run", action="store_true", help="count images and bytes only")
+    parser.add_argument("--verify", action="store_true", help="recheck every hash of DIR only")
     add_settings(parser, Prepare())
     found = parser.read(args)
     how = changed(Prepare(), found)
+    if found.verify:
+        from erw.data.prepare import verify
+
+        cache = verify(found.out)
+        print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
+        return
     source = _open(found.source, how, counted="count" in found)
     if found.dry_run:
         print(_forecast(source, how))
@@ -217,6 +224,7 @@ def _label(text: str, names: Sequence[str]) -> int:
 
 def _forecast(source: Source, how: Prepare) -> str:
     """Images, classes and bytes that a cache will take."""
+    from erw.data.forecast import table
     from erw.data.rows import Networks
     from erw.data.settings import describe, load_networks
 
@@ -227,21 +235,11 @@ def _forecast(source: Source, how: Prepare) -> str:
         source, networks, image_size=how.image_size, crop=how.crop,
         rows_per_shard=how.rows_per_shard, seed=how.seed, flip=how.flip, images=how.images,
     )  # fmt: skip
-    variants = 2 if how.flip else 1
-    latents = 2 * 2 * math.prod(settings["latent_shape"]) * variants  # mean and std, 16 bits each
+    flops = settings["vae"]["flops"] + sum(part["flops"] for part in settings["encoders"])
+    flops *= 2 if how.flip else 1
     lines = [f"images      {len(source):,} of {source.name}"]
     lines += [f"classes     {len(source.class_names)} ({', '.join(source.class_names[:12])})"]
     lines += [f"shards      {math.ceil(len(source) / how.rows_per_shard)}"]
-    lines += [f"latents     {settings['latent_shape']}, {latents:,} bytes an image"]
-    total = latents + 12 + (3 * how.image_size**2 if how.images else 0)
-    for part in settings["encoders"]:
-        tokens = math.prod(part["grid"])
-        width = part["dim"] + 4 if how.features == "int8" else 2 * part["dim"]
-        total += tokens * width * variants
-        grid = "x".join(map(str, part["grid"]))
-        lines += [
-            f"features    {part['name']} {grid}x{part['dim']}, {tokens * width * variants:,} bytes "
-            f"an image, {part['flops'] / 1e9:.3f} GFLOP an image"
-        ]
-    lines += [f"all         {total * len(source) / 1e6:,.1f} MB"]
+    lines += [f"encoding    {flops / 1e9:.3f} GFLOP an image", ""]
+    lines += [table(settings, images=len(source))]
     return "\n".join(lines)

@@ -172,12 +172,27 @@ def _foreign(item: Path) -> bool:
     return not item.name.startswith(".")
 
 
+def verify(out: str | Path) -> Cache:
+    """Rehash every shard of a finished cache and open it.
+
+    Raises `CacheError` that names the damaged shards, or says that the cache is unfinished.
+    """
+    out = Path(out).expanduser()
+    if bad := Cache(out, Manifest.read(out)).verify():
+        raise _named(out, bad)
+    return Cache.open(out)
+
+
+def _named(out: Path, bad: list[str]) -> CacheError:
+    named = ", ".join(bad[:8]) + (" ..." if len(bad) > 8 else "")
+    return CacheError(f"{out}: damaged shards {named}: make them again with --repair")
+
+
 def _damaged(job: Job, *, repair: bool) -> bool:
     """Rehash a finished cache; with `repair`, clear what is damaged so that it is made again."""
     bad = Cache(job.out, Manifest.read(job.out)).verify()
     if bad and not repair:
-        named = ", ".join(bad[:8]) + (" ..." if len(bad) > 8 else "")
-        raise CacheError(f"{job.out}: damaged shards {named}: make them again with --repair")
+        raise _named(job.out, bad)
     for name in bad:
         record_path(job.folder, int(name.split(".")[0])).unlink(missing_ok=True)
     if bad:
