@@ -69,6 +69,31 @@ def counted(model: dict[str, int], *, stop_at: int | None, batch: int = 2) -> tu
     return forward.get_total_flops() // batch, total // batch
 
 
+LIGHTNING = {"mlp": "swiglu", "norm": "rms"}
+
+
+@pytest.mark.parametrize("stop_at", [None, 2], ids=["full", "warmup"])
+def test_cost_of_lightningdit(stop_at: int | None) -> None:
+    cost = training_step_flops(
+        **sizes(TINY), warmup_depth=2, dims=(48,), projector_hidden=64, mlp="swiglu"
+    )
+    network = cost.full if stop_at is None else cost.warmup
+    _, total = counted(TINY | LIGHTNING, stop_at=stop_at)
+    assert network + cost.projector == pytest.approx(total, rel=0.01)
+
+
+def test_parameters_of_lightningdit() -> None:
+    with torch.device("meta"):
+        net = SiT(**TINY, **LIGHTNING, num_classes=10)
+    analytic = sizes(TINY)
+    del analytic["tokens"]
+    kept = [net.x_embedder, net.t_embedder, net.y_embedder, *net.blocks[:2]]
+    for stop_at, modules in ((None, [net]), (2, kept)):
+        assert sit_parameters(**analytic, **LIGHTNING, num_classes=10, stop_at=stop_at) == sum(
+            p.numel() for module in modules for p in module.parameters()
+        )
+
+
 @pytest.mark.parametrize("stop_at", [None, 2], ids=["full", "warmup"])
 @pytest.mark.parametrize("model", [TINY, shape("B"), shape("XL")], ids=["tiny", "B/2", "XL/2"])
 def test_cost_is_what_torch_counts(model: dict[str, int], stop_at: int | None) -> None:

@@ -35,7 +35,20 @@ def test_rope(golden):
     assert relative(tiny(rope=True)(data["x"], data["t"], data["y"]), data["out"]) < 1e-5
 
 
-@pytest.mark.parametrize("options", [{}, {"rope": True}, {"qk_norm": True}])
+LIGHTNING = {"rope": True, "norm": "rms", "mlp": "swiglu"}
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_forward_of_lightningdit(golden, qk_norm):
+    name = "lightningdit_qknorm_forward" if qk_norm else "lightningdit_forward"
+    data, _ = tensors(golden(name))
+    model = tiny(**LIGHTNING, qk_norm=qk_norm)
+    assert relative(model(data["x"], data["t"], data["y"]), data["out"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"rope": True}, {"qk_norm": True}, LIGHTNING | {"qk_norm": True}]
+)
 def test_a_stopped_forward_gives_the_hidden_tokens_of_the_full_one(options):
     model = tiny(**options)
     x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([3, 1000])
@@ -78,6 +91,22 @@ def test_any_patch_channels_and_classes(patch, channels, classes):
     out = model(x, torch.rand(2))
     assert out.shape == x.shape
     assert out.abs().max() == 0  # adaLN-Zero: a new model predicts nothing
+
+
+def test_more_channels_out_than_in():
+    model = tiny(out_channels=8)
+    out = model(torch.randn(2, 4, 8, 8), torch.tensor([0, 999]))
+    assert out.shape == (2, 8, 8, 8)
+
+
+def test_lightningdit_learns_in_low_precision():
+    model = tiny(**LIGHTNING, qk_norm=True)
+    x, t = torch.randn(2, 4, 8, 8), torch.rand(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x, t)
+    assert relative(out.float(), model(x, t).detach()) < 0.1
+    out.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_patches_must_tile_the_latent():

@@ -27,7 +27,9 @@ class Model:
         depth, width, heads: transformer blocks, channels, attention heads.
         patch: side of a patch in latent pixels.
         rope: rotary positions in every attention (EVA-02, interleaved pairs), in both phases.
-        qk_norm: LayerNorm on queries and keys.
+        qk_norm: a norm on queries and keys, of the kind of `norm`.
+        norm: before every modulation: layer (no gain), or rms with a gain, as in LightningDiT.
+        mlp: gelu, or swiglu with as many weights, as in LightningDiT.
         projector: hidden width of the alignment projector.
         input_size, channels: of the latent.
         num_classes: classes; 0: unconditional.
@@ -39,6 +41,8 @@ class Model:
     patch: int = 2
     rope: bool = False
     qk_norm: bool = False
+    norm: Literal["layer", "rms"] = "layer"
+    mlp: Literal["gelu", "swiglu"] = "gelu"
     projector: int = 2048
     input_size: int | None = None
     channels: int | None = None

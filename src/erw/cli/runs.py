@@ -104,8 +104,15 @@ def costs(run: Run) -> list[str]:
         return [f"cost: not known without the cache ({error})"]
     model, step = known.run.model, known.cost
     assert model.channels and model.num_classes is not None
-    size = {"depth": model.depth, "width": model.width, "patch": model.patch}
-    count = sit_parameters(**size, channels=model.channels, num_classes=model.num_classes)
+    count = sit_parameters(
+        depth=model.depth,
+        width=model.width,
+        patch=model.patch,
+        channels=model.channels,
+        num_classes=model.num_classes,
+        mlp=model.mlp,
+        norm=model.norm,
+    )
     heads = sum(
         model.width * model.projector + model.projector**2 + model.projector * (dim + 2) + dim
         for dim in known.dims

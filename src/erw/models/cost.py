@@ -10,6 +10,8 @@ buys memory, not learning, and is below 1 % of a step at 256 tokens.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from erw.models.layers import MlpKind, NormKind, swiglu_hidden
+
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding in DiT and SiT
 
 
@@ -44,13 +46,30 @@ def attention_flops(tokens: int, width: int) -> Flops:
     return Flops(forward, 2 * forward)
 
 
-def block_flops(*, tokens: int, width: int, mlp_ratio: float = 4.0, adaln: bool = True) -> Flops:
-    """One transformer block: attention, MLP and, with `adaln`, six modulation vectors per image."""
-    hidden = int(width * mlp_ratio)
+def block_flops(
+    *,
+    tokens: int,
+    width: int,
+    mlp_ratio: float = 4.0,
+    mlp: MlpKind = "gelu",
+    adaln: bool = True,
+) -> Flops:
+    """One transformer block: attention, MLP and, with `adaln`, six modulation vectors per image.
+
+    `mlp_ratio` is the hidden width of a GELU MLP; SwiGLU has its own.
+    """
+    into, out_of = _mlp_sizes(width, mlp_ratio, mlp)
     cost = linear_flops(tokens, width, 3 * width) + linear_flops(tokens, width, width)
     cost += attention_flops(tokens, width)
-    cost += linear_flops(tokens, width, hidden) + linear_flops(tokens, hidden, width)
+    cost += linear_flops(tokens, width, into) + linear_flops(tokens, out_of, width)
     return cost + linear_flops(1, width, 6 * width) if adaln else cost
+
+
+def _mlp_sizes(width: int, mlp_ratio: float, mlp: MlpKind) -> tuple[int, int]:
+    """Outputs of an MLP's first layer and inputs of its last."""
+    if mlp == "swiglu":
+        return 2 * swiglu_hidden(width), swiglu_hidden(width)
+    return int(width * mlp_ratio), int(width * mlp_ratio)
 
 
 def sit_flops(
@@ -61,6 +80,7 @@ def sit_flops(
     patch: int,
     channels: int,
     mlp_ratio: float = 4.0,
+    mlp: MlpKind = "gelu",
     stop_at: int | None = None,
 ) -> Flops:
     """FLOPs of a SiT on one latent (`channels`, h, w) of `tokens` = h w / patch^2 tokens.
@@ -73,7 +93,7 @@ def sit_flops(
     pixels = patch * patch * channels
     cost = linear_flops(tokens, pixels, width, first=True)
     cost += linear_flops(1, TIME_FREQUENCIES, width, first=True) + linear_flops(1, width, width)
-    block = block_flops(tokens=tokens, width=width, mlp_ratio=mlp_ratio)
+    block = block_flops(tokens=tokens, width=width, mlp_ratio=mlp_ratio, mlp=mlp)
     cost += block.times(depth if stop_at is None else stop_at)
     if stop_at is not None:
         return cost
@@ -88,10 +108,13 @@ def sit_parameters(
     channels: int,
     num_classes: int,
     mlp_ratio: float = 4.0,
+    mlp: MlpKind = "gelu",
+    norm: NormKind = "layer",
     stop_at: int | None = None,
 ) -> int:
     """Trainable parameters of a SiT without QK-norm, or of the part that runs with `stop_at`."""
-    hidden = int(width * mlp_ratio)
+    into, out_of = _mlp_sizes(width, mlp_ratio, mlp)
+    gain = width if norm == "rms" else 0
 
     def linear(inputs: int, outputs: int) -> int:
         return inputs * outputs + outputs
@@ -100,10 +123,10 @@ def sit_parameters(
     embedders = linear(pixels, width) + linear(TIME_FREQUENCIES, width) + linear(width, width)
     embedders += (num_classes + 1) * width  # and the null class
     block = linear(width, 3 * width) + linear(width, width) + linear(width, 6 * width)
-    block += linear(width, hidden) + linear(hidden, width)
+    block += linear(width, into) + linear(out_of, width) + 2 * gain
     if stop_at is not None:
         return embedders + stop_at * block
-    return embedders + depth * block + linear(width, 2 * width) + linear(width, pixels)
+    return embedders + depth * block + linear(width, 2 * width) + linear(width, pixels) + gain
 
 
 def projector_flops(*, tokens: int, width: int, dim: int, hidden: int = 2048) -> Flops:
@@ -162,6 +185,7 @@ def training_step_flops(
     dims: tuple[int, ...] = (),
     projector_hidden: int = 2048,
     mlp_ratio: float = 4.0,
+    mlp: MlpKind = "gelu",
     teacher: int = 0,
 ) -> StepCost:
     """Cost per image of SiT, REPA and ERW steps: `dims` are the teachers' feature sizes.
@@ -175,8 +199,8 @@ def training_step_flops(
         for dim in dims
     ]
     return StepCost(
-        warmup=sit_flops(**sizes, mlp_ratio=mlp_ratio, stop_at=warmup_depth).total,
-        full=sit_flops(**sizes, mlp_ratio=mlp_ratio).total,
+        warmup=sit_flops(**sizes, mlp_ratio=mlp_ratio, mlp=mlp, stop_at=warmup_depth).total,
+        full=sit_flops(**sizes, mlp_ratio=mlp_ratio, mlp=mlp).total,
         projector=sum(heads),
         teacher=teacher,
     )

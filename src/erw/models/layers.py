@@ -20,13 +20,13 @@ def make_norm(kind: NormKind, width: int) -> nn.Module:
     """The norm in front of a modulation: LayerNorm without gain, or RMSNorm with one
     (LightningDiT)."""
     if kind == "rms":
-        return nn.RMSNorm(width, eps=1e-6)
+        return RmsNorm(width, eps=1e-6)
     return nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
 
 
 def make_qk_norm(kind: NormKind, head_dim: int) -> nn.Module:
     """The norm of queries or keys, with gain; LayerNorm's also has a bias."""
-    return nn.RMSNorm(head_dim, eps=1e-6) if kind == "rms" else nn.LayerNorm(head_dim)
+    return RmsNorm(head_dim, eps=1e-6) if kind == "rms" else nn.LayerNorm(head_dim)
 
 
 def make_mlp(kind: MlpKind, width: int) -> nn.Module:
@@ -37,6 +37,14 @@ def make_mlp(kind: MlpKind, width: int) -> nn.Module:
 def swiglu_hidden(width: int) -> int:
     """Hidden units of SwiGLU: two thirds of 4 width, because it has three matrices, not two."""
     return int(2 / 3 * (4 * width))
+
+
+class RmsNorm(nn.RMSNorm):
+    """Root-mean-square norm in float32, given back in the dtype that came in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.float()
+        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
 
 
 class PatchEmbed(nn.Module):

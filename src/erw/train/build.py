@@ -66,6 +66,8 @@ def build_model(model: Model, *, seed: int = 0) -> SiT:
             num_classes=model.num_classes,
             rope=model.rope,
             qk_norm=model.qk_norm,
+            norm=model.norm,
+            mlp=model.mlp,
         )
 
 
@@ -122,5 +124,6 @@ def step_cost(run: Run, cache: Cache) -> StepCost:
         warmup_depth=min(run.plan.depth, model.depth),
         dims=tuple(spec.dim for spec in specs),
         projector_hidden=model.projector,
+        mlp=model.mlp,
         teacher=sum(spec.flops for spec in specs),
     )

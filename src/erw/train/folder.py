@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import erw
-from erw.config import Run, to_dict
+from erw.config import Run, from_dict, to_dict
 from erw.data.cache import Cache
 from erw.errors import CheckpointError
 from erw.models.cost import StepCost
@@ -48,7 +48,9 @@ def claim(folder: Path, run: Run, resolved: Run, cache: Cache, cost: StepCost) -
     """
     if (folder / RECIPE).exists():
         there = read_recipe(folder)
-        different = differences(there["resolved"], to_dict(resolved))
+        # Settings that came after that run was begun have their defaults in it.
+        before = to_dict(from_dict(Run, there["resolved"]))
+        different = differences(before, to_dict(resolved))
         if there["cache"]["identity"] != cache.identity:
             different.append(f"the contents of data.cache {run.data.cache}")
         if different:
