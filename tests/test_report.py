@@ -86,7 +86,7 @@ def test_the_verdict_says_when_seeds_overlap(tmp_path):
     ]
     folder = write_study(tmp_path, results.__class__(**{**vars(results), "rows": tuple(close)}))
     assert (
-        "overlap, so ERW and SiT are not told apart"
+        "overlap: ERW and SiT are not told apart"
         in report([folder], out=tmp_path / "r.html").read_text()
     )
 

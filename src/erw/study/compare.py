@@ -160,22 +160,21 @@ def headline(item: Saving, *, score: str = "FD-Lite2") -> str:
 def describe(item: Saving, *, score: str = "FD-Lite2") -> str:
     """A saving as a sentence, with its spread over seeds and whether the seeds overlap."""
     ours, theirs = name_of(item.method), name_of(item.against)
-    overlap = {True: " The seeds do not overlap.", None: ""}.get(
-        item.apart,
-        f" The final scores of their seeds overlap, so {ours} and {theirs} are not told apart.",
-    )
+    overlap = ""
+    if item.apart is False:
+        overlap = f" The final scores of seeds overlap: {ours} and {theirs} are not told apart."
     if item.ratio is None:
         some = ""
         if item.low is not None:
             some = f" on average (the luckiest pair of seeds needs {item.low:.2f}×)"
         said = f"{ours} does not reach {theirs}’s final {score} within the same FLOPs{some}."
         return said + overlap
-    about = "at most " if item.at_most else ""
     spread = ""
     if item.apart is not None:
         high = "not reached" if item.high is None else f"{item.high:.2f}"
-        spread = f" ({item.low:.2f} to {high} over pairs of seeds)"
-    share = f"{about}{item.ratio:.2f}× of its FLOPs{spread}"
+        clear = "; final scores do not overlap" if item.apart else ""
+        spread = f" ({item.low:.2f} to {high} over pairs of seeds{clear})"
+    share = f"{'at most ' if item.at_most else ''}{item.ratio:.2f}× of its FLOPs{spread}"
     return f"{ours} reaches {theirs}’s final {score} with {share}.{overlap}"
 
 

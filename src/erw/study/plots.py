@@ -16,6 +16,12 @@ from erw.study.marks import PARTS, axis_for, flops_unit
 from erw.study.results import Results, write_json
 from erw.study.style import DARK, LIGHT, Theme
 
+TITLES = {
+    "flops": "FD-Lite2 over compute (lower is better)",
+    "seconds": "FD-Lite2 over training time",
+    "step": "FD-Lite2 over steps",
+}
+
 
 def score_figure(
     results: Results,
@@ -27,9 +33,7 @@ def score_figure(
     """The score over a cost: a line per method, its seeds as dots and their spread as a band."""
     axis = axis_for(results, over)
     with marks.drawing(theme):
-        figure, ax = marks.canvas(
-            size, title="FD-Lite2 (lower is better)", label=axis.label, right=86
-        )
+        figure, ax = marks.canvas(size, title=TITLES[over], label=axis.label, right=86)
         ends = []
         for method in results.methods:
             color = theme.color(method, among=results.methods)

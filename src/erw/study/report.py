@@ -8,16 +8,17 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from erw.data.openmoji import ATTRIBUTION
 from erw.errors import DataError
 from erw.study import page, sections
 from erw.study.compare import Verdict, verdict
+from erw.study.merge import merge
 from erw.study.results import (
     Results,
     curve_from,
     is_warmup,
     read_json,
     read_metrics,
-    read_results,
 )
 
 PICTURES_AT_MOST = 36
@@ -34,7 +35,9 @@ class RunFolder(NamedTuple):
 
 
 def report(paths: Sequence[str | Path], *, out: str | Path) -> Path:
-    """Write the page for one study folder (or results.json), or for training runs, to `out`.
+    """Write the page for a study (folder or results.json), or for training runs, to `out`.
+
+    Several studies are one if they differ in their seeds alone.
 
     Raises FileNotFoundError or DataError, naming the file, if results or metrics are missing or
     damaged.
@@ -48,11 +51,11 @@ def report(paths: Sequence[str | Path], *, out: str | Path) -> Path:
                 f"{path} does not exist; name a study folder or a training run's folder"
             )
     studies = [path for path in found if path.is_file() or (path / "results.json").is_file()]
-    if studies and len(found) > 1:
-        raise DataError(f"{studies[0]} is a study: report on it alone, or name training runs only")
+    if studies and len(studies) < len(found):
+        raise DataError(f"{studies[0]} is a study: report on studies alone, or on training runs")
     if studies:
         base = studies[0].parent if studies[0].is_file() else studies[0]
-        html = study_page(read_results(studies[0]), base=base)
+        html = study_page(merge(studies, base=base), base=base)
     else:
         html = runs_page([read_run(path) for path in found])
     out = Path(out)
@@ -111,6 +114,9 @@ def runs_page(runs: Sequence[RunFolder]) -> str:
         if run.pictures:
             strip = "".join(f"<figure>{page.picture(p, alt=p.stem)}</figure>" for p in run.pictures)
             parts.append(page.section(f"Samples of {key}", f'<div class="strip">{strip}</div>'))
+        else:
+            hint = f"None yet: `erw sample {run.name} --out {run.name}/samples` draws some."
+            parts.append(page.section(f"Samples of {key}", note=escape(hint)))
     settings = [
         page.details(f"Settings of {key}", page.definitions(page.flatten(run.recipe)))
         for key, run in zip(keys, runs, strict=True)

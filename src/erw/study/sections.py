@@ -69,7 +69,8 @@ def scores(results: Results) -> str:
     if not results.rows:
         return ""
     note = (
-        "Every method gets the same number of FLOPs. Warm-up, projector and teacher are counted. "
+        "Every method gets the same number of FLOPs; warm-up, projector and teacher are counted. "
+        "Time is training alone: preparing (with the teacher) and scoring are not in it. "
         "Each point is the EMA model’s samples against held-out images"
     )
     samples = results.settings.get("study", {}).get("samples")
