@@ -123,7 +123,9 @@ def run_folder(folder: Path, *, steps=40) -> Path:
     lines = [json.dumps(metrics_line(step)) for step in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "recipe.json").write_text(
-        json.dumps({"run": {"name": "tried", "optim": {"lr": 0.1}}})
+        json.dumps(
+            {"run": {"name": "tried", "optim": {"lr": 0.1}}, "cache": {"vae": "openmoji-f4c4"}}
+        )
     )
     return folder
 
@@ -134,7 +136,14 @@ def test_a_single_run_has_curves_samples_and_settings(tmp_path):
     (run / "samples" / "00000000.png").write_bytes(png(16, 16, (9, 9, 9)))
     page = Page(report([run], out=tmp_path / "r.html").read_text())
     words = " ".join(page.words)
-    for word in ("tried", "Step 40", "Flow-matching loss", "warm-up ends", "run.optim.lr"):
+    for word in (
+        "tried",
+        "Step 40",
+        "Flow-matching loss",
+        "warm-up ends",
+        "run.optim.lr",
+        "CC BY-SA 4.0",
+    ):
         assert word in words
     assert len(page.pictures) == 1
     assert all(link.startswith(("data:", "#")) for link in page.links)

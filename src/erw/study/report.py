@@ -123,9 +123,13 @@ def runs_page(runs: Sequence[RunFolder]) -> str:
         if run.recipe
     ]
     parts.append(page.section("How it was made", *settings) if settings else "")
-    return page.page(
-        _header("Training run", title, lines) + _main(parts) + _footer(""), title=title
-    )
+    built_in = any(_vae(run).startswith("openmoji") for run in runs)
+    footer = _footer(f"Images: {ATTRIBUTION}." if built_in else "")
+    return page.page(_header("Training run", title, lines) + _main(parts) + footer, title=title)
+
+
+def _vae(run: RunFolder) -> str:
+    return str(run.recipe.get("cache", {}).get("vae", ""))
 
 
 def _header(kind: str, title: str, below: str) -> str:
