@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from erw.cli.images import BUILT_IN, Draw, generation, pick_device
 from erw.cli.settings import Parser, add_settings, changed
-from erw.errors import ConfigError
+from erw.errors import ConfigError, ErwError
 
 if TYPE_CHECKING:
     from erw.train import Trained
@@ -25,12 +25,16 @@ class Score:
     Attributes:
         reference: images to compare with: a folder, zip or .npz, statistics (.safetensors), or a
             built-in set; none: the built-in test set, for runs trained on the built-in images.
-        metric: one or more of fd-, kid-, pr-, dc-, each followed by lite0 or lite2.
+        metric: adm (FID, sFID, Inception Score, precision, recall as ADM's evaluator), or one or
+            more of fd-, kid-, pr-, dc-, each followed by lite0, lite2 or inception.
+        weights: file of the Inception network's weights, for adm and inception; see
+            docs/evaluation.md.
         reference_count: how many images of a built-in reference to compose.
     """
 
     reference: str | None = None
     metric: tuple[str, ...] = ("fd-lite2",)
+    weights: str | None = None
     reference_count: int = 2000
 
 
@@ -38,6 +42,8 @@ def evaluate(args: Sequence[str]) -> None:
     """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl."""
     from erw.config import Sample
 
+    if "--self-check" in args:
+        return self_check(args)
     named = bool(args) and not args[0].startswith("-")
     if not named and not set(args) & {"-h", "--help"}:
         raise ConfigError("erw eval needs a run, or a folder, zip or .npz of images")
@@ -45,6 +51,7 @@ def evaluate(args: Sequence[str]) -> None:
     what = "RUN: the folder of a run, whose samples are scored; or IMAGES: a folder, zip or .npz."
     parser = Parser("erw eval", what, usage="RUN|IMAGES [--reference REF] [--SETTING VALUE ...]")
     parser.add_argument("--out", metavar="FILE", help="write scores and how they were made as JSON")
+    parser.add_argument("--self-check", action="store_true", help="known numbers through it all")
     add_settings(parser, Score())
     model = None
     if not named or (where / "recipe.json").is_file():
@@ -68,6 +75,23 @@ def evaluate(args: Sequence[str]) -> None:
             file.write(line + "\n")
     if found.out:
         Path(found.out).write_text(line + "\n", encoding="utf-8")
+
+
+def self_check(args: Sequence[str]) -> None:
+    """Run known numbers through the whole path. Raises ErwError where one comes out wrong."""
+    parser = Parser("erw eval", "Known numbers through the whole path.", usage="--self-check")
+    parser.add_argument("--self-check", action="store_true")
+    parser.add_argument("--weights", metavar="FILE", help="check Inception's path with these too")
+    found = parser.read(args)
+    from erw.evaluate.selfcheck import self_check as checks
+
+    wrong = []
+    for check in checks(weights=found.weights, device=pick_device("auto")):
+        mark = "ok   " if check.passed else "WRONG"
+        print(f"{mark} {check.name:<48} {check.found:.6g}, expected {check.right:.6g}")
+        wrong += [] if check.passed else [check.name]
+    if wrong:
+        raise ErwError(f"self-check failed in: {'; '.join(wrong)}; scores of this machine are off")
 
 
 def scored(what: str, model: Trained | None, found: Any) -> dict[str, Any]:
@@ -97,6 +121,7 @@ def scored(what: str, model: Trained | None, found: Any) -> dict[str, Any]:
         images,
         reference=reference,
         metric=how.metric,
+        weights=how.weights,
         device=pick_device("auto"),
         progress=progress,
     )

@@ -63,10 +63,14 @@ class Moments:
             raise DataError(f"{self.count} image: a covariance needs at least 2")
         return self.scatter / (self.count - 1)
 
+    def part(self, which: slice) -> "Moments":
+        """The moments of some of the features."""
+        return Moments(self.count, self.mean[which], self.scatter[which, which])
+
     @cached_property
     def root(self) -> Tensor:
         """A square root (D, r) of the covariance, r its rank: cov = root root^T."""
-        return _root(self.cov)
+        return _root(self.cov, rank=self.count - 1)
 
 
 def frechet(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
@@ -163,7 +167,13 @@ def _moments(batch: Tensor) -> Moments:
     return Moments(len(x), mean, x.T @ x)
 
 
-def _root(cov: Tensor) -> Tensor:
+def _root(cov: Tensor, rank: int | None = None) -> Tensor:
+    """A square root (D, r); `rank` is a bound on the covariance's rank, where one is known."""
+    if rank is not None and 2 * rank < len(cov):  # few images: only their span is decomposed
+        rng = torch.Generator().manual_seed(0)
+        probes = torch.randn(len(cov), rank, generator=rng, dtype=cov.dtype).to(cov.device)
+        span = torch.linalg.qr(cov @ probes).Q  # (D, rank), the whole image of the covariance
+        return span @ _root(span.T @ cov @ span)
     values, vectors = torch.linalg.eigh(cov)
     # Eigenvalues below the rounding of the decomposition are zeros.
     keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps

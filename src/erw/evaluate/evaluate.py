@@ -1,28 +1,23 @@
 """Scores of a set of images against a reference, with everything that they depend on.
 
 A metric is called DISTANCE-FEATURES: "fd-lite2" is the Fréchet distance between pooled features of
-EfficientNet-Lite2. It is never called FID, which is that distance under another network.
-
-| distance | scores                  | name of the scores of "...-lite2"      |
-| fd       | Fréchet distance        | fd_lite2                               |
-| kid      | kernel distance         | kid_lite2                              |
-| pr       | precision and recall    | precision_lite2, recall_lite2          |
-| dc       | density and coverage    | density_lite2, coverage_lite2          |
+EfficientNet-Lite2. It is never called FID, which is that distance under Inception of 2015: the
+metric "adm" gives it. `erw.evaluate.metrics` has the table.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from erw import __version__
-from erw.config import nearest
-from erw.errors import ConfigError, DataError
-from erw.evaluate.distances import Moments, frechet_moments, kid
+from erw.errors import DataError
+from erw.evaluate.adm import AdmFeatures, with_stated
+from erw.evaluate.distances import Moments
 from erw.evaluate.features import (
     PooledEncoder,
     Statistics,
@@ -31,31 +26,10 @@ from erw.evaluate.features import (
     statistics,
 )
 from erw.evaluate.inputs import Images, image_set
-from erw.evaluate.manifold import density_coverage, precision_recall
+from erw.evaluate.metrics import load_features, metric_of
 from erw.sample.generate import weights_hash
 
 Reference = Images | Moments | Statistics
-
-
-class Distance(NamedTuple):
-    """How to compare (reference, images): scores by name, from moments or from all features."""
-
-    compare: Callable[[Statistics, Statistics], Mapping[str, float]]
-    needs_features: bool
-
-
-def _kept(found: Statistics) -> Tensor:
-    assert found.features is not None
-    return found.features
-
-
-DISTANCES: dict[str, Distance] = {
-    "fd": Distance(lambda a, b: {"fd": frechet_moments(a.moments, b.moments)}, False),
-    "kid": Distance(lambda a, b: {"kid": kid(_kept(a), _kept(b)).mean}, True),
-    "pr": Distance(lambda a, b: precision_recall(_kept(a), _kept(b))._asdict(), True),
-    "dc": Distance(lambda a, b: density_coverage(_kept(a), _kept(b))._asdict(), True),
-}
-FEATURES = {"lite0": "efficientnet-lite0", "lite2": "efficientnet-lite2"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +41,8 @@ class Scores:
         count, reference_count: images on either side.
         images, reference: their names; the hashes tell which they were ("" for a generation).
         encoder, encoder_weights: the network of the features and the hash of its weights.
+        encoder_file: name and SHA-256 of the file they are from; "": the package's own.
+        reference_statistics: "images", or "stated": the mean and covariance in ADM's `.npz`.
         resolution: (height, width) of the images, before the encoder's own resizing.
         settings: how the images were generated, where that is known.
     """
@@ -82,6 +58,8 @@ class Scores:
     encoder_weights: str
     resolution: tuple[int, int]
     settings: dict[str, Any] | None = None
+    encoder_file: str = ""
+    reference_statistics: str = "images"
     versions: dict[str, str] = field(
         default_factory=lambda: {"erw": __version__, "torch": torch.__version__}
     )
@@ -108,6 +86,7 @@ def evaluate(
     reference: Reference,
     metric: str | Sequence[str] = "fd-lite2",
     encoder: PooledEncoder | None = None,
+    weights: str | Path | None = None,
     batch_size: int = 64,
     cache: str | Path | None = None,
     device: str = "cpu",
@@ -119,8 +98,10 @@ def evaluate(
         images: uint8 tensor (N, 3, H, W), a `Generation` or its `Samples`, a source, or the path of
             a folder, a zip or a `.npz` with `arr_0`.
         reference: the same, or `Moments` or `Statistics` made before, or their `.safetensors` file.
-        metric: one or several of one kind of features, see the table of this module.
+            With "adm" the mean and covariance that a `.npz` states are used, as ADM does.
+        metric: one or several of one kind of features, see `erw.evaluate.metrics`.
         encoder: the network itself in place of the one that `metric` names.
+        weights: file of the Inception network's weights, for "adm" and "...-inception".
         batch_size: images per forward pass.
         cache: folder for the reference's statistics; None: the user's cache folder.
         progress: is given the number of images after each batch.
@@ -129,57 +110,51 @@ def evaluate(
         ConfigError: an unknown metric.
         DataError: fewer than 2 images, wrong dtype or shape, another resolution than the reference.
         NumericsError: features that are not finite.
+        FileNotFoundError, CheckpointError: weights that are missing or not Inception's.
     """
-    metrics = [metric] if isinstance(metric, str) else list(metric)
-    distances, suffix = _parse(metrics)
-    keep = any(distance.needs_features for distance in distances)
+    asked = metric_of([metric] if isinstance(metric, str) else list(metric))
     given = image_set(images)
+    file = ""
     if encoder is None:
-        from erw.encoders.registry import load_encoder
-
-        encoder = load_encoder(FEATURES.get(suffix, suffix), device=device)
-    weights = weights_hash(encoder) if isinstance(encoder, nn.Module) else encoder.name
-    kind = f"{encoder.name.replace('/', '_')}-{weights}"
-    real, name, content = _reference(
-        reference, encoder, kind=kind, keep=keep, batch_size=batch_size, cache=cache
+        encoder, file = load_features(asked.features, weights=weights, device=device)
+    hashed = weights_hash(encoder) if isinstance(encoder, nn.Module) else encoder.name
+    keep = asked.needs_features
+    real = _reference(
+        reference,
+        encoder,
+        kind=f"{encoder.name.replace('/', '_')}-{hashed}",
+        keep=keep,
+        batch_size=batch_size,
+        cache=cache,
     )
     fake = statistics(given, encoder, keep=keep, batch_size=batch_size, progress=progress)
-    _same_resolution(fake, real, given.name, name)
-    values: dict[str, float] = {}
-    for distance in distances:
-        found = distance.compare(real, fake)
-        values |= {f"{score}_{suffix}".replace("-", "_"): value for score, value in found.items()}
+    _same_resolution(fake, real.statistics, given.name, real.name)
     assert fake.resolution is not None
     return Scores(
-        values=values,
+        values=asked.scores(real.statistics, fake, encoder),
         count=fake.moments.count,
-        reference_count=real.moments.count,
+        reference_count=real.images,
         images=given.name,
         images_hash=given.content,
-        reference=name,
-        reference_hash=content,
+        reference=real.name,
+        reference_hash=real.content,
         encoder=encoder.name,
-        encoder_weights=weights,
+        encoder_weights=hashed,
         resolution=fake.resolution,
         settings=given.settings,
+        encoder_file=file,
+        reference_statistics="stated" if real.stated else "images",
     )
 
 
-def _parse(metrics: list[str]) -> tuple[list[Distance], str]:
-    """The distances that metrics name, and the kind of features that all of them share."""
-    if not metrics:
-        raise ConfigError("no metric: give at least one, such as fd-lite2")
-    distances, kinds = [], set()
-    for metric in metrics:
-        distance, _, kind = metric.partition("-")
-        if distance not in DISTANCES or not kind:
-            known = [f"{name}-{kind}" for name in DISTANCES for kind in FEATURES]
-            raise ConfigError(f"unknown metric {metric!r}{nearest(metric, known)}")
-        distances.append(DISTANCES[distance])
-        kinds.add(kind)
-    if len(kinds) > 1:
-        raise ConfigError(f"metrics {', '.join(metrics)} mix features: evaluate once for each")
-    return distances, kinds.pop()
+class _Real(NamedTuple):
+    """A reference: its statistics, name, content hash, images, and whether it stated moments."""
+
+    statistics: Statistics
+    name: str
+    content: str
+    images: int
+    stated: bool = False
 
 
 def _reference(
@@ -190,8 +165,7 @@ def _reference(
     keep: bool,
     batch_size: int,
     cache: str | Path | None,
-) -> tuple[Statistics, str, str]:
-    """Statistics, name and content hash of the reference."""
+) -> _Real:
     if isinstance(reference, str | Path) and str(reference).endswith(".safetensors"):
         name, reference = Path(reference).name, load_statistics(reference)
     else:
@@ -202,14 +176,17 @@ def _reference(
         if keep and reference.features is None:
             raise DataError(
                 f"the reference {name} holds moments alone, enough for fd; "
-                "give its images for kid, pr and dc"
+                "give its images for kid, pr, dc and adm"
             )
-        return reference, name, ""
+        return _Real(reference, name, "", reference.moments.count)
     real = image_set(reference, what="reference")
     found = cached_statistics(
         real, encoder, weights=kind, keep=keep, batch_size=batch_size, folder=cache
     )
-    return found, real.name, real.content
+    stated = False
+    if isinstance(encoder, AdmFeatures) and str(reference).endswith(".npz"):
+        found, stated = with_stated(found, Path(str(reference)))
+    return _Real(found, real.name, real.content, real.count, stated)
 
 
 def _same_resolution(fake: Statistics, real: Statistics, images: str, reference: str) -> None:

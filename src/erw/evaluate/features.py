@@ -15,7 +15,11 @@ from erw.evaluate.inputs import ImageSet
 
 
 class PooledEncoder(Protocol):
-    """What is asked of an encoder; every `erw.encoders.base.Encoder` with `pooled` is one."""
+    """What is asked of an encoder; every `erw.encoders.base.Encoder` with `pooled` is one.
+
+    An attribute `kept`, if there is one, says how many leading features of an image are kept where
+    all are asked for; moments are of all of them.
+    """
 
     name: str
 
@@ -46,6 +50,7 @@ def statistics(
 
     Raises NumericsError for features that are not finite.
     """
+    columns: int | None = getattr(encoder, "kept", None)
     device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
     kept: list[Tensor] = []
     resolution: list[tuple[int, int]] = []
@@ -55,7 +60,7 @@ def statistics(
             resolution.append((batch.shape[2], batch.shape[3]))
             features = encoder.pooled(batch.to(device)).cpu()
             if keep:
-                kept.append(features)
+                kept.append(features if columns is None else features[:, :columns].clone())
             yield features
             if progress:
                 progress(len(batch))
