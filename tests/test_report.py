@@ -224,10 +224,29 @@ def test_a_missing_or_damaged_picture_is_named(tmp_path):
 
 def test_a_study_and_a_run_do_not_mix(tmp_path):
     folder = write_study(tmp_path / "study", synthetic())
-    with pytest.raises(DataError, match="report on it alone"):
+    with pytest.raises(DataError, match="report on studies alone"):
         report([folder, run_folder(tmp_path / "run")], out=tmp_path / "r.html")
 
 
 def test_results_come_back_as_they_were(tmp_path):
     results = synthetic(seeds=2)
     assert read_results(write_study(tmp_path, results)) == results
+
+
+def test_studies_that_differ_in_their_seeds_are_one(tmp_path):
+    whole = synthetic(seeds=3)
+    for seed in range(3):
+        rows = tuple(row for row in whole.rows if row.seed == seed)
+        curves = {k: c for k, c in whole.curves.items() if k.endswith(f"/{seed}")}
+        settings = {
+            "study": {"name": "synthetic", "samples": 500, "seeds": [seed]},
+            "methods": {m: {"seed": seed, "data": {"cache": str(seed)}} for m in whole.methods},
+        }
+        changes = {"rows": rows, "curves": curves, "settings": settings}
+        write_study(tmp_path / str(seed), whole.__class__(**{**vars(whole), **changes}))
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    page = Page(report(folders, out=tmp_path / "r.html").read_text())
+    assert "over 3 seeds" in " ".join(page.words)
+    assert len(page.pictures) == len([r for r in whole.rows if r.seed == 0]) + 1
+    with pytest.raises(DataError, match="seed in common"):
+        report([folders[0], folders[0]], out=tmp_path / "r.html")

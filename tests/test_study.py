@@ -78,6 +78,16 @@ def test_one_seed_is_said_to_be_one():
     assert not any("One seed" in s for s in compare.verdict(synthetic(seeds=2)).sentences)
 
 
+def test_other_methods_are_compared_with_the_first():
+    results = synthetic()
+    renamed = tuple(
+        r._replace(method={"sit": "sit", "repa": "repa_stopped", "erw": "mine"}[r.method])
+        for r in results.rows
+    )
+    said = " ".join(compare.verdict(dataclasses.replace(results, rows=renamed)).sentences)
+    assert "REPA, stopped reaches SiT’s" in said and "mine reaches SiT’s" in said
+
+
 # -- equal FLOPs --------------------------------------------------------------------------------
 
 PLANS = {

@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 from erw.study.results import Results, Row
 
-NAMES = {"sit": "SiT", "repa": "REPA", "erw": "ERW"}
+NAMES = {
+    "sit": "SiT",
+    "repa": "REPA",
+    "erw": "ERW",
+    "repa_stopped": "REPA, stopped",
+    "erw_paper": "ERW as published",
+}
+PAIRS = (("erw", "sit"), ("erw", "repa"), ("repa", "sit"))
 
 
 def name_of(method: str) -> str:
@@ -138,8 +145,9 @@ def verdict(results: Results, *, score: str = "FD-Lite2") -> Verdict:
     order = sorted(last, key=lambda m: sum(last[m]) / len(last[m]))
     listed = ", ".join(f"{name_of(m)} {_spread(last[m])}" for m in order)
     sentences = [f"Final {score} at equal total FLOPs (lower is better): {listed}."]
-    pairs = [("erw", "sit"), ("erw", "repa"), ("repa", "sit")]
-    pairs = [pair for pair in pairs if set(pair) <= set(last)]
+    first = results.methods[0]
+    pairs = [pair for pair in PAIRS if set(pair) <= set(last)]
+    pairs += [(m, first) for m in results.methods if m not in ("sit", "repa", "erw", first)]
     savings = [saving(results, a, b) for a, b in pairs]
     sentences += [describe(item, score=score) for item in savings]
     title = headline(savings[0], score=score) if savings else f"{name_of(order[0])} ends first"
