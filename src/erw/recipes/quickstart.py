@@ -3,20 +3,23 @@
 import dataclasses
 import inspect
 
-from erw.config import Data, Log, Model, Optim, Run, Sample
-from erw.plan import SIT, Plan, constant
+from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
+from erw.plan import SIT, Plan, constant, stop_at
 
-ERW = Plan(warmup=200, depth=2, align=constant(2.0), align_depth=6, warmup_input="noisy")
-REPA = Plan(align=constant(2.0), align_depth=6)
+REPA = Plan(align=constant(1.0), align_depth=4)
+REPA_STOPPED = Plan(align=stop_at(1.0, over=300), align_depth=4)
+ERW = Plan(warmup=200, depth=2, align=constant(0.0), align_depth=4, warmup_input="noisy")
+PAPER = Plan(warmup=200, depth=2, align=constant(0.5), align_depth=8, loss="nt_xent")
 
 QUICKSTART = Run(
     name="quickstart",
-    steps=1500,
-    model=Model(depth=12, width=192, heads=3, patch=2, projector=256),
-    data=Data(cache="cache/quickstart", batch_size=64),
+    steps=1200,
+    model=Model(depth=12, width=128, heads=2, patch=2, projector=256),
+    data=Data(cache="cache/quickstart", batch_size=32),
+    flow=Flow(times="logit_normal"),
     plan=ERW,
-    optim=Optim(lr=1e-3, lr_warmup=20, ema=0.99),
-    sample=Sample(steps=25, solver="heun"),
+    optim=Optim(lr=2e-3, lr_warmup=50, ema=0.995),
+    sample=Sample(steps=12, solver="adams"),
     log=Log(every=25, checkpoint=250),
 )
 
@@ -25,8 +28,8 @@ DEBUG = QUICKSTART.replace(
     steps=12,
     model=Model(depth=4, width=32, heads=2, patch=2, projector=32),
     data=Data(cache="cache/quickstart", batch_size=8),
-    plan=dataclasses.replace(ERW, warmup=4, depth=1, align_depth=2),
-    sample=Sample(steps=4),
+    plan=dataclasses.replace(ERW, warmup=4, depth=1, align=constant(2.0), align_depth=2),
+    sample=Sample(steps=4, solver="heun"),
     log=Log(every=4, checkpoint=8),
 )
 
@@ -47,6 +50,14 @@ RECIPES = {
     "quickstart_sit": (
         QUICKSTART.replace(name="quickstart_sit", plan=SIT),
         "SiT as in quickstart: full training alone, without alignment.",
+    ),
+    "quickstart_repa_stopped": (
+        QUICKSTART.replace(name="quickstart_repa_stopped", plan=REPA_STOPPED),
+        "REPA whose alignment ends after 300 steps (as in HASTE): what ERW must be held against.",
+    ),
+    "quickstart_paper": (
+        QUICKSTART.replace(name="quickstart_paper", plan=PAPER),
+        "ERW as the paper (v3) has it, depths in proportion: clean inputs, NT-Xent, weight 0.5.",
     ),
     "debug": (
         DEBUG,

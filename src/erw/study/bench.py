@@ -78,7 +78,7 @@ def _times(state: State, phase: Phase, start: int, *, rounds: int) -> list[float
     seconds = []
     for i in range(rounds + 2):
         began = time.perf_counter()
-        state.step(start, phase)
+        state.step(start, phase, state.read(start))
         if state.here.device.type == "cuda":
             torch.cuda.synchronize()
         if i >= 2:

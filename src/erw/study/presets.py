@@ -32,7 +32,7 @@ class StudyPlan:
 
     name: str
     title: str = "Quickstart study"
-    steps: int | None = 450
+    steps: int | None = 1200
     hours: float | None = None
     methods: tuple[tuple[str, str], ...] = METHODS
     seeds: tuple[int, ...] = (0,)
@@ -41,7 +41,7 @@ class StudyPlan:
     reference_images: int = 2000
     samples: int = 500
     solver: str = "adams"
-    sample_steps: int = 16
+    sample_steps: int = 12
     guidance: float = 1.0
     image_size: int = 64
     vae: str = "openmoji-f4c4"
@@ -73,6 +73,11 @@ class StudyPlan:
         return found.replace(seed=seed, data=dataclasses.replace(found.data, cache=cache))
 
 
+ABLATIONS = (
+    ("repa_stopped", "quickstart_repa_stopped"),
+    ("erw_paper", "quickstart_paper"),
+)
+
 DEMO = StudyPlan(name="demo")
 """At most 15 minutes on 2 CPU cores."""
 
@@ -95,12 +100,21 @@ FULL = StudyPlan(
     hours=3.0,
     seeds=(0, 1, 2),
     fractions=(0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0),
-    train_images=50_000,
+    train_images=16_384,
     samples=2000,
 )
 """Three seeds a method, sized to three hours of whatever machine it starts on."""
 
-STUDIES = {study.name: study for study in (DEMO, SMOKE, FULL)}
+VARIANTS = dataclasses.replace(
+    FULL,
+    name="variants",
+    title="Variants of the quickstart study",
+    methods=(METHODS[0], *ABLATIONS),
+    seeds=(0,),
+)
+"""REPA with an early stop, and ERW as the paper has it, beside SiT."""
+
+STUDIES = {study.name: study for study in (DEMO, SMOKE, FULL, VARIANTS)}
 
 
 def study_plan(name: str) -> StudyPlan:

@@ -100,12 +100,12 @@ def train(
         if there and start.step in at:
             pause(start.step)
 
-        for step in range(start.step, run.steps):
+        for step, batch in state.batches(start.step, run.steps):
             phase = resolved.plan(step)
             if 0 < resolved.plan.warmup == step:
                 state.cross_the_boundary()
             state.enter(phase)
-            losses, norm = state.step(step, phase)
+            losses, norm = state.step(step, phase, batch)
             sums.add(losses, norm)
 
             done = step + 1

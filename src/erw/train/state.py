@@ -1,5 +1,6 @@
 """What training moves: network, average, optimiser; and what one optimiser step does to them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from erw.align import Aligned
 from erw.config import Optim, Run
 from erw.data.cache import Batch, Cache
-from erw.data.loader import Loader
+from erw.data.loader import Loader, prefetch
 from erw.draws import Draws
 from erw.ema import Ema
 from erw.errors import NumericsError
@@ -84,9 +85,23 @@ class State:
             self.optimizer.state.clear()
         self.ema = Ema(self.net, decay=self.run.optim.ema)
 
-    def step(self, step: int, phase: Phase) -> tuple[Losses, Tensor]:
+    def batches(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
+        """(step, this process's rows of its batch) for each step, read ahead by a thread."""
+        steps = range(start, stop)
+        return zip(steps, prefetch(self.read, steps), strict=True)
+
+    def read(self, step: int) -> Batch:
+        """This process's rows of the batch of a step; the teacher's features only where aligned."""
+        run = self.run
+        first = run.plan.images(step, run.data.batch_size)
+        total = run.plan.batch(step, run.data.batch_size)
+        lo, hi = self.here.share(total)
+        loader = self.loader if run.plan(step).align_weight else self.without_features
+        return loader.batch(first, total, lo=lo, hi=hi)
+
+    def step(self, step: int, phase: Phase, batch: Batch) -> tuple[Losses, Tensor]:
         """One optimiser step. Losses and gradient norm (before clipping) stay on the device."""
-        batch, draws = self.batch(step, phase)
+        batch, draws = batch.to(self.here.device), self.draws(step)
         parts = self.run.optim.accumulate
         size = len(batch.labels) // parts
         losses = torch.zeros(3, device=self.here.device)
@@ -106,15 +121,10 @@ class State:
         self.ema.update(self.net)
         return Losses(*losses), norm.detach()
 
-    def batch(self, step: int, phase: Phase) -> tuple[Batch, Draws]:
-        """This process's rows of the step's batch, and the step's random numbers for them."""
-        run, device = self.run, self.here.device
-        total = run.plan.batch(step, run.data.batch_size)
-        first = run.plan.images(step, run.data.batch_size)
-        lo, hi = self.here.share(total)
-        loader = self.loader if phase.align_weight else self.without_features
-        batch = loader.batch(first, total, lo=lo, hi=hi).to(device)
-        return batch, Draws(run.seed, step, lo, hi, total, device)
+    def draws(self, step: int) -> Draws:
+        """The step's random numbers for this process's rows."""
+        total = self.run.plan.batch(step, self.run.data.batch_size)
+        return Draws(self.run.seed, step, *self.here.share(total), total, self.here.device)
 
     def losses(self, batch: Batch, phase: Phase, draws: Draws) -> Losses:
         """The objective under autocast."""
