@@ -23,6 +23,7 @@ VERBS = {
     "prepare": ("images:prepare", "IMAGES --out DIR", "images -> cache of latents and features"),
     "sample": ("images:sample", "RUN --out DIR", "draw images from a trained run"),
     "eval": ("scores:evaluate", "RUN|IMAGES", "score samples or images against a reference"),
+    "analyze": ("analysis:analyze", "RUN...", "what runs know at which depth, noise and step"),
     "report": ("studies:report", "RUN... --out FILE", "one page of plots from runs or a study"),
     "show": ("runs:show", "[RECIPE]", "list recipes, or one with its settings and cost"),
     "bench": ("studies:bench", "[RECIPE]", "time training steps on this machine"),
