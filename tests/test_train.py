@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from erw import plan as plans
 from erw.data.cache import Cache
 from erw.errors import CheckpointError, ConfigError, NumericsError
+from erw.recipes import names, recipe, tiny
 from erw.runtime.dist import World
 from erw.runtime.log import Silent, read_metrics
 from erw.train import build, load, train
@@ -136,12 +137,16 @@ def test_micro_batches_are_the_batch(cache, tmp_path, loss):
     assert_close(last(tmp_path / "one"), last(tmp_path / "four"))
 
 
-def test_two_processes_are_one_with_the_same_batch(cache, straight, tmp_path):
-    """Gloo ranks with half the batch each; the phases differ in what is averaged."""
-    done = program(cache, tmp_path / "two", ranks=2)
+@pytest.mark.parametrize("loss", ["cosine", "nt_xent"])
+def test_two_processes_are_one_with_the_same_batch(cache, tmp_path, loss):
+    """Gloo ranks with half the batch each; NT-Xent's negatives are those of both."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run = tiny_run(cache)
+    go(run.replace(plan=dataclasses.replace(run.plan, loss=loss, negatives="batch")), one)
+    done = program(cache, two, "--loss", loss, ranks=2)
     assert done.returncode == 0, done.stderr
-    assert_close(last(straight), last(tmp_path / "two"))
-    for a, b in zip(told(straight), told(tmp_path / "two"), strict=True):
+    assert_close(last(one), last(two))
+    for a, b in zip(told(one), told(two), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
@@ -420,6 +425,22 @@ def test_a_trained_model_is_loaded_with_its_average(straight):
 def test_loading_what_is_no_run(tmp_path):
     with pytest.raises(CheckpointError, match="is not a run folder"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_has_a_tiny_twin_that_trains(cache, tmp_path, name):
+    """Every phase and option of it, on the small cache (whose tokens want patches of 8)."""
+    run = tiny(recipe(name))
+    run = run.replace(
+        model=dataclasses.replace(run.model, patch=8),
+        data=dataclasses.replace(run.data, cache=str(cache)),
+    )
+    go(run, tmp_path / "run")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert {line["phase"] for line in lines} == (
+        {"warmup", "full"} if run.plan.warmup else {"full"}
+    )
+    assert load(tmp_path / "run").step == run.steps
 
 
 def test_settings_that_cannot_meet():

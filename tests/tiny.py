@@ -66,7 +66,7 @@ if __name__ == "__main__":
     parser.add_argument("out")
     parser.add_argument("--die-after", type=int, help="SIGKILL once this many steps are done")
     parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--loss", default="cosine")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -78,5 +78,5 @@ if __name__ == "__main__":
     if args.die_in_checkpoint:
         _die_in_rename(args.die_in_checkpoint)
     run = tiny_run(args.cache)
-    run = run.replace(data=dataclasses.replace(run.data, batch_size=args.batch))
+    run = run.replace(plan=dataclasses.replace(run.plan, loss=args.loss, negatives="batch"))
     train(run, args.out, reporter=Deadly())
