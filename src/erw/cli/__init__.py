@@ -27,6 +27,7 @@ VERBS = {
     "report": ("studies:report", "RUN... --out FILE", "one page of plots from runs or a study"),
     "show": ("runs:show", "[RECIPE]", "list recipes, or one with its settings and cost"),
     "bench": ("studies:bench", "[RECIPE]", "time training steps on this machine"),
+    "convert": ("weights:convert", "IN OUT --to LAYOUT", "weights in a released layout"),
     "study": ("studies:study", "NAME --out DIR", "train and compare methods at equal cost"),
 }
 USAGE = (

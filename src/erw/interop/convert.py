@@ -1,0 +1,124 @@
+"""Back to the released layouts."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from erw.errors import CheckpointError, ConfigError
+from erw.interop.files import Which, write_weights
+from erw.interop.layouts import LAYOUTS, TIMES, Parts, peers
+from erw.interop.measure import positions
+from erw.interop.pretrained import Origin, Pretrained, load_pretrained, with_sigma
+from erw.models import SiT
+from erw.train.load import RECIPE, Trained, load
+
+PLAIN = {"rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu"}
+CAN = {  # what a layout's own code can build
+    "dit": PLAIN,
+    "diffusers-dit": PLAIN,
+    "sit": PLAIN,
+    "repa": PLAIN | {"qk_norm": None},
+    "erw": PLAIN | {"qk_norm": None, "rope": None},
+    "lightningdit": dict.fromkeys(PLAIN),
+}
+
+
+def save_pretrained(model: Pretrained, path: str | Path, *, layout: str | None = None) -> Path:
+    """Write a model in a released layout, its own by default, as a bare state dict.
+
+    A file read and written in its own layout has the same bits: sigma channels, stored positions
+    and projectors come back, a warm-up's file has the blocks it had.
+
+    Raises:
+        ConfigError: unknown layout.
+        CheckpointError: the layout runs time another way or cannot hold the network's layers; the
+            file cannot be written.
+    """
+    origin, layout, path = model.origin, layout or model.origin.layout, Path(path)
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout is {layout!r}; expected {', '.join(LAYOUTS)}")
+    if TIMES[layout] != TIMES[origin.layout]:
+        words = {
+            "steps": "predicts noise at steps 0..999",
+            "flipped": "counts time from noise (0) to data (1)",
+            "ours": "counts time from data (0) to noise (1)",
+        }
+        raise CheckpointError(
+            f"{origin.file} {words[TIMES[origin.layout]]}, {layout} {words[TIMES[layout]]}; "
+            f"weights cannot say that: choose {', '.join(_same_time(origin.layout))}"
+        )
+    for name, value in _options(model.net).items():
+        if CAN[layout][name] not in (None, value):
+            raise CheckpointError(f"{layout} has no {name} = {value}; choose another layout")
+    parameters = model.net.named_parameters()
+    net: dict[str, Tensor] = {k: p.detach() for k, p in parameters if k in origin.loaded}
+    if layout == "sit":
+        channels = model.net.channels
+        for name, sigma in origin.sigma.items():
+            net[name] = with_sigma(net[name], sigma.to(net[name].device), channels=channels)
+    net = {k: v.to(origin.dtypes.get(k, v.dtype)) for k, v in net.items()}
+    buffers = {
+        name: origin.buffers.get(name, table)
+        for name, table in positions(model.net).items()
+        if name in origin.buffers or not origin.buffers
+    }
+    heads = {f"projectors.{k}": v for k, v in model.projectors.state_dict().items()}
+    write_weights(peers(Parts(net, heads, buffers), layout), path)
+    return path
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: str,
+    layout: str = "auto",
+    which: Which = "ema",
+    **told: Any,
+) -> Pretrained:
+    """Read a checkpoint, or a run folder of ours, and write it in the layout `to`.
+
+    `told` is passed to `load_pretrained` (num_heads, input_size, depth). Returns what was read.
+    Raises as `load_pretrained` and `save_pretrained` do.
+    """
+    source = Path(source).expanduser()
+    if (source / RECIPE).is_file():
+        model = from_run(load(source), source)
+    else:
+        model = load_pretrained(source, layout, which=which, **told)
+    save_pretrained(model, out, layout=to)
+    return model
+
+
+def from_run(trained: Trained, folder: str | Path) -> Pretrained:
+    """A run of ours, which counts time as REPA and ERW do, as a model to be written.
+
+    Raises:
+        CheckpointError: it predicts something else than the velocity.
+    """
+    run, net = trained.run, trained.net
+    if run.flow.prediction != "velocity":
+        raise CheckpointError(
+            f"{folder} predicts {run.flow.prediction}; the released layouts are for the velocity"
+        )
+    names = frozenset(name for name, _ in net.named_parameters())
+    origin = Origin(
+        "erw" if net.rope is not None else "repa", f"run {run.name}", str(folder), names
+    )
+    return Pretrained(net, origin, projectors=nn.ModuleList(), run=run, vae=trained.vae)
+
+
+def _same_time(layout: str) -> list[str]:
+    return [other for other, time in TIMES.items() if time == TIMES[layout]]
+
+
+def _options(net: SiT) -> dict[str, Any]:
+    """The network's options, from its parameters."""
+    names: dict[str, Tensor] = dict(net.named_parameters())
+    return {
+        "rope": net.rope is not None,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in names,
+        "norm": "rms" if "blocks.0.norm1.weight" in names else "layer",
+        "mlp": "swiglu" if "blocks.0.mlp.w12.weight" in names else "gelu",
+    }

@@ -1,0 +1,297 @@
+"""Released networks as ours: one forward, one direction of time, whatever file they came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erw.align import Projector
+from erw.config import Flow, Model, Run
+from erw.errors import CheckpointError, ConfigError
+from erw.interop.files import Found, Which, read_weights
+from erw.interop.layouts import LAYOUTS, TIMES, Parts, ours, tell
+from erw.interop.measure import check_buffers, depth_of, fitting, measure
+from erw.models import SiT
+from erw.models.positions import rope_2d, sincos_2d
+from erw.models.sit import Tapped
+from erw.plan import PRESETS
+
+PATHS = {"linear": "linear", "cosine": "cosine", "gvp": "cosine"}  # the peers' names for ours
+SIGMA = ("final_layer.linear.weight", "final_layer.linear.bias")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network came from, and what its file had that the network does not use.
+
+    Attributes:
+        layout: of `LAYOUTS`. seen: what was read, in words. file: its path.
+        loaded: names of the parameters that the file had; the rest are a fresh model's.
+        sigma: rows of the last layer that predict sigma, by parameter.
+        buffers: positions as stored, where they are for this resolution.
+        dtypes: of parameters that were not float32 in the file.
+    """
+
+    layout: str
+    seen: str
+    file: str
+    loaded: frozenset[str]
+    sigma: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+
+
+class Pretrained(nn.Module):
+    """A network in our convention: t = 0 is data, t = 1 is noise, and flow models give the velocity
+    noise - data. `erw.generate` samples flow models; a DiT is for `erw.diffusion.ddim` and `ddpm`.
+
+    Attributes:
+        net: the transformer, in its file's own convention of time.
+        projectors: one per encoder that it was aligned with; may be empty.
+        origin: where it came from; `origin.seen` says what was read.
+        run: its settings as a run's; None for a DiT.
+        vae: name of the VAE whose latents it makes.
+    """
+
+    def __init__(
+        self, net: SiT, origin: Origin, *, projectors: nn.ModuleList, run: Run | None, vae: str
+    ) -> None:
+        super().__init__()
+        self.net, self.projectors = net, projectors
+        self.origin, self.run, self.vae = origin, run, vae
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        *,
+        tap: tuple[int, ...] = (),
+        stop_at: int | None = None,
+    ) -> Tensor | Tapped:
+        """The velocity at x (B, C, H, W) and times t (B,), for labels y (B,); y None: no class.
+
+        A DiT takes steps 0..999 for t and gives noise and variance (B, 2C, H, W). `tap` and
+        `stop_at` as in `erw.SiT`.
+        """
+        flipped = TIMES[self.origin.layout] == "flipped"
+        if not tap and stop_at is None:
+            out = self.net(x, 1 - t if flipped else t, y)
+            return -out if flipped else out
+        tapped = self.net(x, 1 - t if flipped else t, y, tap=tap, stop_at=stop_at)
+        if flipped and tapped.velocity is not None:
+            return Tapped(-tapped.velocity, tapped.hidden)
+        return tapped
+
+    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The velocity, for `erw.generate`. Raises ConfigError for a DiT."""
+        if TIMES[self.origin.layout] == "steps":
+            raise ConfigError(
+                "a DiT predicts noise at steps 0..999 and has no velocity; sample it with "
+                "erw.diffusion.ddim or erw.diffusion.ddpm"
+            )
+        out = self(x, t, y)
+        assert isinstance(out, Tensor)
+        return out
+
+    @property
+    def num_classes(self) -> int:
+        return self.net.null_class
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        side = self.net.grid * self.net.patch
+        return self.net.channels, side, side
+
+    @property
+    def depth(self) -> int:
+        return self.net.depth
+
+
+def load_pretrained(
+    path: str | Path,
+    layout: str = "auto",
+    *,
+    num_heads: int | None = None,
+    which: Which = "ema",
+    input_size: int | None = None,
+    depth: int | None = None,
+    projectors: bool = True,
+    device: torch.device | str = "cpu",
+) -> Pretrained:
+    """A released checkpoint of DiT, SiT, REPA, ERW or LightningDiT as our model.
+
+    Args:
+        path: a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers DiT folder. Nothing in
+            it is run.
+        layout: "dit", "sit", "repa", "erw", "lightningdit", "diffusers-dit"; "auto" tells it from
+            keys and shapes, and asks where two layouts look the same.
+        num_heads: attention heads, where neither the width nor the shapes say it.
+        which: averaged ("ema") or plain weights ("model") of a training checkpoint.
+        input_size: side of the latent, where it should be another than the file's; positions are
+            computed anew.
+        depth: blocks of the full model, for a warm-up's file without its last blocks: those are
+            loaded, the others start fresh.
+        projectors: False drops the alignment heads.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        CheckpointError: damaged, hostile, ambiguous, or not this layout's; missing, unexpected and
+            mis-shaped keys are listed.
+    """
+    if layout not in ("auto", *LAYOUTS):
+        raise ConfigError(f"layout is {layout!r}; expected auto, {', '.join(LAYOUTS)}")
+    found = read_weights(path, which=which)
+    why = "as told"
+    if layout == "auto":
+        layout, why = tell(found, path)
+    if found.settings.get("prediction", "v") not in ("v", "velocity"):
+        raise CheckpointError(
+            f"{path} predicts {found.settings['prediction']}; only velocity files can be loaded"
+        )
+    told: dict[str, int | None] = {
+        "num_heads": num_heads,
+        "depth": depth,
+        "input_size": input_size,
+    }
+    if layout == "diffusers-dit":  # its folder says them
+        told["num_heads"] = num_heads or found.settings.get("num_attention_heads")
+        told["input_size"] = input_size or found.settings.get("sample_size")
+    model = _model(found, layout, path, told, why=why, projectors=projectors)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _model(
+    found: Found,
+    layout: str,
+    path: str | Path,
+    told: dict[str, int | None],
+    *,
+    why: str,
+    projectors: bool,
+) -> Pretrained:
+    """The model of a file whose layout is known."""
+    parts = ours(found, layout, path)
+    sizes = measure(parts, path, **told)
+    with torch.device("meta"):
+        net = SiT(**sizes)
+    warm = not any(key.startswith("final_layer.") for key in parts.net)
+    fitting(net, parts, path, warm=warm)
+    steps = TIMES[layout] == "steps"
+    sigma: dict[str, Tensor] = {}
+    if net.out_channels == 2 * net.channels and not steps:
+        parts, sigma = _without_sigma(parts, sizes)
+    elif net.out_channels != (2 * net.channels if steps else net.channels):
+        raise CheckpointError(
+            f"{path} gives {net.out_channels} channels for latents of {net.channels}, which is not "
+            f"what a {layout} file does"
+        )
+    net = _filled(sizes, parts.net, warm=warm)
+    same = check_buffers(net, parts.buffers, path)
+    heads = _projectors(parts.projectors if projectors else {}, net.width, path)
+    origin = Origin(
+        layout=layout,
+        seen=_seen(layout, why, sizes, found.wrapper, warm, depth_of(parts.net), sigma, heads),
+        file=str(path),
+        loaded=frozenset(parts.net),
+        sigma={k: v.clone() for k, v in sigma.items()},
+        buffers={k: v.clone() for k, v in parts.buffers.items()} if same else {},
+        dtypes={k: v.dtype for k, v in parts.net.items() if v.dtype != torch.float32},
+    )
+    run = None if steps else _run(path, sizes, found.settings)
+    vae = "sd-vae-ft-ema" if net.channels == 4 else f"a VAE of {net.channels} channels"
+    return Pretrained(net, origin, projectors=heads, run=run, vae=vae)
+
+
+def _filled(sizes: dict[str, Any], tensors: Mapping[str, Tensor], *, warm: bool) -> SiT:
+    """The network with the tensors as float32 copies; a warm start's other parameters are new."""
+    with torch.device("cpu" if warm else "meta"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = SiT(**sizes)
+    own = {k: v.to(torch.float32, copy=True).contiguous() for k, v in tensors.items()}
+    net.load_state_dict(own, strict=False, assign=True)
+    net.pos_embed = sincos_2d(net.width, net.grid)[None]
+    if net.rope is not None:
+        net.rope = torch.stack(rope_2d(sizes["width"] // sizes["heads"], net.grid))
+    assert not any(p.is_meta for p in net.parameters())
+    return net
+
+
+def _without_sigma(parts: Parts, sizes: dict[str, Any]) -> tuple[Parts, dict[str, Tensor]]:
+    """The last layer's rows of the velocity, and apart from them those of sigma."""
+    sizes["out_channels"] = channels = sizes["channels"]
+    net, sigma = dict(parts.net), {}
+    for name in SIGMA:
+        value = net[name]
+        rows = value.reshape(-1, 2, channels, *value.shape[1:])  # patch pixel, which, channel
+        net[name], sigma[name] = (rows[:, i].reshape(-1, *value.shape[1:]) for i in (0, 1))
+    return parts._replace(net=net), sigma
+
+
+def with_sigma(velocity: Tensor, sigma: Tensor, *, channels: int) -> Tensor:
+    """The last layer's rows (p * p * 2C, ...) from those of the velocity and of sigma."""
+    both = [rows.reshape(-1, channels, *rows.shape[1:]) for rows in (velocity, sigma)]
+    return torch.stack(both, 1).reshape(-1, *velocity.shape[1:])
+
+
+def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.ModuleList:
+    """REPA's three-layer heads."""
+    heads = nn.ModuleList()
+    left = dict(tensors)
+    while any(key.startswith(f"projectors.{len(heads)}.") for key in left):
+        stem = f"projectors.{len(heads)}."
+        own = {k.removeprefix(stem): left.pop(k) for k in list(left) if k.startswith(stem)}
+        shapes = {k: tuple(v.shape) for k, v in own.items()}
+        hidden, dim = (shapes.get(f"{layer}.bias", (0,))[0] for layer in (0, 4))
+        with torch.device("meta"):
+            head = Projector(width, hidden, dim)
+        if shapes != {k: tuple(v.shape) for k, v in head.state_dict().items()}:
+            raise CheckpointError(
+                f"{path}: {stem}* is no three-layer projector ({', '.join(list(own)[:4])}); give "
+                "projectors=False to leave it out"
+            )
+        head.load_state_dict({k: v.float().clone() for k, v in own.items()}, assign=True)
+        heads.append(head)
+    if left:
+        raise CheckpointError(f"{path}: projectors are not numbered from 0: {', '.join(left)}")
+    return heads
+
+
+def _run(path: object, sizes: dict[str, Any], settings: dict[str, Any]) -> Run:
+    """What is known of a flow model as a run's settings."""
+    name = str(settings.get("path_type", "linear")).lower()
+    if name not in PATHS:
+        raise CheckpointError(f"{path} has the path {name!r}; known: {', '.join(PATHS)}")
+    model = Model(**{k: v for k, v in sizes.items() if k != "out_channels"})
+    flow = Flow(path="cosine" if PATHS[name] == "cosine" else "linear")
+    return Run(name=Path(str(path)).stem, model=model, flow=flow, plan=PRESETS["sit"])
+
+
+def _seen(
+    layout: str,
+    why: str,
+    sizes: dict[str, Any],
+    wrapper: str,
+    warm: bool,
+    blocks: int,
+    sigma: Mapping[str, Tensor],
+    heads: nn.ModuleList,
+) -> str:
+    """What was read, in one line."""
+    side = sizes["input_size"]
+    said = [
+        f"{layout} ({why}): {sizes['depth']} x {sizes['width']}, {sizes['heads']} heads",
+        f"patch {sizes['patch']}, latents {sizes['channels']} x {side} x {side}",
+        f"{sizes['num_classes']} classes",
+    ]
+    said += [name for name in ("rope", "qk_norm") if sizes[name]]
+    said += [sizes[name] for name in ("norm", "mlp") if sizes[name] in ("rms", "swiglu")]
+    said += [f"weights {wrapper}"] * bool(wrapper)
+    said += ["sigma channels dropped"] * bool(sigma)
+    said += [f"{len(heads)} projector(s)"] * bool(heads)
+    said += [f"warm start: blocks 1 to {blocks} from the file, the rest is new"] * warm
+    return ", ".join(said)

@@ -1,0 +1,375 @@
+"""Released checkpoints: golden values through files in the peers' layouts, and back out of them."""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+
+from erw import diffusion
+from erw.cli import main
+from erw.config import Flow, Model, Run, to_dict
+from erw.errors import CheckpointError, ConfigError
+from erw.interop import load_pretrained, save_pretrained
+from erw.interop.convert import convert
+from erw.interop.measure import positions
+from erw.models import SiT
+from erw.plan import PRESETS
+from erw.sample import generate
+from erw.train.checkpoint import write_beside
+from reference import relative, tensors, weight
+
+SIZE = dict(input_size=8, patch=2, width=64, depth=4, heads=4, num_classes=1000)
+LIGHTNING = {"rope": True, "norm": "rms", "mlp": "swiglu"}
+PROJECTOR = {"0": (48, 64), "2": (48, 48), "4": (32, 48)}
+
+
+def peer(*, projector=False, **options):
+    """A peer's state dict with golden weights: all of our names, and its buffers."""
+    net = SiT(**SIZE | options)
+    state = {k: weight(k, *p.shape) for k, p in net.named_parameters()}
+    if projector:
+        for layer, shape in PROJECTOR.items():
+            for kind, size in (("weight", shape), ("bias", shape[:1])):
+                key = f"projectors.0.{layer}.{kind}"
+                state[key] = weight(key, *size)
+    return positions(net) | state
+
+
+# layout, options of the network, golden file, its output, the file's time from ours
+FLOWS = {
+    "repa": ("repa", {"projector": True}, "sit_forward", "v", False),
+    "sit": ("sit", {"out_channels": 8}, "sit_official_forward", "out", True),
+    "lightningdit": ("lightningdit", LIGHTNING, "lightningdit_forward", "out", True),
+    "lightningdit, QK-norm": (
+        "lightningdit",
+        LIGHTNING | {"qk_norm": True},
+        "lightningdit_qknorm_forward",
+        "out",
+        True,
+    ),
+    "lightningdit, RoPE only": ("lightningdit", {"rope": True}, "rope_only_forward", "out", True),
+}
+AMBIGUOUS = {"sit", "lightningdit, RoPE only"}
+
+
+def save(state, path):
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+def same(got, want):
+    """Two state dicts, bit by bit."""
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        assert got[key].dtype == value.dtype and torch.equal(got[key], value), key
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_flow_models_in_our_convention(golden, tmp_path, name):
+    """Time and sign are ours whatever the file's: v(x, t) = -out(x, 1 - t) where they are not."""
+    layout, options, file, key, flipped = FLOWS[name]
+    data, _ = tensors(golden(file))
+    path = save(peer(**options), tmp_path / "last.pt")
+    if name in AMBIGUOUS:
+        with pytest.raises(CheckpointError, match=r"can be .* whose times are not; say layout="):
+            load_pretrained(path, num_heads=4)
+    model = load_pretrained(
+        path, layout if name in AMBIGUOUS else "auto", num_heads=None if "rope" in options else 4
+    )
+    assert model.origin.layout == layout
+    t, sign = (1 - data["t"], -1) if flipped else (data["t"], 1)
+    v = model(data["x"], t, data["y"])
+    assert relative(v, sign * data[key]) < 1e-5
+    assert torch.equal(v, model.velocity(data["x"], t, data["y"]))
+    tapped = model(data["x"], t, data["y"], tap=(2,))
+    assert torch.equal(tapped.velocity, v)
+    if layout == "repa":
+        assert relative(model.projectors[0](tapped.hidden[2]), data["z_tilde"]) < 1e-5
+    same(torch.load(save_pretrained(model, tmp_path / "back.pt")), torch.load(path))
+
+
+def test_dit_through_its_file_and_diffusers(golden, tmp_path):
+    data, _ = tensors(golden("dit_forward"))
+    state = peer(out_channels=8)
+    path = save(state, tmp_path / "DiT.pt")
+    model = load_pretrained(path, "dit", num_heads=4)
+    assert relative(model(data["x"], data["t"], data["y"]), data["out"]) < 1e-5
+    with pytest.raises(ConfigError, match=r"erw.diffusion.ddim"):
+        model.velocity(data["x"], data["t"])
+
+    theirs = save_pretrained(model, tmp_path / "dit.safetensors", layout="diffusers-dit")
+    again = load_pretrained(theirs, num_heads=4, input_size=8)
+    assert again.origin.seen.startswith("diffusers-dit (transformer_blocks.*): 4 x 64, 4 heads")
+    assert torch.equal(
+        again(data["x"], data["t"], data["y"]), model(data["x"], data["t"], data["y"])
+    )
+    same(torch.load(save_pretrained(again, tmp_path / "back.pt", layout="dit")), state)
+
+
+def test_dit_samples_and_losses_through_a_file(golden, tmp_path):
+    path = save(peer(out_channels=8), tmp_path / "DiT.pt")
+    model = load_pretrained(path, "dit", num_heads=4)
+    data, _ = tensors(golden("dit_sample"))
+    at = diffusion.respaced(diffusion.chain(), 10)
+    got = diffusion.ddim(lambda x, s: model(x, s, data["y"]), data["latents"], at)
+    assert relative(got, data["ddim"]) < 1e-4
+    data, meta = tensors(golden("dit_cfg"))
+    ask = diffusion.guided_network(model, data["y"], 1000, scale=meta["scale"], channels=3)
+    assert relative(ask(data["x"], data["t"]), data["out"][:3]) < 1e-5
+
+
+def test_diffusers_itself_reads_what_we_write(tmp_path):
+    """Its model with our weights is our model, once its time frequencies are DiT's (over 128)."""
+    from diffusers import DiTTransformer2DModel
+
+    config = dict(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=4,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=1000,
+        norm_eps=1e-6,
+    )
+    ours = load_pretrained(save(peer(out_channels=8), tmp_path / "a.pt"), "dit", num_heads=4)
+    theirs = DiTTransformer2DModel(**config).eval()
+    folder = tmp_path / "folder"
+    theirs.save_pretrained(folder)
+    save_pretrained(ours, folder / "diffusion_pytorch_model.safetensors", layout="diffusers-dit")
+    theirs = DiTTransformer2DModel.from_pretrained(folder).eval()
+    for block in theirs.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+        block.norm3.eps = 1e-6
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([5, 1000])
+    with torch.no_grad():
+        want = theirs(x, timestep=t, class_labels=y).sample
+    assert relative(load_pretrained(folder)(x, t, y), want) < 1e-5
+
+
+# -- what lies around the weights -----------------------------------------------------------------
+
+
+def test_wrappers_prefixes_and_arguments(tmp_path):
+    """A training checkpoint: the average of the weights, its arguments read and not run."""
+    state = peer(projector=True)
+    other = {f"module.{k}": v + 1 for k, v in state.items()}
+    args = argparse.Namespace(path_type="cosine", enc_type="dinov2", out=pathlib.Path("x"), lr=1e-4)
+    wrapped = {"model": other, "ema": state, "opt": {"state": {}}, "args": args, "steps": 7}
+    path = save(wrapped, tmp_path / "0400000.pt")
+    model = load_pretrained(path, num_heads=4)
+    assert "weights ema" in model.origin.seen and "1 projector" in model.origin.seen
+    assert model.run.flow.path == "cosine"
+    same(torch.load(save_pretrained(model, tmp_path / "back.pt")), state)
+    path = save({"model": other, "ema": state, "args": args}, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match="pos_embed is not the frozen table"):
+        load_pretrained(path, num_heads=4, which="model")  # + 1 on positions too
+    bare = load_pretrained(save(other | {}, tmp_path / "c.pt"), num_heads=4, input_size=16)
+    assert bare.latent_shape == (4, 16, 16)
+
+
+def test_arguments_tell_sit_from_dit(tmp_path):
+    state = peer(out_channels=8)
+    for layout, args in {
+        "sit": argparse.Namespace(path_type="Linear", prediction="velocity", model="SiT-XL/2"),
+        "dit": argparse.Namespace(model="DiT-XL/2", image_size=256),
+    }.items():
+        path = save({"ema": state, "args": args}, tmp_path / f"{layout}.pt")
+        model = load_pretrained(path, num_heads=4)
+        assert model.origin.layout == layout
+        assert model.net.out_channels == (8 if layout == "dit" else 4)
+    args = argparse.Namespace(path_type="Linear", prediction="score")
+    with pytest.raises(CheckpointError, match="predicts score; only velocity"):
+        load_pretrained(save({"ema": state, "args": args}, tmp_path / "x.pt"), num_heads=4)
+    args = argparse.Namespace(path_type="VP")
+    with pytest.raises(CheckpointError, match="has the path 'vp'; known: linear"):
+        load_pretrained(save({"ema": state, "args": args}, tmp_path / "x.pt"), num_heads=4)
+
+
+def test_projectors_are_kept_or_dropped(tmp_path):
+    path = save(peer(projector=True), tmp_path / "a.pt")
+    assert len(load_pretrained(path, num_heads=4).projectors) == 1
+    assert len(load_pretrained(path, num_heads=4, projectors=False).projectors) == 0
+    state = peer(projector=True)
+    state["projectors.0.projection_layer.0.weight"] = state.pop("projectors.0.0.weight")
+    path = save(state, tmp_path / "irepa.pt")
+    with pytest.raises(CheckpointError, match=r"no three-layer projector .* projectors=False"):
+        load_pretrained(path, num_heads=4)
+    load_pretrained(path, num_heads=4, projectors=False)
+
+
+def test_another_resolution(golden, tmp_path):
+    path = save(peer(**LIGHTNING), tmp_path / "a.safetensors")
+    model = load_pretrained(path, input_size=16)
+    assert model(torch.randn(1, 4, 16, 16), torch.rand(1)).shape == (1, 4, 16, 16)
+    assert model.net.rope.shape == (2, 64, 16) and model.net.pos_embed.shape == (1, 64, 64)
+    back = load_pretrained(save_pretrained(model, tmp_path / "big.safetensors"))
+    assert back.latent_shape == (4, 16, 16)
+
+
+def test_a_warm_up_file_starts_a_full_model(tmp_path):
+    state = peer(projector=True)
+    early = {k: v for k, v in state.items() if not k.startswith(("final_layer", "blocks.3"))}
+    path = save({"ema": early, "model": early}, tmp_path / "0100000.pt")
+    with pytest.raises(CheckpointError, match=r"no final layer .* width 64 .* give depth="):
+        load_pretrained(path, "erw", num_heads=4)
+    model = load_pretrained(path, num_heads=4, depth=6)
+    assert "warm start: blocks 1 to 3 from the file, the rest is new" in model.origin.seen
+    full = load_pretrained(save(state, tmp_path / "full.pt"), num_heads=4)
+    x, t = torch.randn(2, 4, 8, 8), torch.rand(2)
+    taps = [m(x, t, tap=(3,)).hidden[3] for m in (model, full)]
+    assert torch.equal(*taps)
+    assert model(x, t).abs().max() == 0  # the new final layer predicts nothing yet
+    back = torch.load(save_pretrained(model, tmp_path / "back.pt", layout="erw"))
+    same(back, early)
+
+
+def test_legacy_names_of_the_late_blocks(tmp_path):
+    state = peer(projector=True)
+    old = {
+        f"decoder_blocks.{int(k[7]) - 2}{k[8:]}" if k[:8] in ("blocks.2", "blocks.3") else k: v
+        for k, v in state.items()
+    }
+    model = load_pretrained(save(old, tmp_path / "a.pt"), num_heads=4)
+    same(torch.load(save_pretrained(model, tmp_path / "b.pt")), state)
+
+
+def test_half_precision_files_keep_their_bits(tmp_path):
+    state = {k: v.half() if "blocks" in k else v for k, v in peer(projector=True).items()}
+    model = load_pretrained(save(state, tmp_path / "a.pt"), num_heads=4)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    same(torch.load(save_pretrained(model, tmp_path / "b.pt")), state)
+
+
+def test_a_loaded_model_generates(tmp_path):
+    model = load_pretrained(save(peer(out_channels=8), tmp_path / "a.pt"), "sit", num_heads=4)
+    got = generate(model, [1, 2], [3, 4], steps=2, solver="euler", guidance=2.0, decode=False)
+    assert got.collect().latents.isfinite().all()
+    assert got.settings["recipe"] == "a"
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def test_wrong_keys_are_listed(tmp_path):
+    state = peer(projector=True)
+    del state["blocks.1.attn.proj.bias"], state["t_embedder.mlp.2.weight"]
+    state["blocks.0.extra"] = torch.zeros(2)
+    state["blocks.2.mlp.fc1.weight"] = torch.zeros(3, 64)
+    with pytest.raises(CheckpointError) as caught:
+        load_pretrained(save(state, tmp_path / "a.pt"), num_heads=4)
+    said = str(caught.value)
+    assert "2 missing: blocks.1.attn.proj.bias, t_embedder.mlp.2.weight" in said
+    assert "1 unexpected: blocks.0.extra" in said
+    assert "1 of another shape: blocks.2.mlp.fc1.weight (3, 64) not (256, 64)" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.update({"cls_projectors2.weight": torch.zeros(2)}), "REG's"),
+        (lambda s: s.pop("x_embedder.proj.weight"), "no layout that erw knows"),
+        (lambda s: s.pop("y_embedder.embedding_table.weight"), "1 missing: y_embedder"),
+        (lambda s: s.update(pos_embed=torch.zeros(1, 15, 64)), "15 tokens"),
+        (lambda s: s.update(pos_embed=torch.zeros(1, 16, 64)), "not the frozen table"),
+        (lambda s: s.pop("pos_embed"), "give input_size="),
+    ],
+)
+def test_what_cannot_be_ours_is_refused(tmp_path, change, words):
+    state = peer(projector=True)
+    change(state)
+    with pytest.raises(CheckpointError, match=words):
+        load_pretrained(save(state, tmp_path / "a.pt"), num_heads=4)
+
+
+def test_heads_are_known_shown_or_asked_for(tmp_path):
+    path = save(peer(projector=True), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"width 64, .*1152: 16\); give num_heads="):
+        load_pretrained(path)
+    with pytest.raises(CheckpointError, match="which 5 heads do not divide"):
+        load_pretrained(path, num_heads=5)
+    with pytest.raises(CheckpointError, match="has 4 heads by its shapes; num_heads is 8"):
+        load_pretrained(save(peer(**LIGHTNING), tmp_path / "b.pt"), num_heads=8)
+    with pytest.raises(ConfigError, match="layout is 'pixart'; expected auto, dit"):
+        load_pretrained(path, "pixart")
+
+
+def test_layouts_that_mean_another_thing_are_no_target(tmp_path):
+    model = load_pretrained(save(peer(projector=True), tmp_path / "a.pt"), num_heads=4)
+    with pytest.raises(CheckpointError, match=r"counts time from data .* choose repa, erw"):
+        save_pretrained(model, tmp_path / "b.pt", layout="sit")
+    with pytest.raises(CheckpointError, match="end the name in"):
+        save_pretrained(model, tmp_path / "b.zip")
+    lightning = load_pretrained(save(peer(**LIGHTNING), tmp_path / "c.pt"))
+    with pytest.raises(CheckpointError, match="sit has no rope = True"):
+        save_pretrained(lightning, tmp_path / "b.pt", layout="sit")
+    assert not (tmp_path / "b.pt").exists()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere"):
+        convert(tmp_path / "nowhere", tmp_path / "b.pt", to="dit")
+
+
+def test_numpy_positions_are_ours():
+    """The released tables were computed by NumPy: ours match them to the last bits."""
+    grid, width = 16, 64
+    omega = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+    across, down = np.meshgrid(np.arange(grid, dtype=np.float32), np.arange(grid))
+    halves = [np.outer(axis.reshape(-1), omega) for axis in (across, down)]
+    table = np.concatenate([f(half) for half in halves for f in (np.sin, np.cos)], axis=1)
+    net = SiT(**SIZE | {"input_size": 32})
+    np.testing.assert_allclose(net.pos_embed[0].numpy(), table, atol=1e-6)
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def test_erw_convert_there_and_back(tmp_path, capsys):
+    state = peer(out_channels=8)
+    source = str(save(state, tmp_path / "DiT.pt"))
+    middle, back = str(tmp_path / "d.safetensors"), tmp_path / "back.pt"
+    heads = ["--num-heads", "4"]
+    assert main(["convert", source, middle, "--to", "diffusers-dit"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {source} can be dit or sit")
+    assert main(["convert", source, middle, "--to", "diffusers-dit", "--layout", "dit"]) == 2
+    assert "give num_heads=" in capsys.readouterr().err
+    args = ["convert", source, middle, "--to", "diffusers-dit", "--layout", "dit", *heads]
+    assert main(args) == 0
+    assert "dit (as told): 4 x 64, 4 heads, patch 2, latents 4 x 8 x 8" in capsys.readouterr().out
+    args = ["convert", middle, str(back), "--to", "dit", "--input-size", "8", *heads]
+    assert main(args) == 0
+    same(torch.load(back), state)
+    assert main(["convert", source, middle, "--to", "pixart"]) == 2
+
+
+def test_a_run_of_ours_becomes_repas(tmp_path):
+    """Its file, read as REPA's, gives the velocity that the run gives."""
+    sizes = SIZE | {"num_classes": 3, "channels": 4}
+    net = SiT(**sizes).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    model = Model(**sizes)
+    run = Run(model=model, plan=PRESETS["sit"])
+    recipe = {"resolved": to_dict(run), "cache": {"vae": "none", "class_names": ["a", "b", "c"]}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    weights = dict(net.named_parameters())
+    write_beside(weights, tmp_path / "ema.safetensors", header={"step": "5"})
+    out = tmp_path / "repa.safetensors"
+    assert main(["convert", str(tmp_path), str(out), "--to", "repa"]) == 0
+    x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 3])
+    assert torch.equal(load_pretrained(out, "repa", num_heads=4)(x, t, y), net(x, t, y))
+    with pytest.raises(CheckpointError, match="counts time"):
+        convert(tmp_path, out, to="sit")
+
+    run = run.replace(flow=Flow(prediction="x"))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"resolved": to_dict(run)}))
+    with pytest.raises(CheckpointError, match="predicts x; the released layouts"):
+        convert(tmp_path, out, to="repa")
