@@ -25,8 +25,10 @@ class Prepare:
     """How a cache is made.
 
     Attributes:
-        vae: a shipped VAE, the folder of a diffusers AutoencoderKL, or none (plain pixels).
-        encoders: vision encoders whose patch features are stored, NAME or NAME@SIDE.
+        vae: openmoji-f4c4, sd-vae-ft-ema, sdxl, sd3, flux, taesd, va-vae=FILE, a folder as
+            diffusers saves it, NAME=FOLDER for local weights, or none (plain pixels).
+        encoders: whose patch features are stored: NAME, NAME@SIDE, NAME=FOLDER for local weights,
+            or a folder as transformers saves it; docs/data.md lists the names.
         image_size: side of the cropped square.
         count: how many of the built-in images to compose; folders are taken whole.
         classes: labels from dataset.json or folders (auto), folders, the innermost folder, or none.
@@ -84,7 +86,10 @@ class Draw:
 
 def prepare(args: Sequence[str]) -> None:
     """Encode images into a cache; the same command goes on, or verifies what is there."""
-    what = f"IMAGES: a folder or zip archive, or {BUILT_IN} or {BUILT_IN}-test, the built-in sets."
+    what = (
+        "IMAGES: a folder, zip or tar, WebDataset shards, Parquet, Arrow or NumPy files, or "
+        f"{BUILT_IN} or {BUILT_IN}-test, the built-in sets."
+    )
     parser = Parser("erw prepare", what, usage="IMAGES --out DIR [--SETTING VALUE ...]")
     parser.add_argument("source", metavar="IMAGES")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the cache")

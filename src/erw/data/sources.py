@@ -1,10 +1,11 @@
-"""Where images come from: folders, zip archives, the built-in set; each in one fixed order."""
+"""Where images come from: folders, archives, tables, the built-in set; each in one fixed order."""
 
 import json
 import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,9 +14,12 @@ from blake3 import blake3
 
 from ..errors import DataError
 from .images import EXTENSIONS, WHITE, Unreadable, decode
+from .labels import labels_of_paths, labels_of_table, read_table
 
 CLASSES = ("auto", "folders", "leaf", "none")
 BUILT_IN = ("openmoji", "openmoji-test")
+PACKED = (".tar", ".parquet", ".arrow", ".npy", ".npz")
+SPLITS = ("train", "test", "validation", "val", "dev")
 
 
 @runtime_checkable
@@ -113,12 +117,24 @@ class Zip:
         self.__init__(path)  # type: ignore[misc]
 
 
+class Files(Protocol):
+    """Named bytes: a folder, or what is inside an archive."""
+
+    root: Path
+
+    def entries(self) -> Iterator[Entry]: ...
+
+    def read(self, key: str) -> bytes: ...
+
+    def where(self, key: str) -> str: ...
+
+
 class FileSource:
     """Image files with labels; see `open_source`. `ignored` counts other files by their ending."""
 
     def __init__(
         self,
-        files: Folder | Zip,
+        files: Files,
         *,
         classes: str = "auto",
         background: tuple[int, int, int] = WHITE,
@@ -135,12 +151,12 @@ class FileSource:
         if not images:
             raise DataError(_nothing_in(files.root, found, self.ignored))
         tables = [entry.key for entry in found if _is_table(entry.key)]
-        table = _read_table(files, tables[0]) if tables and classes in ("auto",) else None
+        table = read_table(files, tables[0]) if tables and classes in ("auto",) else None
         keys = [entry.key for entry in images]
         if table is not None:
-            labels, names = _labels_of_table(files.where(tables[0]), tables[0], table, keys)
+            labels, names = labels_of_table(files.where(tables[0]), tables[0], table, keys)
         else:
-            labels, names = _labels_of_paths(files.root, keys, classes)
+            labels, names = labels_of_paths(files.root, keys, classes)
         self.class_names = names
         self._keys = keys
         self._labels = np.asarray(labels, dtype=np.int32)
@@ -172,10 +188,12 @@ def open_source(
     background: tuple[int, int, int] = WHITE,
     **options: Any,
 ) -> Source:
-    """A source from a folder, a zip archive or the name of the built-in set.
+    """A source from a folder, an archive, a table or the name of the built-in set.
 
     Args:
-        where: a folder or zip of images, "openmoji" or "openmoji-test" (`options` go to
+        where: a folder, zip or tar of images; WebDataset shards (.tar), Parquet or Arrow files as
+            Hugging Face `datasets` writes them, by file, folder or pattern ("data/train-*.tar");
+            uint8 images in .npy or .npz; "openmoji" or "openmoji-test" (`options` go to
             `OpenMojiSet`), or a source, which is given back as it is.
         classes: "auto": labels of a `dataset.json` (edm2, REPA) if there is one, else as "folders";
             "folders": the outermost folder with siblings names the class, at any depth below
@@ -188,28 +206,74 @@ def open_source(
         return where
     if classes not in CLASSES:
         raise DataError(f"unknown classes={classes!r}: choose one of {', '.join(CLASSES)}")
-    path = Path(where).expanduser()
     if str(where) in BUILT_IN:
         from .openmoji import OpenMojiSet
 
         return OpenMojiSet("test" if str(where).endswith("test") else "train", **options)
     if options:
         raise DataError(f"{where} is no built-in set, so it has no option {sorted(options)[0]!r}")
+    path = Path(where).expanduser()
+    paths = [path] if path.exists() else [Path(found) for found in sorted(glob(str(path)))]
+    if not paths:
+        raise FileNotFoundError(
+            f"no image folder or archive at {path} (built-in sets: {', '.join(BUILT_IN)})"
+        )
+    if found := _packed(paths, classes=classes, background=background):
+        return found
+    if len(paths) > 1:
+        raise DataError(f"{path} names {len(paths)} things that are no shards of one kind")
     if path.is_dir():
         return FileSource(Folder(path), classes=classes, background=background)
-    if path.is_file() and zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(path):
         return FileSource(Zip(path), classes=classes, background=background)
-    if path.is_file():
-        raise DataError(f"{path} is neither a folder nor a zip archive of images")
-    raise FileNotFoundError(
-        f"no image folder or archive at {path} (built-in sets: {', '.join(BUILT_IN)})"
+    raise DataError(
+        f"{path} is neither a folder nor a zip archive of images, nor one of {', '.join(PACKED)}"
     )
+
+
+def _packed(paths: list[Path], *, classes: str, background: tuple[int, int, int]) -> Source | None:
+    """The source in packed files: those named, or those in a folder without loose images."""
+    if len(paths) == 1 and paths[0].is_dir():
+        paths = _shards(paths[0])
+    kinds = {path.suffix for path in paths}
+    if len(kinds) != 1 or not kinds <= set(PACKED):
+        return None
+    kind, labelled = kinds.pop(), classes != "none"
+    if kind == ".tar":
+        from .archives import Tars, WebDataset, is_webdataset
+
+        if len(paths) == 1 and not is_webdataset(tar := Tars(paths)):
+            return FileSource(tar, classes=classes, background=background)
+        return WebDataset(paths, labelled=labelled, background=background)
+    from .tables import Arrays, Table
+
+    if kind in (".npy", ".npz"):
+        if len(paths) > 1:
+            raise DataError(f"{paths[0]} and {len(paths) - 1} more: name one file of arrays")
+        return Arrays(paths[0], labelled=labelled)
+    return Table(paths, labelled=labelled, background=background)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Packed files of one set below a folder, if it holds any and no images beside them."""
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PACKED[:3]]
+    if not found or any(_ending(p.name) in EXTENSIONS for p in folder.iterdir()):
+        return []
+    splits = {str(p.parent.relative_to(folder) / p.name.split("-")[0]) for p in found}
+    named = {split for split in splits if PurePosixPath(split).name in SPLITS}
+    parents = {p.parent for p in found}
+    if len(named) > 1 or len(parents) > 1:
+        told = ", ".join(sorted(named if len(named) > 1 else map(str, parents)))
+        raise DataError(
+            f"{folder} holds several sets ({told}): name one, as in "
+            f"'{found[0].parent}/{found[0].name.split('-')[0]}-*{found[0].suffix}'"
+        )
+    return found
 
 
 def where(source: Source, index: int) -> str:
     """Where image `index` lies, for messages: its path, or name and number."""
-    tell = getattr(source, "where", None)
-    return tell(index) if tell else f"{source.name}[{index}]"
+    return source.where(index) if hasattr(source, "where") else f"{source.name}[{index}]"
 
 
 def _ending(key: str) -> str:
@@ -225,65 +289,6 @@ def _nothing_in(root: Path, found: list[Entry], ignored: Counter[str]) -> str:
         return f"{root} is empty: expected images, or folders of images"
     kinds = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(3))
     return f"no images in {root}, only other files ({kinds}); Pillow's image formats are read"
-
-
-def _labels_of_paths(
-    root: Path, keys: list[str], classes: str
-) -> tuple[list[int], tuple[str, ...]]:
-    """Labels from folders; class names sorted by code point."""
-    parents = [PurePosixPath(key).parent.parts for key in keys]
-    if classes == "none" or not any(parents):
-        return [0] * len(keys), ()
-    loose = sum(not parts for parts in parents)
-    if loose:
-        raise DataError(
-            f"{root} holds {loose} images beside class folders: move them into one, "
-            'or take all as one class with classes="none"'
-        )
-    if classes == "leaf":
-        folders = ["/".join(parts) for parts in parents]
-    else:
-        depth = 0  # a wrapper such as train/ is no class: go down while there is one way only
-        while all(len(p) > depth + 1 for p in parents) and len({p[depth] for p in parents}) == 1:
-            depth += 1
-        folders = [parts[depth] for parts in parents]
-    names = tuple(sorted(set(folders)))
-    number = {name: label for label, name in enumerate(names)}
-    return [number[folder] for folder in folders], names
-
-
-def _read_table(files: Folder | Zip, key: str) -> dict[str, Any]:
-    try:
-        table = json.loads(files.read(key))
-        return table if isinstance(table, dict) else {"labels": table}
-    except (ValueError, OSError) as error:
-        raise DataError(f"{files.where(key)} is not readable as JSON ({error})") from error
-
-
-def _labels_of_table(
-    shown: str, key: str, table: dict[str, Any], keys: list[str]
-) -> tuple[list[int], tuple[str, ...]]:
-    """Labels of edm2's table: {"labels": [[path, class number], ...] or {path: number} or null}."""
-    rows = table.get("labels")
-    if rows is None:
-        return [0] * len(keys), ()
-    try:
-        known = {str(path).replace("\\", "/"): label for path, label in dict(rows).items()}
-    except (TypeError, ValueError):
-        raise DataError(f'{shown}: "labels" is no list of [path, class number]') from None
-    base = key[: key.rfind("/") + 1]
-    labels = []
-    for image in keys:
-        label = known.get(image.removeprefix(base), known.get(image))
-        if label is None:
-            raise DataError(f"{shown} has no label for {image}")
-        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-            raise DataError(f"{shown}: label of {image} is {label!r}, expected a class number")
-        labels.append(label)
-    names = table.get("class_names") or [str(label) for label in range(max(labels) + 1)]
-    if max(labels) >= len(names):
-        raise DataError(f"{shown}: label {max(labels)} but only {len(names)} class_names")
-    return labels, tuple(str(name) for name in names)
 
 
 def _fingerprint(

@@ -1,4 +1,4 @@
-"""P2L: images to latents and back, by a frozen VAE: the shipped one, any diffusers folder, or none.
+"""P2L: images to latents and back, by a frozen VAE: shipped, by name, any folder, or none.
 
 Latents outside this module are scaled: latent = (raw - shift) * scale, so that flow matching sees
 about zero mean and unit deviation. ``encode`` gives the raw moments, as the cache stores them.
@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, DataError
+from .vae_hub import ENTRIES, fetch
 
 WEIGHTS = Path(__file__).parent / "weights"
 _FILE = "diffusion_pytorch_model.safetensors"
+# class in diffusers -> the setting with one number of channels a level
+_CLASSES = {
+    "AutoencoderKL": "block_out_channels",
+    "AutoencoderTiny": "encoder_block_out_channels",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class VAE:
 
     ``factor``: image side over latent side. ``shift`` and ``scale``: float32 (C, 1, 1).
     ``weight_hash``: SHA-256 of the weights file, "none" without one. ``network``: a diffusers
-    ``AutoencoderKL``, or None for plain pixels.
+    ``AutoencoderKL`` or ``AutoencoderTiny``, or None for plain pixels.
     """
 
     name: str
@@ -53,8 +59,7 @@ class VAE:
         pixels = images.to(self.scale.device).float() / 127.5 - 1
         if self.network is None:
             return torch.cat([pixels, torch.zeros_like(pixels)], 1)
-        posteriors = [self.network.encode(part).latent_dist for part in _parts(pixels)]
-        return torch.cat([torch.cat([p.mean, p.std], 1) for p in posteriors]).contiguous()
+        return torch.cat([_moments(self.network.encode(p)) for p in _parts(pixels)]).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -73,6 +78,13 @@ class VAE:
         return ((raw + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
+def _moments(encoded: Any) -> Tensor:
+    """Means and deviations of diffusers' output; a tiny autoencoder has no deviation."""
+    if hasattr(encoded, "latent_dist"):
+        return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], 1)
+    return torch.cat([encoded.latents, torch.zeros_like(encoded.latents)], 1)
+
+
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
     """The batch in parts that stay in a CPU's cache (128 at once: half as fast), channels last."""
     x = x.contiguous(memory_format=torch.channels_last)
@@ -85,36 +97,80 @@ def shipped() -> tuple[str, ...]:
 
 
 def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
-    """A VAE by name ("openmoji-f4c4", "none" for pixels) or a diffusers AutoencoderKL's folder.
+    """A VAE by one of these names.
 
-    Scaling comes from ``config.json``: ``latents_mean`` and ``latents_std`` (per channel) where
-    given, ``shift_factor`` and ``scaling_factor``. Nothing is downloaded. Raises ``ConfigError``
-    for an unknown name, ``CheckpointError`` for a folder without a whole AutoencoderKL.
+    * "openmoji-f4c4", which comes with the package, or "none" for pixels;
+    * an entry of ``vae_hub.ENTRIES``, such as "sd-vae-ft-ema", fetched from the hub once, or
+      ENTRY=FOLDER to read its weights from a local folder: scaling is the entry's;
+    * "va-vae=FILE", LightningDiT's checkpoint of f16d32 with ``latents_stats.pt`` beside it;
+    * the folder of a diffusers AutoencoderKL or AutoencoderTiny, scaling from ``config.json``:
+      ``latents_mean`` and ``latents_std`` (per channel), ``shift_factor``, ``scaling_factor``.
+
+    Raises ``ConfigError`` for an unknown name, ``CheckpointError`` for weights that are not whole
+    or cannot be fetched.
     """
     name = str(name_or_path)
     if name == "none":
         one = torch.ones(3, 1, 1, device=device)
         return VAE("none", 3, 1, torch.zeros_like(one), one, "none", None)
-    folder = WEIGHTS / name if name in shipped() else Path(name).expanduser()
+    kind, _, local = name.partition("=")
+    if kind == "va-vae" and not Path(name).exists():
+        return _va_vae(name, local, device=device)
+    entry = None if Path(name).expanduser().is_dir() else ENTRIES.get(kind)
+    if entry is not None:
+        folder = Path(local).expanduser() if local else fetch(name, entry.hub)
+    else:
+        folder = WEIGHTS / name if name in shipped() else Path(name).expanduser()
     if not folder.is_dir():
-        choices = ", ".join([*shipped(), "none"])
+        choices = ", ".join([*shipped(), "none", *ENTRIES, "va-vae=FILE"])
         raise ConfigError(
             f"unknown VAE {name!r}: choose from {choices}, or give the folder of a diffusers "
             "AutoencoderKL (config.json and safetensors weights)"
         )
     config = _config(folder)
-    network = _network(folder).eval().requires_grad_(False)
-    network = network.to(device, memory_format=torch.channels_last)
-    shift, scale = _scaling(folder / "config.json", config)
+    network = _network(folder, config["_class_name"])
+    if entry is not None:
+        shift = [entry.shift] * config["latent_channels"]
+        scale = [entry.scale] * config["latent_channels"]
+    else:
+        shift, scale = _scaling(folder / "config.json", config)
+    hashed = _hash(folder / _FILE)
+    return _made(name, network, torch.tensor(shift), torch.tensor(scale), hashed, device)
+
+
+def _va_vae(name: str, local: str, *, device: str) -> VAE:
+    from .vavae import load
+
+    if not local:
+        raise CheckpointError(
+            "weights of VA-VAE come as a file (LightningDiT links it): name it, as in va-vae=FILE"
+        )
+    path = Path(local).expanduser()
+    network, shift, scale = load(path)
+    return _made(name, network, shift, scale, _hash(path), device)
+
+
+def _made(
+    name: str, network: Any, shift: Tensor, scale: Tensor, weight_hash: str, device: str
+) -> VAE:
+    config = network.config
+    tiny = "encoder_block_out_channels" in config
+    levels = config["encoder_block_out_channels" if tiny else "block_out_channels"]
+    network = network.eval().requires_grad_(False)
     return VAE(
         name=name,
         channels=config["latent_channels"],
-        factor=2 ** (len(config["block_out_channels"]) - 1),
-        shift=torch.tensor(shift, device=device).view(-1, 1, 1),
-        scale=torch.tensor(scale, device=device).view(-1, 1, 1),
-        weight_hash=hashlib.sha256((folder / _FILE).read_bytes()).hexdigest(),
-        network=network,
+        factor=2 ** (len(levels) - 1),
+        shift=shift.to(device).view(-1, 1, 1),
+        scale=scale.to(device).view(-1, 1, 1),
+        weight_hash=weight_hash,
+        network=network.to(device, memory_format=torch.channels_last),
     )
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -130,23 +186,25 @@ def _config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is not JSON: {error}") from error
     kind = config.get("_class_name")
-    if kind != "AutoencoderKL":
-        raise CheckpointError(f"{folder / 'config.json'} is of a {kind}: expected an AutoencoderKL")
-    for key in ("latent_channels", "block_out_channels"):
+    if kind not in _CLASSES:
+        raise CheckpointError(
+            f"{folder / 'config.json'} is of a {kind}: expected an {' or '.join(_CLASSES)}"
+        )
+    for key in ("latent_channels", _CLASSES[kind]):
         if key not in config:
             raise CheckpointError(f"{folder / 'config.json'} has no {key}: it is not whole")
     return config
 
 
-def _network(folder: Path) -> Any:
-    """The AutoencoderKL in float32; missing or extra weights are an error, not a warning."""
-    from diffusers import AutoencoderKL
+def _network(folder: Path, kind: str) -> Any:
+    """The autoencoder in float32; missing or extra weights are an error, not a warning."""
+    import diffusers
     from diffusers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would warn of is raised below
     try:
-        network, info = AutoencoderKL.from_pretrained(
+        network, info = getattr(diffusers, kind).from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,

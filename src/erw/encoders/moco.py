@@ -1,0 +1,177 @@
+"""MoCo v3's ViT-B and ViT-L (arXiv 2104.02057) from the checkpoint files that RCG published.
+
+A plain ViT with pre-norm blocks and fixed sin-cos positions for 14 x 14 patches of 16 px; other
+grids interpolate these, as REPA does. There is no copy on the hub: the file is named by its user.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import CheckpointError, ConfigError, DataError
+from .base import Encoder, resize
+from .vits import IMAGENET
+
+PATCH = 16
+TRAINED_GRID = 14
+_PREFIX = "module.base_encoder."
+# RCG's export renamed "1" to the block's number in two blocks, as in blocks.13.norm13.
+_TYPO = re.compile(r"^blocks\.(?:13\.(norm|mlp\.fc)13|14\.(norm|mlp\.fc)14)(?=\.)")
+_SOURCE = "RCG's release (github.com/LTH14/rcg) links them"
+
+
+class Size(NamedTuple):
+    """Blocks, channels and attention heads."""
+
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES = {"mocov3-b": Size(12, 768, 12), "mocov3-l": Size(24, 1024, 16)}
+
+
+class MoCoV3(Encoder):
+    """Patch tokens after the last norm, without CLS; one token per 16 px unless ``side`` is set."""
+
+    def __init__(self, name: str, size: Size, *, side: int | None = None) -> None:
+        super().__init__()
+        if side is not None and (side < PATCH or side % PATCH):
+            raise ConfigError(f"input side {side} of {name}: expected a multiple of {PATCH}")
+        self.name, self._side = name + (f"@{side}" if side else ""), side
+        self.dim, self.dim_pooled = size.width, 0
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, size.width))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, size.width, PATCH, PATCH)})
+        self.blocks = nn.ModuleList(_Block(size) for _ in range(size.depth))
+        self.norm = nn.LayerNorm(size.width, eps=1e-6)
+        mean, deviation = (torch.tensor(x).view(-1, 1, 1) for x in IMAGENET)
+        self.register_buffer("mean", 255 * mean, persistent=False)
+        self.register_buffer("deviation", 255 * deviation, persistent=False)
+        positions = sincos_positions(TRAINED_GRID, size.width)
+        self.register_buffer("positions", positions, persistent=False)
+        self.eval().requires_grad_(False)
+
+    def grid(self, image_size: int) -> tuple[int, int]:
+        side = self._side or image_size
+        if side % PATCH:
+            raise DataError(
+                f"{self.name} gives one token per {PATCH} px, which does not divide images of "
+                f"{image_size} px: name an input side, as in {self.name}@256"
+            )
+        return side // PATCH, side // PATCH
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.grid(images.shape[-1])[0]
+        pixels = resize(images.to(self.cls_token.device), tokens * PATCH)
+        x = self.patch_embed["proj"]((pixels - self.mean) / self.deviation)  # type: ignore[operator]
+        x = x.flatten(2).transpose(1, 2) + interpolated(self.positions, tokens)  # type: ignore[arg-type]
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)  # CLS has no position
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)[:, 1:].float().contiguous()
+
+    def train(self, mode: bool = True) -> "MoCoV3":
+        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
+        return super().train(False)
+
+
+class _Block(nn.Module):
+    """Attention and MLP, each on a layer norm; names are those of the checkpoint."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        width = size.width
+        self.heads = size.heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn = nn.ModuleDict(
+            {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
+        )
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.attn["qkv"](self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.attn["proj"](attended)
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+
+
+def sincos_positions(side: int, width: int) -> Tensor:
+    """MoCo v3's fixed positions, float32 (1, side * side, width), row-major.
+
+    A quarter of the channels each: sine and cosine of the row, then of the column, at frequencies
+    10000^(-4 k / width). (MoCo v3's code calls the first one "w", but it counts rows.)
+    """
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float32) / (width // 4))
+    rows, columns = torch.meshgrid(*[torch.arange(side, dtype=torch.float32)] * 2, indexing="ij")
+    angles = [x.flatten()[:, None] * frequencies for x in (rows, columns)]
+    return torch.cat([f(x) for x in angles for f in (torch.sin, torch.cos)], 1)[None]
+
+
+def interpolated(positions: Tensor, side: int) -> Tensor:
+    """Positions (1, T, D) of a square grid for another one, bicubic with antialiasing."""
+    before = round(positions.shape[1] ** 0.5)
+    if before == side:
+        return positions
+    grid = positions.transpose(1, 2).unflatten(2, (before, before)).float()
+    grid = F.interpolate(grid, (side, side), mode="bicubic", antialias=True, align_corners=False)
+    return grid.flatten(2).transpose(1, 2)
+
+
+def load(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
+    """The entry ``name`` from a checkpoint file. Raises ``CheckpointError`` if it is not whole."""
+    if weights is None:
+        raise CheckpointError(
+            f"weights of {name} come as a file ({_SOURCE}): name it, as in {name}=FILE.pth.tar"
+        )
+    encoder = MoCoV3(name, SIZES[name], side=side)
+    state = backbone(_read(weights))
+    if (held := state.pop("pos_embed", None)) is not None:
+        expected = torch.cat([torch.zeros(1, 1, encoder.dim), encoder.positions], 1)  # type: ignore[list-item]
+        if held.shape != expected.shape or not torch.allclose(held.float(), expected, atol=1e-4):
+            raise CheckpointError(f"{weights}: its positions are not MoCo v3's of 14 x 14 patches")
+    wanted = encoder.state_dict()
+    wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    if wrong := [*wrong, *(key for key in state if key not in wanted)]:
+        raise CheckpointError(
+            f"{weights} does not match {name}: {len(wrong)} weights missing, extra or of another "
+            f"shape, first {wrong[0]!r}"
+        )
+    encoder.load_state_dict(state)
+    return encoder
+
+
+def backbone(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The online encoder's weights without its heads, names mended."""
+    state = {}
+    for name, value in found.items():
+        short = name.removeprefix(_PREFIX)
+        if name.startswith(_PREFIX) and short.split(".")[0] not in ("head", "fc"):
+            state[_TYPO.sub(_mended, short)] = value
+    return state
+
+
+def _mended(match: re.Match[str]) -> str:
+    number = "1" if match[1] else "2"
+    return f"blocks.{13 if match[1] else 14}.{match[1] or match[2]}{number}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; {_SOURCE}")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and storage errors come as many types
+        line = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {line}") from error
+    state = found.get("state_dict") if isinstance(found, dict) else None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} has no state_dict: expected a checkpoint of MoCo v3")
+    return state

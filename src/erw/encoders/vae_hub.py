@@ -1,0 +1,70 @@
+"""VAEs by name: which weights, and the shift and scale of their latents.
+
+Shift and scale belong to the entry and not to config.json, which for some has the first only in the
+pipeline that uses it. latent = (raw - shift) * scale.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import CheckpointError
+from .pretrained import Hub
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+
+
+class Entry(NamedTuple):
+    """``hub``: a folder as diffusers saves it; shift and scale are the same for all channels."""
+
+    hub: Hub
+    scale: float
+    shift: float = 0.0
+
+
+ENTRIES = {
+    "sd-vae-ft-ema": Entry(
+        Hub("stabilityai/sd-vae-ft-ema", "f04b2c4b98319346dad8c65879f680b1997b204a"), 0.18215
+    ),
+    "sd-vae-ft-mse": Entry(
+        Hub("stabilityai/sd-vae-ft-mse", "31f26fdeee1355a5c34592e401dd41e45d25a493"), 0.18215
+    ),
+    "sdxl": Entry(Hub("stabilityai/sdxl-vae", "6f5909a7e596173e25d4e97b07fd19cdf9611c76"), 0.13025),
+    "sd3": Entry(
+        Hub(
+            "stabilityai/stable-diffusion-3-medium-diffusers",
+            "ea42f8cef0f178587cf766dc8129abd379c90671",
+            "vae",
+        ),
+        1.5305,
+        0.0609,
+    ),
+    "flux": Entry(
+        Hub("black-forest-labs/FLUX.1-schnell", "741f7c3ce8b383c54771c7003378a50191e9efe9", "vae"),
+        0.3611,
+        0.1159,
+    ),
+    "taesd": Entry(Hub("madebyollin/taesd", "614f76814bbe30edbe2e627ace1c2234c81a2c0e"), 1.0),
+}
+
+
+def fetch(name: str, hub: Hub) -> Path:
+    """The folder of an entry in the hub's local cache, downloaded if it is not there yet.
+
+    Raises ``CheckpointError`` if it is not there and the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    inside = f"{hub.subfolder}/" if hub.subfolder else ""
+    try:
+        root = snapshot_download(
+            hub.repo,
+            revision=hub.revision,
+            allow_patterns=[f"{inside}{CONFIG}", f"{inside}{WEIGHTS}"],
+        )
+    except Exception as error:  # network, gate and disk come as many types
+        line = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"weights of VAE {name} ({hub.repo} on the Hugging Face hub) cannot be fetched: {line}"
+            f"; connect and log in where it asks so, or name a local folder: {name}=FOLDER"
+        ) from error
+    return Path(root) / hub.subfolder

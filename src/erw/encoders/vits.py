@@ -1,0 +1,229 @@
+"""Vision transformers through transformers: patch tokens of frozen models, each in its own manner.
+
+An entry says which model reads the weights and what belongs to it: mean and deviation of its
+pixels, side of a patch, tokens that stand before the patches. Images are resized so that one token
+covers 16 pixels: 256 px give 16 x 16 tokens, the grid of a SiT with patch 2 on latents of factor 8
+(224 px for a patch of 14). ``NAME@SIDE`` sets the side instead. Positions are interpolated by the
+model's own code in transformers.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from .base import Encoder, resize
+from .pretrained import Hub, model_type, pretrained
+
+PIXELS_A_TOKEN = 16
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Family(NamedTuple):
+    """What the models of one family share.
+
+    ``model``: its class in transformers; ``types``: ``model_type`` of the folders it reads;
+    ``before``: tokens before the patches, from the config; ``call``: what to pass beside pixels;
+    ``options``: what to build the model with.
+    """
+
+    model: str
+    types: tuple[str, ...]
+    pixels: tuple[tuple[float, float, float], tuple[float, float, float]]
+    before: Callable[[Any], int]
+    call: Callable[[int, int, torch.device], dict[str, Any]]
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def _plain(batch: int, tokens: int, device: torch.device) -> dict[str, Any]:
+    return {}
+
+
+def _interpolated(batch: int, tokens: int, device: torch.device) -> dict[str, Any]:
+    return {"interpolate_pos_encoding": True}
+
+
+def _unmasked(batch: int, tokens: int, device: torch.device) -> dict[str, Any]:
+    """MAE sorts patches by noise even where it masks none: rising noise keeps their order."""
+    noise = torch.arange(tokens, dtype=torch.float32, device=device).expand(batch, tokens)
+    return {"interpolate_pos_encoding": True, "noise": noise}
+
+
+def _cls(config: Any) -> int:
+    return 1
+
+
+def _registers(config: Any) -> int:
+    return 1 + config.num_register_tokens
+
+
+FAMILIES = {
+    "dinov2": Family("Dinov2Model", ("dinov2",), IMAGENET, _cls, _plain),
+    "dinov2-reg": Family(
+        "Dinov2WithRegistersModel", ("dinov2_with_registers",), IMAGENET, _registers, _plain
+    ),
+    "dino": Family(
+        "ViTModel", ("vit",), IMAGENET, _cls, _interpolated, (("add_pooling_layer", False),)
+    ),
+    "dinov3": Family("DINOv3ViTModel", ("dinov3_vit",), IMAGENET, _registers, _plain),
+    "clip": Family("CLIPVisionModel", ("clip", "clip_vision_model"), CLIP, _cls, _interpolated),
+    "siglip2": Family(
+        "SiglipVisionModel", ("siglip", "siglip_vision_model"), HALF, lambda _: 0, _interpolated
+    ),
+    "mae": Family("ViTMAEModel", ("vit_mae",), IMAGENET, _cls, _unmasked, (("mask_ratio", 0.0),)),
+    "ijepa": Family(
+        "IJepaModel",
+        ("ijepa",),
+        IMAGENET,
+        lambda _: 0,
+        _interpolated,
+        (("add_pooling_layer", False),),
+    ),
+}
+
+# name -> (family, weights on the hub). A revision of None: the newest at the time of download.
+HUB: dict[str, tuple[str, Hub]] = {
+    "dinov2-s": (
+        "dinov2",
+        Hub("facebook/dinov2-small", "ed25f3a31f01632728cabb09d1542f84ab7b0056"),
+    ),
+    "dinov2-b": (
+        "dinov2",
+        Hub("facebook/dinov2-base", "f9e44c814b77203eaa57a6bdbbd535f21ede1415"),
+    ),
+    "dinov2-l": (
+        "dinov2",
+        Hub("facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"),
+    ),
+    "dinov2-g": (
+        "dinov2",
+        Hub("facebook/dinov2-giant", "611a9d42f2335e0f921f1e313ad3c1b7178d206d"),
+    ),
+    "dinov2-s-reg": (
+        "dinov2-reg",
+        Hub("facebook/dinov2-with-registers-small", "0d9846e56b43a21fa46d7f3f5070f0506a5795a9"),
+    ),
+    "dinov2-b-reg": (
+        "dinov2-reg",
+        Hub("facebook/dinov2-with-registers-base", "a1d738ccfa7ae170945f210395d99dde8adb1805"),
+    ),
+    "dinov2-l-reg": (
+        "dinov2-reg",
+        Hub("facebook/dinov2-with-registers-large", "e4c89a4e05589de9b3e188688a303d0f3c04d0f3"),
+    ),
+    "dinov2-g-reg": (
+        "dinov2-reg",
+        Hub("facebook/dinov2-with-registers-giant", "8d0d49f77fb8b5dd78842496ff14afe7dd4d85cb"),
+    ),
+    "dino-b": ("dino", Hub("facebook/dino-vitb16", "f205d5d8e640a89a2b8ef0369670dfc37cc07fc2")),
+    "dinov3-s": ("dinov3", Hub("facebook/dinov3-vits16-pretrain-lvd1689m", None)),
+    "dinov3-b": (
+        "dinov3",
+        Hub("facebook/dinov3-vitb16-pretrain-lvd1689m", "3a0fa61ff39414e2d3be4a1d50c7dfbf459aa8b8"),
+    ),
+    "dinov3-l": (
+        "dinov3",
+        Hub("facebook/dinov3-vitl16-pretrain-lvd1689m", "ea8dc2863c51be0a264bab82070e3e8836b02d51"),
+    ),
+    "clip-l": (
+        "clip",
+        Hub("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"),
+    ),
+    "siglip2-b": ("siglip2", Hub("google/siglip2-base-patch16-256", None)),
+    "siglip2-l": (
+        "siglip2",
+        Hub("google/siglip2-large-patch16-256", "787800c8990e6f058423089178e718139608408c"),
+    ),
+    "siglip2-so400m": (
+        "siglip2",
+        Hub("google/siglip2-so400m-patch16-256", "e8708ab72d125807e45b36fb7d4e0aacbb59f379"),
+    ),
+    "mae-l": (
+        "mae",
+        Hub("facebook/vit-mae-large", "142cb8c25e1b1bc1769997a919aa1b5a2345a6b8"),
+    ),
+    "ijepa-h": (
+        "ijepa",
+        Hub("facebook/ijepa_vith14_1k", "f157467ea509bc356ff9f61fd3c0d840eec5e04e"),
+    ),
+}
+
+
+class VisionTransformer(Encoder):
+    """Patch tokens of a transformers model: its last hidden state without CLS and registers.
+
+    ``network``: the model; ``side``: side of its input in pixels, by default the image's side / 16
+    patches.
+    """
+
+    def __init__(self, name: str, network: Any, family: Family, *, side: int | None = None) -> None:
+        super().__init__()
+        patch = network.config.patch_size
+        self.patch = int(patch if isinstance(patch, int) else patch[0])
+        if side is not None and (side < self.patch or side % self.patch):
+            raise ConfigError(
+                f"input side {side} of {name}: expected a multiple of its patch, {self.patch}"
+            )
+        self.name = name + (f"@{side}" if side else "")
+        self._side, self._family = side, family
+        self.network = network
+        self.dim, self.dim_pooled = int(network.config.hidden_size), 0
+        mean, deviation = (torch.tensor(x).view(-1, 1, 1) for x in family.pixels)
+        self.register_buffer("mean", 255 * mean, persistent=False)
+        self.register_buffer("deviation", 255 * deviation, persistent=False)
+        self.eval().requires_grad_(False)
+
+    def grid(self, image_size: int) -> tuple[int, int]:
+        if self._side is None and image_size % PIXELS_A_TOKEN:
+            raise DataError(
+                f"{self.name} gives one token per {PIXELS_A_TOKEN} px, which does not divide "
+                f"images of {image_size} px: name an input side, as in "
+                f"{self.name}@{16 * self.patch}"
+            )
+        tokens = (self._side or 0) // self.patch or image_size // PIXELS_A_TOKEN
+        return tokens, tokens
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.grid(images.shape[-1])[0]
+        pixels = resize(images.to(self.mean.device), tokens * self.patch)  # type: ignore[arg-type]
+        more = self._family.call(len(images), tokens**2, pixels.device)
+        network = self.network
+        out = network(pixel_values=(pixels - self.mean) / self.deviation, **more)  # type: ignore[operator]
+        before = self._family.before(network.config)
+        return out.last_hidden_state[:, before:].float().contiguous()
+
+    def train(self, mode: bool = True) -> "VisionTransformer":
+        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
+        return super().train(False)
+
+
+def load(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
+    """The entry ``name`` with weights from the hub, or from a local folder of the same family.
+
+    Raises ``CheckpointError`` where weights are missing, incomplete or of another family.
+    """
+    kind, hub = HUB[name]
+    family = FAMILIES[kind]
+    network = pretrained(
+        family.model, family.types, hub, weights, name=name, **dict(family.options)
+    )
+    return VisionTransformer(name, network, family, side=side)
+
+
+def load_folder(folder: Path, *, side: int | None = None) -> Encoder:
+    """Any model of a known family from its folder; the encoder is named after the folder."""
+    found = model_type(folder)
+    for family in FAMILIES.values():
+        if found in family.types:
+            network = pretrained(
+                family.model, family.types, None, folder, name=folder.name, **dict(family.options)
+            )
+            return VisionTransformer(folder.name, network, family, side=side)
+    known = ", ".join(sorted({kind for family in FAMILIES.values() for kind in family.types}))
+    raise ConfigError(f"{folder} holds a model of type {found!r}; known are {known}")

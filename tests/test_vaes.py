@@ -1,0 +1,234 @@
+"""VAEs by name and from files in their real format: latents, scaling, and errors."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from erw.encoders import load_vae, vae_hub, vavae
+from erw.encoders.pretrained import Hub
+from erw.errors import CheckpointError, ConfigError
+
+BLOCKS = {
+    "block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2, "norm_num_groups": 4,
+}  # fmt: skip
+
+
+def images(side: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)
+
+
+def kl(folder: Path, *, channels: int, quant: bool):
+    """A tiny AutoencoderKL: of 4 channels as Stable Diffusion's, of 16 as SD3's and Flux's."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    network = AutoencoderKL(
+        latent_channels=channels, use_quant_conv=quant, use_post_quant_conv=quant, **BLOCKS
+    )
+    network.save_pretrained(folder)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "quant", "scale", "shift"),
+    [
+        ("sd-vae-ft-ema", 4, True, 0.18215, 0.0),
+        ("sd-vae-ft-mse", 4, True, 0.18215, 0.0),
+        ("sdxl", 4, True, 0.13025, 0.0),
+        ("sd3", 16, False, 1.5305, 0.0609),
+        ("flux", 16, False, 0.3611, 0.1159),
+    ],
+)
+def test_an_entry_owns_its_scaling(
+    name: str, channels: int, quant: bool, scale: float, shift: float, tmp_path: Path
+) -> None:
+    network = kl(tmp_path / "weights", channels=channels, quant=quant)
+    vae = load_vae(f"{name}={tmp_path / 'weights'}")
+    assert (vae.channels, vae.factor) == (channels, 2)
+    assert vae.scale.flatten().tolist() == pytest.approx([scale] * channels)
+    assert vae.shift.flatten().tolist() == pytest.approx([shift] * channels)
+    mean, deviation = vae.encode(images()).chunk(2, 1)
+    with torch.no_grad():
+        wanted = network.encode(images().float() / 127.5 - 1).latent_dist
+        decoded = network.decode(wanted.mean).sample
+    torch.testing.assert_close(mean, wanted.mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(deviation, wanted.std, atol=1e-5, rtol=1e-4)
+    pixels = vae.decode((mean - vae.shift) * vae.scale)
+    expected = ((decoded + 1) * 127.5).round().clamp(0, 255)
+    assert (pixels.float() - expected).abs().max() <= 1
+
+
+def test_a_tiny_autoencoder_has_no_deviation(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    network = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
+    ).eval()  # fmt: skip
+    network.save_pretrained(tmp_path / "taesd")
+    vae = load_vae(f"taesd={tmp_path / 'taesd'}")
+    assert (vae.channels, vae.factor, vae.scale.flatten().tolist()) == (4, 4, [1.0] * 4)
+    mean, deviation = vae.encode(images()).chunk(2, 1)
+    with torch.no_grad():
+        wanted = network.encode(images().float() / 127.5 - 1).latents
+        decoded = network.decode(wanted).sample
+    torch.testing.assert_close(mean, wanted, atol=1e-5, rtol=1e-4)
+    assert not deviation.any()
+    expected = ((decoded + 1) * 127.5).round().clamp(0, 255)
+    assert (vae.decode(mean).float() - expected).abs().max() <= 1
+    assert load_vae(tmp_path / "taesd").weight_hash == vae.weight_hash  # the folder alone will do
+
+
+def test_by_name_from_the_hubs_cache_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub = Hub("someone/something", "a" * 40, "vae")
+    monkeypatch.setitem(vae_hub.ENTRIES, "sd3", vae_hub.Entry(hub, 1.5305, 0.0609))
+    with pytest.raises(CheckpointError, match=r"someone/something.*cannot be fetched.*sd3=FOLDER"):
+        load_vae("sd3")
+    kl(tmp_path / "models--someone--something/snapshots" / ("a" * 40) / "vae",
+       channels=16, quant=False)  # fmt: skip
+    refs = tmp_path / "models--someone--something/refs/main"
+    refs.parent.mkdir()
+    refs.write_text("a" * 40)
+    vae = load_vae("sd3")
+    assert vae.name == "sd3" and vae.channels == 16
+
+
+def test_pinned_revisions_are_whole_commits() -> None:
+    for entry in vae_hub.ENTRIES.values():
+        assert entry.hub.revision and len(entry.hub.revision) == 40
+        int(entry.hub.revision, 16)
+
+
+class Reference:
+    """CompVis' autoencoder from its definition; weights are drawn when they are first asked for."""
+
+    groups, widths, layers, latent = 4, (8, 16), 1, 4
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+        self.random = torch.Generator().manual_seed(3)
+
+    def weight(self, name: str, *shape: int) -> Tensor:
+        if name not in self.state:
+            self.state[name] = 0.2 * torch.randn(shape, generator=self.random)
+        return self.state[name]
+
+    def conv(self, name: str, x: Tensor, out: int, size: int = 3, **how: int) -> Tensor:
+        kernel = self.weight(f"{name}.weight", out, x.shape[1], size, size)
+        how = {"padding": size // 2} | how
+        return F.conv2d(x, kernel, self.weight(f"{name}.bias", out), **how)
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        width = x.shape[1]
+        scale = self.weight(f"{name}.weight", width), self.weight(f"{name}.bias", width)
+        return F.group_norm(x, self.groups, *scale, eps=1e-6)
+
+    def block(self, name: str, x: Tensor, out: int) -> Tensor:
+        h = self.conv(f"{name}.conv1", F.silu(self.norm(f"{name}.norm1", x)), out)
+        h = self.conv(f"{name}.conv2", F.silu(self.norm(f"{name}.norm2", h)), out)
+        return h + (x if x.shape[1] == out else self.conv(f"{name}.nin_shortcut", x, out, 1))
+
+    def attention(self, name: str, x: Tensor) -> Tensor:
+        width = x.shape[1]
+        h = self.norm(f"{name}.norm", x)
+        q, k, v = (self.conv(f"{name}.{part}", h, width, 1).flatten(2) for part in "qkv")
+        weights = (q.mT @ k / width**0.5).softmax(-1)  # (B, to, from)
+        h = (v @ weights.mT).unflatten(2, x.shape[2:])
+        return x + self.conv(f"{name}.proj_out", h, width, 1)
+
+    def middle(self, name: str, x: Tensor) -> Tensor:
+        x = self.block(f"{name}.mid.block_1", x, self.widths[-1])
+        x = self.attention(f"{name}.mid.attn_1", x)
+        return self.block(f"{name}.mid.block_2", x, self.widths[-1])
+
+    def encode(self, x: Tensor) -> Tensor:
+        x = self.conv("encoder.conv_in", x, self.widths[0])
+        for level, width in enumerate(self.widths):
+            last = level == len(self.widths) - 1
+            for j in range(self.layers):
+                x = self.block(f"encoder.down.{level}.block.{j}", x, width)
+                x = self.attention(f"encoder.down.{level}.attn.{j}", x) if last else x
+            if not last:
+                x = F.pad(x, (0, 1, 0, 1))
+                x = self.conv(
+                    f"encoder.down.{level}.downsample.conv", x, width, stride=2, padding=0
+                )
+        x = F.silu(self.norm("encoder.norm_out", self.middle("encoder", x)))
+        return self.conv("quant_conv", self.conv("encoder.conv_out", x, 2 * self.latent),
+                         2 * self.latent, 1)  # fmt: skip
+
+    def decode(self, z: Tensor) -> Tensor:
+        x = self.conv("decoder.conv_in", self.conv("post_quant_conv", z, self.latent, 1), 16)
+        x = self.middle("decoder", x)
+        for level in reversed(range(len(self.widths))):
+            for j in range(self.layers + 1):
+                x = self.block(f"decoder.up.{level}.block.{j}", x, self.widths[level])
+                if level == len(self.widths) - 1:
+                    x = self.attention(f"decoder.up.{level}.attn.{j}", x)
+            if level:
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+                x = self.conv(f"decoder.up.{level}.upsample.conv", x, self.widths[level])
+        return self.conv("decoder.conv_out", F.silu(self.norm("decoder.norm_out", x)), 3)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Reference:
+    reference = Reference()
+    for key, value in {
+        "latent_channels": 4, "block_out_channels": reference.widths, "layers_per_block": 1,
+        "norm_num_groups": 4, "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    }.items():  # fmt: skip
+        monkeypatch.setitem(vavae.ARCHITECTURE, key, value)
+    return reference
+
+
+def test_va_vae_from_lightningdits_file(small: Reference, tmp_path: Path) -> None:
+    wanted = small.encode(images().float() / 127.5 - 1)
+    z = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(4))
+    shown = small.decode(z)
+    extra = {"loss.logvar": torch.zeros(()), "foundation_model.model.norm.weight": torch.ones(3)}
+    path = tmp_path / "vavae.pt"
+    torch.save({"state_dict": small.state | extra, "epoch": 3}, path)
+    with pytest.raises(CheckpointError, match=r"latents_stats\.pt.*beside the weights"):
+        load_vae(f"va-vae={path}")
+    mean, deviation = torch.arange(4.0), torch.arange(1.0, 5.0)
+    stats = {"mean": mean.view(1, 4, 1, 1), "std": deviation.view(1, 4, 1, 1)}
+    torch.save(stats, tmp_path / "latents_stats.pt")
+    vae = load_vae(f"va-vae={path}")
+    assert (vae.channels, vae.factor) == (4, 2)
+    assert torch.equal(vae.shift.flatten(), mean) and torch.equal(
+        vae.scale.flatten(), 1 / deviation
+    )
+    found, spread = vae.encode(images()).chunk(2, 1)
+    torch.testing.assert_close(found, wanted[:, :4], atol=1e-4, rtol=1e-3)
+    expected = (wanted[:, 4:].clamp(-30, 20) / 2).exp()
+    torch.testing.assert_close(spread, expected, atol=1e-4, rtol=1e-3)
+    made = vae.decode((z - vae.shift) * vae.scale)
+    assert (made.float() - ((shown + 1) * 127.5).round().clamp(0, 255)).abs().max() <= 1
+
+
+def test_va_vae_files_that_do_not_fit(small: Reference, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="va-vae=FILE"):
+        load_vae("va-vae")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        load_vae("va-vae=nowhere.pt")
+    small.encode(torch.zeros(1, 3, 8, 8))
+    torch.save({"state_dict": small.state}, tmp_path / "half.pt")
+    with pytest.raises(CheckpointError, match=r"no VA-VAE f16d32: \d+ weights missing.*decoder"):
+        load_vae(f"va-vae={tmp_path / 'half.pt'}")
+
+
+def test_a_name_that_is_near_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"sd-vae-ft-ema.*va-vae=FILE"):
+        load_vae("sd-vae-ft-emma")
