@@ -19,6 +19,7 @@ from erw.runtime.dist import World, precision, unsynced
 from erw.train import build, checkpoint
 from erw.train.checkpoint import Progress
 from erw.train.load import WEIGHTS
+from erw.train.start import Init, begin_with
 from erw.train.step import Losses, Step
 
 
@@ -56,6 +57,11 @@ class State:
     @property
     def model(self) -> SiT:
         return self.net.model  # type: ignore[return-value]
+
+    def begin_with(self, init: Init) -> None:
+        """Start from other weights than fresh ones; the average starts from them too."""
+        begin_with(self.model, init)
+        self.ema = Ema(self.net, decay=self.run.optim.ema)
 
     def enter(self, phase: Phase) -> None:
         """Let train what the phase trains and nothing else; processes average just that."""
@@ -158,7 +164,7 @@ class State:
         good = f"{there[-1]} is good" if there else "there is no checkpoint before it"
         raise NumericsError(
             f"loss or gradient is not finite in step {step + 1}; the weights were not moved by it, "
-            f"and {good}: try a lower optim.lr, or optim.precision fp32"
+            f"and {good}: try a lower optim.lr, or optim.precision fp32, in another --out"
         )
 
     def save(self, progress: Progress) -> None:
