@@ -43,7 +43,7 @@ demo: $(VENV)/.installed  ## the quickstart study on real images, about 15 minut
 	$(BIN)/erw study demo --out $(OUT)
 
 demo-smoke: $(VENV)/.installed  ## the same path in tiny, a minute or two; checks that it holds, not how good
-	$(BIN)/erw study smoke --out $(if $(filter runs/demo,$(OUT)),runs/demo-smoke,$(OUT))
+	OMP_NUM_THREADS=1 $(BIN)/erw study smoke --out $(if $(filter runs/demo,$(OUT)),runs/demo-smoke,$(OUT))
 
 clean:  ## remove the environment and tool caches; runs stay
 	rm -rf $(VENV) build src/erw.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -51,7 +51,8 @@ clean:  ## remove the environment and tool caches; runs stay
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: erw needs Python 3.11 or newer and found none on PATH; \
 	install it, or run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "error: $(PYTHON) is \
 	not Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot create a virtual \
 	environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
