@@ -26,6 +26,7 @@ VERBS = {
     "analyze": ("analysis:analyze", "RUN...", "what runs know at which depth, noise and step"),
     "report": ("studies:report", "RUN... --out FILE", "one page of plots from runs or a study"),
     "show": ("runs:show", "[RECIPE]", "list recipes, or one with its settings and cost"),
+    "cost": ("cost:cost", "RECIPE", "FLOPs by part, memory and time on a named GPU"),
     "bench": ("studies:bench", "[RECIPE]", "time training steps on this machine"),
     "convert": ("weights:convert", "IN OUT --to LAYOUT", "weights in a released layout"),
     "study": ("studies:study", "NAME --out DIR", "train and compare methods at equal cost"),

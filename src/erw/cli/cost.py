@@ -1,0 +1,234 @@
+"""`erw cost`: what a recipe costs by part, and what it would need on a named accelerator."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from erw.cli.runs import flops, known_cost, read_recipe
+from erw.config import Run, nearest
+from erw.errors import CacheError, ConfigError
+from erw.models.cost import StepCost, sit_flops, sit_parameters, training_step_flops
+
+PAPER = {"depth": 28, "width": 1152, "tokens": 256, "warm": 42.2e12, "full": 224.8e12}
+"""SiT-XL/2 of Figure 4 (arXiv 2504.10188): FLOPs of a batch of 256; its warm-up has 4 blocks."""
+
+
+class Parts(NamedTuple):
+    """What a recipe is made of, from its cache or from what is assumed without one."""
+
+    run: Run
+    tokens: int
+    channels: int
+    classes: int
+    dims: tuple[int, ...]
+    cost: StepCost
+    encode: int
+    decode: int
+    rows: int
+    said: str
+
+
+def cost(args: Sequence[str]) -> None:
+    """Print parameters, FLOPs, memory and time of a recipe."""
+    from erw.models.estimate import ACCELERATORS, TEACHERS, UTILISATION
+
+    def more(parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("--gpu", default="h100", metavar="NAME", help=f"{', '.join(ACCELERATORS)} [h100]")
+        add("--gpus", type=int, default=8, metavar="N", help="how many [8]")
+        add("--utilisation", type=float, default=UTILISATION, help=f"of its peak [{UTILISATION}]")
+        add("--teacher", default="dinov2-b", help=f"without a cache: {', '.join(TEACHERS)}")
+        add("--image-size", type=int, default=256, help="without a cache: side, VAE factor 8 [256]")
+
+    run, found = read_recipe("cost", args, usage="[--gpu NAME] [--gpus N]", more=more)
+    for name, table in (("gpu", ACCELERATORS), ("teacher", TEACHERS)):
+        if (value := getattr(found, name)) not in table:
+            raise ConfigError(f"--{name}: unknown {value!r}{nearest(value, table)}")
+    if found.gpus < 1 or not 0 < found.utilisation <= 1:
+        raise ConfigError("--gpus must be 1 or more, --utilisation above 0 and at most 1")
+    try:
+        parts = from_cache(run)
+    except CacheError:
+        parts = assumed(run, teacher=found.teacher, image_size=found.image_size)
+    print("\n".join([*by_part(parts), "", *on(parts, found)]))
+
+
+def from_cache(run: Run) -> Parts:
+    """Everything as the recipe's cache has it. Raises CacheError without one."""
+    from erw.data.cache import Cache
+    from erw.models.sit import grid_of
+
+    known, cache = known_cost(run), Cache.open(run.data.cache)
+    model = known.run.model
+    assert model.channels and model.input_size and model.num_classes is not None
+    encode, decode = vae_flops(cache.vae["name"], cache.image_size)
+    return Parts(
+        known.run, grid_of(model.input_size, model.patch) ** 2, model.channels, model.num_classes,
+        known.dims, known.cost, encode, decode, len(cache),
+        f"by the cache {run.data.cache}, {len(cache):,} images, VAE {cache.vae['name']}",
+    )  # fmt: skip
+
+
+def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
+    """ImageNet in latents of Stable Diffusion's VAE, with a teacher that is known."""
+    from erw.models.estimate import TEACHERS, sd_vae_flops
+    from erw.models.sit import grid_of
+
+    model = run.model
+    size, channels = model.input_size or image_size // 8, model.channels or 4
+    tokens = grid_of(size, model.patch) ** 2
+    known = TEACHERS[teacher]
+    dims = (known.dim,) if run.plan.aligns else ()
+    cost = training_step_flops(
+        depth=model.depth, width=model.width, tokens=tokens, patch=model.patch, channels=channels,
+        warmup_depth=min(run.plan.depth, model.depth), dims=dims, projector_hidden=model.projector,
+        mlp=model.mlp, teacher=known.flops if dims else 0,
+    )  # fmt: skip
+    classes = 1000 if model.num_classes is None else model.num_classes
+    encode, decode = sd_vae_flops(image_size)
+    said = (
+        f"assumed, there is no cache {run.data.cache}: ImageNet at {image_size}, latents "
+        f"{channels} x {size} x {size} of Stable Diffusion's VAE"
+    )
+    said += f", teacher {teacher}" * bool(dims)
+    return Parts(run, tokens, channels, classes, dims, cost, encode, decode, 1_281_167, said)
+
+
+def by_part(parts: Parts) -> list[str]:
+    """Lines on parameters and on FLOPs an image and a step."""
+    run, step, model = parts.run, parts.cost, parts.run.model
+    batch, warm = run.data.batch_size, run.plan.warmup_batch or run.data.batch_size
+    count, heads = parameters(parts)
+    depth = min(run.plan.depth, model.depth)
+    lines = [
+        f"{run.name}: {parts.said}",
+        "",
+        f"parameters    {count / 1e6:.1f} M" + f", projectors {heads / 1e6:.1f} M" * bool(heads),
+        f"forward       {flops(forward(parts))} an image",
+        f"full step     {flops(batch * (step.full + step.projector))}, {batch} images: network "
+        f"{flops(step.full)} an image" + f", projectors {flops(step.projector)}" * bool(heads),
+    ]
+    if run.plan.warmup:
+        lines += [
+            f"warm-up step  {flops(warm * (step.warmup + step.projector))}, {warm} images: "
+            f"{depth} of {model.depth} blocks, {flops(step.warmup)} an image"
+        ]
+    each, images, total = sampling(parts)
+    if step.teacher:
+        lines.append(f"teacher       {flops(step.teacher)} an image, once each from a cache")
+    lines += [
+        f"VAE           {flops(parts.encode)} to encode, {flops(parts.decode)} to decode",
+        f"sampling      {flops(each)} an image: {images}; {flops(50_000 * total)} for 50,000 "
+        "with the VAE",
+    ]
+    return lines + paper(parts)
+
+
+def paper(parts: Parts) -> list[str]:
+    """Ours beside Figure 4, where the recipe is its model."""
+    model = parts.run.model
+    same = (model.depth, model.width, parts.tokens) == tuple(list(PAPER.values())[:3])
+    if not same or not parts.dims:
+        return []
+    four = training_step_flops(
+        depth=28, width=1152, tokens=256, patch=2, channels=parts.channels, warmup_depth=4,
+        dims=parts.dims, teacher=parts.cost.teacher,
+    )  # fmt: skip
+    pairs = (("warm-up of 4 blocks", True, "warm"), ("full", False, "full"))
+    return ["", "beside Figure 4 of the paper, batch of 256, teacher in every step:"] + [
+        f"  {name:<20} ours {256 * four.per_image(warmup=warm) / 1e12:6.1f}K GFLOPs, paper "
+        f"{PAPER[key] / 1e12:6.1f}K"
+        for name, warm, key in pairs
+    ]
+
+
+def on(parts: Parts, found: Any) -> list[str]:
+    """Lines on memory and time with the accelerators asked for, and by which model."""
+    from erw.models.estimate import ACCELERATORS, rank_memory, seconds
+    from erw.train.ledger import Ledger
+
+    run, model, gpu = parts.run, parts.run.model, ACCELERATORS[found.gpu]
+    per_rank = -(-run.data.batch_size // (found.gpus * run.optim.accumulate))
+    precision = "fp32" if run.optim.precision == "fp32" else "bf16"
+    need = rank_memory(
+        parameters=sum(parameters(parts)), images=per_rank, tokens=parts.tokens,
+        width=model.width, blocks=model.depth, precision=precision,
+    )  # fmt: skip
+    fits = "fits" if need < 0.9 * gpu.memory else "does NOT fit: raise --optim.accumulate"
+    spent = Ledger(run.plan, run.data.batch_size, parts.cost, parts.rows).spent(run.steps)
+
+    def hours(work: float) -> str:
+        took = seconds(work, gpu, count=found.gpus, utilisation=found.utilisation)
+        return f"{took / 3600:,.1f} h" if took >= 3600 else f"{took / 60:,.1f} min"
+
+    prepare = parts.rows * (parts.encode + parts.cost.teacher)
+    *_, total = sampling(parts)
+    return [
+        f"on {found.gpus} x {found.gpu} at {found.utilisation:g} of its bf16 peak (an estimate; "
+        "`erw bench` measures):",
+        f"  memory      {need / 2**30:.1f} of {gpu.memory / 2**30:.0f} GiB a GPU, {per_rank} "
+        f"images each in {precision}: {fits}",
+        f"  training    {hours(spent.total)}, {flops(spent.total)} in {run.steps:,} steps"
+        + f" (warm-up {flops(spent.warmup)})" * bool(spent.warmup),
+        f"  prepare     {hours(prepare)} for {parts.rows:,} images",
+        f"  50,000      {hours(50_000 * total)} to sample",
+    ]
+
+
+def sampling(parts: Parts) -> tuple[int, str, int]:
+    """FLOPs of one image by the network, how, and with the VAE."""
+    from erw.models.estimate import sampling_flops
+    from erw.sample.solvers import SOLVERS
+
+    how = parts.run.sample
+    evaluations = SOLVERS[how.solver].evaluations(how.steps)
+    share = how.interval[1] - how.interval[0] if how.guidance != 1 else 0.0
+    each = sampling_flops(forward(parts), evaluations=evaluations, guided=share)
+    guided = f", guided in {share:.0%}" if share else ", no guidance"
+    return each, f"{evaluations} evaluations ({how.solver}{guided})", each + parts.decode
+
+
+def forward(parts: Parts) -> int:
+    """FLOPs of the network's forward on one image."""
+    model = parts.run.model
+    return sit_flops(
+        depth=model.depth, width=model.width, tokens=parts.tokens, patch=model.patch,
+        channels=parts.channels, mlp=model.mlp,
+    ).forward  # fmt: skip
+
+
+def parameters(parts: Parts) -> tuple[int, int]:
+    """Trainable parameters of the network, and of the projectors."""
+    model = parts.run.model
+    count = sit_parameters(
+        depth=model.depth, width=model.width, patch=model.patch, channels=parts.channels,
+        num_classes=parts.classes, mlp=model.mlp, norm=model.norm,
+    )  # fmt: skip
+    hidden = model.projector
+    heads = sum(model.width * hidden + hidden**2 + hidden * (d + 2) + d for d in parts.dims)
+    return count, heads
+
+
+def vae_flops(name: str, image_size: int) -> tuple[int, int]:
+    """(encode, decode) FLOPs of a VAE on one image, as torch counts; 0 without a network."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from erw.encoders.vae import load_vae
+
+    vae = load_vae(name)
+    if vae.network is None:
+        return 0, 0
+    image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+    counts = []
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter:
+            moments = vae.encode(image)
+        counts.append(counter.get_total_flops())
+        with FlopCounterMode(display=False) as counter:
+            vae.decode(moments[:, : vae.channels])
+        counts.append(counter.get_total_flops())
+    return counts[0], counts[1]
