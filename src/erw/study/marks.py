@@ -111,6 +111,11 @@ def write(
     ax.annotate(text, at, shift, xycoords=within, textcoords="offset points", color=color, **how)
 
 
+def room_for(labels: Sequence[str]) -> float:
+    """Points to keep free on the right for labels at line ends, in the figures' bold type."""
+    return max(64.0, 16 + 7.8 * max(map(len, labels), default=0))
+
+
 def seed_dots(ax: Any, results: Results, method: str, *, axis: Axis, color: str) -> None:
     for seed in results.seeds(method):
         rows = results.of(method, seed)

@@ -33,7 +33,9 @@ def score_figure(
     """The score over a cost: a line per method, its seeds as dots and their spread as a band."""
     axis = axis_for(results, over)
     with marks.drawing(theme):
-        figure, ax = marks.canvas(size, title=TITLES[over], label=axis.label, right=86)
+        names = [name_of(method) for method in results.methods]
+        room = marks.room_for([f"{name} 000" for name in names])
+        figure, ax = marks.canvas(size, title=TITLES[over], label=axis.label, right=room)
         ends = []
         for method in results.methods:
             color = theme.color(method, among=results.methods)
@@ -70,8 +72,9 @@ def curve_figure(
     """A training curve ("flow", "align", "loss") over a cost, the end of warm-up marked."""
     axis = axis_for(results, over)
     with marks.drawing(theme):
-        figure, ax = marks.canvas(size, title=title, label=axis.label, right=64)
         names = tuple(dict.fromkeys(name.split("/")[0] for name in results.curves))
+        room = marks.room_for([name_of(name) for name in names])
+        figure, ax = marks.canvas(size, title=title, label=axis.label, right=room)
         ends: list[marks.End] = []
         values: list[float] = []
         labelled: set[str] = set()
