@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ def evaluate(args: Sequence[str]) -> None:
 
     if "--self-check" in args:
         return self_check(args)
+    if args and args[0].endswith((".json", ".jsonl")):
+        return compare(args)
     named = bool(args) and not args[0].startswith("-")
     if not named and not set(args) & {"-h", "--help"}:
         raise ConfigError("erw eval needs a run, or a folder, zip or .npz of images")
@@ -51,6 +54,7 @@ def evaluate(args: Sequence[str]) -> None:
     what = "RUN: the folder of a run, whose samples are scored; or IMAGES: a folder, zip or .npz."
     parser = Parser("erw eval", what, usage="RUN|IMAGES [--reference REF] [--SETTING VALUE ...]")
     parser.add_argument("--out", metavar="FILE", help="write scores and how they were made as JSON")
+    parser.add_argument("--against", metavar="JSON", help="another result; warns where it differs")
     parser.add_argument("--self-check", action="store_true", help="known numbers through it all")
     add_settings(parser, Score())
     model = None
@@ -66,15 +70,47 @@ def evaluate(args: Sequence[str]) -> None:
     elif not where.exists() and not args[0].startswith(BUILT_IN):
         raise FileNotFoundError(f"{where} is neither a run nor images; there is nothing there")
     found = parser.read(args[1:])
+    other = _result(found.against) if found.against else None
     scores = scored(args[0], model, found)
-    for name, value in scores["values"].items():
-        print(f"{name:<20}{value:.4f}")
+    _print(scores, other)
     line = json.dumps(scores)
     if model is not None:
         with (where / SCORES).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     if found.out:
         Path(found.out).write_text(line + "\n", encoding="utf-8")
+
+
+def compare(args: Sequence[str]) -> None:
+    """Two results side by side, with a warning that names what makes them not comparable."""
+    text = "RESULT: a file of erw eval --out, or a scores.jsonl, of which the last line counts."
+    parser = Parser("erw eval", text, usage="RESULT --against RESULT")
+    parser.add_argument("result")
+    parser.add_argument("--against", metavar="JSON", required=True, help="another result")
+    found = parser.read(args)
+    _print(_result(found.result), _result(found.against))
+
+
+def _result(path: str) -> dict[str, Any]:
+    from erw.evaluate.comparable import read_result
+
+    return read_result(path)
+
+
+def _print(scores: dict[str, Any], other: dict[str, Any] | None) -> None:
+    """Scores, beside another result's where there is one; what differs goes to stderr."""
+    from erw.evaluate.comparable import differences
+
+    values = other["values"] if other else {}
+    for name, value in scores["values"].items():
+        beside = f"   against {values[name]:.4f}" if name in values else ""
+        print(f"{name:<20}{value:.4f}{beside}")
+    if other is None:
+        return
+    if not scores["values"].keys() & values.keys():
+        print("warning: the two results have no score in common", file=sys.stderr)
+    if found := differences(scores, other):
+        print(f"warning: not comparable: {'; '.join(map(str, found))}", file=sys.stderr)
 
 
 def self_check(args: Sequence[str]) -> None:
