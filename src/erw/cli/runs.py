@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from erw.cli.settings import Parser, add_settings, changed, settings, typed
 from erw.config import Run
 from erw.errors import CacheError, ConfigError
 from erw.models.cost import StepCost, sit_parameters
+
+if TYPE_CHECKING:
+    from erw.train import Init
 
 BYTES_A_PARAMETER = 4 * (1 + 1 + 2 + 1)  # weight, gradient, AdamW's two moments, EMA, in float32
 
@@ -22,6 +25,12 @@ def train(args: Sequence[str]) -> None:
         parser.add_argument(
             "--dry-run", action="store_true", help="print settings and cost, train nothing"
         )
+        parser.add_argument(
+            "--init", metavar="PATH", help="begin with a run's or a released checkpoint's weights"
+        )
+        parser.add_argument(
+            "--init-layout", metavar="LAYOUT", default="auto", help="of a released checkpoint"
+        )
 
     run, found = read_recipe("train", args, usage="--out DIR [--SETTING VALUE ...]", more=more)
     if found.dry_run:
@@ -29,8 +38,19 @@ def train(args: Sequence[str]) -> None:
         return
     from erw.train import train as go
 
-    result = go(run, found.out)
+    result = go(run, found.out, init=_init(found, run))
     print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
+
+
+def _init(found: argparse.Namespace, run: Run) -> Init | None:
+    """What `--init` names, with labels as the run's cache has them."""
+    if not found.init:
+        return None
+    from erw.data.cache import Cache
+    from erw.interop import starting_point
+
+    cache = Cache.open(run.data.cache)
+    return starting_point(found.start, run, cache.class_names, num_classes=cache.num_classes)
 
 
 def show(args: Sequence[str]) -> None:
@@ -76,6 +96,17 @@ def read_recipe(
     parser.add_argument("--tiny", action="store_true", help="its twin of a few seconds on a CPU")
     add_settings(parser, run)
     found = parser.read(args[1:])
+    if vars(found).get("init"):
+        from erw.interop import adopted, open_start
+
+        given = vars(found)
+        found.start = open_start(
+            found.init,
+            layout=found.init_layout,
+            num_heads=given.get("model.heads"),
+            depth=given.get("model.depth"),
+        )
+        run = adopted(run, found.start)
     return changed(run, found), found
 
 

@@ -16,6 +16,7 @@ from erw.data.cache import Cache
 from erw.errors import CheckpointError
 from erw.models.cost import StepCost
 from erw.train.load import RECIPE, read_recipe
+from erw.train.start import Init
 
 MAY_CHANGE = ("steps", "log.every", "log.checkpoint", "log.keep", "sample.")
 """Settings that another start of the same run may change: they alter no step already made."""
@@ -39,7 +40,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def claim(folder: Path, run: Run, resolved: Run, cache: Cache, cost: StepCost) -> None:
+def claim(
+    folder: Path,
+    run: Run,
+    resolved: Run,
+    cache: Cache,
+    cost: StepCost,
+    *,
+    init: Init | None = None,
+) -> None:
     """Write `recipe.json`, or check that the one that is there is of the same run.
 
     Raises:
@@ -53,6 +62,10 @@ def claim(folder: Path, run: Run, resolved: Run, cache: Cache, cost: StepCost) -
         different = differences(before, to_dict(resolved))
         if there["cache"]["identity"] != cache.identity:
             different.append(f"the contents of data.cache {run.data.cache}")
+        began, begins = (there.get("init") or {}), (init.record() if init else {})
+        if began.get("identity") != begins.get("identity"):
+            one, two = (of.get("source", "fresh weights") for of in (began, begins))
+            different.append(f"what it begins with: {one} (there) against {two}")
         if different:
             raise CheckpointError(
                 f"{folder} holds another run, which differs in {'; '.join(different[:4])}; "
@@ -72,6 +85,7 @@ def claim(folder: Path, run: Run, resolved: Run, cache: Cache, cost: StepCost) -
             "class_names": list(cache.class_names),
         },
         "cost": cost.__dict__,
+        "init": init.record() if init else None,
     }
     beside = folder / f".{RECIPE}.tmp"
     beside.write_text(json.dumps(recipe, indent=1) + "\n")

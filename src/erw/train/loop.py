@@ -26,6 +26,7 @@ from erw.train import build, checkpoint, folder
 from erw.train.checkpoint import Progress
 from erw.train.ledger import Ledger
 from erw.train.load import Trained, load
+from erw.train.start import Init
 from erw.train.state import State
 from erw.train.step import Losses, Step
 
@@ -44,6 +45,7 @@ def train(
     at: Collection[int] = (),
     evaluate: Callable[[int, Trained], None] | None = None,
     step_fn: Step | None = None,
+    init: Init | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
     """Train `run` in the folder `out`, going on from its newest checkpoint if it has one.
@@ -55,6 +57,7 @@ def train(
             the EMA model, in the first process. Its time is not counted in `seconds`. It is called
             again when the run is resumed at that very step.
         step_fn: another objective in place of `FlowMatching`.
+        init: weights to begin with (`erw.interop.starting_point`); give the same ones to go on.
         reporter: another console.
 
     Raises:
@@ -69,7 +72,7 @@ def train(
     ledger = Ledger(resolved.plan, resolved.data.batch_size, cost, len(cache))
     with world() as here, folder.locked(out) if here.first else nullcontext(), _ctrl_c() as asked:
         if here.first:
-            folder.claim(out, run, resolved, cache, cost)
+            folder.claim(out, run, resolved, cache, cost, init=init)
         console = (reporter or Console(resolved.name)) if here.first else Silent()
         state = State(
             resolved, cache, here, out / "checkpoints", step_fn or build.build_step(resolved)
@@ -81,6 +84,9 @@ def train(
         if there:
             start = state.load(there[-1])
             console.say(f"going on from {there[-1]}")
+        elif init:
+            state.begin_with(init)
+            console.say(f"begins with {init.source}: {init.said}")
         if start.step > run.steps:
             raise CheckpointError(
                 f"{out} has {start.step} steps behind it, more than the {run.steps} asked for"

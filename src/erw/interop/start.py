@@ -1,0 +1,143 @@
+"""Fine-tuning: a run of ours or a released checkpoint as what another run begins with."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from erw.config import Flow, Model, Run
+from erw.errors import CheckpointError, ConfigError
+from erw.interop.layouts import TIMES
+from erw.interop.pretrained import load_pretrained
+from erw.models import SiT
+from erw.sample.generate import weights_hash
+from erw.train.load import RECIPE, load
+from erw.train.start import Init
+
+ARCHITECTURE = ("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp")
+TABLE = "y_embedder.embedding_table.weight"
+
+
+class Start(NamedTuple):
+    """An opened starting point: its network in its own convention, and what is known of it."""
+
+    source: str
+    net: SiT
+    model: Model
+    flow: Flow
+    class_names: tuple[str, ...]
+    loaded: frozenset[str]
+    flipped: bool
+    seen: str
+
+
+def open_start(
+    path: str | Path,
+    *,
+    layout: str = "auto",
+    num_heads: int | None = None,
+    depth: int | None = None,
+) -> Start:
+    """Open a run's folder (its EMA weights) or a released checkpoint of a flow model.
+
+    `num_heads` and `depth` as in `load_pretrained`.
+
+    Raises:
+        CheckpointError, FileNotFoundError: as `load_pretrained`; or it is a DiT, whose network
+            predicts something else.
+    """
+    path = Path(path).expanduser()
+    if (path / RECIPE).is_file():
+        trained = load(path)
+        names = frozenset(name for name, _ in trained.net.named_parameters())
+        run = trained.run
+        said = f"run {run.name} after {trained.step} steps"
+        flow, classes = run.flow, trained.class_names
+        return Start(str(path), trained.net, run.model, flow, classes, names, False, said)
+    found = load_pretrained(path, layout, num_heads=num_heads, depth=depth)
+    if found.run is None:
+        raise CheckpointError(
+            f"{path} is a DiT, which predicts noise at steps 0..999; a run of erw's starts from a "
+            "flow model (SiT, REPA, ERW, LightningDiT or a run)"
+        )
+    origin, run = found.origin, found.run
+    flipped = TIMES[origin.layout] == "flipped"
+    return Start(str(path), found.net, run.model, run.flow, (), origin.loaded, flipped, origin.seen)
+
+
+def adopted(run: Run, start: Start) -> Run:
+    """The run with the architecture, path and prediction of what it starts from."""
+    taken = {name: getattr(start.model, name) for name in ARCHITECTURE}
+    flow = dataclasses.replace(run.flow, path=start.flow.path, prediction=start.flow.prediction)
+    return run.replace(model=dataclasses.replace(run.model, **taken), flow=flow)
+
+
+def starting_point(start: Start, run: Run, class_names: Sequence[str], *, num_classes: int) -> Init:
+    """The weights that `run` begins with, on data of `num_classes` classes called `class_names`.
+
+    Positions are the run's own, for its resolution. Labels go by name where both sides have names;
+    without them, rows stay where they are if there are as many. A class that the start does not
+    know begins as its null class: the model draws it as it drew anything.
+
+    Raises:
+        ConfigError: the run asks for another prediction than the start makes.
+    """
+    if run.flow.prediction != start.flow.prediction:
+        raise ConfigError(
+            f"flow.prediction is {run.flow.prediction}, but {start.source} predicts "
+            f"{start.flow.prediction}; leave it out"
+        )
+    tensors = {k: p.detach() for k, p in start.net.named_parameters() if k in start.loaded}
+    if start.flipped:
+        tensors = in_our_time(tensors)
+    old = tensors[TABLE]
+    rows, said = label_rows(start.class_names, len(old) - 1, class_names, num_classes)
+    tensors[TABLE] = old[torch.tensor([*rows, len(old) - 1])]
+    names = {name for name, _ in start.net.named_parameters()}
+    return Init(
+        source=start.source,
+        identity=weights_hash(start.net),
+        said=f"{start.seen}; {said}",
+        tensors=tensors,
+        whole=names == start.loaded,
+    )
+
+
+def label_rows(
+    old: Sequence[str], old_count: int, new: Sequence[str], new_count: int
+) -> tuple[list[int], str]:
+    """For each new class the row of the old table that it begins as, and what was done in words.
+
+    `old` and `new` are names, empty where not known. Row `old_count` is the null class.
+    """
+    null = old_count
+    if old and new:
+        by_name = {name: row for row, name in enumerate(old)}
+        rows = [by_name.get(name, null) for name in new]
+        known = sum(row != null for row in rows)
+        return rows, f"{known} of {new_count} classes by name, the others from no class"
+    if old_count == new_count:
+        return list(range(new_count)), f"{new_count} classes as they are"
+    return [null] * new_count, f"{new_count} classes, all from no class"
+
+
+def in_our_time(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of -net(x, 1 - t) from those of net(x, t), equal up to rounding.
+
+    The sinusoids of 1 - t are a fixed rotation and reflection of those of t, which the first layer
+    of the time embedding takes in; the last layer changes its sign.
+    """
+    turned = dict(tensors)
+    first = tensors["t_embedder.mlp.0.weight"].double()
+    cos, sin = first.chunk(2, dim=1)
+    half = cos.shape[1]
+    omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=first.device) / half)
+    c, s = omega.cos(), omega.sin()
+    turned["t_embedder.mlp.0.weight"] = torch.cat([cos * c + sin * s, cos * s - sin * c], 1).float()
+    for kind in ("weight", "bias"):
+        if (name := f"final_layer.linear.{kind}") in turned:
+            turned[name] = -turned[name]
+    return turned
