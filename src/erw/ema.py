@@ -18,10 +18,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move the average towards the module's present parameters, in one foreach call."""
-        named = dict(module.named_parameters())
-        new = [named[name].detach().float() for name in self.tensors]
-        torch._foreach_lerp_(list(self.tensors.values()), new, 1 - self.decay)
+        """Move the average towards the module's present parameters, in one foreach call.
+
+        Parameters that do not train at present are left out: in the warm-up of a large model,
+        reading them all would be a good part of a step.
+        """
+        moving = {n: p.detach().float() for n, p in module.named_parameters() if p.requires_grad}
+        averages = [self.tensors[name] for name in moving]
+        torch._foreach_lerp_(averages, list(moving.values()), 1 - self.decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
