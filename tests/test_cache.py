@@ -129,18 +129,27 @@ def test_formats_keep_directions(kind: str) -> None:
     tokens = torch.randn(64, 16, 96, generator=torch.Generator().manual_seed(0))
     tokens[3, 4] = 0
     packed = pack(tokens, kind)
-    assert fidelity(tokens, packed).mean() > 0.9999
+    # e4m3 keeps three binary digits of each number, int8 seven of the largest one.
+    assert fidelity(tokens, packed).mean() > (0.999 if kind == "float8" else 0.9999)
     assert torch.equal(unpack(packed)[3, 4], tokens[3, 4])
     stored = from_numpy(to_numpy(packed.values), kind)
-    assert torch.equal(stored, packed.values)
+    assert np.array_equal(to_numpy(stored), to_numpy(packed.values))
 
 
-@pytest.mark.parametrize("kind", ["float16", "int8"])
+@pytest.mark.parametrize("kind", ["float16", "int8", "float8"])
 def test_features_that_do_not_fit_are_refused(kind: str) -> None:
     tokens = torch.ones(2, 3)
     tokens[1, 1] = float("inf")
     with pytest.raises(DataError, match="do not fit"):
         pack(tokens, kind)
+
+
+def test_float8_is_stored_and_read(made: Parts, tmp_path: Path) -> None:
+    cache = make(made.folder, tmp_path / "float8", made.vae, encoder=True, features="float8")
+    assert cache.manifest.fidelity[ENCODER]["mean"] >= 0.999
+    full = made.cache.read([3, 11], features=[ENCODER]).features[0]
+    small = cache.read([3, 11], features=[ENCODER]).features[0]
+    assert torch.nn.functional.cosine_similarity(full, small, dim=-1).mean() >= 0.999
 
 
 def test_int8_keeps_real_features(made: Parts, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Prepare:
         count: how many of the built-in images to compose; folders are taken whole.
         classes: labels from dataset.json or folders (auto), folders, the innermost folder, or none.
         crop: adm (centre, as ADM does), random, or resize.
-        features: how features are stored; int8 has one scale per token.
+        features: how features are stored; int8 and float8 have one scale per token.
         flip: store the mirrored image as a second variant.
         images: store the cropped images too, as a reference for evaluation.
         rows_per_shard: images per shard; what is lost at most if this is stopped.
@@ -52,7 +52,7 @@ class Prepare:
     count: int = 50_000
     classes: Literal["auto", "folders", "leaf", "none"] = "auto"
     crop: Literal["adm", "random", "resize"] = "adm"
-    features: Literal["float16", "bfloat16", "int8"] = "float16"
+    features: Literal["float16", "bfloat16", "int8", "float8"] = "float16"
     flip: bool = False
     images: bool = False
     rows_per_shard: int = 1024
@@ -95,6 +95,7 @@ def prepare(args: Sequence[str]) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the cache")
     parser.add_argument("--dry-run", action="store_true", help="count images and bytes only")
     parser.add_argument("--verify", action="store_true", help="recheck every hash of DIR only")
+    parser.add_argument("--online", action="store_true", help="store nothing, encode in training")
     add_settings(parser, Prepare())
     found = parser.read(args)
     how = changed(Prepare(), found)
@@ -107,6 +108,9 @@ def prepare(args: Sequence[str]) -> None:
     source = _open(found.source, how, counted="count" in found)
     if found.dry_run:
         print(_forecast(source, how))
+        return
+    if found.online:
+        print(repr(_online(found.source, found.out, how, precise="precision" in found)))
         return
     from erw.data.prepare import prepare as go
 
@@ -216,6 +220,21 @@ def _open(where: str, how: Prepare, *, counted: bool) -> Source:
     if counted:
         raise ConfigError(f"--count composes built-in images; {where} is taken whole, leave it out")
     return open_source(where, classes=how.classes)
+
+
+def _online(where: str, out: str, how: Prepare, *, precise: bool) -> Any:
+    """A folder that encodes while training, in bfloat16 unless the precision was given."""
+    from erw.data.online import write
+
+    if where in (BUILT_IN, f"{BUILT_IN}-test"):
+        options: dict[str, Any] = {"size": how.image_size, "count": how.count}
+    else:
+        options = {"classes": how.classes}
+    return write(
+        where, out, vae=how.vae, encoders=how.encoders, image_size=how.image_size, crop=how.crop,
+        flip=how.flip, precision=how.precision if precise else "bfloat16", seed=how.seed,
+        **options,
+    )  # fmt: skip
 
 
 def _label(text: str, names: Sequence[str]) -> int:

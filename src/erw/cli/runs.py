@@ -178,7 +178,7 @@ def known_cost(run: Run) -> Known:
     cache = Cache.open(run.data.cache)
     resolved = build.resolve(run, cache)
     cost = build.step_cost(resolved, cache)
-    spent = Ledger(run.plan, run.data.batch_size, cost, len(cache)).spent(run.steps)
+    spent = Ledger(run.plan, run.data.batch_size, cost, cache.encoded).spent(run.steps)
     dims = tuple(cache.features[name].dim for name in resolved.data.features)
     return Known(resolved, dims, cost, spent.total, spent.warmup, spent.teacher)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CacheError
-from .codec import Packed, float32, from_numpy, unpack
+from .codec import SCALED, Packed, float32, from_numpy, unpack
 from .manifest import Manifest
 from .shards import DTYPES, ShardReader, hash_file
 
@@ -84,8 +84,12 @@ class Cache:
 
     @classmethod
     def open(cls, path: str | Path) -> "Cache":
-        """Open a finished cache. `CacheError` if it is missing, unfinished or cut short."""
+        """Open a finished cache or an `Online`. `CacheError` if missing, unfinished, cut short."""
         path = Path(path).expanduser()
+        if (path / "online.json").is_file():
+            from .online import Online
+
+            return Online.open(path)
         manifest = Manifest.read(path)
         for shard in manifest.shards:
             for file in shard.files:
@@ -96,6 +100,11 @@ class Cache:
 
     def __len__(self) -> int:
         return self.manifest.rows
+
+    @property
+    def encoded(self) -> int:
+        """Images that the teacher ever encodes for training: each row once."""
+        return len(self)
 
     def __repr__(self) -> str:
         encoders = ", ".join(self.features) or "no features"
@@ -226,7 +235,7 @@ class Cache:
 
     def _features(self, name: str, rows: "_Rows") -> Tensor:
         values = self._gather(f"features.{name}", rows)
-        if self.features[name].format != "int8":
+        if self.features[name].format not in SCALED:
             return float32(values)
         return unpack(Packed(values, self._gather(f"scale.{name}", rows)))
 

@@ -1,4 +1,4 @@
-"""Numbers as they lie in a cache: 16-bit floats, or int8 with a scale per token."""
+"""Numbers as they lie in a cache: 16-bit floats, or 8 bits with a scale per token."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,13 @@ from torch import Tensor
 
 from ..errors import DataError
 
-FORMATS = ("float16", "bfloat16", "int8")
+FORMATS = ("float16", "bfloat16", "int8", "float8")
+SCALED = {"int8": 127.0, "float8": 448.0}
+"""Formats with a scale per token, and the number that its largest magnitude becomes."""
 
 
 class Packed(NamedTuple):
-    """`values` (..., D) of a storable dtype; `scale` (...,) float32 for int8, else None."""
+    """`values` (..., D) of a storable dtype; `scale` (...,) float32 for 8 bits, else None."""
 
     values: Tensor
     scale: Tensor | None
@@ -20,11 +22,15 @@ class Packed(NamedTuple):
 
 def pack(tokens: Tensor, kind: str, *, name: str = "features") -> Packed:
     """Float tokens (..., D) in one of `FORMATS`. Raises `DataError` if they do not fit."""
-    if kind == "int8":
+    if kind in SCALED:
         tokens = tokens.float()
-        scale = tokens.abs().amax(-1) / 127
+        scale = tokens.abs().amax(-1) / SCALED[kind]
         safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-        packed = Packed(torch.round(tokens / safe[..., None]).to(torch.int8), scale)
+        scaled = tokens / safe[..., None]
+        if kind == "int8":
+            packed = Packed(torch.round(scaled).to(torch.int8), scale)
+        else:  # dividing may end just above what e4m3 holds, which would be NaN
+            packed = Packed(scaled.clamp(-448, 448).to(torch.float8_e4m3fn), scale)
         finite = bool(torch.isfinite(scale).all())
     elif kind in FORMATS:
         packed = Packed(tokens.to(getattr(torch, kind)), None)
@@ -65,10 +71,15 @@ def fidelity(tokens: Tensor, packed: Packed) -> Tensor:
 
 
 def to_numpy(values: Tensor) -> np.ndarray:
-    """A tensor as an array; bfloat16 as its bits in uint16, since NumPy has no such type."""
+    """A tensor as an array; bfloat16 as its bits in uint16, since NumPy has no such type.
+
+    float8 likewise, in uint8.
+    """
     values = values.detach().cpu().contiguous()
     if values.dtype == torch.bfloat16:
         return values.view(torch.int16).numpy().view(np.uint16)
+    if values.dtype == torch.float8_e4m3fn:
+        return values.view(torch.uint8).numpy()
     return values.numpy()
 
 
@@ -76,4 +87,6 @@ def from_numpy(array: np.ndarray, kind: str) -> Tensor:
     """The tensor of an array read from a cache; `kind` is its dtype's name there."""
     if kind == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    if kind.startswith("float8"):
+        return torch.from_numpy(array).view(torch.float8_e4m3fn)
     return torch.from_numpy(array)

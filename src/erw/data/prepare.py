@@ -100,7 +100,8 @@ def prepare(
         image_size: side of the cropped square, a multiple of the VAE's factor.
         batch_size: images encoded at once; batches never cross shards.
         crop: one of `CROPS`. `seed` moves only random crops.
-        features: how features are stored: float16, bfloat16, or int8 with a scale per token.
+        features: how features are stored: float16, bfloat16, or int8 or
+            float8 (e4m3) with a scale per token.
         flip: store the mirrored image's moments and features as a second variant.
         images: store the cropped uint8 images too, as a reference for evaluation.
         rows_per_shard: source items per shard; one shard is held in memory.

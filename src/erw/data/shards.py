@@ -24,6 +24,7 @@ DTYPES = {
     "int64": ("I64", "<i8"),
     "int32": ("I32", "<i4"),
     "int8": ("I8", "|i1"),
+    "float8_e4m3fn": ("F8_E4M3", "|u1"),
     "uint8": ("U8", "|u1"),
 }
 _NAMES = {code: name for name, (code, _) in DTYPES.items()}

@@ -69,7 +69,7 @@ def train(
     cache = Cache.open(run.data.cache)
     resolved = build.resolve(run, cache)
     cost = build.step_cost(resolved, cache)
-    ledger = Ledger(resolved.plan, resolved.data.batch_size, cost, len(cache))
+    ledger = Ledger(resolved.plan, resolved.data.batch_size, cost, cache.encoded)
     with world() as here, folder.locked(out) if here.first else nullcontext(), _ctrl_c() as asked:
         if here.first:
             folder.claim(out, run, resolved, cache, cost, init=init)
