@@ -202,7 +202,7 @@ def test_a_run_goes_on_and_refuses_another(erw: Erw, run: Path, cache: Path) -> 
     train = ["train", "debug", "--out", run, "--data.cache", cache, *TINY]
     assert erw(*train).code == 0
     said = erw(*train, "--optim.lr", "5e-4")
-    refused(said, str(run), "optim.lr", "0.001", "0.0005", "--out")
+    refused(said, str(run), "optim.lr", "0.002", "0.0005", "--out")
 
 
 def test_an_output_folder_with_other_files(erw: Erw, cache: Path, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_help_names_every_verb_and_every_setting(erw: Erw) -> None:
     assert said.code == 0
     for text in (
         "--optim.lr FLOAT",
-        "[0.001]",
+        "[0.002]",
         "--data.batch-size INT",
         "--plan.align.kind",
         "--out",
