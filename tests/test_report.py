@@ -91,6 +91,13 @@ def test_the_verdict_says_when_seeds_overlap(tmp_path):
     )
 
 
+def test_of_many_points_some_pictures_are_shown_and_the_last(tmp_path):
+    results = synthetic(points=10)
+    page = Page(report([write_study(tmp_path, results)], out=tmp_path / "r.html").read_text())
+    assert len(page.pictures) == 3 * 4 + 1
+    assert "".join(page.words).count("100 % of the budget") == 3
+
+
 def test_names_cannot_inject_markup(tmp_path):
     results = synthetic()
     odd = results.__class__(**{**vars(results), "title": "<script>alert(1)</script>"})

@@ -88,6 +88,23 @@ def test_other_methods_are_compared_with_the_first():
     assert "REPA, stopped reaches SiT’s" in said and "mine reaches SiT’s" in said
 
 
+def test_an_unfinished_study_does_not_compare_what_is_not_there():
+    results = synthetic(seeds=2)
+    study = {"methods": [[m, m] for m in results.methods], "seeds": [0, 1]}
+    some = dataclasses.replace(results, settings={"study": study})
+
+    def without(gone):
+        return dataclasses.replace(some, rows=tuple(r for r in some.rows if not gone(r)))
+
+    said = compare.verdict(without(lambda r: r.method == "erw"))
+    assert "REPA" in said.title and "Still under way: ERW" in said.sentences[-1]
+    said = compare.verdict(without(lambda r: r.method != "sit" and r.fraction == 1))
+    assert said.title == "The study is under way" and "REPA, ERW" in said.sentences[-1]
+    said = compare.verdict(without(lambda r: r.method == "erw" and r.seed == 1))
+    assert "Still under way: ERW" in said.sentences[-1]
+    assert compare.finished(some) == (["sit", "repa", "erw"], [])
+
+
 # -- equal FLOPs --------------------------------------------------------------------------------
 
 PLANS = {

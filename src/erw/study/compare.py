@@ -141,19 +141,44 @@ def verdict(results: Results, *, score: str = "FD-Lite2") -> Verdict:
     """What the data say, in words that claim no more than the seeds carry."""
     if not results.rows:
         return Verdict("Nothing was evaluated yet", ("The study has no evaluation point so far.",))
-    last = {m: finals(results, m) for m in results.methods}
+    done, waiting = finished(results)
+    if waiting:
+        now = f"Finished: {_names(done) or 'none'}. Still under way: {_names(waiting)}."
+        if len(done) < 2:
+            return Verdict("The study is under way", ("", now))
+    last = {m: finals(results, m) for m in done}
     order = sorted(last, key=lambda m: sum(last[m]) / len(last[m]))
     listed = ", ".join(f"{name_of(m)} {_spread(last[m])}" for m in order)
     sentences = [f"Final {score} at equal total FLOPs (lower is better): {listed}."]
-    first = results.methods[0]
     pairs = [pair for pair in PAIRS if set(pair) <= set(last)]
-    pairs += [(m, first) for m in results.methods if m not in ("sit", "repa", "erw", first)]
+    pairs += [(m, done[0]) for m in done if m not in ("sit", "repa", "erw", done[0])]
     savings = [saving(results, a, b) for a, b in pairs]
     sentences += [describe(item, score=score) for item in savings]
     title = headline(savings[0], score=score) if savings else f"{name_of(order[0])} ends first"
+    if waiting:
+        sentences.append(now)
     if min(len(scores) for scores in last.values()) < 2:
         sentences.append("One seed only: differences of this size can be chance.")
     return Verdict(title, tuple(sentences))
+
+
+def finished(results: Results) -> tuple[list[str], list[str]]:
+    """Methods whose every seed has spent its whole budget, and those that are still to come."""
+    study = results.settings.get("study", {})
+    planned = [method for method, _ in study.get("methods", ())]
+    seeds = len(study.get("seeds", ())) or max(len(results.seeds(m)) for m in results.methods)
+    names = list(dict.fromkeys([*planned, *results.methods]))
+
+    def whole(method: str) -> bool:
+        ends = [results.of(method, seed)[-1].fraction for seed in results.seeds(method)]
+        return len(ends) >= seeds and all(end in (1, None) for end in ends)
+
+    done = [name for name in names if whole(name)]
+    return done, [name for name in names if name not in done]
+
+
+def _names(methods: Sequence[str]) -> str:
+    return ", ".join(name_of(method) for method in methods)
 
 
 def headline(item: Saving, *, score: str = "FD-Lite2") -> str:

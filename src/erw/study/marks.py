@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from erw.study import style
-from erw.study.compare import mean_curve, saving
+from erw.study.compare import finished, mean_curve, saving
 from erw.study.results import Results
 from erw.study.style import Theme
 
@@ -145,7 +145,7 @@ def floors(ax: Any, results: Results, *, theme: Theme, short: bool) -> None:
 
 def saving_arrow(ax: Any, results: Results, *, axis: Axis, theme: Theme, short: bool) -> None:
     """A bracket from the baseline's last point to where ERW had the same score."""
-    if not {"sit", "erw"} <= set(results.methods):
+    if not {"sit", "erw"} <= set(finished(results)[0]):
         return
     item, last = saving(results, "erw", "sit"), mean_curve(results, "sit")[-1]
     if item.ratio is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from erw.study import page
-from erw.study.compare import finals, mean_curve, name_of, saving
+from erw.study.compare import finals, finished, mean_curve, name_of, saving
 from erw.study.marks import axis_for
 from erw.study.plots import curve_figure, ledger_figure, score_figure
 from erw.study.results import Results, Row
@@ -54,6 +54,9 @@ def _gain(results: Results, method: str) -> str:
     """What a method's tile says against SiT."""
     if method == "sit" or "sit" not in results.methods:
         return "the baseline" if method == "sit" else ""
+    done, _ = finished(results)
+    if not {method, "sit"} <= set(done):
+        return "still under way"
     item = saving(results, method, "sit")
     if item.ratio is None:
         return "SiT’s final score not reached"
@@ -95,7 +98,7 @@ def samples(results: Results, *, base: Path) -> str:
     """The same seeds and labels from each method over time: a row a method, a column a point."""
     blocks, widest = [], 0
     for method in results.methods if results.rows else ():
-        rows = [row for row in results.of(method, results.seeds(method)[0]) if row.picture]
+        rows = _some([r for r in results.of(method, results.seeds(method)[0]) if r.picture])
         widest = max(widest, len(rows))
         cells = "".join(_cell(row, base=base) for row in rows)
         if cells:
@@ -116,6 +119,13 @@ def samples(results: Results, *, base: Path) -> str:
         "started from the same noise."
     )
     return page.section("Samples over time", grid, note=note)
+
+
+def _some(rows: list[Row], *, most: int = 4) -> list[Row]:
+    """At most four of the rows, evenly over them, the last among them: more would be too small."""
+    if len(rows) <= most:
+        return rows
+    return [rows[round((i + 1) * len(rows) / most) - 1] for i in range(most)]
 
 
 def _cell(row: Row, *, base: Path) -> str:
