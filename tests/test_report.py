@@ -171,6 +171,16 @@ def test_curves_know_the_phases(tmp_path):
     assert curve["flow"][1] is not None
 
 
+def test_a_short_last_window_counts_for_what_it_is(tmp_path):
+    lines = [metrics_line(step, warmup=0) for step in (*range(10, 101, 10), 101)]
+    lines[-1]["flow"] = 50.0
+    run = run_folder(tmp_path / "run")
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = curve_from(read_metrics(run))
+    assert curve["step"] == [*range(10, 91, 10), 101]
+    assert curve["flow"][-1] == pytest.approx((10 * lines[-2]["flow"] + 50.0) / 11)
+
+
 # -- clear errors -------------------------------------------------------------------------------
 
 

@@ -62,6 +62,7 @@ def test_spread_is_over_all_pairs_of_seeds():
     back = compare.saving(results, "sit", "erw")
     assert back.ratio is None and back.high is None
     assert "does not reach" in compare.describe(back)
+    assert "Every seed of ERW ends better than every seed of SiT" in compare.describe(back)
 
 
 def test_overlapping_seeds_are_said_to_overlap():

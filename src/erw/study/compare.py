@@ -201,6 +201,8 @@ def describe(item: Saving, *, score: str = "FD-Lite2") -> str:
         if item.low is not None:
             some = f" on average (the luckiest pair of seeds needs {item.low:.2f}×)"
         said = f"{ours} does not reach {theirs}’s final {score} within the same FLOPs{some}."
+        if item.apart:
+            said += f" Every seed of {theirs} ends better than every seed of {ours}."
         return said + overlap
     spread = ""
     if item.apart is not None:

@@ -157,7 +157,7 @@ def row_from(entry: Mapping[str, Any], *, where: str) -> Row:
 
 
 def read_metrics(run: str | Path, *, empty: bool = False) -> tuple[dict[str, Any], ...]:
-    """The training lines of a run folder's `metrics.jsonl`, by step.
+    """The training lines of a run folder's `metrics.jsonl`, by step; `window` is the steps of each.
 
     Raises FileNotFoundError if there is none and DataError if a line is cut short or out of order,
     or if there is no line, unless `empty` allows that.
@@ -185,7 +185,8 @@ def read_metrics(run: str | Path, *, empty: bool = False) -> tuple[dict[str, Any
             raise DataError(
                 f"{path}, line {number}: step {line['step']} follows {lines[-1]['step']}"
             )
-        lines.append(line)
+        before = lines[-1]["step"] if lines else 0
+        lines.append(line | {"window": line["step"] - before})
     if not lines and not empty:
         raise DataError(f"{path} has no training line yet; train first, then report")
     return tuple(lines)
@@ -221,16 +222,25 @@ def is_warmup(line: Mapping[str, Any]) -> bool:
 
 
 def mean_of(lines: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    """Mean of a key over the lines that have a number there; None if none has."""
-    values = [line[key] for line in lines if isinstance(line.get(key), (int, float))]
-    return sum(values) / len(values) if values else None
+    """Mean of a key over the steps of the lines that have a number there; None if none has."""
+    found = [(line[key], line.get("window", 1)) for line in lines if line.get(key) is not None]
+    steps = sum(window for _, window in found)
+    return sum(value * window for value, window in found) / steps if steps else None
 
 
 def _bins(lines: Sequence[Mapping[str, Any]], points: int) -> list[Sequence[Mapping[str, Any]]]:
-    """Consecutive groups of lines, near-equal in size, split at the phase boundary."""
+    """Consecutive groups of lines, near-equal in steps, split at the phase boundary."""
     size = max(1, -(-len(lines) // points))
     groups: list[Sequence[Mapping[str, Any]]] = []
     for warm in (True, False):
         part = [line for line in lines if is_warmup(line) is warm]
-        groups += [part[start : start + size] for start in range(0, len(part), size)]
+        cut = [part[start : start + size] for start in range(0, len(part), size)]
+        # A last bin of a few steps would be noise at the end of the line.
+        if len(cut) > 1 and 2 * _steps(cut[-1]) < _steps(cut[-2]):
+            cut[-2:] = [[*cut[-2], *cut[-1]]]
+        groups += cut
     return groups
+
+
+def _steps(lines: Sequence[Mapping[str, Any]]) -> int:
+    return sum(line.get("window", 1) for line in lines)

@@ -103,7 +103,8 @@ def samples(results: Results, *, base: Path) -> str:
         cells = "".join(_cell(row, base=base) for row in rows)
         if cells:
             tint = _tint(method, results.methods)
-            blocks.append(f'<h3 style="{tint}">{escape(name_of(method))}</h3>{cells}')
+            name = escape(name_of(method))
+            blocks.append(f'<div class="row"><h3 style="{tint}">{name}</h3>{cells}</div>')
     if not blocks:
         return ""
     names = {"reference": "held-out images", "reconstruction": "the same through the VAE"}
@@ -112,7 +113,9 @@ def samples(results: Results, *, base: Path) -> str:
         f"<figcaption><b>{escape(names.get(name, name))}</b></figcaption></figure>"
         for name, path in results.pictures.items()
     )
-    real = f'<h3 style="--tint: var(--ink)">What good looks like</h3>{real}' if real else ""
+    if real:
+        heading = '<h3 style="--tint: var(--ink)">What good looks like</h3>'
+        real = f'<div class="row">{heading}{real}</div>'
     grid = f'<div class="samples" style="--columns: {max(widest, 2)}">{"".join(blocks)}{real}</div>'
     note = (
         "Same seeds and labels everywhere, never picked by hand: the same place in each grid "
