@@ -3,6 +3,7 @@
 `torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; without them the process is alone.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -91,8 +92,11 @@ def world() -> Iterator[World]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(rank, size, device)
+        if mine:
+            dist.barrier()  # nobody leaves while another process still talks to it
     finally:
         if mine:
+            gc.collect()  # what is left of DistributedDataParallel holds on to the group
             dist.destroy_process_group()
 
 

@@ -143,6 +143,7 @@ def train(
                 raise KeyboardInterrupt(
                     f"stopped after step {done}; the same command goes on from there"
                 )
+        state.synced = state.net  # lets go of the group of processes, which ends next
     return Result(out, run.steps)
 
 
