@@ -78,7 +78,7 @@ ABLATIONS = (
     ("erw_paper", "quickstart_paper"),
 )
 
-DEMO = StudyPlan(name="demo")
+DEMO = StudyPlan(name="demo", steps=900)
 """At most 15 minutes on 2 CPU cores."""
 
 SMOKE = StudyPlan(
