@@ -123,6 +123,18 @@ def test_metrics_have_every_line_once_in_order(straight):
     assert [line["phase"] for line in told(straight)] == ["warmup", "full", "full"]
 
 
+def test_no_metrics_line_spans_the_boundary(cache, tmp_path):
+    run = tiny_run(cache, steps=8)
+    go(run.replace(plan=dataclasses.replace(run.plan, warmup=3)), tmp_path / "run")
+    lines = told(tmp_path / "run")
+    assert [(line["step"], line["phase"]) for line in lines] == [
+        (3, "warmup"),
+        (4, "full"),
+        (8, "full"),
+    ]
+    assert lines[0]["flow"] == 0.0 < lines[1]["flow"]
+
+
 # -- many processes, micro-batches
 # --------------------------------------------------------------------
 

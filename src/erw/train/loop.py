@@ -116,7 +116,8 @@ def train(
 
             done = step + 1
             last = done == run.steps
-            logs = last or done % run.log.every == 0
+            # A line never spans the boundary: a mean over two phases' losses says nothing.
+            logs = last or done == resolved.plan.warmup or done % run.log.every == 0
             if logs:
                 state.stop_if_not_finite()
                 means = sums.take()
