@@ -25,6 +25,7 @@ LAYERS = [
     "align",
     "plan",
     "ema",
+    "records",
     "config",
     "models",
     "encoders",
