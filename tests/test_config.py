@@ -29,6 +29,15 @@ def test_every_recipe_is_json_and_back_and_has_a_note_and_a_tiny_twin(name):
         ({"steps": True}, "steps is True; expected int"),
         ({"optim": {"compile": 1}}, "optim.compile is 1; expected bool"),
         ({"flow": {"path": "curved"}}, "flow.path is 'curved'; expected one of 'linear', 'cosine'"),
+        (
+            {"flow": {"objective": "ddpm", "times": "logit_normal"}},
+            "flow.times logit_normal has no",
+        ),
+        (
+            {"flow": {"objective": "ddpm"}},
+            "sample.solver heun cannot draw a model of flow.objective",
+        ),
+        ({"sample": {"solver": "ddim"}}, "sample.solver ddim cannot draw"),
         ({"optim": {"betas": [0.9]}}, "optim.betas is"),
         ({"optim": {"lr": 0}}, "optim.lr is 0.0; expected a finite number > 0"),
         ({"model": {"width": 100, "heads": 3}}, "not a multiple of model.heads"),

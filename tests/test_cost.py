@@ -69,27 +69,33 @@ def counted(model: dict[str, int], *, stop_at: int | None, batch: int = 2) -> tu
     return forward.get_total_flops() // batch, total // batch
 
 
-LIGHTNING = {"mlp": "swiglu", "norm": "rms"}
+# A network's options, and the same as the analytic functions want them.
+LIGHTNING = ({"mlp": "swiglu", "norm": "rms"}, {"mlp": "swiglu"})
+DIT = ({"out_channels": 8}, {"outputs": 2})
+OTHERS = pytest.mark.parametrize(("options", "told"), [LIGHTNING, DIT], ids=["LightningDiT", "DiT"])
 
 
+@OTHERS
 @pytest.mark.parametrize("stop_at", [None, 2], ids=["full", "warmup"])
-def test_cost_of_lightningdit(stop_at: int | None) -> None:
+def test_cost_of_the_others(options: dict, told: dict, stop_at: int | None) -> None:
     cost = training_step_flops(
-        **sizes(TINY), warmup_depth=2, dims=(48,), projector_hidden=64, mlp="swiglu"
+        **sizes(TINY), warmup_depth=2, dims=(48,), projector_hidden=64, **told
     )
     network = cost.full if stop_at is None else cost.warmup
-    _, total = counted(TINY | LIGHTNING, stop_at=stop_at)
-    assert network + cost.projector == pytest.approx(total, rel=0.01)
+    _, total = counted(TINY | options, stop_at=stop_at)
+    assert network + cost.projector == pytest.approx(total, rel=0.001)
 
 
-def test_parameters_of_lightningdit() -> None:
+@OTHERS
+def test_parameters_of_the_others(options: dict, told: dict) -> None:
     with torch.device("meta"):
-        net = SiT(**TINY, **LIGHTNING, num_classes=10)
+        net = SiT(**TINY, **options, num_classes=10)
+    told = told | {k: v for k, v in options.items() if k == "norm"}
     analytic = sizes(TINY)
     del analytic["tokens"]
     kept = [net.x_embedder, net.t_embedder, net.y_embedder, *net.blocks[:2]]
     for stop_at, modules in ((None, [net]), (2, kept)):
-        assert sit_parameters(**analytic, **LIGHTNING, num_classes=10, stop_at=stop_at) == sum(
+        assert sit_parameters(**analytic, **told, num_classes=10, stop_at=stop_at) == sum(
             p.numel() for module in modules for p in module.parameters()
         )
 

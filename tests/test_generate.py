@@ -16,7 +16,7 @@ from erw.errors import ConfigError, DataError
 from erw.models.sit import SiT
 from erw.sample.files import read_images, read_settings, write
 from erw.sample.generate import Generation, generate
-from erw.sample.solvers import Step
+from erw.sample.steps import Step
 from erw.train.load import Trained
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from erw import diffusion
 from erw import plan as plans
 from erw.data.cache import Cache
 from erw.errors import CheckpointError, ConfigError, NumericsError
@@ -23,7 +24,7 @@ from erw.train import build, load, train
 from erw.train.checkpoint import paths
 from erw.train.state import State
 from erw.train.step import Losses
-from tiny import tiny_cache, tiny_run
+from tiny import as_dit, tiny_cache, tiny_run
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -38,6 +39,14 @@ def straight(cache, tmp_path_factory):
     """A run without a stop."""
     out = tmp_path_factory.mktemp("straight") / "run"
     train(tiny_run(cache), out, reporter=Silent())
+    return out
+
+
+@pytest.fixture(scope="module")
+def straight_dit(cache, tmp_path_factory):
+    """The same with DiT's objective."""
+    out = tmp_path_factory.mktemp("straight") / "dit"
+    train(as_dit(tiny_run(cache)), out, reporter=Silent())
     return out
 
 
@@ -90,8 +99,13 @@ def test_killed_in_either_phase_and_in_a_checkpoint_it_ends_with_the_same_bits(
     assert_same_run(straight, out)
 
 
+@pytest.mark.parametrize("dit", [False, True], ids=["flow", "ddpm"])
 @pytest.mark.parametrize("stop", [2, 4, 5, 9])  # within warm-up, at the boundary, after it
-def test_ctrl_c_saves_and_the_same_command_goes_on(cache, straight, tmp_path, stop):
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    cache, straight, straight_dit, tmp_path, stop, dit
+):
+    run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
+
     class Impatient(Silent):
         def step(self, step, steps):
             if step == stop:
@@ -99,10 +113,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(cache, straight, tmp_path, st
 
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {stop}"):
-        train(tiny_run(cache), out, reporter=Impatient())
+        train(run, out, reporter=Impatient())
     assert paths(out / "checkpoints")[-1].name == f"step-{stop:08d}.safetensors"
-    go(tiny_run(cache), out)
-    assert_same_run(straight, out)
+    go(run, out)
+    assert_same_run(straight_dit if dit else straight, out)
 
 
 def test_a_failed_evaluation_is_made_up_for(cache, straight, tmp_path):
@@ -149,13 +163,15 @@ def test_micro_batches_are_the_batch(cache, tmp_path, loss):
     assert_close(last(tmp_path / "one"), last(tmp_path / "four"))
 
 
-@pytest.mark.parametrize("loss", ["cosine", "nt_xent"])
-def test_two_processes_are_one_with_the_same_batch(cache, tmp_path, loss):
+@pytest.mark.parametrize(
+    ("dit", "loss"), [(True, "cosine"), (False, "nt_xent")], ids=["ddpm, cosine", "flow, nt_xent"]
+)
+def test_two_processes_are_one_with_the_same_batch(cache, tmp_path, dit, loss):
     """Gloo ranks with half the batch each; NT-Xent's negatives are those of both."""
     one, two = tmp_path / "one", tmp_path / "two"
-    run = tiny_run(cache)
+    run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
     go(run.replace(plan=dataclasses.replace(run.plan, loss=loss, negatives="batch")), one)
-    done = program(cache, two, "--loss", loss, ranks=2)
+    done = program(cache, two, "--loss", loss, *["--dit"] * dit, ranks=2)
     assert done.returncode == 0, done.stderr
     assert_close(last(one), last(two))
     for a, b in zip(told(one), told(two), strict=True):
@@ -229,9 +245,10 @@ def trained(s: State):
     return [(k, p) for k, p in s.net.named_parameters() if p in s.optimizer.state]
 
 
+@pytest.mark.parametrize("dit", [False, True], ids=["flow", "ddpm"])
 @pytest.mark.parametrize("clean", ["clean", "noisy"])
-def test_the_warm_up_gradient_reaches_every_sample(cache, tmp_path, clean):
-    run = tiny_run(cache)
+def test_the_warm_up_gradient_reaches_every_sample(cache, tmp_path, clean, dit):
+    run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
     run = run.replace(plan=dataclasses.replace(run.plan, warmup_input=clean))
     s = state(run, tmp_path)
     phase = run.plan(0)
@@ -255,6 +272,27 @@ def test_no_teacher_is_read_once_its_weight_is_zero(cache, tmp_path):
     s.enter(alone)
     losses, _ = s.step(7, alone, s.read(7))
     assert losses.align == 0 and losses.flow > 0
+
+
+@pytest.mark.parametrize("clean", ["clean", "noisy"])
+def test_a_dit_is_told_its_step_and_shown_the_latent_there(cache, tmp_path, clean):
+    """The step's loss is DiT's (golden in test_diffusion) at what the network was shown."""
+    run = as_dit(tiny_run(cache))
+    run = run.replace(plan=dataclasses.replace(run.plan, warmup_input=clean))
+    s = state(run, tmp_path)
+    batch, draws, chain, shown = s.read(4), s.draws(4), diffusion.chain(), []
+    hook = s.model.register_forward_pre_hook(lambda _, args: shown.append(args))
+    warm, full = (s.step_fn(s.net, batch, run.plan(step), draws) for step in (0, 4))
+    hook.remove()
+    (early, first, _), (x_s, step, y) = shown
+    x = batch.mean + batch.std * draws.normal("latent", *batch.mean.shape[1:])
+    eps = draws.normal("noise", *x.shape[1:])
+    assert torch.equal(x_s, diffusion.noised(chain, x, eps, step)) and len(set(step.tolist())) > 4
+    assert torch.equal(early, x if clean == "clean" else x_s)
+    assert torch.equal(first, torch.zeros_like(step) if clean == "clean" else step)
+    terms = diffusion.hybrid_terms(chain, s.model(x_s, step, y), x, eps, step)
+    assert torch.equal(full.flow, terms.loss.mean()) and full.total > full.flow
+    assert warm.flow == 0 and warm.align != 0
 
 
 def test_sit_has_no_projector(cache, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from erw.config import Run
+from erw.config import Flow, Run, Sample
 from erw.data.cache import Cache
 from erw.data.openmoji import OpenMojiSet
 from erw.data.prepare import prepare
@@ -43,6 +43,11 @@ def tiny_run(cache: str | Path, **changes: object) -> Run:
     return run.replace(**changes)
 
 
+def as_dit(run: Run) -> Run:
+    """The same run with DiT's objective."""
+    return run.replace(flow=Flow(objective="ddpm"), sample=Sample(steps=4, solver="ddim"))
+
+
 def _die_in_rename(number: int) -> None:
     """Kill this process, for real, within the writing of its `number`th checkpoint."""
     rename, seen = os.replace, 0
@@ -67,6 +72,7 @@ if __name__ == "__main__":
     parser.add_argument("--die-after", type=int, help="SIGKILL once this many steps are done")
     parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
     parser.add_argument("--loss", default="cosine")
+    parser.add_argument("--dit", action="store_true", help="DiT's objective")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -78,5 +84,6 @@ if __name__ == "__main__":
     if args.die_in_checkpoint:
         _die_in_rename(args.die_in_checkpoint)
     run = tiny_run(args.cache)
+    run = as_dit(run) if args.dit else run
     run = run.replace(plan=dataclasses.replace(run.plan, loss=args.loss, negatives="batch"))
     train(run, args.out, reporter=Deadly())

@@ -88,11 +88,35 @@ class Data:
 
 @dataclass(frozen=True)
 class Flow:
-    """The objective: the path from data to noise, training times, and what the network predicts."""
+    """The objective: the path from data to noise, training times, and what the network predicts.
 
+    Attributes:
+        objective: flow (SiT), or ddpm: DiT's noise prediction with learned variance on 1,000 steps
+            of linear betas, for which the settings below have no other values.
+        path: from data to noise.
+        times: training times on it.
+        prediction: what the network gives.
+    """
+
+    objective: Literal["flow", "ddpm"] = "flow"
     path: Literal["linear", "cosine"] = "linear"
     times: Times = "uniform"
     prediction: Prediction = "velocity"
+
+    def __post_init__(self) -> None:
+        if self.objective == "flow":
+            return
+        for other in dataclasses.fields(self)[1:]:
+            if getattr(self, other.name) != other.default:
+                raise ConfigError(
+                    f"flow.{other.name} {getattr(self, other.name)} has no meaning with "
+                    f"flow.objective ddpm, whose chain is DiT's; leave it at {other.default}"
+                )
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network gives for each of the latent: DiT adds the variance."""
+        return 2 if self.objective == "ddpm" else 1
 
 
 @dataclass(frozen=True)
@@ -139,7 +163,7 @@ class Sample:
     """How images are drawn from the trained model: see `erw.generate`."""
 
     steps: int = 50
-    solver: Literal["euler", "heun", "adams", "euler_maruyama"] = "heun"
+    solver: Literal["euler", "heun", "adams", "euler_maruyama", "ddpm", "ddim"] = "heun"
     guidance: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
 
@@ -191,6 +215,12 @@ class Run:
         if plan.align.value and plan.align_depth > blocks:
             raise ConfigError(
                 f"plan.align_depth {plan.align_depth} is deeper than the model's {blocks} blocks"
+            )
+        solver, objective = self.sample.solver, self.flow.objective
+        if (solver in ("ddpm", "ddim")) != (objective == "ddpm"):
+            raise ConfigError(
+                f"sample.solver {solver} cannot draw a model of flow.objective {objective}; "
+                "ddpm and ddim are the solvers of ddpm, the others those of flow"
             )
         if plan.warmup > self.steps:
             raise ConfigError(

@@ -84,7 +84,7 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     cost = training_step_flops(
         depth=model.depth, width=model.width, tokens=tokens, patch=model.patch, channels=channels,
         warmup_depth=min(run.plan.depth, model.depth), dims=dims, projector_hidden=model.projector,
-        mlp=model.mlp, teacher=known.flops if dims else 0,
+        mlp=model.mlp, outputs=run.flow.outputs, teacher=known.flops if dims else 0,
     )  # fmt: skip
     classes = 1000 if model.num_classes is None else model.num_classes
     encode, decode = sd_vae_flops(image_size)
@@ -195,7 +195,7 @@ def forward(parts: Parts) -> int:
     model = parts.run.model
     return sit_flops(
         depth=model.depth, width=model.width, tokens=parts.tokens, patch=model.patch,
-        channels=parts.channels, mlp=model.mlp,
+        channels=parts.channels, mlp=model.mlp, outputs=parts.run.flow.outputs,
     ).forward  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def parameters(parts: Parts) -> tuple[int, int]:
     model = parts.run.model
     count = sit_parameters(
         depth=model.depth, width=model.width, patch=model.patch, channels=parts.channels,
-        num_classes=parts.classes, mlp=model.mlp, norm=model.norm,
+        num_classes=parts.classes, mlp=model.mlp, norm=model.norm, outputs=parts.run.flow.outputs,
     )  # fmt: skip
     hidden = model.projector
     heads = sum(model.width * hidden + hidden**2 + hidden * (d + 2) + d for d in parts.dims)

@@ -143,6 +143,7 @@ def costs(run: Run) -> list[str]:
         num_classes=model.num_classes,
         mlp=model.mlp,
         norm=model.norm,
+        outputs=run.flow.outputs,
     )
     heads = sum(
         model.width * model.projector + model.projector**2 + model.projector * (dim + 2) + dim

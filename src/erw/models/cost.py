@@ -81,11 +81,13 @@ def sit_flops(
     channels: int,
     mlp_ratio: float = 4.0,
     mlp: MlpKind = "gelu",
+    outputs: int = 1,
     stop_at: int | None = None,
 ) -> Flops:
     """FLOPs of a SiT on one latent (`channels`, h, w) of `tokens` = h w / patch^2 tokens.
 
-    With `stop_at` the blocks after that depth and the final layer do not run, as in warm-up.
+    `outputs` is how often the channels come out: 2 for DiT, which gives a variance too. With
+    `stop_at` the blocks after that depth and the final layer do not run, as in warm-up.
     Raises ValueError if `stop_at` is not within 1..depth.
     """
     if stop_at is not None and not 1 <= stop_at <= depth:
@@ -97,7 +99,7 @@ def sit_flops(
     cost += block.times(depth if stop_at is None else stop_at)
     if stop_at is not None:
         return cost
-    return cost + linear_flops(1, width, 2 * width) + linear_flops(tokens, width, pixels)
+    return cost + linear_flops(1, width, 2 * width) + linear_flops(tokens, width, outputs * pixels)
 
 
 def sit_parameters(
@@ -110,9 +112,13 @@ def sit_parameters(
     mlp_ratio: float = 4.0,
     mlp: MlpKind = "gelu",
     norm: NormKind = "layer",
+    outputs: int = 1,
     stop_at: int | None = None,
 ) -> int:
-    """Trainable parameters of a SiT without QK-norm, or of the part that runs with `stop_at`."""
+    """Trainable parameters of a SiT without QK-norm, or of the part that runs with `stop_at`.
+
+    `outputs` as in `sit_flops`.
+    """
     into, out_of = _mlp_sizes(width, mlp_ratio, mlp)
     gain = width if norm == "rms" else 0
 
@@ -126,7 +132,8 @@ def sit_parameters(
     block += linear(width, into) + linear(out_of, width) + 2 * gain
     if stop_at is not None:
         return embedders + stop_at * block
-    return embedders + depth * block + linear(width, 2 * width) + linear(width, pixels) + gain
+    final = linear(width, 2 * width) + linear(width, outputs * pixels) + gain
+    return embedders + depth * block + final
 
 
 def projector_flops(*, tokens: int, width: int, dim: int, hidden: int = 2048) -> Flops:
@@ -186,9 +193,10 @@ def training_step_flops(
     projector_hidden: int = 2048,
     mlp_ratio: float = 4.0,
     mlp: MlpKind = "gelu",
+    outputs: int = 1,
     teacher: int = 0,
 ) -> StepCost:
-    """Cost per image of SiT, REPA and ERW steps: `dims` are the teachers' feature sizes.
+    """Cost per image of SiT, DiT, REPA and ERW steps: `dims` are the teachers' feature sizes.
 
     `teacher` is the forward FLOPs of all frozen encoders on one image. Whether they are paid in
     every step (encoding online) or once (a cache) is the ledger's business: see `erw.train.ledger`.
@@ -200,7 +208,7 @@ def training_step_flops(
     ]
     return StepCost(
         warmup=sit_flops(**sizes, mlp_ratio=mlp_ratio, mlp=mlp, stop_at=warmup_depth).total,
-        full=sit_flops(**sizes, mlp_ratio=mlp_ratio, mlp=mlp).total,
+        full=sit_flops(**sizes, mlp_ratio=mlp_ratio, mlp=mlp, outputs=outputs).total,
         projector=sum(heads),
         teacher=teacher,
     )

@@ -1,9 +1,10 @@
-"""ImageNet-1k at 256 x 256 in the latents of sd-vae-ft: SiT, REPA and ERW in three sizes."""
+"""ImageNet-1k at 256 x 256 in the latents of sd-vae-ft: SiT, DiT, REPA and ERW in their sizes."""
 
 import dataclasses
 import inspect
+import itertools
 
-from erw.config import Data, Log, Model, Optim, Run, Sample
+from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
 from erw.models.cost import sit_flops
 from erw.models.sit import SIZES
 from erw.plan import CODE_AS_RELEASED, PAPER_V1, PAPER_V3, REPA, SIT, Plan
@@ -27,6 +28,9 @@ BASE = Run(
 """What all share: AdamW 1e-4, batch 256, EMA 0.9999, labels dropped at 0.1, SDE sampler of 250
 steps."""
 
+BASE_DIT = BASE.replace(flow=Flow(objective="ddpm"), sample=Sample(steps=250, solver="ddpm"))
+"""The same with DiT's objective and sampler."""
+
 PREPARE = (
     "erw prepare IMAGENET/train --out cache/imagenet256 --image-size 256 "
     "--vae sd-vae-ft-ema --encoders dinov2-b"
@@ -38,12 +42,12 @@ def _erw(size: str) -> Plan:
     if size == "XL":
         return PAPER_V3
     blocks = SIZES[size][0]
-    at = {"B": 8, "L": 14}[size]
+    at = {"S": 8, "B": 8, "L": 14}[size]
     return dataclasses.replace(PAPER_V3, warmup=10_000, depth=round(blocks / 5), align_depth=at)
 
 
 def _repa(size: str) -> Plan:
-    return dataclasses.replace(REPA, align_depth=4 if size == "B" else 8)
+    return dataclasses.replace(REPA, align_depth=4 if size in "SB" else 8)
 
 
 def _hours(size: str) -> int:
@@ -57,35 +61,43 @@ def _note(text: str) -> str:
     return inspect.cleandoc(text)
 
 
+SCORES = {
+    ("SiT", "B", "base"): "SiT paper: 33.0 after 400K steps",
+    ("SiT", "L", "base"): "SiT paper: 18.8 after 400K steps",
+    ("SiT", "XL", "base"): "SiT paper: 17.2 after 400K steps, 8.3 after 7M",
+    ("SiT", "B", "repa"): "REPA paper: 24.4 after 400K steps, 78.2 after 50K",
+    ("SiT", "L", "repa"): "REPA paper: 9.7 after 400K steps",
+    ("SiT", "XL", "repa"): "REPA paper: 7.9 after 400K steps, 19.4 after 100K",
+    ("SiT", "B", "erw"): "ERW v3: 51.7 to 55.6 after 50K full steps (warm-up length not stated)",
+    ("SiT", "XL", "erw"): "ERW v3: 12.1 after 100K warm-up and 100K full steps",
+    ("DiT", "S", "base"): "DiT paper: 68.4 after 400K steps",
+    ("DiT", "B", "base"): "DiT paper: 43.5 after 400K steps",
+    ("DiT", "L", "base"): "DiT paper: 23.3 after 400K steps",
+    ("DiT", "XL", "base"): "DiT paper: 19.5 after 400K steps, 9.6 after 7M",
+    ("DiT", "XL", "repa"): "REPA paper: 12.3 after 400K steps",
+}
+"""FID-50K without guidance, where one is published."""
+
+
 def _recipes() -> dict[str, tuple[Run, str]]:
-    published = {
-        ("B", "base"): "SiT paper: 33.0 after 400K steps",
-        ("L", "base"): "SiT paper: 18.8 after 400K steps",
-        ("XL", "base"): "SiT paper: 17.2 after 400K steps, 8.3 after 7M",
-        ("B", "repa"): "REPA paper: 24.4 after 400K steps, 78.2 after 50K",
-        ("L", "repa"): "REPA paper: 9.7 after 400K steps",
-        ("XL", "repa"): "REPA paper: 7.9 after 400K steps, 19.4 after 100K",
-        ("B", "erw"): "ERW v3: 51.7 to 55.6 after 50K full steps (warm-up length not stated)",
-        ("L", "erw"): "none published",
-        ("XL", "erw"): "ERW v3: 12.1 after 100K warm-up and 100K full steps",
-    }
+    families = {"SiT": (BASE, ("B", "L", "XL")), "DiT": (BASE_DIT, ("S", "B", "L", "XL"))}
     plans = {"base": lambda size: SIT, "repa": _repa, "erw": _erw}
     recipes = {}
-    for (size, kind), score in published.items():
-        name = f"sit_{size.lower()}2_in256_{kind}"
-        run = BASE.replace(name=name, model=_model(size), plan=plans[kind](size))
-        hours = _hours(size)
-        recipes[name] = (
-            run,
-            _note(f"""
-                SiT-{size}/2 on ImageNet 256 x 256, {kind}.
+    for family, kind in itertools.product(families, plans):
+        base, sizes = families[family]
+        for size in sizes:
+            name = f"{family.lower()}_{size.lower()}2_in256_{kind}"
+            run = base.replace(name=name, model=_model(size), plan=plans[kind](size))
+            score = SCORES.get((family, size, kind), "none published")
+            note = f"""
+                {family}-{size}/2 on ImageNet 256 x 256, {kind}.
                 FID-50K without guidance to expect: {score}. Not yet run here.
-                Hardware: written for 8 GPUs of 80 GB; about {hours} hours of one H100 for 400K
-                steps at 45 % of its bf16 peak (estimate, not measured).
+                Hardware: written for 8 GPUs of 80 GB; about {_hours(size)} hours of one H100 for
+                400K steps at 45 % of its bf16 peak (estimate, not measured).
                 Data:    {PREPARE}
                 Command: torchrun --nproc-per-node 8 -m erw train {name} --out runs/{name}
-                """),
-        )
+                """
+            recipes[name] = (run, _note(note))
     return recipes
 
 

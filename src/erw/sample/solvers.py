@@ -1,60 +1,23 @@
-"""Solvers that carry noise (t = 1) to data (t = 0) along a velocity field.
+"""Solvers that carry noise (t = 1) to data (t = 0) along a velocity field; `erw.sample.steps` says
+what they share, and `SOLVERS` names them all, those of DiT's chain too.
 
-Every solver has one signature, `solver(velocity, x, times, *, path, noise, callback) -> x`:
-
-| argument   | meaning                                                                            |
-| velocity   | `(x (B, ...), t) -> v (B, ...)`; t is one Python float, the batch's time           |
-| x          | the state at `times[0]`; its dtype is what the velocity is called with             |
-| times      | falling times, from `uniform_times` or `sde_times`                                 |
-| noise      | `(step, x) -> standard normal numbers as x`; asked only by the SDE                 |
-| callback   | is given a `Step` after each step: progress, previews and tests hang here          |
-
-The state is float64 and is returned as float64: it costs nothing beside the network, and 250 steps
-then add no rounding of their own. Guidance wraps the velocity (`guidance.guided`), never the
-solver.
 Source: REPA (arXiv 2410.06940), section 2 and its samplers; SiT (arXiv 2401.08740), section 2.4.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from erw.errors import ConfigError
 from erw.flow import LINEAR, Path, score_from_velocity
-
-Velocity = Callable[[Tensor, float], Tensor]
-Noise = Callable[[int, Tensor], Tensor]
-
-
-class Step(NamedTuple):
-    """One finished step: its number from 0, its two times, the state reached, the velocity at t."""
-
-    number: int
-    t: float
-    t_next: float
-    x: Tensor
-    velocity: Tensor
-
-
-Callback = Callable[[Step], None]
-
-
-class Solve(Protocol):
-    """The signature that all solvers share."""
-
-    def __call__(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        times: Sequence[float],
-        *,
-        path: Path = LINEAR,
-        noise: Noise | None = None,
-        callback: Callback | None = None,
-    ) -> Tensor: ...
+from erw.sample.chain import chain_times, ddim, ddpm
+from erw.sample.steps import Callback as Callback
+from erw.sample.steps import Noise as Noise
+from erw.sample.steps import Solve, Step
+from erw.sample.steps import Velocity as Velocity
 
 
 def uniform_times(steps: int, *, shift: float = 1.0) -> list[float]:
@@ -193,11 +156,13 @@ def euler_maruyama(
 
 
 class Solver(NamedTuple):
-    """A named way to sample: the solver, its times, and how often it evaluates the velocity."""
+    """A named way to sample: the solver, its times, how often it evaluates the network, and the
+    objective that the network was trained for."""
 
     solve: Solve
     times: Callable[[int], list[float]]
     evaluations: Callable[[int], int]
+    objective: Literal["flow", "ddpm"] = "flow"
 
 
 SOLVERS: dict[str, Solver] = {
@@ -205,6 +170,8 @@ SOLVERS: dict[str, Solver] = {
     "heun": Solver(heun, uniform_times, lambda steps: 2 * steps - 1),
     "adams": Solver(adams, uniform_times, lambda steps: steps),
     "euler_maruyama": Solver(euler_maruyama, sde_times, lambda steps: steps),
+    "ddpm": Solver(ddpm, chain_times, lambda steps: steps, "ddpm"),
+    "ddim": Solver(ddim, chain_times, lambda steps: steps, "ddpm"),
 }
 
 

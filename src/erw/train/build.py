@@ -17,7 +17,7 @@ from erw.models import SiT
 from erw.models.cost import StepCost, training_step_flops
 from erw.models.sit import grid_of
 from erw.plan import Plan
-from erw.train.step import FlowMatching
+from erw.train.step import Diffusion, FlowMatching, Step
 
 
 def resolve(run: Run, cache: Cache) -> Run:
@@ -51,8 +51,11 @@ def resolve(run: Run, cache: Cache) -> Run:
     return run.replace(model=model, data=dataclasses.replace(run.data, features=features))
 
 
-def build_model(model: Model, *, seed: int = 0) -> SiT:
-    """The transformer of resolved settings, initialised as a function of `seed`."""
+def build_model(model: Model, *, outputs: int = 1, seed: int = 0) -> SiT:
+    """The transformer of resolved settings, initialised as a function of `seed`.
+
+    `outputs`: numbers given for each of the latent, as the run's `flow.outputs` says.
+    """
     assert model.input_size and model.channels and model.num_classes is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(seed, "init"))
@@ -68,12 +71,13 @@ def build_model(model: Model, *, seed: int = 0) -> SiT:
             qk_norm=model.qk_norm,
             norm=model.norm,
             mlp=model.mlp,
+            out_channels=outputs * model.channels,
         )
 
 
 def build_net(run: Run, cache: Cache) -> Aligned:
     """The transformer with one projector for each encoder aligned with."""
-    net = build_model(run.model, seed=run.seed)
+    net = build_model(run.model, outputs=run.flow.outputs, seed=run.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(run.seed, "projector"))
         return Aligned(
@@ -98,9 +102,11 @@ def align_loss(plan: Plan) -> AlignLoss:
     return partial(nt_xent, temperature=plan.temperature, negatives=plan.negatives)
 
 
-def build_step(run: Run) -> FlowMatching:
+def build_step(run: Run) -> Step:
     """The training step of resolved settings."""
     assert run.model.num_classes is not None
+    if run.flow.objective == "ddpm":
+        return Diffusion(null_class=run.model.num_classes, class_dropout=run.data.class_dropout)
     return FlowMatching(
         null_class=run.model.num_classes,
         class_dropout=run.data.class_dropout,
@@ -125,5 +131,6 @@ def step_cost(run: Run, cache: Cache) -> StepCost:
         dims=tuple(spec.dim for spec in specs),
         projector_hidden=model.projector,
         mlp=model.mlp,
+        outputs=run.flow.outputs,
         teacher=sum(spec.flops for spec in specs),
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erw import flow
 from erw.config import Run, from_dict
-from erw.errors import CheckpointError
+from erw.errors import CheckpointError, ConfigError
 from erw.models import SiT
 from erw.train.build import build_model
 from erw.train.checkpoint import load_weights
@@ -48,7 +48,12 @@ class Trained:
         return self.net.channels, side, side
 
     def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The velocity at latents x (B, C, h, w), times t (B,) and labels y (B,)."""
+        """The velocity at latents x (B, C, h, w), times t (B,) and labels y (B,).
+
+        Raises ConfigError for a DiT, which has none.
+        """
+        if self.run.flow.objective == "ddpm":
+            raise ConfigError("a DiT predicts noise and has no velocity; draw it with ddpm or ddim")
         path = flow.PATHS[self.run.flow.path]
         output = self.net(x, t, y)
         return flow.velocity_from(self.run.flow.prediction, output, x, t, path=path)
@@ -67,7 +72,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Trained:
             f"{folder} holds no {WEIGHTS} yet; train it first (it is written with each checkpoint)"
         )
     run = from_dict(Run, recipe["resolved"])
-    net = build_model(run.model)
+    net = build_model(run.model, outputs=run.flow.outputs)
     header = load_weights(folder / WEIGHTS, net)
     net = net.to(device).eval().requires_grad_(False)
     cache = recipe["cache"]

@@ -208,8 +208,9 @@ def _introduce(console: Reporter, state: State, ledger: Ledger) -> None:
     run, here = state.run, state.here
     millions = sum(p.numel() for p in state.model.parameters()) / 1e6
     spent = ledger.spent(run.steps)
+    kind = "SiT" if run.flow.objective == "flow" else "DiT"
     console.say(
-        f"{run.name}: SiT of {millions:.1f} M parameters, {run.steps} steps on {state.cache!r}"
+        f"{run.name}: {kind} of {millions:.1f} M parameters, {run.steps} steps on {state.cache!r}"
     )
     name = str(state.dtype).removeprefix("torch.")
     console.say(f"{here.size} process(es) on {here.device.type}, {name} ({state.why_dtype})")
