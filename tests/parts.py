@@ -55,8 +55,8 @@ def make(
 ) -> Cache:
     """`prepare` with settings that suit the parts above; 24 photos give 4 shards."""
     options = {"image_size": 32, "rows_per_shard": 7, "batch_size": 4, "progress": False} | options
-    encoders = [load_encoder(ENCODER)] if encoder else []
-    return prepare(source, out, vae=load_vae(vae), encoders=encoders, **options)
+    options.setdefault("encoders", [load_encoder(ENCODER)] if encoder else [])
+    return prepare(source, out, vae=load_vae(vae), **options)
 
 
 def files(cache: Path) -> dict[str, bytes]:

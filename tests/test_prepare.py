@@ -21,7 +21,7 @@ from parts import ENCODER, files, make, photos, vae_folder
 HERE = Path(__file__).parent
 # A source slow enough to be caught in the middle, everything else as in `make`.
 SLOW = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 from parts import make
 from erw.data.sources import FileSource, Folder
@@ -31,9 +31,8 @@ class Slow(FileSource):
         time.sleep(0.02)
         return super().__getitem__(index)
 
-folder, out, rank, world = sys.argv[1:]
-source = Slow(Folder(Path(folder)))
-make(source, Path(out), "none", encoder=True, rank=int(rank), world=int(world))
+folder, out, vae, options = sys.argv[1:]
+make(Slow(Folder(Path(folder))), Path(out), vae, encoder=True, **json.loads(options))
 """
 
 # Another process that claims shards 0, 1 and 2 and says which it got.
@@ -62,8 +61,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(vae=vae, folder=folder, whole=whole, features=features)
 
 
-def start(made: SimpleNamespace, out: Path, *, rank: int = 0, world: int = 1) -> subprocess.Popen:
-    paths = [str(made.folder), str(out), str(rank), str(world)]
+def start(
+    made: SimpleNamespace, out: Path, *, vae: str | Path = "none", options: dict | None = None
+) -> subprocess.Popen:
+    """Another process that prepares the folder slowly."""
+    paths = [str(made.folder), str(out), str(vae), json.dumps(options or {})]
     search = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
     env = os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", SLOW, *paths], env=env)
@@ -88,7 +90,7 @@ def test_kill_9_and_the_same_command_again(made: SimpleNamespace, tmp_path: Path
 
 def test_ranks_join_to_the_same_bytes(made: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "ranks"
-    other = start(made, out, rank=1, world=2)
+    other = start(made, out, options={"rank": 1, "world": 2})
     make(made.folder, out, "none", encoder=True, rank=0, world=2)
     assert other.wait(300) == 0
     assert files(out) == made.features

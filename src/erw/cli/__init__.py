@@ -20,7 +20,7 @@ from erw.errors import ConfigError, ErwError, NumericsError
 # verb -> (module and function, usage, what it does); modules are imported when they are called.
 VERBS = {
     "train": ("runs:train", "RECIPE --out DIR", "train a recipe; the same command goes on"),
-    "prepare": ("images:prepare", "IMAGES --out DIR", "images -> cache of latents and features"),
+    "prepare": ("prepare:prepare", "IMAGES --out DIR", "images -> cache of latents and features"),
     "sample": ("images:sample", "RUN --out DIR", "draw images from a trained run"),
     "eval": ("scores:evaluate", "RUN|IMAGES", "score samples or images against a reference"),
     "analyze": ("analysis:analyze", "RUN...", "what runs know at which depth, noise and step"),

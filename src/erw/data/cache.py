@@ -70,7 +70,7 @@ class Cache:
         self.latent_shape = manifest.latent_shape
         self.image_size: int = settings["image_size"]
         self.variants = 2 if settings["flip"] else 1
-        self.vae: dict[str, Any] = settings["vae"]
+        self.vae: dict[str, Any] = settings["vae"] | manifest.scaling
         self.features = {
             e["name"]: FeatureSpec(
                 e["dim"], tuple(e["grid"]), e["flops"], e["weight_hash"], e["format"]
@@ -91,9 +91,8 @@ class Cache:
 
             return Online.open(path)
         manifest = Manifest.read(path)
-        for shard in manifest.shards:
-            for file in shard.files:
-                _check_size(path / "shards" / file.file, file.bytes)
+        for file in manifest.files:
+            _check_size(path / "shards" / file.file, file.bytes)
         if not manifest.rows:
             raise CacheError(f"cache {path} has no rows: prepare it again")
         return cls(path, manifest)
@@ -145,8 +144,7 @@ class Cache:
 
     def verify(self) -> list[str]:
         """Rehash every shard; the names of files that are damaged, cut short or missing."""
-        folder = self.path / "shards"
-        files = [file for shard in self.manifest.shards for file in shard.files]
+        folder, files = self.path / "shards", self.manifest.files
 
         def whole(file: Any) -> bool:
             try:

@@ -29,25 +29,35 @@ class Claims:
     ) -> None:
         os.close(self._file)  # drops every lock of this process
 
-    def take(self, index: int) -> bool:
-        """Lock a shard; False if another process has it. Clears what a killed writer left."""
+    def take(self, index: int, added: int | None = None) -> bool:
+        """Lock a shard's first file, or that of the encoder `added` to it later.
+
+        False if another process has it. Clears what a killed writer left.
+        """
         try:
             import fcntl
 
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(index, added))
         except ImportError:
             return True
         except BlockingIOError:
             return False
-        for leftover in self.folder.glob(f".{shard_path(self.folder, index).stem}.*.part"):
-            leftover.unlink(missing_ok=True)
+        path = shard_path(self.folder, index, added)
+        for name in (path.name, path.with_suffix(".json").name):
+            for leftover in self.folder.glob(f".{name}.*.part"):
+                leftover.unlink(missing_ok=True)
         return True
 
-    def drop(self, index: int) -> None:
-        """Give a shard back."""
+    def drop(self, index: int, added: int | None = None) -> None:
+        """Give it back."""
         try:
             import fcntl
 
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, index)
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _place(index, added))
         except ImportError:
             pass
+
+
+def _place(index: int, added: int | None) -> int:
+    """The byte that stands for a file: shards first, then those of each added encoder."""
+    return index if added is None else index + ((added + 1) << 40)

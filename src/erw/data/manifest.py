@@ -3,13 +3,15 @@
 cache/
   prepare.json            the settings it is being made with (from the first moment)
   shards/00000.safetensors, shards/00000.json      rows and record of shard 0
+  shards/00000.1.safetensors, shards/00000.1.json  features of encoder 1, if it was added later
+  shards/pca.1.safetensors, shards/pca.1.json      what its features are reduced with, if they are
   manifest.json           written last: a cache without it is unfinished
   rejected.jsonl          images left out, with path and reason
   report.json             how long it took; not part of the cache's identity
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ MANIFEST, SETTINGS, REJECTED, REPORT = (
     "rejected.jsonl",
     "report.json",
 )
+LATER = ("pca", "scaling")  # left out where empty: manifests older than these keep their bytes
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,16 @@ class Record:
     latent_sums: list[list[float]]  # per channel: sum of mean, sum of mean^2 + std^2; then [count]
     fidelity: dict[str, tuple[float, int, float]]  # encoder: sum, count, least cosine
 
-    def write(self, folder: Path) -> None:
-        """Write to `folder`/NNNNN.json."""
-        write_text(record_path(folder, self.shard.index), json.dumps(asdict(self), sort_keys=True))
+    def write(self, folder: Path, added: int | None = None) -> None:
+        """Write to `record_path`."""
+        path = record_path(folder, self.shard.index, added)
+        write_text(path, json.dumps(asdict(self), sort_keys=True))
 
     @staticmethod
-    def read(folder: Path, index: int) -> "Record | None":
+    def read(folder: Path, index: int, added: int | None = None) -> "Record | None":
         """The record of a shard whose files are all there and whole in size, else None."""
         try:
-            found = json.loads(record_path(folder, index).read_text())
+            found = json.loads(record_path(folder, index, added).read_text())
             shard = _shard(found.pop("shard"))
             if any((folder / f.file).stat().st_size != f.bytes for f in shard.files):
                 return None
@@ -81,10 +85,21 @@ class Manifest:
     latent_std: tuple[float, ...]
     fidelity: dict[str, dict[str, float]]  # encoder: {"mean", "min"} cosine of stored features
     shards: tuple[Shard, ...]
+    # encoder: file, bytes, blake3, variance kept and images of the fit, where features are reduced
+    pca: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # {"shift", "scale"} a channel, where the VAE leaves them to the data
+    scaling: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Written, ...]:
+        """Every file that has a hash."""
+        reductions = (Written(r["file"], r["bytes"], r["blake3"]) for r in self.pca.values())
+        return (*(file for shard in self.shards for file in shard.files), *reductions)
 
     def write(self, out: Path) -> None:
         """Write `manifest.json` in canonical form: equal caches have equal bytes."""
-        write_text(out / MANIFEST, json.dumps(asdict(self), sort_keys=True, indent=1) + "\n")
+        told = {key: value for key, value in asdict(self).items() if key not in LATER or value}
+        write_text(out / MANIFEST, json.dumps(told, sort_keys=True, indent=1) + "\n")
 
     @staticmethod
     def read(out: Path) -> "Manifest":
@@ -115,24 +130,31 @@ class Manifest:
             raise CacheError(f"{path} is damaged ({error}): remove it and prepare again") from error
 
 
-def join(settings: dict[str, Any], class_names: tuple[str, ...], records: list[Record]) -> Manifest:
+def join(
+    settings: dict[str, Any],
+    class_names: tuple[str, ...],
+    records: list[Record],
+    *,
+    pca: dict[str, dict[str, Any]] | None = None,
+) -> Manifest:
     """The manifest of all records, in shard order."""
-    records = sorted(records, key=lambda record: record.shard.index)
+    records = _merged(records)
     counts = [0] * max(1, len(class_names))
     for record in records:
         for label, count in record.label_counts.items():
             counts[int(label)] += count
-    sums = [record.latent_sums for record in records if record.shard.rows]
-    number = sum(s[2][0] for s in sums)
-    assert number > 0, "a cache without rows is refused before it is joined"
-    first = [sum(column) / number for column in zip(*(s[0] for s in sums), strict=True)]
-    second = [sum(column) / number for column in zip(*(s[1] for s in sums), strict=True)]
-    fidelity = {}
-    for encoder in settings["encoders"]:
-        name = encoder["name"]
-        parts = [record.fidelity[name] for record in records if record.shard.rows]
-        mean = sum(part[0] for part in parts) / sum(part[1] for part in parts)
-        fidelity[name] = {"mean": mean, "min": min(part[2] for part in parts)}
+    mean, deviation = _moments(records)
+    scaling = {}
+    if settings["vae"]["scale"] is None:
+        # Of the images that it began with: what is appended must not move a model's latents.
+        began = [r for r in records if r.shard.first < settings["source"]["count"]]
+        shift, spread = _moments(began if any(r.shard.rows for r in began) else records)
+        if min(spread) <= 0:
+            raise CacheError(
+                f"channel {spread.index(min(spread))} of the latents is the same everywhere: VAE "
+                f"{settings['vae']['name']} cannot be scaled by their deviation"
+            )
+        scaling = {"shift": list(shift), "scale": [1 / value for value in spread]}
     return Manifest(
         version=VERSION,
         settings=settings,
@@ -141,11 +163,42 @@ def join(settings: dict[str, Any], class_names: tuple[str, ...], records: list[R
         class_names=class_names,
         class_counts=tuple(counts),
         latent_shape=tuple(settings["latent_shape"]),
-        latent_mean=tuple(first),
-        latent_std=tuple(max(0.0, b - a * a) ** 0.5 for a, b in zip(first, second, strict=True)),
-        fidelity=fidelity,
+        latent_mean=mean,
+        latent_std=deviation,
+        fidelity={e["name"]: _fidelity(records, e["name"]) for e in settings["encoders"]},
         shards=tuple(record.shard for record in records),
+        pca=pca or {},
+        scaling=scaling,
     )
+
+
+def _merged(records: list[Record]) -> list[Record]:
+    """One record a shard, in order: those of encoders added later joined to the first one."""
+    found: dict[int, Record] = {}
+    for record in records:
+        index = record.shard.index
+        if old := found.get(index):
+            shard = replace(old.shard, files=(*old.shard.files, *record.shard.files))
+            record = replace(old, shard=shard, fidelity=old.fidelity | record.fidelity)
+        found[index] = record
+    return [found[index] for index in sorted(found)]
+
+
+def _moments(records: list[Record]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each raw channel, over samples of the posterior."""
+    sums = [record.latent_sums for record in records if record.shard.rows]
+    number = sum(s[2][0] for s in sums)
+    assert number > 0, "a cache without rows is refused before it is joined"
+    first = [sum(column) / number for column in zip(*(s[0] for s in sums), strict=True)]
+    second = [sum(column) / number for column in zip(*(s[1] for s in sums), strict=True)]
+    spread = (max(0.0, b - a * a) ** 0.5 for a, b in zip(first, second, strict=True))
+    return tuple(first), tuple(spread)
+
+
+def _fidelity(records: list[Record], encoder: str) -> dict[str, float]:
+    parts = [record.fidelity[encoder] for record in records if record.shard.rows]
+    mean = sum(part[0] for part in parts) / sum(part[1] for part in parts)
+    return {"mean": mean, "min": min(part[2] for part in parts)}
 
 
 def rejected_lines(records: list[Record]) -> str:
@@ -157,12 +210,14 @@ def rejected_lines(records: list[Record]) -> str:
     )
 
 
-def record_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:05d}.json"
+def record_path(folder: Path, index: int, added: int | None = None) -> Path:
+    return shard_path(folder, index, added).with_suffix(".json")
 
 
-def shard_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:05d}.safetensors"
+def shard_path(folder: Path, index: int, added: int | None = None) -> Path:
+    """A shard's first file, or that of the encoder of this number, which was added later."""
+    number = "" if added is None else f".{added}"
+    return folder / f"{index:05d}{number}.safetensors"
 
 
 def _shard(found: dict[str, Any]) -> Shard:

@@ -195,7 +195,7 @@ def write(
         where = Path(where).expanduser().absolute()
     where = str(where)
     source = open_source(where, **options)
-    networks = load_networks(vae, encoders, features="float16", precision=precision, device="cpu")
+    networks = load_networks(vae, encoders, precision=precision, device="cpu")
     settings = describe(
         source, networks, image_size=image_size, crop=crop, rows_per_shard=1, seed=seed,
         flip=flip, images=True,

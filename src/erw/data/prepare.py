@@ -1,67 +1,28 @@
 """Images to a cache, once: decode, crop, encode, write; the same command resumes or verifies."""
 
-import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheError, ConfigError, DataError
+from ..errors import CacheError, ConfigError
+from . import growth
 from .cache import Cache
-from .claims import Claims
-from .manifest import (
-    MANIFEST,
-    REJECTED,
-    REPORT,
-    SETTINGS,
-    Manifest,
-    Record,
-    join,
-    record_path,
-    rejected_lines,
-    shard_path,
-)
+from .job import Job, damaged, named, work
+from .manifest import REJECTED, REPORT, SETTINGS, Manifest
 from .progress import Bar, summary
-from .rows import Networks, Span, cropped, fill
-from .settings import describe, differences, load_networks
-from .shards import write_shard, write_text
+from .settings import (
+    begun,
+    describe,
+    describe_encoders,
+    differences,
+    identity,
+    load_networks,
+)
+from .shards import write_text
 from .sources import Source, open_source
-
-
-@dataclass
-class Job:
-    """One process's share of the work: shards rank, rank + world, ..."""
-
-    source: Source
-    out: Path
-    settings: dict[str, Any]
-    networks: Networks
-    batch_size: int
-    workers: int
-    strict: bool
-    rank: int
-    world: int
-    finished: set[int] = field(default_factory=set)
-
-    @property
-    def folder(self) -> Path:
-        """Where shards and their records lie."""
-        return self.out / "shards"
-
-    def spans(self) -> list[Span]:
-        """All shards of the cache, whichever rank makes them."""
-        step, count = self.settings["rows_per_shard"], self.settings["source"]["count"]
-        starts = range(0, count, step)
-        return [Span(i, first, min(first + step, count)) for i, first in enumerate(starts)]
-
-    def done(self, index: int) -> bool:
-        """Whether a shard is there, whoever made it."""
-        if index not in self.finished and Record.read(self.folder, index) is not None:
-            self.finished.add(index)
-        return index in self.finished
 
 
 def prepare(
@@ -73,12 +34,14 @@ def prepare(
     image_size: int,
     batch_size: int = 64,
     crop: str = "adm",
-    features: str = "float16",
+    features: str | None = None,
+    pca: int | None = None,
     flip: bool = False,
     images: bool = False,
     rows_per_shard: int = 1024,
     precision: str = "float32",
     seed: int = 0,
+    append: bool = False,
     device: str = "cpu",
     workers: int | None = None,
     strict: bool = False,
@@ -100,12 +63,15 @@ def prepare(
         image_size: side of the cropped square, a multiple of the VAE's factor.
         batch_size: images encoded at once; batches never cross shards.
         crop: one of `CROPS`. `seed` moves only random crops.
-        features: how features are stored: float16, bfloat16, or int8 or
-            float8 (e4m3) with a scale per token.
+        features: how features are stored: float16, bfloat16, or int8 or float8 (e4m3) with a
+            scale per token. None: as the cache has them, or float16.
+        pca: store this many principal components of each token (see `pca`). None: as the cache.
         flip: store the mirrored image's moments and features as a second variant.
         images: store the cropped uint8 images too, as a reference for evaluation.
         rows_per_shard: source items per shard; one shard is held in memory.
         precision: "float32", or "bfloat16" to encode under autocast.
+        append: add the source to the finished cache in `out`, in shards of its own. Classes are
+            matched by name, new ones come after those that are there.
         workers: threads that decode and crop; by default one per core, at most 8.
         strict: stop at the first bad image instead of listing it in rejected.jsonl.
         repair: make damaged shards again instead of naming them.
@@ -116,61 +82,77 @@ def prepare(
     Raises `CacheError` if `out` was made with other settings, is damaged, or the disk is full;
     `ConfigError` for impossible settings; `DataError` and `FileNotFoundError` as `open_source`.
     """
-    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-    world = int(os.environ.get("WORLD_SIZE", "1")) if world is None else world
-    if not 0 <= rank < world:
-        raise ConfigError(f"rank {rank} of {world}: expected 0 to {world - 1}")
+    rank, world = _place(rank, world)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
     source, out = open_source(source), Path(out).expanduser()
-    networks = load_networks(vae, encoders, features=features, precision=precision, device=device)
-    settings = describe(
+    found = begun(out)
+    networks = load_networks(vae, encoders, precision=precision, device=device)
+    wanted = describe(
         source, networks, image_size=image_size, crop=crop, rows_per_shard=rows_per_shard,
-        seed=seed, flip=flip, images=images,
+        features=features, pca=pca, like=found, seed=seed, flip=flip, images=images,
     )  # fmt: skip
+    settings = _begin(out, found, wanted, source, append=append)
+    part, number = _part(settings, source, wanted["source"])
     workers = workers or min(8, os.cpu_count() or 1)
-    job = Job(source, out, settings, networks, batch_size, workers, strict, rank, world)
-    _begin(job)
-    if (out / MANIFEST).exists() and not _damaged(job, repair=repair):
-        return Cache.open(out)
-    began = time.monotonic()
-    mine = sum(span.stop - span.first for span in job.spans()[rank::world])
-    with Bar(f"prepare {source.name}", total=mine, shown=progress) as bar:
-        _work(job, bar, patience=patience)
-    cache = Cache.open(out)
-    if rank == 0:
-        report = summary(cache, seconds=time.monotonic() - began, encoded=bar.encoded)
-        write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
-        bar.say(report, out / REJECTED)
-    return cache
+    job = Job(out, settings, part, number, networks, batch_size, workers, strict, rank, world)
+    return _go(job, repair=repair, patience=patience, progress=progress)
 
 
-def _begin(job: Job) -> None:
-    """Note the settings in a new folder, or compare them with those it was begun with."""
-    path = job.out / SETTINGS
-    if not path.exists():
-        if job.out.is_dir() and any(_foreign(item) for item in job.out.iterdir()):
-            raise CacheError(f"{job.out} is no cache and not empty: choose another folder")
-        job.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(job.settings, indent=1, sort_keys=True) + "\n")
-        return
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise CacheError(f"{path} is damaged ({error}): remove {job.out}, prepare again") from error
-    if changed := differences(found, job.settings):
-        raise CacheError(
-            f"{job.out} was begun with other settings: {', '.join(changed)}; choose another folder "
-            "or remove it"
-        )
-    job.settings = found  # FLOPs may be counted otherwise by another torch: keep the first
+def add_encoders(
+    source: Source | str | Path | None,
+    out: str | Path,
+    *,
+    encoders: Sequence[Any],
+    features: str | None = None,
+    pca: int | None = None,
+    batch_size: int = 64,
+    device: str = "cpu",
+    workers: int | None = None,
+    rank: int | None = None,
+    world: int | None = None,
+    patience: float = 3600.0,
+    progress: bool = True,
+) -> Cache:
+    """Add features of more encoders to a finished cache, beside what it holds, and open it.
 
+    Nothing that is there is read anew or written again. Running it again goes on, or verifies.
 
-def _foreign(item: Path) -> bool:
-    """Something that no process beginning this cache just now would have put there."""
-    if item.name == "shards" and item.is_dir():
-        return any(not inner.name.startswith(".") for inner in item.iterdir())
-    return not item.name.startswith(".")
+    Args:
+        source: the images again: each of the cache's sources in turn, if it has several. Rows are
+            matched by the number of their image, once the source's fingerprint is that of the
+            cache. None: the images that the rows hold, of a cache made with `images`.
+        out, encoders, features, pca, batch_size, device, workers: as for `prepare`; the rest is as
+            the cache has it. Equal batches give features that are equal to the bit.
+        rank, world, patience, progress: as for `prepare`.
+
+    Raises `CacheError` if the images are others, have changed, or the cache is not finished.
+    """
+    rank, world = _place(rank, world)
+    out = Path(out).expanduser()
+    found = begun(out)
+    if found is None:
+        raise CacheError(f"no cache at {out}: make one with erw prepare IMAGES --out {out}")
+    networks = load_networks(None, encoders, precision=found["precision"], device=device)
+    told = describe_encoders(
+        networks, image_size=found["image_size"], features=features, pca=pca, like=found
+    )
+    names = ", ".join(entry["name"] for entry in growth.sources(found))
+    if source is None and not found["images"]:
+        raise CacheError(f"{out} holds no images: give those that it was made of ({names}) again")
+    settings = growth.add(out, found, told)
+    part: growth.Part | growth.Stored
+    number: int | None = None
+    if source is None:
+        part = growth.Stored(out, found)
+    else:
+        source = open_source(source)
+        part, number = _part(settings, source, identity(source))
+    if settings != found:
+        _write(out, settings)
+    workers = workers or min(8, os.cpu_count() or 1)
+    job = Job(out, settings, part, number, networks, batch_size, workers, False, rank, world)
+    return _go(job, repair=False, patience=patience, progress=progress)
 
 
 def verify(out: str | Path) -> Cache:
@@ -180,108 +162,103 @@ def verify(out: str | Path) -> Cache:
     """
     out = Path(out).expanduser()
     if bad := Cache(out, Manifest.read(out)).verify():
-        raise _named(out, bad)
+        raise named(out, bad)
     return Cache.open(out)
 
 
-def _named(out: Path, bad: list[str]) -> CacheError:
-    named = ", ".join(bad[:8]) + (" ..." if len(bad) > 8 else "")
-    return CacheError(f"{out}: damaged shards {named}: make them again with --repair")
+def _begin(
+    out: Path,
+    found: dict[str, Any] | None,
+    wanted: dict[str, Any],
+    source: Source,
+    *,
+    append: bool,
+) -> dict[str, Any]:
+    """Note the settings in a new folder, or compare them with those it was begun with."""
+    if found is None:
+        if append:
+            raise CacheError(f"no cache at {out} to append to: leave --append out to begin one")
+        if out.is_dir() and any(_foreign(item) for item in out.iterdir()):
+            raise CacheError(f"{out} is no cache and not empty: choose another folder")
+        (out / "shards").mkdir(parents=True, exist_ok=True)
+        return _write(out, wanted)
+    known = wanted["source"] in growth.sources(found)
+    names = [encoder["name"] for encoder in wanted["encoders"]]
+    left_out = [e for e in found["encoders"] if "beside" in e and e["name"] not in names]
+    before = found | {"encoders": [e for e in found["encoders"] if e not in left_out]}
+    if known or append:
+        before["source"] = wanted["source"]
+        if wanted["source"] != found["source"] and found["crop"] != "random":
+            before["seed"] = wanted["seed"]  # of the images; crops do not need it
+    if changed := differences(before, wanted):
+        hint = "choose another folder or remove it"
+        if append:
+            hint = "what is appended is made alike: leave these out"
+        elif all(change.startswith("source.") for change in changed):
+            hint = "if these images are to be added, say --append"
+        elif all(change.startswith("encoders.") for change in changed):
+            hint += ", or add an encoder to it with --add-encoder"
+        raise CacheError(f"{out} was begun with other settings: {', '.join(changed)}; {hint}")
+    if known:
+        return found  # FLOPs may be counted otherwise by another torch: keep the first
+    return _write(out, growth.append(out, found, source, wanted["source"]))
 
 
-def _damaged(job: Job, *, repair: bool) -> bool:
-    """Rehash a finished cache; with `repair`, clear what is damaged so that it is made again."""
-    bad = Cache(job.out, Manifest.read(job.out)).verify()
-    if bad and not repair:
-        raise _named(job.out, bad)
-    for name in bad:
-        record_path(job.folder, int(name.split(".")[0])).unlink(missing_ok=True)
-    if bad:
-        (job.out / MANIFEST).unlink(missing_ok=True)
-    return bool(bad)
+def _part(
+    settings: dict[str, Any], source: Source, told: dict[str, Any]
+) -> tuple[growth.Part, int]:
+    """The source with its rows' numbers and labels, and which of the cache's sources it is."""
+    sources = growth.sources(settings)
+    if told not in sources:
+        names = ", ".join(f"{s['name']} ({s['count']} images)" for s in sources)
+        raise CacheError(
+            f"{source.name} ({told['count']} images) is not what the cache was made of, or has "
+            f"changed since: expected {names}"
+        )
+    number = sources.index(told)
+    classes = tuple(settings.get("class_names", source.class_names))
+    first = sum(s["count"] for s in sources[:number])
+    return growth.Part(source, first=first, class_names=classes), number
 
 
-def _work(job: Job, bar: Bar, *, patience: float) -> None:
-    """Make this rank's shards, wait for everyone's, join them."""
-    spans = job.spans()
-    for span in spans[job.rank :: job.world]:
-        if job.done(span.shard):
-            bar.skip(span.stop - span.first)
-    last, missing = time.monotonic(), len(spans)
-    with Claims(job.folder) as claims:
-        while True:
-            _make(job, bar, claims)
-            left = [span.shard for span in spans if not job.done(span.shard)]
-            if not left and job.rank == 0:
-                _join(job)
-            if not left and (job.out / MANIFEST).exists():
-                return
-            if len(left) < missing:
-                last, missing = time.monotonic(), len(left)
-            if time.monotonic() - last > patience:
-                raise CacheError(
-                    f"{job.out}: shards {left[:8]} of other processes did not come within "
-                    f"{patience:.0f} s: start those ranks again, or run this on one"
-                )
-            bar.waiting(len(left))
-            time.sleep(0.1)
+def _go(job: Job, *, repair: bool, patience: float, progress: bool) -> Cache:
+    """Verify what is finished, or make what is missing and report on it."""
+    if job.joined() and not damaged(job, repair=repair):
+        return Cache.open(job.out)
+    began = time.monotonic()
+    mine = sum(span.stop - span.first for span in job.own()[job.rank :: job.world])
+    with Bar(f"prepare {job.source.name}", total=mine, shown=progress) as bar:
+        others = work(job, bar, patience=patience)
+    if others:
+        told = growth.sources(job.settings)
+        names = ", ".join(told[number]["name"] for number in sorted({s.source for s in others}))
+        bar.note(f"{len(others)} files are still to be made of {names}: run this with them too")
+        return Cache.open(job.out)
+    cache = Cache.open(job.out)
+    if job.rank == 0:
+        report = summary(cache, seconds=time.monotonic() - began, encoded=bar.encoded)
+        write_text(job.out / REPORT, json.dumps(report, indent=1) + "\n")
+        bar.say(report, job.out / REJECTED)
+    return cache
 
 
-def _make(job: Job, bar: Bar, claims: Claims) -> None:
-    """Write every shard of this rank that is missing and that no other process is writing."""
-    settings = job.settings
-
-    def free() -> Iterator[Span]:
-        for span in job.spans()[job.rank :: job.world]:
-            if not job.done(span.shard) and claims.take(span.shard):
-                if job.done(span.shard):
-                    claims.drop(span.shard)
-                else:
-                    yield span
-
-    ahead = cropped(
-        job.source, free(), size=settings["image_size"], kind=settings["crop"],
-        seed=settings["seed"], workers=job.workers,
-    )  # fmt: skip
-    for span, items in ahead:
-        filling = fill(
-            job.source, span, items, networks=job.networks, batch_size=job.batch_size,
-            options=settings, strict=job.strict, advance=bar.advance,
-        )  # fmt: skip
-        try:
-            columns = filling.columns()
-            path = shard_path(job.folder, span.shard)
-            files = (write_shard(path, columns),) if columns else ()
-            filling.record(files).write(job.folder)
-        except OSError as error:
-            raise _full(job, error) from error
-        claims.drop(span.shard)
+def _write(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they are read back."""
+    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    write_text(out / SETTINGS, text)
+    return json.loads(text)
 
 
-def _full(job: Job, error: OSError) -> Exception:
-    """The error to raise for a failed write: a clear one if the disk is full."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return error
-    whole = [span for span in job.spans() if job.done(span.shard)]
-    return CacheError(
-        f"no space left for {job.out}: {len(whole)} of {len(job.spans())} shards are whole and "
-        "kept; free some space and run the same command again"
-    )
+def _place(rank: int | None, world: int | None) -> tuple[int, int]:
+    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
+    world = int(os.environ.get("WORLD_SIZE", "1")) if world is None else world
+    if not 0 <= rank < world:
+        raise ConfigError(f"rank {rank} of {world}: expected 0 to {world - 1}")
+    return rank, world
 
 
-def _join(job: Job) -> None:
-    """Write rejected.jsonl and the manifest from the records of all shards."""
-    found = [Record.read(job.folder, span.shard) for span in job.spans()]
-    records = [record for record in found if record is not None]
-    assert len(records) == len(found), "joined before all shards were there"
-    try:
-        write_text(job.out / REJECTED, rejected_lines(records))
-        if not any(record.shard.rows for record in records):
-            _, path, reason = records[0].rejected[0]
-            raise DataError(
-                f"none of the {len(job.source)} images of {job.source.name} can be used: "
-                f"{path}: {reason}; all reasons are in {job.out / REJECTED}"
-            )
-        join(job.settings, job.source.class_names, records).write(job.out)
-    except OSError as error:
-        raise _full(job, error) from error
+def _foreign(item: Path) -> bool:
+    """Something that no process beginning this cache just now would have put there."""
+    if item.name == "shards" and item.is_dir():
+        return any(not inner.name.startswith(".") for inner in item.iterdir())
+    return not item.name.startswith(".")

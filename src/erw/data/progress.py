@@ -65,6 +65,10 @@ class Bar:
             self._task, description=f"{self._title}: waiting for {shards} shards of other processes"
         )
 
+    def note(self, text: str) -> None:
+        """One line beside the bar."""
+        self._console.print(text, highlight=False, markup=False)
+
     def say(self, report: dict[str, Any], rejected: Path) -> None:
         """Print the report."""
         megabytes = report["bytes"] / 1e6
@@ -77,10 +81,18 @@ class Bar:
         )
         for name, value in report["fidelity"].items():
             print_(
-                f"features of {name} ({report['format']}): cosine with the originals "
+                f"features of {name} ({report['formats'][name]}): cosine with the originals "
                 f"{value['mean']:.6f} on average, {value['min']:.6f} at worst",
                 highlight=False,
             )
+        for name, told in report["pca"].items():
+            print_(
+                f"features of {name} are their first {told['kept']} of {told['of']} principal "
+                f"components, which keep {told['variance']:.2%} of the variance",
+                highlight=False,
+            )
+        if report["sources"] > 1:
+            print_(f"{report['sources']} sources, {report['classes']} classes", highlight=False)
         if report["rejected"]:
             print_(f"{report['rejected']} images rejected, reasons in {rejected}", highlight=False)
 
@@ -88,8 +100,11 @@ class Bar:
 def summary(cache: Cache, *, seconds: float, encoded: int) -> dict[str, Any]:
     """Counts, time, bytes, what was rejected, and how faithful stored features are."""
     manifest = cache.manifest
-    size = sum(file.bytes for shard in manifest.shards for file in shard.files)
-    formats = [spec.format for spec in cache.features.values()]
+    settings = manifest.settings
+    size = sum(file.bytes for file in manifest.files)
+    pca = {
+        e["name"]: e["pca"] | manifest.pca[e["name"]] for e in settings["encoders"] if "pca" in e
+    }
     return {
         "rows": manifest.rows,
         "rejected": manifest.rejected,
@@ -98,6 +113,9 @@ def summary(cache: Cache, *, seconds: float, encoded: int) -> dict[str, Any]:
         "images_per_second": encoded / max(seconds, 1e-9),
         "bytes": size,
         "bytes_per_row": size / manifest.rows,
-        "format": formats[0] if formats else "",
+        "formats": {name: spec.format for name, spec in cache.features.items()},
         "fidelity": manifest.fidelity,
+        "pca": pca,
+        "sources": 1 + len(settings.get("appended", [])),
+        "classes": len(manifest.class_names),
     }

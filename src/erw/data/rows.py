@@ -1,9 +1,10 @@
 """Images to rows of a cache: cropping in threads ahead of encoding, then columns of one shard."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,23 +12,40 @@ import torch
 from torch import Tensor
 
 from ..draws import seeded
-from ..errors import DataError
+from ..errors import CacheError, ConfigError, DataError
 from .codec import Packed, fidelity, pack, to_numpy
 from .crops import crop
 from .images import Unreadable
 from .manifest import Record, Shard
+from .pca import Pca
 from .shards import Column
 from .sources import Source, where
 
 
 class Networks(NamedTuple):
-    """The frozen parts that encode. `formats`: how features are stored; precision of the maths."""
+    """The frozen parts that encode, and the precision of their maths.
+
+    `vae` is None where only features are added; `pca`: what reduces the features of an encoder.
+    """
 
     vae: Any
     encoders: tuple[Any, ...]
-    format: str
     precision: str
     device: str
+    pca: Mapping[str, Pca] = MappingProxyType({})
+
+    def encoder(self, name: str) -> Any:
+        """An encoder by name. Raises `ConfigError` if it was not given."""
+        found = next((encoder for encoder in self.encoders if encoder.name == name), None)
+        if found is None:
+            raise ConfigError(f"features of {name} are to be made too: add it to --encoders")
+        return found
+
+    def run(self, network: Any, images: Tensor) -> Tensor:
+        """float32 (B, ...) of uint8 images (B, 3, H, W) on the device."""
+        low = self.precision == "bfloat16"
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=low):
+            return network(images).float()
 
 
 class Item(NamedTuple):
@@ -40,11 +58,33 @@ class Item(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Source items `first` to `stop` of a shard."""
+    """One file to be made: source items `first` to `stop` of a shard.
+
+    `source`: which of the cache's sources they are of. `added`: None for the file that a shard
+    begins with, else the number of an encoder whose features come into a file of their own.
+    `held`: of such a file, item and label of each row that the shard has.
+    """
 
     shard: int
     first: int
     stop: int
+    source: int = 0
+    added: int | None = None
+    held: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def items(self) -> Sequence[int]:
+        """Numbers of the images to be read."""
+        if self.held is None:
+            return range(self.first, self.stop)
+        return [item for item, _ in self.held]
+
+    def encoders(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
+        """Settings of the encoders whose features come into this file."""
+        told = settings["encoders"]
+        if self.added is not None:
+            return [told[self.added]]
+        return [encoder for encoder in told if self.source >= encoder.get("beside", 0)]
 
 
 def cropped(
@@ -63,7 +103,7 @@ def cropped(
         except Unreadable as error:
             return Item(number, None, 0, str(error))
 
-    todo = ((span, number) for span in spans for number in range(span.first, span.stop))
+    todo = ((span, number) for span in spans for number in span.items)
     pending: deque[tuple[Span, Future[Item]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="crop") as pool:
 
@@ -114,10 +154,12 @@ class Filling:
         }
 
     def record(self, files: tuple[Any, ...]) -> Record:
-        """What to note about the shard."""
+        """What to note about the file."""
         span, rows = self.span, sum(self.labels.values())
         shard = Shard(span.shard, span.first, span.stop - span.first, rows, files)
         labels = {str(label): count for label, count in sorted(self.labels.items())}
+        if span.added is not None:  # the shard's first file has told these
+            labels = {}
         return Record(shard, self.rejected, labels, self.sums, self.cosines)
 
 
@@ -132,21 +174,21 @@ def fill(
     strict: bool,
     advance: Any,
 ) -> Filling:
-    """Encode a shard's items. Batches never cross shards, so no neighbour changes its bytes."""
+    """Encode a file's items. Batches never cross shards, so no neighbour changes its bytes."""
     filling = Filling(span)
     batch: list[Item] = []
-    classes = max(1, len(source.class_names))
+    held = dict(span.held or ())
     for item in items:
-        if item.pixels is None:
+        if item.pixels is None or (held and held[item.number] != item.label):
             path = where(source, item.number)
+            if span.held is not None:
+                reason = item.reason or f"label {item.label}, stored with {held[item.number]}"
+                raise CacheError(f"{path} has changed since its row was stored: {reason}")
             if strict:
                 raise DataError(f"{path}: {item.reason} (stopped because of --strict)")
             filling.rejected.append((item.number, path, item.reason))
             advance(1)
             continue
-        if not 0 <= item.label < classes:
-            path = where(source, item.number)
-            raise DataError(f"{path} has label {item.label}, but there are {classes} classes")
         batch.append(item)
         if len(batch) == batch_size:
             _encode(filling, batch, networks, options)
@@ -158,36 +200,43 @@ def fill(
     return filling
 
 
+def stacked(batch: Sequence[Item]) -> Tensor:
+    """Pixels of items as uint8 (B, 3, size, size)."""
+    pixels = np.stack([item.pixels for item in batch if item.pixels is not None])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
 @torch.inference_mode()
 def _encode(
     filling: Filling, batch: list[Item], networks: Networks, options: dict[str, Any]
 ) -> None:
     """Add one batch of rows: label, item, moments and features, of both variants if flipped."""
-    stacked = np.stack([item.pixels for item in batch if item.pixels is not None])
-    images = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
-    filling.add("label", torch.tensor([item.label for item in batch], dtype=torch.int32))
-    filling.add("item", torch.tensor([item.number for item in batch], dtype=torch.int64))
+    images = stacked(batch)
     filling.labels.update(item.label for item in batch)
-    if options["images"]:
-        filling.add("image", images)
     pixels = images.to(networks.device)
     variants = [pixels, pixels.flip(-1)] if options["flip"] else [pixels]
 
     def encode(network: Any) -> Tensor:
         """(B, ...) or, with two variants, (B, 2, ...), float32."""
-        low = networks.precision == "bfloat16"
-        with torch.autocast(torch.device(networks.device).type, torch.bfloat16, enabled=low):
-            outputs = [network(variant).float() for variant in variants]
+        outputs = [networks.run(network, variant) for variant in variants]
         return torch.stack(outputs, 1) if len(outputs) == 2 else outputs[0]
 
-    _add_moments(filling, encode(networks.vae.encode))
-    for encoder in networks.encoders:
-        tokens = encode(encoder)
-        packed = pack(tokens, networks.format, name=f"features of {encoder.name}")
-        filling.add(f"features.{encoder.name}", packed.values)
+    if filling.span.added is None:
+        filling.add("label", torch.tensor([item.label for item in batch], dtype=torch.int32))
+        filling.add("item", torch.tensor([item.number for item in batch], dtype=torch.int64))
+        if options["images"]:
+            filling.add("image", images)
+        _add_moments(filling, encode(networks.vae.encode))
+    for told in filling.span.encoders(options):
+        name = told["name"]
+        tokens = encode(networks.encoder(name))
+        if reduction := networks.pca.get(name):
+            tokens = reduction.reduce(tokens)
+        packed = pack(tokens, told["format"], name=f"features of {name}")
+        filling.add(f"features.{name}", packed.values)
         if packed.scale is not None:
-            filling.add(f"scale.{encoder.name}", packed.scale)
-        _note_fidelity(filling, encoder.name, tokens, packed)
+            filling.add(f"scale.{name}", packed.scale)
+        _note_fidelity(filling, name, tokens, packed)
 
 
 def _add_moments(filling: Filling, moments: Tensor) -> None:

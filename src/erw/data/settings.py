@@ -1,5 +1,6 @@
 """The settings that make a cache what it is: written first, compared before anything is added."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,23 +8,39 @@ from typing import Any
 import torch
 from blake3 import blake3
 
-from ..errors import ConfigError
+from ..errors import CacheError, ConfigError
 from .codec import FORMATS
 from .crops import CROPS
 from .images import WHITE
+from .manifest import SETTINGS
+from .pca import IMAGES
 from .rows import Networks
 from .sources import Source
 
 PRECISIONS = ("float32", "bfloat16")
+FORMAT = "float16"
+"""How features are stored where nothing else is asked for."""
 
 
-def load_networks(
-    vae: Any, encoders: Sequence[Any], *, features: str, precision: str, device: str
-) -> Networks:
-    """The frozen parts, loaded where they are given by name. `ConfigError` for impossible ones."""
+def begun(out: Path) -> dict[str, Any] | None:
+    """The settings with which the cache in `out` was begun, and what it was grown by; else None.
+
+    Raises `CacheError` if they cannot be read.
+    """
+    path = out / SETTINGS
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise CacheError(f"{path} is damaged ({error}): remove {out}, prepare again") from error
+
+
+def load_networks(vae: Any, encoders: Sequence[Any], *, precision: str, device: str) -> Networks:
+    """The frozen parts, loaded where they are given by name. `ConfigError` for impossible ones.
+
+    No VAE is loaded for None.
+    """
     from ..encoders import load_encoder
 
-    _choice("features", features, FORMATS)
     _choice("precision", precision, PRECISIONS)
     if isinstance(vae, str | Path):
         from ..encoders import load_vae
@@ -33,7 +50,7 @@ def load_networks(
     names = [encoder.name for encoder in loaded]
     if len(set(names)) < len(names):
         raise ConfigError(f"the same encoder is asked for twice: {', '.join(names)}")
-    return Networks(vae, loaded, features, precision, device)
+    return Networks(vae, loaded, precision, device)
 
 
 def describe(
@@ -43,9 +60,15 @@ def describe(
     image_size: int,
     crop: str,
     rows_per_shard: int,
+    features: str | None = None,
+    pca: int | None = None,
+    like: dict[str, Any] | None = None,
     **plain: Any,
 ) -> dict[str, Any]:
-    """All settings as JSON values; `plain` are taken as they are."""
+    """All settings as JSON values; `plain` are taken as they are.
+
+    `features` and `pca` of None are those of the encoder in `like`, the settings of a cache.
+    """
     vae = networks.vae
     _choice("crop", crop, CROPS)
     if image_size < vae.factor or image_size % vae.factor:
@@ -56,11 +79,7 @@ def describe(
         raise ConfigError(f"rows_per_shard is {rows_per_shard}: expected at least 1")
     side = image_size // vae.factor
     return {
-        "source": {
-            "name": source.name,
-            "fingerprint": source.fingerprint(),
-            "count": len(source),
-        },
+        "source": identity(source),
         "background": list(getattr(source, "background", WHITE)),
         "crop": crop,
         "image_size": image_size,
@@ -76,30 +95,66 @@ def describe(
             "shift": _plain(vae.shift),
             "flops": _encode_flops(networks, image_size),
         },
-        "encoders": [
-            {
-                "name": encoder.name,
-                "weight_hash": weight_hash(encoder),
-                "dim": encoder.dim,
-                "grid": list(encoder.grid(image_size)),
-                "flops": encoder.flops(image_size),
-                "format": networks.format,
-            }
-            for encoder in networks.encoders
-        ],
+        "encoders": describe_encoders(
+            networks, image_size=image_size, features=features, pca=pca, like=like
+        ),
     }
+
+
+def describe_encoders(
+    networks: Networks,
+    *,
+    image_size: int,
+    features: str | None = None,
+    pca: int | None = None,
+    like: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """The encoders' part of the settings."""
+    if features is not None:
+        _choice("features", features, FORMATS)
+    known = {told["name"]: told for told in (like or {}).get("encoders", [])}
+    found = []
+    for encoder in networks.encoders:
+        before = known.get(encoder.name, {})
+        kept = before.get("pca", {}).get("kept") if pca is None else pca
+        if kept is not None and not 0 < kept < encoder.dim:
+            raise ConfigError(
+                f"pca is {kept}: expected 1 to {encoder.dim - 1}, fewer than the numbers that a "
+                f"token of {encoder.name} has"
+            )
+        told = {
+            "name": encoder.name,
+            "weight_hash": weight_hash(encoder),
+            "dim": encoder.dim,
+            "grid": list(encoder.grid(image_size)),
+            "flops": encoder.flops(image_size),
+            "format": features or before.get("format", FORMAT),
+        }
+        if kept is not None:
+            told |= {"dim": kept, "pca": {"kept": kept, "of": encoder.dim, "images": IMAGES}}
+        found.append(told)
+    return found
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """What tells a source from others."""
+    return {"name": source.name, "fingerprint": source.fingerprint(), "count": len(source)}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Settings in which two caches differ, as "crop (adm, now resize)".
 
-    FLOPs do not count, nor where the VAE lies: its weights' hash says what it is.
+    FLOPs do not count, nor where the VAE lies (its weights' hash says what it is), nor by what the
+    old one was grown: compare what is given with what was there.
     """
-    before, after = _flat(old), _flat(new)
+    grown = ("appended", "class_names")
+    before, after = (_flat({k: v for k, v in s.items() if k not in grown}) for s in (old, new))
     return [
         f"{key} ({before.get(key, 'none')}, now {after.get(key, 'none')})"
         for key in sorted(set(before) | set(after))
-        if before.get(key) != after.get(key) and not key.endswith("flops") and key != "vae.name"
+        if before.get(key) != after.get(key)
+        and not key.endswith((".flops", ".beside"))
+        and key != "vae.name"
     ]
 
 
@@ -131,7 +186,9 @@ def _choice(what: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A number or a list of numbers, for JSON."""
+    """A number or a list of numbers, for JSON; None where it is measured."""
+    if value is None:
+        return None
     if isinstance(value, torch.Tensor):
         return value.reshape(-1).tolist() if value.numel() > 1 else float(value)
     return float(value) if isinstance(value, int | float) else [float(v) for v in value]

@@ -1,0 +1,208 @@
+"""`erw prepare`: images in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from erw.cli.images import BUILT_IN, pick_device
+from erw.cli.settings import Parser, add_settings, changed, settings
+from erw.config import to_dict
+from erw.errors import ConfigError
+
+if TYPE_CHECKING:
+    from erw.data.sources import Source
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """How a cache is made.
+
+    Attributes:
+        vae: openmoji-f4c4, sd-vae-ft-ema, sdxl, sd3, flux, taesd, va-vae=FILE, a folder as
+            diffusers saves it, NAME=FOLDER for local weights, or none (plain pixels).
+        encoders: whose patch features are stored: NAME, NAME@SIDE, NAME=FOLDER for local weights,
+            or a folder as transformers saves it; docs/data.md lists the names.
+        image_size: side of the cropped square.
+        count: how many of the built-in images to compose; folders are taken whole.
+        classes: labels from dataset.json or folders (auto), folders, the innermost folder, or none.
+        crop: adm (centre, as ADM does), random, or resize.
+        features: how features are stored; int8 and float8 have one scale per token.
+        pca: how many principal components of each token are stored; none: the token itself.
+        flip: store the mirrored image as a second variant.
+        images: store the cropped images too, as a reference for evaluation.
+        rows_per_shard: images per shard; what is lost at most if this is stopped.
+        batch_size: images encoded at once.
+        precision: bfloat16 encodes under autocast.
+        seed: moves random crops, and the built-in images.
+        workers: threads that decode and crop; none: one per core, 8 at most.
+        device: where the encoders run; auto: a GPU if there is one.
+        strict: stop at the first unreadable image instead of listing it in rejected.jsonl.
+        repair: make damaged shards again.
+    """
+
+    vae: str = "openmoji-f4c4"
+    encoders: tuple[str, ...] = ("efficientnet-lite0",)
+    image_size: int = 64
+    count: int = 50_000
+    classes: Literal["auto", "folders", "leaf", "none"] = "auto"
+    crop: Literal["adm", "random", "resize"] = "adm"
+    features: Literal["float16", "bfloat16", "int8", "float8"] = "float16"
+    pca: int | None = None
+    flip: bool = False
+    images: bool = False
+    rows_per_shard: int = 1024
+    batch_size: int = 64
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    workers: int | None = None
+    device: str = "auto"
+    strict: bool = False
+    repair: bool = False
+
+
+def prepare(args: Sequence[str]) -> None:
+    """Encode images into a cache; the same command goes on, or verifies what is there."""
+    what = (
+        "IMAGES: a folder, zip or tar, WebDataset shards, Parquet, Arrow or NumPy files, or "
+        f"{BUILT_IN} or {BUILT_IN}-test, the built-in sets. Settings that are not given are those "
+        "of the cache in DIR, if there is one."
+    )
+    parser = Parser("erw prepare", what, usage="IMAGES --out DIR [--SETTING VALUE ...]")
+    parser.add_argument("source", metavar="IMAGES", nargs="?")
+    parser.add_argument("--out", metavar="DIR", help="folder of the cache")
+    parser.add_argument("--append", action="store_true", help="add IMAGES to the cache in DIR")
+    parser.add_argument(
+        "--add-encoder", nargs="+", default=[], metavar="NAME",
+        help="add features to the cache in DIR, made of the same IMAGES (or of those it holds)",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="count images and bytes only")
+    parser.add_argument("--verify", action="store_true", help="recheck every hash of DIR only")
+    parser.add_argument("--online", action="store_true", help="store nothing, encode in training")
+    add_settings(parser, Prepare())
+    found = parser.read(args)
+    if found.out is None or (found.source is None and not (found.verify or found.add_encoder)):
+        parser.error("the following arguments are required: IMAGES, --out")
+    if found.verify:
+        from erw.data.prepare import verify
+
+        cache = verify(found.out)
+        print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
+        return
+    how, there = _settings(found)
+    source = None
+    if found.source is not None:
+        source = _open(found.source, how, counted="count" in found)
+    if found.add_encoder:
+        print(_add(source, how, found))
+        return
+    assert source is not None
+    if found.dry_run:
+        print(_forecast(source, how))
+        return
+    if found.online:
+        if how.pca is not None:
+            raise ConfigError(
+                "--pca is fitted while a cache is stored: leave --online or --pca out"
+            )
+        print(repr(_online(found.source, found.out, how, precise="precision" in found)))
+        return
+    from erw.data.prepare import prepare as go
+
+    options = to_dict(how)
+    for name in ("count", "classes"):  # the source has taken them
+        del options[name]
+    if there:  # encoders that were added may be stored in another way
+        options |= {name: getattr(found, name, None) for name in ("features", "pca")}
+    options |= {"append": found.append, "device": pick_device(how.device)}
+    print(go(source, found.out, **options))
+
+
+def _settings(found: Any) -> tuple[Prepare, dict[str, Any]]:
+    """What was asked for, else what the cache has that is there, else the defaults."""
+    from erw.data.growth import sources
+    from erw.data.settings import begun
+
+    there = begun(Path(found.out).expanduser()) or {}
+    base = Prepare()
+    if there:
+        same = ("image_size", "crop", "flip", "images", "rows_per_shard", "precision", "seed")
+        base = replace(
+            base,
+            vae=there["vae"]["name"],
+            encoders=tuple(encoder["name"] for encoder in there["encoders"]),
+            **{name: there[name] for name in same},
+        )
+        split = {BUILT_IN: "openmoji-train"}.get(found.source, found.source)
+        counts = [told["count"] for told in sources(there) if told["name"] == split]
+        base = replace(base, count=counts[0] if counts else base.count)
+    return changed(base, found), there
+
+
+def _add(source: Source | None, how: Prepare, found: Any) -> Any:
+    """Add the encoders named to a cache; what does not concern them may not be given."""
+    from erw.data.prepare import add_encoders
+
+    may = ("features", "pca", "batch_size", "workers", "device", "count", "classes", "seed")
+    given = [setting.name for setting in settings(Prepare()) if setting.name in found]
+    given += [name for name in ("append", "online", "dry_run") if getattr(found, name)]
+    for name in given:
+        if name not in may:
+            name = name.replace("_", "-")
+            raise ConfigError(f"--{name} does not go with --add-encoder: leave it out")
+    return add_encoders(
+        source, found.out, encoders=found.add_encoder,
+        features=getattr(found, "features", None), pca=getattr(found, "pca", None),
+        batch_size=how.batch_size, workers=how.workers, device=pick_device(how.device),
+    )  # fmt: skip
+
+
+def _open(where: str, how: Prepare, *, counted: bool) -> Source:
+    """The images named; the built-in ones are composed at the size asked for."""
+    from erw.data.sources import open_source
+
+    if where.startswith(BUILT_IN):
+        return open_source(where, size=how.image_size, count=how.count, seed=how.seed)
+    if counted:
+        raise ConfigError(f"--count composes built-in images; {where} is taken whole, leave it out")
+    return open_source(where, classes=how.classes)
+
+
+def _online(where: str, out: str, how: Prepare, *, precise: bool) -> Any:
+    """A folder that encodes while training, in bfloat16 unless the precision was given."""
+    from erw.data.online import write
+
+    if where in (BUILT_IN, f"{BUILT_IN}-test"):
+        options: dict[str, Any] = {"size": how.image_size, "count": how.count}
+    else:
+        options = {"classes": how.classes}
+    return write(
+        where, out, vae=how.vae, encoders=how.encoders, image_size=how.image_size, crop=how.crop,
+        flip=how.flip, precision=how.precision if precise else "bfloat16", seed=how.seed,
+        **options,
+    )  # fmt: skip
+
+
+def _forecast(source: Source, how: Prepare) -> str:
+    """Images, classes and bytes that a cache will take."""
+    from erw.data.forecast import table
+    from erw.data.rows import Networks
+    from erw.data.settings import describe, load_networks
+
+    networks: Networks = load_networks(how.vae, how.encoders, precision=how.precision, device="cpu")
+    told = describe(
+        source, networks, image_size=how.image_size, crop=how.crop, features=how.features,
+        pca=how.pca, rows_per_shard=how.rows_per_shard, seed=how.seed, flip=how.flip,
+        images=how.images,
+    )  # fmt: skip
+    flops = told["vae"]["flops"] + sum(part["flops"] for part in told["encoders"])
+    flops *= 2 if how.flip else 1
+    lines = [f"images      {len(source):,} of {source.name}"]
+    lines += [f"classes     {len(source.class_names)} ({', '.join(source.class_names[:12])})"]
+    lines += [f"shards      {math.ceil(len(source) / how.rows_per_shard)}"]
+    lines += [f"encoding    {flops / 1e9:.3f} GFLOP an image", ""]
+    lines += [table(told, images=len(source))]
+    return "\n".join(lines)
