@@ -28,7 +28,10 @@ def test_every_recipe_is_json_and_back_and_has_a_note_and_a_tiny_twin(name):
         ({"steps": "many"}, "steps is 'many'; expected int"),
         ({"steps": True}, "steps is True; expected int"),
         ({"optim": {"compile": 1}}, "optim.compile is 1; expected bool"),
-        ({"flow": {"path": "curved"}}, "flow.path is 'curved'; expected one of 'linear', 'cosine'"),
+        (
+            {"flow": {"path": "curved"}},
+            "flow.path is 'curved'; expected one of 'linear', 'cosine', 'vp'",
+        ),
         (
             {"flow": {"objective": "ddpm", "times": "logit_normal"}},
             "flow.times logit_normal has no",

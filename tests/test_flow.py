@@ -9,36 +9,77 @@ from erw import flow
 
 X, EPS = torch.randn(5, 3, 4, 4, dtype=torch.float64), torch.randn(5, 3, 4, 4, dtype=torch.float64)
 T = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
-BOTH = pytest.mark.parametrize("path", [flow.LINEAR, flow.COSINE], ids=lambda p: p.name)
+EVERY = pytest.mark.parametrize("path", flow.PATHS.values(), ids=lambda p: p.name)
+PREDICTIONS = ["velocity", "x", "noise", "score"]
 
 
 def test_t_0_is_data_and_t_1_is_noise():
-    for path in flow.PATHS.values():
+    for path in (flow.LINEAR, flow.COSINE):
         assert torch.allclose(flow.noise(X, EPS, torch.zeros(5), path=path).x_t, X, atol=1e-7)
         assert torch.allclose(flow.noise(X, EPS, torch.ones(5), path=path).x_t, EPS, atol=1e-7)
+
+
+def test_the_variance_preserving_path_is_that_of_its_noise_rate():
+    """alpha^2 + sigma^2 = 1, and alpha is the solution of alpha' = -beta alpha / 2 from 1."""
+    t = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    beta = 0.1 + 19.9 * t
+    integral = torch.cumulative_trapezoid(beta, t)
+    torch.testing.assert_close(flow.VP.alpha(t[1:]), (-integral / 2).exp(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(flow.VP.alpha(t) ** 2 + flow.VP.sigma(t) ** 2, torch.ones_like(t))
+    assert flow.VP.sigma(t[0]) == 0 and flow.VP.alpha(t[-1]) < 0.007
+    # For float32, sigma keeps its digits where 1 - alpha^2 would have none.
+    small = torch.tensor(1e-5)
+    torch.testing.assert_close(flow.VP.sigma(small).double(), flow.VP.sigma(small.double()))
 
 
 def test_the_linear_velocity_is_noise_minus_data():
     assert torch.equal(flow.noise(X, EPS, T).velocity, EPS - X)
 
 
-@BOTH
+@EVERY
 def test_the_velocity_is_the_derivative_of_the_path(path):
     h = 1e-6
     ahead, behind = (flow.noise(X, EPS, T + d, path=path).x_t for d in (h, -h))
     assert torch.allclose((ahead - behind) / (2 * h), flow.noise(X, EPS, T, path=path).velocity)
 
 
-@BOTH
-@pytest.mark.parametrize("prediction", ["velocity", "x", "noise"])
+def perfect(prediction, x, noised, path):
+    """What a network gives whose training loss is 0."""
+    sigma = path.sigma(flow.over(noised.t, x))
+    targets = {"velocity": noised.velocity, "x": x, "noise": noised.noise}
+    return targets.get(prediction, -noised.noise / sigma)
+
+
+@EVERY
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_every_perfect_prediction_gives_the_same_velocity(path, prediction):
     noised = flow.noise(X, EPS, T, path=path)
-    output = flow.target(X, noised, prediction)
+    output = perfect(prediction, X, noised, path)
+    off = flow.residual(prediction, output, X, noised, path=path)
+    assert torch.allclose(off, torch.zeros_like(off))
     v = flow.velocity_from(prediction, output, noised.x_t, T, path=path)
     assert torch.allclose(v, noised.velocity)
 
 
-@BOTH
+@EVERY
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_ends_of_the_path_are_finite_and_continuous(path, prediction):
+    """In float32; beyond `ends` the coefficients are those of the end, so that nothing runs off."""
+    low, high = flow.ends(prediction, path)
+    x, eps = X.float(), EPS.float()
+    for t, end in ((0.0, low), (1.0, high)):
+        at = [torch.full((5,), value) for value in (t, end)]
+        noised = flow.noise(x, eps, at[1], path=path)
+        output = perfect(prediction, x, noised, path)
+        output = torch.nan_to_num(output, neginf=0, posinf=0)  # the score of clean data
+        v = [flow.velocity_from(prediction, output, noised.x_t, time, path=path) for time in at]
+        assert torch.isfinite(v[0]).all() and torch.isfinite(v[1]).all()
+        if t != end:
+            assert torch.equal(v[0], v[1])
+            assert torch.allclose(v[1], noised.velocity, rtol=1e-3, atol=1e-3)
+
+
+@EVERY
 def test_the_score_of_one_known_image(path):
     """For a single data point, p_t is Gaussian and its score is -(x_t - alpha x) / sigma^2."""
     noised = flow.noise(X, EPS, T, path=path)
@@ -46,7 +87,7 @@ def test_the_score_of_one_known_image(path):
     assert torch.allclose(score, -EPS / path.sigma(flow.over(T, X)))
 
 
-@BOTH
+@EVERY
 def test_logit_normal_times_have_normal_log_ratios(path):
     normal = torch.randn(1000, dtype=torch.float64)
     t = flow.sample_times(torch.empty(0), normal, times="logit_normal", path=path)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from erw.errors import ConfigError
-from erw.flow import COSINE, LINEAR, PATHS
+from erw.flow import PATHS, Path, ends, velocity_from
 from erw.models.sit import SiT
 from erw.sample.guidance import conditional, guided
 from erw.sample.solvers import (
@@ -126,26 +126,44 @@ def test_adams_is_exact_where_the_slope_is_linear_in_time_on_uneven_steps() -> N
     assert out.item() == pytest.approx(-0.5 - 0.1**2 / 2)
 
 
-@pytest.mark.parametrize("path", [LINEAR, COSINE], ids=["linear", "cosine"])
-def test_sde_and_ode_reach_the_same_gaussian(path: Any) -> None:
-    # Data N(m, s^2): the velocity is known, and both must end at that distribution.
-    m, s = 1.5, 0.5
+MEAN, SPREAD = 1.5, 0.5
+
+
+def exact(prediction: str, path: Path, x: Tensor, t: Tensor) -> Tensor:
+    """The best a network can give for data from N(MEAN, SPREAD^2), in closed form."""
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    off = (x - alpha * MEAN) / (alpha**2 * SPREAD**2 + sigma**2)
+    clean, eps = MEAN + alpha * SPREAD**2 * off, sigma * off
+    if prediction == "velocity":
+        return path.d_alpha(t) * clean + path.d_sigma(t) * eps
+    return {"x": clean, "noise": eps, "score": -off}[prediction]
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "x", "noise", "score"])
+@pytest.mark.parametrize("path", PATHS.values(), ids=lambda path: path.name)
+def test_every_prediction_on_every_path_draws_the_same_gaussian(
+    path: Path, prediction: Any
+) -> None:
+    """Expressed as a noise, a score or a clean latent, the exact velocity gives the same samples;
+    the ODE and the SDE end at the distribution of the data."""
 
     def velocity(x: Tensor, t: float) -> Tensor:
         now = torch.tensor(t, dtype=x.dtype)
-        alpha, sigma = path.alpha(now), path.sigma(now)
-        var = alpha**2 * s**2 + sigma**2
-        centred = x - alpha * m
-        clean = m + alpha * s**2 / var * centred
-        return path.d_alpha(now) * clean + path.d_sigma(now) * sigma / var * centred
+        output = exact(prediction, path, x, now)
+        return velocity_from(prediction, output, x, now, path=path)
 
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(20_000, dtype=torch.float64, generator=rng)
     noise = lambda step, like: torch.randn(len(like), generator=rng)  # noqa: E731
+    high = ends("noise", path)[1]  # the same times for all
     for solve, times in ((heun, uniform_times(50)), (euler_maruyama, sde_times(250, last=0.01))):
+        times = [high * t for t in times]
         out = solve(velocity, x, times, path=path, noise=noise)
-        assert out.mean().item() == pytest.approx(m, abs=0.02)
-        assert out.std().item() == pytest.approx(s, abs=0.02)
+        assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
+        assert out.std().item() == pytest.approx(SPREAD, abs=0.02)
+        if solve is heun:
+            plain = lambda x, t: exact("velocity", path, x, torch.tensor(t).double())  # noqa: E731
+            torch.testing.assert_close(out, solve(plain, x, times, path=path), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from erw.errors import ConfigError
-from erw.flow import Prediction, Times
+from erw.flow import PathName, Prediction, Times
 from erw.plan import Plan
 from erw.records import at_least, between
 from erw.records import from_dict as from_dict
@@ -93,13 +93,13 @@ class Flow:
     Attributes:
         objective: flow (SiT), or ddpm: DiT's noise prediction with learned variance on 1,000 steps
             of linear betas, for which the settings below have no other values.
-        path: from data to noise.
+        path: from data to noise; vp preserves the variance, as SiT's.
         times: training times on it.
         prediction: what the network gives.
     """
 
     objective: Literal["flow", "ddpm"] = "flow"
-    path: Literal["linear", "cosine"] = "linear"
+    path: PathName = "linear"
     times: Times = "uniform"
     prediction: Prediction = "velocity"
 

@@ -10,7 +10,8 @@
 | x_t      | alpha(t) x + sigma(t) eps                | as x         |
 | v        | velocity alpha'(t) x + sigma'(t) eps     | as x         |
 
-On the linear path alpha = 1 - t and sigma = t, so v = eps - x.
+On the linear path alpha = 1 - t and sigma = t, so v = eps - x. The variance-preserving path is
+SiT's: alpha = exp(-int beta / 2) with beta(t) = 0.1 + 19.9 t and sigma^2 = 1 - alpha^2.
 Source: SiT (arXiv 2401.08740) with time reversed; ERW (arXiv 2504.10188), section 3.1 and Eq. 14.
 """
 
@@ -22,20 +23,22 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Prediction = Literal["velocity", "x", "noise"]
+Prediction = Literal["velocity", "x", "noise", "score"]
+PathName = Literal["linear", "cosine", "vp"]
 Times = Literal["uniform", "logit_normal"]
 
 
 @dataclass(frozen=True)
 class Path:
-    """A path x_t = alpha(t) x + sigma(t) eps with its derivatives; every field maps t to a tensor
-    as t."""
+    """A path x_t = alpha(t) x + sigma(t) eps with its derivatives; every function maps t to a
+    tensor as t. `time` is an inverse: from sigma / alpha to the time that has it."""
 
-    name: str
+    name: PathName
     alpha: Callable[[Tensor], Tensor]
     sigma: Callable[[Tensor], Tensor]
     d_alpha: Callable[[Tensor], Tensor]
     d_sigma: Callable[[Tensor], Tensor]
+    time: Callable[[Tensor], Tensor]
 
 
 LINEAR = Path(
@@ -44,6 +47,7 @@ LINEAR = Path(
     sigma=lambda t: t,
     d_alpha=lambda t: -torch.ones_like(t),
     d_sigma=lambda t: torch.ones_like(t),
+    time=lambda ratio: ratio / (1 + ratio),
 )
 COSINE = Path(
     name="cosine",
@@ -51,8 +55,39 @@ COSINE = Path(
     sigma=lambda t: torch.sin(t * math.pi / 2),
     d_alpha=lambda t: -math.pi / 2 * torch.sin(t * math.pi / 2),
     d_sigma=lambda t: math.pi / 2 * torch.cos(t * math.pi / 2),
+    time=lambda ratio: 2 / math.pi * torch.atan(ratio),
 )
-PATHS = {path.name: path for path in (LINEAR, COSINE)}
+
+BETA = (0.1, 20.0)
+"""Noise rate of the variance-preserving path at t = 0 and t = 1, as in SiT and score SDEs."""
+
+
+def _beta(t: Tensor) -> Tensor:
+    return BETA[0] + (BETA[1] - BETA[0]) * t
+
+
+def _log_alpha(t: Tensor) -> Tensor:
+    return -((BETA[1] - BETA[0]) / 4 * t + BETA[0] / 2) * t
+
+
+def _vp_sigma(t: Tensor) -> Tensor:
+    return (-torch.expm1(2 * _log_alpha(t))).sqrt()
+
+
+def _vp_time(ratio: Tensor) -> Tensor:
+    a, b, c = (BETA[1] - BETA[0]) / 4, BETA[0] / 2, torch.log1p(ratio**2) / 2  # a t^2 + b t = c
+    return (2 * c / (b + (b**2 + 4 * a * c).sqrt())).clamp(max=1.0)
+
+
+VP = Path(
+    name="vp",
+    alpha=lambda t: _log_alpha(t).exp(),
+    sigma=_vp_sigma,
+    d_alpha=lambda t: -_beta(t) / 2 * _log_alpha(t).exp(),
+    d_sigma=lambda t: _beta(t) / 2 * (2 * _log_alpha(t)).exp() / _vp_sigma(t),
+    time=_vp_time,
+)
+PATHS = {path.name: path for path in (LINEAR, COSINE, VP)}
 
 
 class Noised(NamedTuple):
@@ -76,9 +111,29 @@ def noise(x: Tensor, eps: Tensor, t: Tensor, *, path: Path = LINEAR) -> Noised:
     return Noised(x_t, t, path.d_alpha(s) * x + path.d_sigma(s) * eps, eps)
 
 
-def target(x: Tensor, noised: Noised, prediction: Prediction) -> Tensor:
-    """What the network is asked for: the velocity, the clean latent or the noise."""
-    return {"velocity": noised.velocity, "x": x, "noise": noised.noise}[prediction]
+def residual(
+    prediction: Prediction, output: Tensor, x: Tensor, noised: Noised, *, path: Path = LINEAR
+) -> Tensor:
+    """What training squares: a network's `output` less the velocity, the clean latent or the noise.
+
+    The score is -eps / sigma; its residual is weighed by sigma, sigma s + eps, as in SiT, so that
+    it stays finite towards t = 0.
+    """
+    if prediction == "score":
+        return path.sigma(over(noised.t, x)) * output + noised.noise
+    return output - {"velocity": noised.velocity, "x": x, "noise": noised.noise}[prediction]
+
+
+def ends(prediction: Prediction, path: Path = LINEAR) -> tuple[float, float]:
+    """The lowest and highest time at which a prediction says the velocity; SiT's, 1e-3 from an end.
+
+    At t = 1 of the linear and cosine paths alpha = 0, so neither noise nor score tell of the data.
+    At t = 0 sigma = 0, so the clean latent does not tell of the noise; on the variance-preserving
+    path the velocity itself has no limit there.
+    """
+    low = 0.0 if prediction == "velocity" and path is not VP else 1e-3
+    high = 1 - 1e-3 if prediction in ("noise", "score") and path is not VP else 1.0
+    return low, high
 
 
 def velocity_from(
@@ -86,18 +141,23 @@ def velocity_from(
 ) -> Tensor:
     """The velocity that a network's `output` stands for at (x_t, t).
 
-    `x` and `noise` determine each other through x_t = alpha x + sigma eps; the division is by
-    sigma or alpha, which is kept at least 1e-4 away from 0 at the two ends of the path.
+    Of x, the noise and x_t = alpha x + sigma eps any two tell the third, and score = -eps / sigma:
+
+        v = alpha' / alpha x_t + (sigma' - alpha' / alpha sigma) eps
+          = sigma' / sigma x_t + (alpha' - sigma' / sigma alpha) x
+
+    Beyond `ends`, where a ratio runs off, its value there is taken: the result stays finite.
     """
     if prediction == "velocity":
         return output
-    s = over(t.to(x_t.dtype), x_t)
+    s = over(t.to(x_t.dtype).clamp(*ends(prediction, path)), x_t)
     alpha, sigma = path.alpha(s), path.sigma(s)
     if prediction == "x":
-        x, eps = output, (x_t - alpha * output) / sigma.clamp(min=1e-4)
-    else:
-        x, eps = (x_t - sigma * output) / alpha.clamp(min=1e-4), output
-    return path.d_alpha(s) * x + path.d_sigma(s) * eps
+        ratio = path.d_sigma(s) / sigma
+        return ratio * x_t + (path.d_alpha(s) - ratio * alpha) * output
+    eps = output if prediction == "noise" else -sigma * output
+    ratio = path.d_alpha(s) / alpha
+    return ratio * x_t + (path.d_sigma(s) - ratio * sigma) * eps
 
 
 def score_from_velocity(v: Tensor, x_t: Tensor, t: Tensor, *, path: Path = LINEAR) -> Tensor:
@@ -114,9 +174,5 @@ def sample_times(u: Tensor, normal: Tensor, *, times: Times, path: Path = LINEAR
     `uniform` is t = u. `logit_normal` draws log(sigma / alpha) from a standard normal and returns
     the time with that ratio (EDM's noise levels carried over to the path, as REPA's `lognormal`).
     """
-    if times == "uniform":
-        return u
-    ratio = normal.exp()
-    if path is LINEAR:
-        return ratio / (1 + ratio)
-    return 2 / math.pi * torch.atan(ratio)
+    t = u if times == "uniform" else path.time(normal.exp())
+    return t.clamp(min=1e-5) if path is VP else t  # where its velocity has no limit

@@ -60,8 +60,8 @@ class FlowMatching:
 
         flow_loss = None
         if out is not None and phase.flow_weight:
-            wanted = flow.target(x, noised, self.prediction)
-            flow_loss = (out.float() - wanted).pow(2).mean()
+            off = flow.residual(self.prediction, out.float(), x, noised, path=self.path)
+            flow_loss = off.pow(2).mean()
         return weighed(phase, flow_loss, align, like=x)
 
 
