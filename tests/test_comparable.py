@@ -46,7 +46,7 @@ def test_a_result_can_be_compared_with_itself_and_with_another_model(
         ("vae", "sd-vae", "VAE"),
         ("vae_weights", "f00", "VAE's weights"),
         ("labels", "given", "labels"),
-        ("ema", 0.9, "EMA not stated here, 0.9 there"),
+        ("ema", 0.9, "EMA 0.9999 here, 0.9 there"),
         ("count", 50_000, "images 10 here, 50000 there"),
         ("resolution", [256, 256], "resolution [8, 8] here, [256, 256] there"),
         ("encoder", "inception", "features"),

@@ -1,6 +1,6 @@
 """A small real cache and a small real run on it, for tests of training and of what follows it.
 
-Run as a program, it trains: `python tiny.py CACHE OUT [--steps N] ...`, so that tests can kill it.
+Run as a program, it trains: `python tiny.py CACHE OUT ...`, with options that kill it.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from erw.config import Flow, Run, Sample
+from erw.config import Eval, Flow, Run, Sample
 from erw.data.cache import Cache
 from erw.data.openmoji import OpenMojiSet
 from erw.data.prepare import prepare
@@ -62,7 +62,24 @@ def _die_in_rename(number: int) -> None:
     os.replace = replace  # type: ignore[assignment]
 
 
+def _die_in_score(number: int) -> None:
+    """Kill this process once its `number`th score is known and its line is not yet written."""
+    from erw.evaluate import during
+
+    append, seen = during.append_metrics, 0
+
+    def appended(path: Path, line: dict[str, object]) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(path, line)
+
+    during.append_metrics = appended
+
+
 if __name__ == "__main__":
+    from erw.cli.runs import together, watches
     from erw.runtime.log import Silent
     from erw.train import train
 
@@ -71,6 +88,8 @@ if __name__ == "__main__":
     parser.add_argument("out")
     parser.add_argument("--die-after", type=int, help="SIGKILL once this many steps are done")
     parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
+    parser.add_argument("--die-in-score", type=int, help="SIGKILL within this score")
+    parser.add_argument("--eval-every", type=int, default=0)
     parser.add_argument("--loss", default="cosine")
     parser.add_argument("--dit", action="store_true", help="DiT's objective")
     args = parser.parse_args()
@@ -83,7 +102,11 @@ if __name__ == "__main__":
 
     if args.die_in_checkpoint:
         _die_in_rename(args.die_in_checkpoint)
+    if args.die_in_score:
+        _die_in_score(args.die_in_score)
     run = tiny_run(args.cache)
     run = as_dit(run) if args.dit else run
     run = run.replace(plan=dataclasses.replace(run.plan, loss=args.loss, negatives="batch"))
-    train(run, args.out, reporter=Deadly())
+    run = run.replace(eval=Eval(every=args.eval_every, samples=8, reference_count=16))
+    watched = together(watches(run, args.out, say=print))
+    train(run, args.out, reporter=Deadly(), **watched)

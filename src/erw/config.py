@@ -187,6 +187,37 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Eval:
+    """Scores while training, of a few samples from the same seeds; they change none of its numbers.
+
+    Attributes:
+        every: steps between two scores, in full training; the last step has one too. 0: none.
+        samples: images, with the seeds 0 to samples - 1 and as `sample` says, classes in turn.
+        metric: as for `erw eval`; the first score that it gives decides which weights are best.
+        reference: images to compare with, as for `erw eval`; none: the built-in test set, for runs
+            on the built-in images.
+        reference_count: how many images of a built-in reference to compose.
+        weights: file of the Inception network's weights, for metrics that need them.
+        vae: decoder of the samples; none: the one that the run trains with.
+        keep_best: keep the EMA weights with the best score so far as best.safetensors.
+    """
+
+    every: int = 0
+    samples: int = 500
+    metric: tuple[str, ...] = ("fd-lite2",)
+    reference: str | None = None
+    reference_count: int = 2000
+    weights: str | None = None
+    vae: str | None = None
+    keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("eval", "every", self.every, 0)
+        at_least("eval", "samples", self.samples, 2)
+        at_least("eval", "reference_count", self.reference_count, 2)
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that decides a run's numbers.
 
@@ -206,6 +237,7 @@ class Run:
     optim: Optim = field(default_factory=Optim)
     sample: Sample = field(default_factory=Sample)
     log: Log = field(default_factory=Log)
+    eval: Eval = field(default_factory=Eval)
 
     def __post_init__(self) -> None:
         at_least("run", "steps", self.steps, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Draw:
         batch_size: images at once; does not change them.
         precision: bf16 runs the network under autocast.
         vae: decoder of the latents; none: the one that the run was trained with.
+        checkpoint: last; best, by the scores taken while training; or a step that the run keeps.
     """
 
     seeds: str = "0:16"
@@ -35,6 +37,7 @@ class Draw:
     batch_size: int = 64
     precision: Literal["fp32", "bf16"] = "fp32"
     vae: str | None = None
+    checkpoint: str = "last"
 
 
 def sample(args: Sequence[str]) -> None:
@@ -66,9 +69,7 @@ def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained, Any]:
     own = Sample()
     model = None
     if args and not args[0].startswith("-"):
-        from erw.train import load
-
-        model = load(args[0], device=pick_device("auto"))
+        model = opened(args)
         own = model.run.sample
     parser = Parser(f"erw {verb}", what, usage=usage)
     parser.add_argument("--out", required=True, metavar="PATH", help=out)
@@ -80,6 +81,16 @@ def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained, Any]:
             parser.parse_args(["--help"])
         raise ConfigError(f"erw {verb} needs a run first: the folder that `erw train` wrote")
     return model, parser.read(args[1:])
+
+
+def opened(args: Sequence[str]) -> Trained:
+    """The run named first in `args`, with the weights that `--checkpoint` among them names."""
+    from erw.train import load
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", nargs="?", default=Draw.checkpoint, const=Draw.checkpoint)
+    found, _ = parser.parse_known_args(args[1:])
+    return load(args[0], checkpoint=found.checkpoint, device=pick_device("auto"))
 
 
 def generation(model: Trained, found: Any, draw: Draw = Draw()) -> Generation:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from erw.cli.settings import Parser, add_settings, changed, settings, typed
 from erw.config import Run
@@ -12,7 +12,7 @@ from erw.errors import CacheError, ConfigError
 from erw.models.cost import StepCost, sit_parameters
 
 if TYPE_CHECKING:
-    from erw.train import Init
+    from erw.train import Init, Trained
 
 BYTES_A_PARAMETER = 4 * (1 + 1 + 2 + 1)  # weight, gradient, AdamW's two moments, EMA, in float32
 
@@ -36,10 +36,41 @@ def train(args: Sequence[str]) -> None:
     if found.dry_run:
         print(described(run))
         return
+    from erw.runtime.log import Console
     from erw.train import train as go
 
-    result = go(run, found.out, init=_init(found, run))
+    console = Console(run.name)
+    watched = together(watches(run, found.out, say=console.say))
+    result = go(run, found.out, init=_init(found, run), reporter=console, **watched)
     print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
+
+
+class Watch(NamedTuple):
+    """What looks at a run while it trains: after which steps, and how."""
+
+    steps: Collection[int]
+    look: Callable[[int, Trained], None]
+
+
+def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
+    """Everything that the settings ask to look at a run while it trains."""
+    found = []
+    if run.eval.every:
+        from erw.evaluate.during import scored_steps, scoring
+
+        found.append(Watch(scored_steps(run), scoring(run, out, say=say)))
+    return found
+
+
+def together(found: Sequence[Watch]) -> dict[str, Any]:
+    """`at=` and `evaluate=` of `erw.train` for all of them; each is called at its own steps."""
+
+    def look(step: int, model: Trained) -> None:
+        for watch in found:
+            if step in watch.steps:
+                watch.look(step, model)
+
+    return {"at": {step for watch in found for step in watch.steps}, "evaluate": look}
 
 
 def _init(found: argparse.Namespace, run: Run) -> Init | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erw.cli.images import BUILT_IN, Draw, generation, pick_device
+from erw.cli.images import BUILT_IN, Draw, generation, opened, pick_device
 from erw.cli.settings import Parser, add_settings, changed
 from erw.errors import ConfigError, ErwError
 
@@ -60,9 +60,7 @@ def evaluate(args: Sequence[str]) -> None:
     model = None
     if not named or (where / "recipe.json").is_file():
         if named:
-            from erw.train import load
-
-            model = load(where, device=pick_device("auto"))
+            model = opened(args)
         add_settings(parser, model.run.sample if model else Sample())
         add_settings(parser, Draw(seeds="0:2000"))
     if not named:
@@ -133,6 +131,7 @@ def self_check(args: Sequence[str]) -> None:
 def scored(what: str, model: Trained | None, found: Any) -> dict[str, Any]:
     """The scores with everything that they depend on, as JSON values."""
     from erw.evaluate import evaluate as score
+    from erw.evaluate.during import reference_images
     from erw.runtime.log import Console
 
     how = changed(Score(), found)
@@ -141,9 +140,11 @@ def scored(what: str, model: Trained | None, found: Any) -> dict[str, Any]:
     if model is not None:
         images = generation(model, found, Draw(seeds="0:2000"))
         size = model.latent_shape[-1] * images.vae.factor if images.vae else None
-    reference = _reference(how, model, size=size)
+    names = model.class_names if model else ()
+    count = how.reference_count
+    reference = reference_images(how.reference, names, size=size, count=count)
     if what.startswith(BUILT_IN):
-        images = _composed(what, how.reference_count, size)
+        images = reference_images(what, (), size=None, count=count)
     console, done = Console("eval"), 0
     total = len(images) if hasattr(images, "__len__") and not isinstance(images, str) else 0
 
@@ -162,31 +163,3 @@ def scored(what: str, model: Trained | None, found: Any) -> dict[str, Any]:
         progress=progress,
     )
     return scores.to_dict()
-
-
-def _reference(how: Score, model: Trained | None, *, size: int | None) -> Any:
-    """The reference that was asked for; without one, what the run's own data suggest."""
-    if how.reference is None:
-        if model is None or not _built_in(model):
-            raise ConfigError(
-                "--reference is missing: give images that were not trained on (a folder, zip, .npz "
-                f"or {BUILT_IN}-test)"
-            )
-        return _composed(f"{BUILT_IN}-test", how.reference_count, size)
-    if how.reference.startswith(BUILT_IN):
-        return _composed(how.reference, how.reference_count, size)
-    return how.reference
-
-
-def _built_in(model: Trained) -> bool:
-    """Whether a run was trained on the built-in images, by its class names."""
-    from erw.data.openmoji import groups
-
-    return model.class_names == tuple(groups())
-
-
-def _composed(name: str, count: int, size: int | None) -> Any:
-    from erw.data.sources import open_source
-
-    options: dict[str, Any] = {"size": size} if size else {}
-    return open_source(name, count=count, **options)

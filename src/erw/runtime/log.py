@@ -29,8 +29,13 @@ class Metrics:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; it is on its way to the disk when this returns."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_metrics(self.path, line)
+
+
+def append_metrics(path: Path, line: dict[str, Any]) -> None:
+    """Append one line to a metrics file."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -120,11 +120,13 @@ def _claim(folder: Path, settings: dict[str, Any], *, made: Path | None) -> None
         kept = read_settings(folder)
     elif folder.exists() and any(folder.glob("*.png")):
         raise DataError(f"{folder} holds images without {_SETTINGS}: choose an empty folder")
-    if kept is not None and kept != settings:
-        names = [name for name in settings if kept.get(name) != settings[name]] or sorted(kept)
-        name = names[0]
+    # What an older erw did not tell cannot differ: its images are gone on with.
+    told = kept or {}
+    changed = [n for n, value in told.items() if n not in settings or settings[n] != value]
+    if changed:
+        name = changed[0]
         raise DataError(
-            f"{owner} holds images of other settings: {name} was {kept.get(name)}, now "
+            f"{owner} holds images of other settings: {name} was {told[name]}, now "
             f"{settings.get(name)}; choose another --out or delete it"
         )
     folder.mkdir(parents=True, exist_ok=True)

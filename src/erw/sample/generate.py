@@ -116,6 +116,7 @@ class Generation:
             "recipe": getattr(run, "name", None),
             "step": getattr(self.model, "step", None),
             "weights": weights_hash(self.model.net),
+            "ema": getattr(self.model, "ema", None),
             "solver": self.solver,
             "steps": self.steps,
             "evaluations": SOLVERS[self.solver].evaluations(self.steps),

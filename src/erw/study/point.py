@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 
 from erw.encoders.vae import VAE
-from erw.errors import DataError, NumericsError
+from erw.errors import NumericsError
 from erw.sample.generate import generate
 from erw.study import measure
 from erw.study.budget import Share
 from erw.study.presets import StudyPlan
 from erw.study.results import Row, is_warmup, mean_of, read_metrics
+from erw.train.checkpoint import path_of, progress
 from erw.train.load import Trained
 
 
@@ -79,21 +79,9 @@ def row(
         flops_total=spent.total,
         flops_warmup=spent.warmup,
         flops_teacher=spent.teacher,
-        seconds=_seconds(folder, step),
+        seconds=progress(path_of(folder / "checkpoints", step)).seconds,
         fd_lite2=fd,
         loss=mean_of(full, "flow"),
         align=mean_of(aligned, "align"),
         fraction=fraction,
     )
-
-
-def _seconds(folder: Path, step: int) -> float:
-    """Training time up to a step, from the checkpoint that was written there."""
-    from safetensors import safe_open
-
-    path = folder / "checkpoints" / f"step-{step:08d}.safetensors"
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-    if "progress" not in header:
-        raise DataError(f"{path} does not say how long training took")
-    return float(json.loads(header["progress"])["seconds"])

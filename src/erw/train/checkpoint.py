@@ -8,9 +8,10 @@ involved.
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -67,7 +68,7 @@ def save(
     for name, p in net.named_parameters():
         for moment, value in optimizer.state.get(p, {}).items():
             tensors[f"optim.{name}.{moment}"] = value
-    path = folder / f"step-{progress.step:08d}.safetensors"
+    path = path_of(folder, progress.step)
     write_beside(tensors, path, header={"progress": json.dumps(progress._asdict())})
     for old in paths(folder)[:-keep]:
         old.unlink()
@@ -79,17 +80,24 @@ def paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"))
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def load(path: Path, net: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> Progress:
     """Restore everything that `save` wrote, exactly.
 
     Raises:
         CheckpointError: the file is truncated, or its tensors are not this model's.
     """
-    tensors, header = read(path)
-    if "progress" not in header:
-        raise CheckpointError(
-            f"{path} holds weights alone, not a checkpoint that training can go on from"
-        )
+    tensors, told = read(path)
+    done = _progress(path, told)
     parameters = dict(net.named_parameters())
     _same(path, tensors, {f"net.{k}": p for k, p in parameters.items()}, prefix="net.")
     _same(path, tensors, {f"ema.{k}": p for k, p in parameters.items()}, prefix="ema.")
@@ -103,7 +111,7 @@ def load(path: Path, net: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer)
             name, moment = key.removeprefix("optim.").rsplit(".", 1)
             p = parameters[name]
             optimizer.state[p][moment] = value.to(p.device)
-    return Progress(**json.loads(header["progress"]))
+    return done
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -112,12 +120,24 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: missing, truncated or not safetensors.
     """
+    with _opened(path) as file:
+        names = list(file.keys())
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+
+
+def header(path: Path) -> dict[str, str]:
+    """The header of a safetensors file, without its tensors. Raises CheckpointError as `read`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            yield file
     except SafetensorError as error:
         older = [p.name for p in paths(path.parent) if p != path]
         hint = f"delete it to go on from {older[-1]}" if older else "it cannot be read"
@@ -126,19 +146,36 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def load_weights(path: Path, net: nn.Module) -> dict[str, str]:
-    """Fill `net` with the weights of a file, strictly; returns the file's header.
+def progress(path: Path) -> Progress:
+    """How far the run was at a checkpoint, from its header alone.
+
+    Raises:
+        CheckpointError: missing, truncated, or weights alone.
+    """
+    return _progress(path, header(path))
+
+
+def _progress(path: Path, told: Mapping[str, str]) -> Progress:
+    if "progress" not in told:
+        raise CheckpointError(
+            f"{path} holds weights alone, not a checkpoint that training can go on from"
+        )
+    return Progress(**json.loads(told["progress"]))
+
+
+def load_weights(path: Path, net: nn.Module, *, prefix: str = "") -> dict[str, str]:
+    """Fill `net` with the tensors of a file named `prefix`..., strictly; returns its header.
 
     Raises:
         CheckpointError: the file is truncated, or its tensors are not this model's.
     """
-    tensors, header = read(path)
-    parameters = dict(net.named_parameters())
-    _same(path, tensors, parameters)
+    tensors, told = read(path)
+    parameters = {f"{prefix}{name}": p for name, p in net.named_parameters()}
+    _same(path, tensors, parameters, prefix=prefix)
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(tensors[name])
-    return header
+    return told
 
 
 def _same(

@@ -13,10 +13,16 @@ from erw.config import Run, from_dict
 from erw.errors import CheckpointError, ConfigError
 from erw.models import SiT
 from erw.train.build import build_model
-from erw.train.checkpoint import load_weights
+from erw.train.checkpoint import load_weights, paths, step_of
 
 WEIGHTS = "ema.safetensors"
+BEST = "best.safetensors"
 RECIPE = "recipe.json"
+NAMED = {
+    "last": (WEIGHTS, "train it first (it is written with each checkpoint)"),
+    "best": (BEST, "it is written by scores while training: --eval.every STEPS"),
+}
+"""Name of a checkpoint -> its file, and how it comes about."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,11 @@ class Trained:
         return self.net.null_class
 
     @property
+    def ema(self) -> float:
+        """Decay of the average that the weights are."""
+        return self.run.optim.ema
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
         side = self.net.grid * self.net.patch
@@ -59,24 +70,43 @@ class Trained:
         return flow.velocity_from(self.run.flow.prediction, output, x, t, path=path)
 
 
-def load(folder: str | Path, *, device: torch.device | str = "cpu") -> Trained:
+def load(
+    folder: str | Path, *, checkpoint: str | int = "last", device: torch.device | str = "cpu"
+) -> Trained:
     """The EMA model of a run folder.
 
+    Args:
+        checkpoint: "last"; "best", by the scores taken while training; or a step that the run
+            keeps a checkpoint of.
+
     Raises:
-        CheckpointError: no run there, or its weights are missing, truncated or another model's.
+        CheckpointError: no run or no such weights there, or truncated or another model's.
     """
     folder = Path(folder)
     recipe = read_recipe(folder)
-    if not (folder / WEIGHTS).exists():
-        raise CheckpointError(
-            f"{folder} holds no {WEIGHTS} yet; train it first (it is written with each checkpoint)"
-        )
     run = from_dict(Run, recipe["resolved"])
     net = build_model(run.model, outputs=run.flow.outputs)
-    header = load_weights(folder / WEIGHTS, net)
+    step = _fill(net, folder, str(checkpoint))
     net = net.to(device).eval().requires_grad_(False)
     cache = recipe["cache"]
-    return Trained(net, run, cache["vae"], tuple(cache["class_names"]), int(header["step"]))
+    return Trained(net, run, cache["vae"], tuple(cache["class_names"]), step)
+
+
+def _fill(net: SiT, folder: Path, checkpoint: str) -> int:
+    """Load the weights that `load` names into `net`; returns the steps behind them."""
+    if checkpoint in NAMED:
+        file, hint = NAMED[checkpoint]
+        if not (folder / file).exists():
+            raise CheckpointError(f"{folder} holds no {file}; {hint}")
+        return int(load_weights(folder / file, net)["step"])
+    kept = {str(step_of(path)): path for path in paths(folder / "checkpoints")}
+    if checkpoint not in kept:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: {folder} keeps {', '.join([*NAMED, *kept])}; "
+            "train with a larger --log.keep to keep more"
+        )
+    load_weights(kept[checkpoint], net, prefix="ema.model.")
+    return int(checkpoint)
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
