@@ -16,6 +16,7 @@ from erw.errors import NumericsError
 from erw.models import SiT
 from erw.plan import Phase
 from erw.runtime.dist import World, precision, unsynced
+from erw.runtime.memory import keep_freed
 from erw.train import build, checkpoint
 from erw.train.checkpoint import Progress
 from erw.train.load import WEIGHTS
@@ -37,6 +38,8 @@ class State:
         self.dtype, self.why_dtype = precision(run.optim.precision, here.device)
         if here.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
+        else:
+            keep_freed()
         self.net: Aligned = build.build_net(run, cache).to(here.device)
         self.ema = Ema(self.net, decay=run.optim.ema)
         self.optimizer = make_optimizer(self.net, run.optim)
