@@ -222,6 +222,7 @@ def vae_flops(name: str, image_size: int) -> tuple[int, int]:
     vae = load_vae(name)
     if vae.network is None:
         return 0, 0
+    vae = vae.scaled([0.0] * vae.channels, [1.0] * vae.channels)  # it may be left to the data
     image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
     counts = []
     with sdpa_kernel(SDPBackend.MATH):

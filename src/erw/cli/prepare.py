@@ -22,8 +22,8 @@ class Prepare:
     """How a cache is made.
 
     Attributes:
-        vae: openmoji-f4c4, sd-vae-ft-ema, sdxl, sd3, flux, taesd, va-vae=FILE, a folder as
-            diffusers saves it, NAME=FOLDER for local weights, or none (plain pixels).
+        vae: openmoji-f4c4, sd-vae-ft-ema, sdxl, sd3, flux, taesd, e2e-vavae, va-vae=FILE, a folder
+            as diffusers saves it, NAME=FOLDER for local weights, or none (plain pixels).
         encoders: whose patch features are stored: NAME, NAME@SIDE, NAME=FOLDER for local weights,
             or a folder as transformers saves it; docs/data.md lists the names.
         image_size: side of the cropped square.

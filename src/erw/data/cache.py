@@ -71,6 +71,7 @@ class Cache:
         self.image_size: int = settings["image_size"]
         self.variants = 2 if settings["flip"] else 1
         self.vae: dict[str, Any] = settings["vae"] | manifest.scaling
+        self.scaling = manifest.scaling or None  # what was measured, if the VAE asks for it
         self.features = {
             e["name"]: FeatureSpec(
                 e["dim"], tuple(e["grid"]), e["flops"], e["weight_hash"], e["format"]

@@ -149,7 +149,7 @@ def join(
         # Of the images that it began with: what is appended must not move a model's latents.
         began = [r for r in records if r.shard.first < settings["source"]["count"]]
         shift, spread = _moments(began if any(r.shard.rows for r in began) else records)
-        if min(spread) <= 0:
+        if min(spread) < 1e-6:  # what a posterior without variance has by its bounds
             raise CacheError(
                 f"channel {spread.index(min(spread))} of the latents is the same everywhere: VAE "
                 f"{settings['vae']['name']} cannot be scaled by their deviation"

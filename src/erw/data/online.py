@@ -104,7 +104,8 @@ class Online(Cache):
             images[turned] = images[turned].flip(-1)
         vae = self._part("vae")
         mean, std = self._encode(vae.encode, images).chunk(2, 1)
-        mean, std = (mean - vae.shift) * vae.scale, std * vae.scale
+        shift, scale = vae.scaling
+        mean, std = (mean - shift) * scale, std * scale
         tokens = tuple(self._encode(self._part(name), images) for name in features)
         return Batch(mean, std, labels.to(mean.device), tokens)
 
@@ -196,6 +197,11 @@ def write(
     where = str(where)
     source = open_source(where, **options)
     networks = load_networks(vae, encoders, precision=precision, device="cpu")
+    if networks.vae.scale is None:
+        raise ConfigError(
+            f"VAE {networks.vae.name} is scaled by what is measured while a cache is stored: leave "
+            "--online out, or put its statistics beside the weights"
+        )
     settings = describe(
         source, networks, image_size=image_size, crop=crop, rows_per_shard=1, seed=seed,
         flip=flip, images=True,

@@ -1,12 +1,14 @@
 """P2L: images to latents and back, by a frozen VAE: shipped, by name, any folder, or none.
 
 Latents outside this module are scaled: latent = (raw - shift) * scale, so that flow matching sees
-about zero mean and unit deviation. ``encode`` gives the raw moments, as the cache stores them.
+about zero mean and unit deviation. ``encode`` gives the raw moments, as the cache stores them. Some
+VAEs leave both to the data: mean and 1 / deviation of each channel, measured while preparing.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, DataError
 from .vae_hub import ENTRIES, fetch
+
+Scaling = tuple[list[float], list[float]]
+"""Shift and scale, one value a channel."""
 
 WEIGHTS = Path(__file__).parent / "weights"
 _FILE = "diffusion_pytorch_model.safetensors"
@@ -29,7 +34,8 @@ _CLASSES = {
 class VAE:
     """A frozen VAE with its latents' scaling.
 
-    ``factor``: image side over latent side. ``shift`` and ``scale``: float32 (C, 1, 1).
+    ``factor``: image side over latent side. ``shift`` and ``scale``: float32 (C, 1, 1), or None
+    where they are measured on the data (see ``scaled``).
     ``weight_hash``: SHA-256 of the weights file, "none" without one. ``network``: a diffusers
     ``AutoencoderKL`` or ``AutoencoderTiny``, or None for plain pixels.
     """
@@ -37,10 +43,32 @@ class VAE:
     name: str
     channels: int
     factor: int
-    shift: Tensor
-    scale: Tensor
+    shift: Tensor | None
+    scale: Tensor | None
     weight_hash: str
     network: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        if self.network is not None:
+            return next(self.network.parameters()).device
+        return torch.device("cpu") if self.scale is None else self.scale.device
+
+    @property
+    def scaling(self) -> tuple[Tensor, Tensor]:
+        """Shift and scale; ``ConfigError`` where they were left to the data and are not known."""
+        if self.scale is None or self.shift is None:
+            raise ConfigError(
+                f"VAE {self.name} leaves the scale of its latents to the data: take the run or the "
+                "cache that has measured it, or .scaled(shift, scale)"
+            )
+        return self.shift, self.scale
+
+    def scaled(self, shift: Sequence[float], scale: Sequence[float]) -> "VAE":
+        """The same with other scaling, one value a channel: what a cache has measured."""
+        moved, spread = (torch.tensor(x, device=self.device).view(-1, 1, 1) for x in (shift, scale))
+        return replace(self, shift=moved, scale=spread)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -56,7 +84,7 @@ class VAE:
                 f"images are {images.shape[-1]} x {images.shape[-2]}: VAE {self.name} needs sides "
                 f"that {self.factor} divides"
             )
-        pixels = images.to(self.scale.device).float() / 127.5 - 1
+        pixels = images.to(self.device).float() / 127.5 - 1
         if self.network is None:
             return torch.cat([pixels, torch.zeros_like(pixels)], 1)
         return torch.cat([_moments(self.network.encode(p)) for p in _parts(pixels)]).contiguous()
@@ -65,14 +93,15 @@ class VAE:
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> images uint8 (B, 3, h * factor, w * factor).
 
-        Raises ``DataError`` for latents of another channel count.
+        Raises ``DataError`` for latents of another channel count, ``ConfigError`` as ``scaling``.
         """
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             shape = tuple(latents.shape)
             raise DataError(
                 f"latents are {shape}: VAE {self.name} expects (B, {self.channels}, h, w)"
             )
-        raw = latents.to(self.scale).div(self.scale).add(self.shift)
+        shift, scale = self.scaling
+        raw = latents.to(scale).div(scale).add(shift)
         if self.network is not None:
             raw = torch.cat([self.network.decode(part).sample for part in _parts(raw)])
         return ((raw + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
@@ -102,7 +131,8 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     * "openmoji-f4c4", which comes with the package, or "none" for pixels;
     * an entry of ``vae_hub.ENTRIES``, such as "sd-vae-ft-ema", fetched from the hub once, or
       ENTRY=FOLDER to read its weights from a local folder: scaling is the entry's;
-    * "va-vae=FILE", LightningDiT's checkpoint of f16d32 with ``latents_stats.pt`` beside it;
+    * "va-vae=FILE", LightningDiT's checkpoint of f16d32, scaled by a ``latents_stats.pt`` beside it
+      or by what is measured;
     * the folder of a diffusers AutoencoderKL or AutoencoderTiny, scaling from ``config.json``:
       ``latents_mean`` and ``latents_std`` (per channel), ``shift_factor``, ``scaling_factor``.
 
@@ -129,13 +159,15 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
         )
     config = _config(folder)
     network = _network(folder, config["_class_name"])
-    if entry is not None:
-        shift = [entry.shift] * config["latent_channels"]
-        scale = [entry.scale] * config["latent_channels"]
+    scaling: Scaling | None
+    if entry is None:
+        scaling = _scaling(folder / "config.json", config)
+    elif entry.scale is None:
+        scaling = _statistics(folder / "config.json", config)
     else:
-        shift, scale = _scaling(folder / "config.json", config)
-    hashed = _hash(folder / _FILE)
-    return _made(name, network, torch.tensor(shift), torch.tensor(scale), hashed, device)
+        channels = config["latent_channels"]
+        scaling = [entry.shift] * channels, [entry.scale] * channels
+    return _made(name, network, scaling, _hash(folder / _FILE), device)
 
 
 def _va_vae(name: str, local: str, *, device: str) -> VAE:
@@ -146,26 +178,25 @@ def _va_vae(name: str, local: str, *, device: str) -> VAE:
             "weights of VA-VAE come as a file (LightningDiT links it): name it, as in va-vae=FILE"
         )
     path = Path(local).expanduser()
-    network, shift, scale = load(path)
-    return _made(name, network, shift, scale, _hash(path), device)
+    network, scaling = load(path)
+    return _made(name, network, scaling, _hash(path), device)
 
 
-def _made(
-    name: str, network: Any, shift: Tensor, scale: Tensor, weight_hash: str, device: str
-) -> VAE:
+def _made(name: str, network: Any, scaling: Scaling | None, weight_hash: str, device: str) -> VAE:
     config = network.config
     tiny = "encoder_block_out_channels" in config
     levels = config["encoder_block_out_channels" if tiny else "block_out_channels"]
     network = network.eval().requires_grad_(False)
-    return VAE(
+    vae = VAE(
         name=name,
         channels=config["latent_channels"],
         factor=2 ** (len(levels) - 1),
-        shift=shift.to(device).view(-1, 1, 1),
-        scale=scale.to(device).view(-1, 1, 1),
+        shift=None,
+        scale=None,
         weight_hash=weight_hash,
         network=network.to(device, memory_format=torch.channels_last),
     )
+    return vae if scaling is None else vae.scaled(*scaling)
 
 
 def _hash(path: Path) -> str:
@@ -226,7 +257,7 @@ def _network(folder: Path, kind: str) -> Any:
     return network.float()
 
 
-def _scaling(path: Path, config: dict[str, Any]) -> tuple[list[float], list[float]]:
+def _scaling(path: Path, config: dict[str, Any]) -> Scaling:
     """Shift and scale, one value a channel, in diffusers' meaning of the four settings."""
     channels = config["latent_channels"]
     if "scaling_factor" not in config:
@@ -235,8 +266,21 @@ def _scaling(path: Path, config: dict[str, Any]) -> tuple[list[float], list[floa
         )
     shift = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels
     deviation = config.get("latents_std") or [1.0] * channels
-    if len(shift) != channels or len(deviation) != channels or min(deviation) <= 0:
+    _check(path, channels, shift, deviation)
+    return [float(x) for x in shift], [config["scaling_factor"] / x for x in deviation]
+
+
+def _statistics(path: Path, config: dict[str, Any]) -> Scaling | None:
+    """Mean and 1 / deviation that the config tells, None where it does not."""
+    mean, deviation = config.get("latents_mean"), config.get("latents_std")
+    if not mean or not deviation:
+        return None
+    _check(path, config["latent_channels"], mean, deviation)
+    return [float(x) for x in mean], [1 / x for x in deviation]
+
+
+def _check(path: Path, channels: int, mean: list[float], deviation: list[float]) -> None:
+    if len(mean) != channels or len(deviation) != channels or min(deviation) <= 0:
         raise CheckpointError(
             f"{path}: latents_mean and latents_std need {channels} values each, deviations above 0"
         )
-    return [float(x) for x in shift], [config["scaling_factor"] / x for x in deviation]

@@ -14,10 +14,14 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 
 class Entry(NamedTuple):
-    """``hub``: a folder as diffusers saves it; shift and scale are the same for all channels."""
+    """``hub``: a folder as diffusers saves it; shift and scale are the same for all channels.
+
+    ``scale`` None: by the mean and deviation of each channel, those that config.json tells
+    (``latents_mean``, ``latents_std``; its ``scaling_factor`` has no part in it) or measured ones.
+    """
 
     hub: Hub
-    scale: float
+    scale: float | None
     shift: float = 0.0
 
 
@@ -44,6 +48,11 @@ ENTRIES = {
         0.1159,
     ),
     "taesd": Entry(Hub("madebyollin/taesd", "614f76814bbe30edbe2e627ace1c2234c81a2c0e"), 1.0),
+    # E2E-VAE (REPA-E, arXiv 2504.10483): SD-VAE f8d4, IN-VAE and VA-VAE f16d32, tuned end to end. A
+    # revision of None: the newest at the time of download.
+    "e2e-sdvae": Entry(Hub("REPA-E/e2e-sdvae-hf", None), None),
+    "e2e-invae": Entry(Hub("REPA-E/e2e-invae-hf", None), None),
+    "e2e-vavae": Entry(Hub("REPA-E/e2e-vavae-hf", None), None),
 }
 
 

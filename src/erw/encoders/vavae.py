@@ -1,7 +1,8 @@
 """VA-VAE (f16d32, arXiv 2501.01423) from LightningDiT's checkpoint into diffusers' AutoencoderKL.
 
-The file is a training checkpoint in the names of CompVis' latent diffusion; beside it lies
-``latents_stats.pt`` with the mean and deviation of each channel, which its latents need.
+The file is a training checkpoint in the names of CompVis' latent diffusion. Its latents are scaled
+by the mean and deviation of each channel: those in ``latents_stats.pt`` beside it, which
+LightningDiT publishes for ImageNet, or else those that are measured while a cache is prepared.
 """
 
 import re
@@ -28,8 +29,8 @@ _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def load(path: Path) -> tuple[Any, Tensor, Tensor]:
-    """The network in float32, and shift and scale (C,) of its latents.
+def load(path: Path) -> tuple[Any, tuple[list[float], list[float]] | None]:
+    """The network in float32, and shift and scale of its channels; None: to be measured.
 
     Raises ``FileNotFoundError`` for a missing file, ``CheckpointError`` for one that does not fit.
     """
@@ -49,8 +50,9 @@ def load(path: Path) -> tuple[Any, Tensor, Tensor]:
             f"first {wrong[0]!r}"
         )
     network.load_state_dict(state)
-    shift, deviation = _statistics(path.parent / STATS, ARCHITECTURE["latent_channels"])
-    return network, shift, 1 / deviation
+    stats = path.parent / STATS
+    channels = ARCHITECTURE["latent_channels"]
+    return network, _statistics(stats, channels) if stats.is_file() else None
 
 
 def converted(found: dict[str, Tensor], *, levels: int) -> dict[str, Tensor]:
@@ -92,12 +94,8 @@ def _state(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _statistics(path: Path, channels: int) -> tuple[Tensor, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(
-            f"no {path}: VA-VAE's latents are scaled by the mean and deviation that LightningDiT "
-            f"publishes as {STATS}; put it beside the weights"
-        )
+def _statistics(path: Path, channels: int) -> tuple[list[float], list[float]]:
+    """Mean and 1 / deviation."""
     found = _read(path)
     try:
         mean, deviation = (found[key].float().reshape(-1) for key in ("mean", "std"))
@@ -105,7 +103,7 @@ def _statistics(path: Path, channels: int) -> tuple[Tensor, Tensor]:
         raise CheckpointError(f"{path} holds no mean and std ({error})") from error
     if len(mean) != channels or len(deviation) != channels or deviation.min() <= 0:
         raise CheckpointError(f"{path}: expected {channels} means and deviations above 0")
-    return mean, deviation
+    return mean.tolist(), (1 / deviation).tolist()
 
 
 def _read(path: Path) -> Any:

@@ -7,6 +7,7 @@ of each block is the mean over its tokens, as REPA compares them, and how spatia
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -178,7 +179,7 @@ def checkpoints(model: Trained, folder: str | Path) -> Iterator[tuple[int, Train
                 raise CheckpointError(f"{path} is of another model: {name} is missing or differs")
             p.data.copy_(state[name])
         step = int(path.stem.removeprefix("step-"))
-        yield step, Trained(net, model.run, model.vae, model.class_names, step)
+        yield step, replace(model, net=net, step=step)
 
 
 def _check_latents(model: Any, shown: Material) -> None:

@@ -112,6 +112,7 @@ class Generation:
         """Everything that changes the images apart from their seeds, as JSON values."""
         run = getattr(self.model, "run", None)
         vae_hash = getattr(self.vae, "weight_hash", None)
+        scaling = getattr(self.model, "scaling", None)
         return {
             "recipe": getattr(run, "name", None),
             "step": getattr(self.model, "step", None),
@@ -127,6 +128,7 @@ class Generation:
             "precision": self.precision,
             "vae": getattr(self.vae, "name", None),
             "vae_weights": vae_hash,
+            **({"scaling": scaling} if scaling else {}),
             "erw": __version__,
             "torch": torch.__version__,
         }
@@ -260,13 +262,16 @@ def _precision(model: Model, wanted: str) -> str:
 
 
 def _decoder(model: Model, vae: Decoder | str | None) -> Decoder:
-    name = model.vae if vae is None else vae
-    if not isinstance(name, str):
-        return name
-    from erw.encoders.vae import load_vae
+    """The VAE, with the scaling that the model's latents have: it may be measured on its data."""
+    from erw.encoders.vae import VAE, load_vae
 
-    device = next(model.net.parameters()).device
-    decoder: Decoder = load_vae(name, device=str(device))
+    decoder = model.vae if vae is None else vae
+    named = isinstance(decoder, str)
+    if isinstance(decoder, str):
+        decoder = load_vae(decoder, device=str(next(model.net.parameters()).device))
+    scaling = getattr(model, "scaling", None)
+    if scaling and isinstance(decoder, VAE) and (named or decoder.scale is None):
+        decoder = decoder.scaled(**scaling)
     return decoder
 
 

@@ -73,9 +73,10 @@ def reconstructed(images: Tensor, vae: VAE) -> Tensor:
     """Images through the VAE: encoded to the mean latent and decoded."""
 
     def parts() -> Iterator[Tensor]:
+        shift, scale = vae.scaling
         for part in images.split(BLOCK):
             raw = vae.encode(part)[:, : vae.channels]
-            yield vae.decode((raw - vae.shift) * vae.scale).cpu()
+            yield vae.decode((raw - shift) * scale).cpu()
 
     return torch.cat(list(parts()))
 

@@ -82,6 +82,8 @@ def claim(
             "identity": cache.identity,
             "rows": len(cache),
             "vae": cache.vae["name"],
+            # Where the cache measured it: samples are decoded with the same.
+            "scaling": getattr(cache, "scaling", None),
             "class_names": list(cache.class_names),
         },
         "cost": cost.__dict__,

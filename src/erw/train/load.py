@@ -35,6 +35,8 @@ class Trained:
         vae: name or path of the VAE whose latents it makes.
         class_names: of its classes; empty: unconditional.
         step: optimiser steps behind the weights.
+        scaling: shift and scale a channel of its latents, where its cache has measured them; None:
+            those of the VAE.
     """
 
     net: SiT
@@ -42,6 +44,7 @@ class Trained:
     vae: str
     class_names: tuple[str, ...]
     step: int
+    scaling: dict[str, list[float]] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -89,7 +92,8 @@ def load(
     step = _fill(net, folder, str(checkpoint))
     net = net.to(device).eval().requires_grad_(False)
     cache = recipe["cache"]
-    return Trained(net, run, cache["vae"], tuple(cache["class_names"]), step)
+    names = tuple(cache["class_names"])
+    return Trained(net, run, cache["vae"], names, step, cache.get("scaling"))
 
 
 def _fill(net: SiT, folder: Path, checkpoint: str) -> int:
