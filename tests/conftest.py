@@ -18,6 +18,8 @@ GOLDEN = [
 
 # What the package keeps for later runs (drawn glyphs, statistics) is kept here, not in your home.
 os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "home")
+# Nothing is downloaded behind a test's back.
+os.environ["ERW_OFFLINE"] = "1"
 
 # Workers share the cores, and sums of floats must not depend on how many there are.
 torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from erw.cli import main
 from erw.errors import ConfigError, DataError
 from erw.evaluate import evaluate
 from erw.evaluate.adm import AdmFeatures, with_stated
-from erw.evaluate.distances import Moments, frechet_features, frechet_moments
+from erw.evaluate.distances import Moments, frechet_features, frechet_moments, kid
 from erw.evaluate.features import Statistics
 from erw.evaluate.inception import POOL, SPATIAL, Inception
 from erw.evaluate.inception_weights import load_inception
@@ -141,8 +142,17 @@ def test_self_check_sees_a_broken_eigen_decomposition(monkeypatch: pytest.Monkey
     assert not next(iter(self_check())).passed
 
 
-def test_metrics_cannot_be_mixed_with_the_family() -> None:
-    with pytest.raises(ConfigError, match="mix features"):
-        evaluate(pictures(2), reference=pictures(2), metric=["adm", "fd-lite2"])
+def test_the_familys_names_one_by_one(tmp_path: Path, weights: Path, net: Inception) -> None:
+    real, fake = pictures(6), pictures(5, first=6)
+    options: dict[str, Any] = {"reference": real, "weights": weights, "cache": tmp_path}
+    found = evaluate(fake, metric=["fid", "kid", "fd-inception", "fd-lite2"], **options)
+    assert list(found.values) == ["fid", "kid", "fd_inception", "fd_lite2"]
+    a, b = net(real).pool, net(fake).pool
+    assert (
+        found["fid"]
+        == found["fd-inception"]
+        == pytest.approx(frechet_features(Moments.of(a), b), rel=1e-4)
+    )
+    assert found["kid"] == pytest.approx(kid(a, b).mean, rel=1e-5)
     with pytest.raises(ConfigError, match="did you mean adm"):
-        evaluate(pictures(2), reference=pictures(2), metric="admm")
+        evaluate(fake, reference=real, metric="admm")

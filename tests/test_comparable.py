@@ -46,10 +46,11 @@ def test_a_result_can_be_compared_with_itself_and_with_another_model(
         ("vae", "sd-vae", "VAE"),
         ("vae_weights", "f00", "VAE's weights"),
         ("labels", "given", "labels"),
-        ("ema", 0.9, "EMA 0.9999 here, 0.9 there"),
+        ("ema", 0.9, "EMA decay 0.9999 here, 0.9 there"),
         ("count", 50_000, "images 10 here, 50000 there"),
         ("resolution", [256, 256], "resolution [8, 8] here, [256, 256] there"),
-        ("encoder", "inception", "features"),
+        ("features", {"fd_lite2": {"encoder": "x", "weights": "pixels"}}, "resize) of fd_lite2"),
+        ("features", {"fd_lite2": {"encoder": "pixels", "weights": "f0"}}, "network of fd_lite2"),
         ("reference_hash", "f00", "reference"),
         ("reference_count", 10_000, "images of the reference"),
         ("reference_statistics", "stated", "statistics of the reference"),
@@ -63,6 +64,27 @@ def test_what_changes_a_score_is_named(
     place[setting] = value
     (found,) = (d for d in differences(result, made) if d.name != "guidance interval")
     assert words in str(found)
+
+
+def test_only_the_networks_of_common_scores_count(result: dict[str, Any]) -> None:
+    more = changed(result, encoder="pixels, clip", encoder_weights="pixels, f00")
+    more["values"]["cmmd"] = 0.5
+    more["features"]["cmmd"] = {"encoder": "clip", "weights": "f00", "file": ""}
+    assert differences(result, more) == []
+    older = changed(more)  # from before results said the network of each score
+    del older["features"]
+    assert len(differences(result, older)) == 2
+
+
+def test_validation_images_count_for_fdr(result: dict[str, Any]) -> None:
+    one = changed(result)
+    one["values"]["fdr6"] = 1.5
+    one["features"]["fdr6"] = one["features"]["fd_lite2"]
+    other = changed(one, validation="held", validation_hash="f00")
+    assert [str(d) for d in differences(one, other)] == [
+        "validation images not stated here, held there"
+    ]
+    assert differences(result, changed(result, validation="held", validation_hash="f00")) == []
 
 
 def test_the_interval_counts_only_under_guidance(result: dict[str, Any]) -> None:

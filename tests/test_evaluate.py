@@ -170,8 +170,6 @@ def test_mixed_sizes_and_unknown_metrics_say_so(tmp_path: Path) -> None:
         evaluate(folder, reference=pictures(), encoder=Pixels(), cache=tmp_path)
     with pytest.raises(ConfigError, match="did you mean fd-lite2"):
         evaluate(pictures(), reference=pictures(), metric="fid-lite2")
-    with pytest.raises(ConfigError, match="mix features"):
-        evaluate(pictures(), reference=pictures(), metric=["fd-lite2", "fd-lite0"])
 
 
 def test_nan_features_say_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from erw.cli.settings import Parser, add_settings, changed
 from erw.errors import ConfigError, ErwError
 
 if TYPE_CHECKING:
+    from erw.runtime.dist import World
     from erw.train import Trained
 
 SCORES = "scores.jsonl"
@@ -24,39 +26,75 @@ class Score:
     """What is compared.
 
     Attributes:
-        reference: images to compare with: a folder, zip or .npz, statistics (.safetensors), or a
-            built-in set; none: the built-in test set, for runs trained on the built-in images.
-        metric: adm (FID, sFID, Inception Score, precision, recall as ADM's evaluator), or one or
-            more of fd-, kid-, pr-, dc-, each followed by lite0, lite2 or inception.
-        weights: file of the Inception network's weights, for adm and inception; see
-            docs/evaluation.md.
+        reference: images to compare with: a folder, zip, .npz or cache with images, statistics
+            (.safetensors), the name of a reference batch of ADM's (VIRTUAL_imagenet256_labeled.npz,
+            downloaded), or a built-in set; none: the built-in test set, for runs trained on the
+            built-in images.
+        metric: one or more, also as --metrics: fid, sfid, is, pr, kid of Inception's features; adm,
+            the first four; cmmd; fdr; or fd-, kid-, mmd-, pr-, dc- and lite0, lite2, dinov2,
+            inception, or any encoder.
+        weights: file of the Inception network's weights; SPACE=PATH for another encoder's, such as
+            dinov2=FOLDER; see docs/evaluation.md.
+        validation: held-out real images, which fdr is relative to.
         reference_count: how many images of a built-in reference to compose.
+        chunk: images between two savings; what is lost at most if this is killed.
     """
 
     reference: str | None = None
     metric: tuple[str, ...] = ("fd-lite2",)
-    weights: str | None = None
+    weights: tuple[str, ...] = ()
+    validation: str | None = None
     reference_count: int = 2000
+    chunk: int = 1024
 
 
 def evaluate(args: Sequence[str]) -> None:
     """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl."""
-    from erw.config import Sample
+    from erw.runtime.dist import world
 
     if "--self-check" in args:
         return self_check(args)
     if args and args[0].endswith((".json", ".jsonl")):
         return compare(args)
-    named = bool(args) and not args[0].startswith("-")
-    if not named and not set(args) & {"-h", "--help"}:
-        raise ConfigError("erw eval needs a run, or a folder, zip or .npz of images")
-    where = Path(args[0]) if named else Path()
-    what = "RUN: the folder of a run, whose samples are scored; or IMAGES: a folder, zip or .npz."
+    with world() as here:
+        _evaluate(args, here)
+
+
+def _evaluate(args: Sequence[str], here: World) -> None:
+    what = (
+        "RUN: the folder of a run, whose samples are scored; or IMAGES: a folder, zip, .npz, cache."
+    )
     parser = Parser("erw eval", what, usage="RUN|IMAGES [--reference REF] [--SETTING VALUE ...]")
     parser.add_argument("--out", metavar="FILE", help="write scores and how they were made as JSON")
     parser.add_argument("--against", metavar="JSON", help="another result; warns where it differs")
     parser.add_argument("--self-check", action="store_true", help="known numbers through it all")
     add_settings(parser, Score())
+    parser.add_argument("--metrics", dest="metric", nargs="*", default=SUPPRESS, help=SUPPRESS)
+    model, found = run_or_images("eval", parser, args)
+    other = _result(found.against) if found.against else None
+    scores = scored(args[0], model, found, here)
+    if not here.first:
+        return
+    _print(scores, other)
+    line = json.dumps(scores)
+    if model is not None:
+        with (Path(args[0]) / SCORES).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    if found.out:
+        Path(found.out).write_text(line + "\n", encoding="utf-8")
+
+
+def run_or_images(verb: str, parser: Parser, args: Sequence[str]) -> tuple[Trained | None, Any]:
+    """What the first of `args` names: a run, loaded, or None for images; and the options after it.
+
+    Raises ConfigError if it is missing, FileNotFoundError if nothing is there.
+    """
+    from erw.config import Sample
+
+    named = bool(args) and not args[0].startswith("-")
+    if not named and not set(args) & {"-h", "--help"}:
+        raise ConfigError(f"erw {verb} needs a run, or a folder, zip, .npz or cache of images")
+    where = Path(args[0]) if named else Path()
     model = None
     if not named or (where / "recipe.json").is_file():
         if named:
@@ -67,16 +105,7 @@ def evaluate(args: Sequence[str]) -> None:
         parser.parse_args(["--help"])
     elif not where.exists() and not args[0].startswith(BUILT_IN):
         raise FileNotFoundError(f"{where} is neither a run nor images; there is nothing there")
-    found = parser.read(args[1:])
-    other = _result(found.against) if found.against else None
-    scores = scored(args[0], model, found)
-    _print(scores, other)
-    line = json.dumps(scores)
-    if model is not None:
-        with (where / SCORES).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    if found.out:
-        Path(found.out).write_text(line + "\n", encoding="utf-8")
+    return model, parser.read(args[1:])
 
 
 def compare(args: Sequence[str]) -> None:
@@ -128,38 +157,58 @@ def self_check(args: Sequence[str]) -> None:
         raise ErwError(f"self-check failed in: {'; '.join(wrong)}; scores of this machine are off")
 
 
-def scored(what: str, model: Trained | None, found: Any) -> dict[str, Any]:
+def scored(what: str, model: Trained | None, found: Any, here: World) -> dict[str, Any]:
     """The scores with everything that they depend on, as JSON values."""
     from erw.evaluate import evaluate as score
     from erw.evaluate.during import reference_images
-    from erw.runtime.log import Console
+    from erw.runtime.log import Console, Silent
 
     how = changed(Score(), found)
-    images: Any = what
-    size = None
-    if model is not None:
-        images = generation(model, found, Draw(seeds="0:2000"))
-        size = model.latent_shape[-1] * images.vae.factor if images.vae else None
+    images, size = images_of(what, model, found, count=how.reference_count)
     names = model.class_names if model else ()
-    count = how.reference_count
-    reference = reference_images(how.reference, names, size=size, count=count)
-    if what.startswith(BUILT_IN):
-        images = reference_images(what, (), size=None, count=count)
-    console, done = Console("eval"), 0
+    reference = reference_images(how.reference, names, size=size, count=how.reference_count)
+    validation = None
+    if how.validation is not None:
+        validation = reference_images(how.validation, (), size=size, count=how.reference_count)
+    console, done = Console("eval") if here.first else Silent(), 0
     total = len(images) if hasattr(images, "__len__") and not isinstance(images, str) else 0
 
     def progress(count: int) -> None:
         nonlocal done
-        done += count
+        done += count * here.size  # the others are about as far
         if total:
-            console.step(done, total)
+            console.step(min(done, total), total)
 
     scores = score(
         images,
         reference=reference,
         metric=how.metric,
-        weights=how.weights,
+        weights=_weights(how.weights),
+        validation=validation,
+        chunk=how.chunk,
         device=pick_device("auto"),
+        world=here,
         progress=progress,
     )
     return scores.to_dict()
+
+
+def images_of(
+    what: str, model: Trained | None, found: Any, *, count: int
+) -> tuple[Any, int | None]:
+    """The images that were named, or a run's samples to be; and the side that a run's have."""
+    if model is not None:
+        images = generation(model, found, Draw(seeds="0:2000"))
+        vae: Any = images.vae
+        return images, model.latent_shape[-1] * vae.factor if vae else None
+    if not what.startswith(BUILT_IN):
+        return what, None
+    from erw.evaluate.during import reference_images
+
+    return reference_images(what, (), size=None, count=count), None
+
+
+def _weights(told: tuple[str, ...]) -> dict[str, str]:
+    """FILE of Inception's weights and SPACE=PATH, by space."""
+    pairs = [text.partition("=") for text in told]
+    return {space if path else "inception": path or space for space, _, path in pairs}

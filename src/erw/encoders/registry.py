@@ -36,6 +36,12 @@ def _moco(name: str, *, side: int | None = None, weights: Path | None = None) ->
     return load(name, side=side, weights=weights)
 
 
+def _convnext(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
+    from .convnext import load
+
+    return load(name, side=side, weights=weights)
+
+
 # Imports are left to the call: names must be cheap to list.
 ENCODERS: dict[str, Make] = {
     "efficientnet-lite0": _efficientnet,
@@ -53,6 +59,8 @@ ENCODERS: dict[str, Make] = {
     "dinov3-b": _vit,
     "dinov3-l": _vit,
     "clip-l": _vit,
+    "clip-l-336": _vit,
+    "convnextv2-b": _convnext,
     "siglip2-b": _vit,
     "siglip2-l": _vit,
     "siglip2-so400m": _vit,

@@ -1,10 +1,13 @@
-"""Vision transformers through transformers: patch tokens of frozen models, each in its own manner.
+"""Vision transformers through transformers: tokens of frozen models, each in its own manner.
 
 An entry says which model reads the weights and what belongs to it: mean and deviation of its
 pixels, side of a patch, tokens that stand before the patches. Images are resized so that one token
 covers 16 pixels: 256 px give 16 x 16 tokens, the grid of a SiT with patch 2 on latents of factor 8
 (224 px for a patch of 14). ``NAME@SIDE`` sets the side instead. Positions are interpolated by the
 model's own code in transformers.
+
+Pooled features, for distances between sets of images, are of the side that the model was published
+with, whatever the image's, after Pillow's resize.
 """
 
 from collections.abc import Callable
@@ -13,9 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import ConfigError, DataError
-from .base import Encoder, resize
+from .base import Encoder, resize, resize_bytes
 from .pretrained import Hub, model_type, pretrained
 
 PIXELS_A_TOKEN = 16
@@ -29,7 +33,8 @@ class Family(NamedTuple):
 
     ``model``: its class in transformers; ``types``: ``model_type`` of the folders it reads;
     ``before``: tokens before the patches, from the config; ``call``: what to pass beside pixels;
-    ``options``: what to build the model with.
+    ``options``: what to build the model with; ``pool``: its output -> pooled features, of images of
+    ``side``, by default the config's; ``width``: of pooled features, from the config.
     """
 
     model: str
@@ -38,6 +43,9 @@ class Family(NamedTuple):
     before: Callable[[Any], int]
     call: Callable[[int, int, torch.device], dict[str, Any]]
     options: tuple[tuple[str, Any], ...] = ()
+    pool: Callable[[Any], Tensor] = lambda out: out.last_hidden_state[:, 0]
+    side: int | None = None
+    width: Callable[[Any], int] = lambda config: int(config.hidden_size)
 
 
 def _plain(batch: int, tokens: int, device: torch.device) -> dict[str, Any]:
@@ -62,18 +70,51 @@ def _registers(config: Any) -> int:
     return 1 + config.num_register_tokens
 
 
+def _head(out: Any) -> Tensor:
+    """CLIP: the class token after the last norm. SigLIP: what its attention pools."""
+    pooled: Tensor = out.pooler_output
+    return pooled
+
+
+def _direction(out: Any) -> Tensor:
+    """CLIP's image embedding in the space that it shares with text, of length 1."""
+    return F.normalize(out.image_embeds, dim=1)
+
+
+DINOV2_SIDE = 224  # its config states the 518 px of its last steps; evaluators feed 224
 FAMILIES = {
-    "dinov2": Family("Dinov2Model", ("dinov2",), IMAGENET, _cls, _plain),
+    "dinov2": Family("Dinov2Model", ("dinov2",), IMAGENET, _cls, _plain, side=DINOV2_SIDE),
     "dinov2-reg": Family(
-        "Dinov2WithRegistersModel", ("dinov2_with_registers",), IMAGENET, _registers, _plain
+        "Dinov2WithRegistersModel",
+        ("dinov2_with_registers",),
+        IMAGENET,
+        _registers,
+        _plain,
+        side=DINOV2_SIDE,
     ),
     "dino": Family(
         "ViTModel", ("vit",), IMAGENET, _cls, _interpolated, (("add_pooling_layer", False),)
     ),
     "dinov3": Family("DINOv3ViTModel", ("dinov3_vit",), IMAGENET, _registers, _plain),
-    "clip": Family("CLIPVisionModel", ("clip", "clip_vision_model"), CLIP, _cls, _interpolated),
+    "clip": Family(
+        "CLIPVisionModel", ("clip", "clip_vision_model"), CLIP, _cls, _interpolated, pool=_head
+    ),
+    "clip-embedding": Family(
+        "CLIPVisionModelWithProjection",
+        ("clip", "clip_vision_model"),
+        CLIP,
+        _cls,
+        _interpolated,
+        pool=_direction,
+        width=lambda config: int(config.projection_dim),
+    ),
     "siglip2": Family(
-        "SiglipVisionModel", ("siglip", "siglip_vision_model"), HALF, lambda _: 0, _interpolated
+        "SiglipVisionModel",
+        ("siglip", "siglip_vision_model"),
+        HALF,
+        lambda _: 0,
+        _interpolated,
+        pool=_head,
     ),
     "mae": Family("ViTMAEModel", ("vit_mae",), IMAGENET, _cls, _unmasked, (("mask_ratio", 0.0),)),
     "ijepa": Family(
@@ -83,6 +124,7 @@ FAMILIES = {
         lambda _: 0,
         _interpolated,
         (("add_pooling_layer", False),),
+        pool=lambda out: out.last_hidden_state.mean(1),
     ),
 }
 
@@ -134,6 +176,10 @@ HUB: dict[str, tuple[str, Hub]] = {
         "clip",
         Hub("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"),
     ),
+    "clip-l-336": (
+        "clip-embedding",
+        Hub("openai/clip-vit-large-patch14-336", "ce19dc912ca5cd21c8a653c79e251e808ccabcd1"),
+    ),
     "siglip2-b": ("siglip2", Hub("google/siglip2-base-patch16-256", None)),
     "siglip2-l": (
         "siglip2",
@@ -158,7 +204,7 @@ class VisionTransformer(Encoder):
     """Patch tokens of a transformers model: its last hidden state without CLS and registers.
 
     ``network``: the model; ``side``: side of its input in pixels, by default the image's side / 16
-    patches.
+    patches, and for pooled features the side that the model was published with.
     """
 
     def __init__(self, name: str, network: Any, family: Family, *, side: int | None = None) -> None:
@@ -172,7 +218,7 @@ class VisionTransformer(Encoder):
         self.name = name + (f"@{side}" if side else "")
         self._side, self._family = side, family
         self.network = network
-        self.dim, self.dim_pooled = int(network.config.hidden_size), 0
+        self.dim, self.dim_pooled = int(network.config.hidden_size), family.width(network.config)
         mean, deviation = (torch.tensor(x).view(-1, 1, 1) for x in family.pixels)
         self.register_buffer("mean", 255 * mean, persistent=False)
         self.register_buffer("deviation", 255 * deviation, persistent=False)
@@ -191,12 +237,20 @@ class VisionTransformer(Encoder):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.grid(images.shape[-1])[0]
-        pixels = resize(images.to(self.mean.device), tokens * self.patch)  # type: ignore[arg-type]
-        more = self._family.call(len(images), tokens**2, pixels.device)
-        network = self.network
-        out = network(pixel_values=(pixels - self.mean) / self.deviation, **more)  # type: ignore[operator]
-        before = self._family.before(network.config)
+        out = self._run(resize(images.to(self.mean.device), tokens * self.patch))  # type: ignore[arg-type]
+        before = self._family.before(self.network.config)
         return out.last_hidden_state[:, before:].float().contiguous()
+
+    @torch.no_grad()
+    def pooled(self, images: Tensor) -> Tensor:
+        side = self._side or self._family.side or int(self.network.config.image_size)
+        pixels = resize_bytes(images, side).to(self.mean.device)  # type: ignore[arg-type]
+        return self._family.pool(self._run(pixels.float())).float().contiguous()
+
+    def _run(self, pixels: Tensor) -> Any:
+        """The model's output for pixels (B, 3, s, s) of 0..255."""
+        more = self._family.call(len(pixels), (pixels.shape[-1] // self.patch) ** 2, pixels.device)
+        return self.network(pixel_values=(pixels - self.mean) / self.deviation, **more)  # type: ignore[operator]
 
     def train(self, mode: bool = True) -> "VisionTransformer":
         """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""

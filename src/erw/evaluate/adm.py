@@ -26,10 +26,8 @@ from erw.errors import DataError
 from erw.evaluate.distances import Moments, frechet_moments, inception_score
 from erw.evaluate.features import PooledEncoder, Statistics
 from erw.evaluate.inception import POOL, SPATIAL, Inception
-from erw.evaluate.manifold import precision_recall
 
 SPLIT = 5000
-NEIGHBOURS = 3
 PARTS = {"fid": slice(0, POOL), "sfid": slice(POOL, POOL + SPATIAL)}
 STATED = {"fid": ("mu", "sigma"), "sfid": ("mu_s", "sigma_s")}
 
@@ -52,19 +50,18 @@ class AdmFeatures(nn.Module):
         return torch.cat(self.net(images), 1)
 
 
-def adm_scores(real: Statistics, fake: Statistics, encoder: PooledEncoder) -> dict[str, float]:
-    """The five scores from statistics under `AdmFeatures`."""
-    assert isinstance(encoder, AdmFeatures) and real.features is not None
-    assert fake.features is not None
-    scores = {
-        name: frechet_moments(real.moments.part(part), fake.moments.part(part))
-        for name, part in PARTS.items()
-    }
+def frechet_part(name: str, real: Statistics, fake: Statistics) -> float:
+    """Fréchet distance of one of `PARTS`."""
+    part = PARTS[name]
+    return frechet_moments(real.moments.part(part), fake.moments.part(part))
+
+
+def score_of_classes(fake: Statistics, encoder: PooledEncoder) -> float:
+    """The Inception Score, from features in the images' order."""
+    assert isinstance(encoder, AdmFeatures) and fake.features is not None
     pool = fake.features.to(encoder.net.fc.weight.device)
     logits = torch.cat([encoder.net.logits(part).cpu() for part in pool.split(SPLIT)])
-    scores["inception_score"] = inception_score(logits, split_size=SPLIT)
-    found = precision_recall(real.features, fake.features, k=NEIGHBOURS)
-    return scores | found._asdict()
+    return inception_score(logits, split_size=SPLIT)
 
 
 def with_stated(found: Statistics, path: Path) -> tuple[Statistics, bool]:

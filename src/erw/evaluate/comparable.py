@@ -14,12 +14,15 @@ from erw.errors import DataError
 MEASURED = {
     "count": "images",
     "resolution": "resolution",
-    "encoder": "features (and their resize)",
-    "encoder_weights": "weights of the features' network",
     "reference_count": "images of the reference",
     "reference_statistics": "statistics of the reference",
 }
 """Fields of a result -> in words; the reference itself is compared by hash where there is one."""
+FEATURES = {
+    "encoder": "features (and their resize)",
+    "encoder_weights": "weights of the features' network",
+}
+"""The same for the network: of each score where a result says it, else of the whole result."""
 GENERATED = {
     "solver": "solver",
     "steps": "sampling steps",
@@ -30,7 +33,7 @@ GENERATED = {
     "vae": "VAE",
     "vae_weights": "VAE's weights",
     "precision": "precision of sampling",
-    "ema": "EMA",
+    "ema": "EMA decay",
 }
 """The same for the settings that a generation carries."""
 
@@ -57,6 +60,11 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Diffe
         for key, words in MEASURED.items()
         if (pair := (_plain(here.get(key)), _plain(there.get(key))))[0] != pair[1]
     ]
+    found += _features(here, there)
+    validation = [r.get("validation_hash") or r.get("validation") or None for r in (here, there)]
+    if validation[0] != validation[1] and _shared(here, there, "fdr"):
+        names = (r.get("validation") or None for r in (here, there))
+        found.append(Difference("validation images", *names))
     kinds = [r.get("reference_hash") or r.get("reference") for r in (here, there)]
     if kinds[0] != kinds[1]:
         found.append(Difference("reference", *(r.get("reference") for r in (here, there))))
@@ -87,6 +95,35 @@ def read_result(path: str | Path) -> dict[str, Any]:
     if not isinstance(result, dict) or not isinstance(result.get("values"), dict):
         raise DataError(f"{path} holds no result: expected a file of erw eval --out, or its scores")
     return result
+
+
+def _features(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Difference]:
+    """The networks of the scores that both have, or where one does not say these, of all."""
+    shared = [
+        name
+        for name in _shared(here, there)
+        if all(name in (r.get("features") or {}) for r in (here, there))
+    ]
+    if not shared:
+        return [
+            Difference(words, here.get(key), there.get(key))
+            for key, words in FEATURES.items()
+            if here.get(key) != there.get(key)
+        ]
+    found = []
+    for key, words in FEATURES.items():
+        short = key.removeprefix("encoder_")
+        for name in shared:
+            a, b = (r["features"][name].get(short) for r in (here, there))
+            if a != b:
+                found.append(Difference(f"{words} of {name}", a, b))
+    return found
+
+
+def _shared(here: Mapping[str, Any], there: Mapping[str, Any], start: str = "") -> list[str]:
+    """Scores that both have."""
+    names = (here.get("values") or {}).keys() & (there.get("values") or {}).keys()
+    return sorted(name for name in names if name.startswith(start))
 
 
 def _made(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from erw.errors import ConfigError
 from erw.evaluate.comparable import differences
 from erw.evaluate.evaluate import Scores, evaluate
 from erw.evaluate.inputs import Images
-from erw.evaluate.metrics import load_features, metric_of
+from erw.evaluate.metrics import metric_of
+from erw.evaluate.published import REFERENCES, reference_batch
+from erw.evaluate.sides import spaces_of
 from erw.runtime.log import append_metrics, read_metrics
 from erw.sample import generate
 from erw.train import build, checkpoint
@@ -55,7 +57,10 @@ def scoring(
             reference or cache; now, not after hours of training.
     """
     metrics, how = Path(out) / "metrics.jsonl", run.eval
-    load_features(metric_of(list(how.metric)).features, weights=how.weights)
+    asked = metric_of(list(how.metric))
+    if asked.ratios:
+        raise ConfigError("fdr needs validation images: leave it to erw eval, after training")
+    spaces_of(asked, weights=how.weights)
     cache = Cache.open(run.data.cache)
     resolved = build.resolve(run, cache)
     cost = build.step_cost(resolved, cache)
@@ -116,7 +121,7 @@ def better(name: str, value: float, than: float) -> bool:
 def reference_images(
     name: str | None, class_names: tuple[str, ...], *, size: int | None, count: int
 ) -> Images:
-    """The images to compare with: a path, or a built-in set composed at that size.
+    """The images to compare with: a path, a built-in set composed at that size, ADM's by name.
 
     Without a name, runs on the built-in images are held against the built-in test set.
 
@@ -130,14 +135,18 @@ def reference_images(
         if class_names != tuple(groups()):
             raise ConfigError(
                 "--reference (--eval.reference while training) is missing: give images that were "
-                "not trained on (a folder, zip, .npz or openmoji-test)"
+                "not trained on (a folder, zip, .npz, cache with images or openmoji-test)"
             )
         name = "openmoji-test"
     if name in BUILT_IN:
         options: dict[str, Any] = {"size": size} if size else {}
         return open_source(name, count=count, **options)
     if not Path(name).exists():
-        raise FileNotFoundError(f"no reference at {name}: give a folder, zip, .npz or statistics")
+        if name in REFERENCES:
+            return reference_batch(name)
+        raise FileNotFoundError(
+            f"no reference at {name}: give a folder, zip, .npz, cache or statistics"
+        )
     return name
 
 

@@ -2,34 +2,36 @@
 
 A metric is called DISTANCE-FEATURES: "fd-lite2" is the Fréchet distance between pooled features of
 EfficientNet-Lite2. It is never called FID, which is that distance under Inception of 2015: the
-metric "adm" gives it. `erw.evaluate.metrics` has the table.
+metrics "fid" and "adm" give it. `erw.evaluate.metrics` has the table.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
 
 from erw import __version__
-from erw.errors import DataError
-from erw.evaluate.adm import AdmFeatures, with_stated
-from erw.evaluate.distances import Moments
-from erw.evaluate.features import (
-    PooledEncoder,
-    Statistics,
-    cached_statistics,
-    load_statistics,
-    statistics,
+from erw.errors import ConfigError
+from erw.evaluate.features import CHUNK, PooledEncoder, Progress
+from erw.evaluate.inputs import Images, ImageSet, image_set
+from erw.evaluate.metrics import SPACES, Metric, Pair, metric_of, ratio_scores
+from erw.evaluate.sides import (
+    How,
+    Reference,
+    Side,
+    Spaces,
+    Weights,
+    chunks_of,
+    extract_all,
+    reference_side,
+    same_resolution,
+    spaces_of,
 )
-from erw.evaluate.inputs import Images, image_set
-from erw.evaluate.metrics import load_features, metric_of
-from erw.sample.generate import weights_hash
-
-Reference = Images | Moments | Statistics
+from erw.evaluate.stored import Statistics, cache_folder
+from erw.runtime.dist import World
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,15 @@ class Scores:
     Attributes:
         values: score by name.
         count, reference_count: images on either side.
-        images, reference: their names; the hashes tell which they were ("" for a generation).
-        encoder, encoder_weights: the network of the features and the hash of its weights.
-        encoder_file: name and SHA-256 of the file they are from; "": the package's own.
+        images, reference: their names; the hashes tell which they were ("" where not known).
+        encoder, encoder_weights: the network of the features and the hash of its weights; of
+            several, separated by commas.
+        encoder_file: name and SHA-256 of the file they are from; "": the package's or the hub's.
         reference_statistics: "images", or "stated": the mean and covariance in ADM's `.npz`.
         resolution: (height, width) of the images, before the encoder's own resizing.
         settings: how the images were generated, where that is known.
+        features: score -> encoder, weights and file that this score is of.
+        validation, validation_hash: the images that FDr is relative to; "" without.
     """
 
     values: dict[str, float]
@@ -60,6 +65,9 @@ class Scores:
     settings: dict[str, Any] | None = None
     encoder_file: str = ""
     reference_statistics: str = "images"
+    features: dict[str, dict[str, str]] = field(default_factory=dict)
+    validation: str = ""
+    validation_hash: str = ""
     versions: dict[str, str] = field(
         default_factory=lambda: {"erw": __version__, "torch": torch.__version__}
     )
@@ -86,112 +94,111 @@ def evaluate(
     reference: Reference,
     metric: str | Sequence[str] = "fd-lite2",
     encoder: PooledEncoder | None = None,
-    weights: str | Path | None = None,
+    weights: Weights | None = None,
+    validation: Images | None = None,
     batch_size: int = 64,
+    chunk: int = CHUNK,
     cache: str | Path | None = None,
     device: str = "cpu",
-    progress: Callable[[int], None] | None = None,
+    world: World | None = None,
+    progress: Progress | None = None,
 ) -> Scores:
     """Score `images` against `reference`.
 
+    Features are kept on disk chunk by chunk: the same call goes on after a kill.
+
     Args:
-        images: uint8 tensor (N, 3, H, W), a `Generation` or its `Samples`, a source, or the path of
-            a folder, a zip or a `.npz` with `arr_0`.
+        images: uint8 tensor (N, 3, H, W), a `Generation` or its `Samples`, a source, a cache with
+            images, an iterator of uint8 batches, or the path of a folder, a zip, a cache or a
+            `.npz` with `arr_0`.
         reference: the same, or `Moments` or `Statistics` made before, or their `.safetensors` file.
-            With "adm" the mean and covariance that a `.npz` states are used, as ADM does.
-        metric: one or several of one kind of features, see `erw.evaluate.metrics`.
+            With "fid" and "sfid" the mean and covariance that a `.npz` states are used, as ADM
+            does.
+        metric: one or several, see `erw.evaluate.metrics`.
         encoder: the network itself in place of the one that `metric` names.
-        weights: file of the Inception network's weights, for "adm" and "...-inception".
+        weights: file of the Inception network's weights, or space -> file or folder of weights.
+        validation: held-out real images, which FDr is relative to.
         batch_size: images per forward pass.
+        chunk: images between two savings.
         cache: folder for the reference's statistics; None: the user's cache folder.
-        progress: is given the number of images after each batch.
+        world: the processes that share the work, each of which calls this; all get the scores.
+        progress: is given the number of images after each batch of this process.
 
     Raises:
-        ConfigError: an unknown metric.
+        ConfigError: an unknown metric, FDr without validation images.
         DataError: fewer than 2 images, wrong dtype or shape, another resolution than the reference.
-        NumericsError: features that are not finite.
-        FileNotFoundError, CheckpointError: weights that are missing or not Inception's.
+        NumericsError: images or features that are not finite.
+        FileNotFoundError, CheckpointError: weights that are missing or another network's.
     """
     asked = metric_of([metric] if isinstance(metric, str) else list(metric))
+    if asked.ratios and validation is None:
+        raise ConfigError("FDr is relative to held-out real images: give them (--validation)")
     given = image_set(images)
-    file = ""
-    if encoder is None:
-        encoder, file = load_features(asked.features, weights=weights, device=device)
-    hashed = weights_hash(encoder) if isinstance(encoder, nn.Module) else encoder.name
-    keep = asked.needs_features
-    real = _reference(
-        reference,
-        encoder,
-        kind=f"{encoder.name.replace('/', '_')}-{hashed}",
-        keep=keep,
-        batch_size=batch_size,
-        cache=cache,
-    )
-    fake = statistics(given, encoder, keep=keep, batch_size=batch_size, progress=progress)
-    _same_resolution(fake, real.statistics, given.name, real.name)
-    assert fake.resolution is not None
+    folder = Path(cache) if cache is not None else cache_folder() / "statistics"
+    how = How(batch_size, chunk, folder, world or World(0, 1, torch.device("cpu")))
+    spaces: Spaces = {}
+    # The first process downloads what is missing before the others look for it.
+    how.world.tell(lambda: spaces.update(spaces_of(asked, encoder, weights, device=device)))
+    spaces = spaces or spaces_of(asked, encoder, weights, device=device)
+    real = reference_side(reference, spaces, how, against=given)
+    floor = None
+    if validation is not None and asked.ratios:
+        needed = {space: spaces[space] for ratio in asked.ratios for space in ratio}
+        floor = reference_side(validation, needed, how, against=given, what="validation set")
+    chunks = chunks_of(given, how)
+    found = extract_all(given, spaces, how, chunks=chunks, progress=progress)
+    scores = how.world.tell(lambda: _scores(asked, spaces, given, found, real, floor))
+    if chunks and how.world.first:
+        chunks.drop()
+    return scores
+
+
+def _scores(
+    asked: Metric,
+    spaces: Spaces,
+    given: ImageSet,
+    found: Mapping[str, Statistics],
+    real: Side,
+    floor: Side | None,
+) -> Scores:
+    """All scores from all statistics, in the first process."""
+    pairs = {}
+    for space, used in spaces.items():
+        k = SPACES[space].neighbours if space in SPACES else Pair._field_defaults["neighbours"]
+        pairs[space] = pair = Pair(real.statistics[space], found[space], used.encoder, k)
+        a, b = pair.fake.resolution, pair.real.resolution
+        same_resolution(a, b, given.name, f"the reference {real.name}")
+        if floor is not None and space in floor.statistics:
+            b = floor.statistics[space].resolution
+            same_resolution(a, b, given.name, f"the validation set {floor.name}")
+    values: dict[str, float] = {}
+    features: dict[str, dict[str, str]] = {}
+    for part in asked.asked:
+        new = part.scores(pairs[part.space])
+        values |= new
+        features |= {name: spaces[part.space].stated for name in new}
+    for ratio in asked.ratios:
+        assert floor is not None
+        mean, *each = ratio_scores(ratio, pairs, floor.statistics).items()
+        values |= dict([mean, *each])
+        features |= {name: spaces[s].stated for (name, _), s in zip(each, ratio, strict=True)}
+    one, used_all = next(iter(found.values())), list(spaces.values())
+    assert one.resolution is not None
     return Scores(
-        values=asked.scores(real.statistics, fake, encoder),
-        count=fake.moments.count,
+        values=values,
+        count=one.moments.count,
         reference_count=real.images,
         images=given.name,
         images_hash=given.content,
         reference=real.name,
         reference_hash=real.content,
-        encoder=encoder.name,
-        encoder_weights=hashed,
-        resolution=fake.resolution,
+        encoder=", ".join(used.encoder.name for used in used_all),
+        encoder_weights=", ".join(used.weights for used in used_all),
+        resolution=one.resolution,
         settings=given.settings,
-        encoder_file=file,
+        encoder_file=", ".join(used.file for used in used_all if used.file),
         reference_statistics="stated" if real.stated else "images",
+        features=features,
+        validation=floor.name if floor else "",
+        validation_hash=floor.content if floor else "",
     )
-
-
-class _Real(NamedTuple):
-    """A reference: its statistics, name, content hash, images, and whether it stated moments."""
-
-    statistics: Statistics
-    name: str
-    content: str
-    images: int
-    stated: bool = False
-
-
-def _reference(
-    reference: Reference,
-    encoder: PooledEncoder,
-    *,
-    kind: str,
-    keep: bool,
-    batch_size: int,
-    cache: str | Path | None,
-) -> _Real:
-    if isinstance(reference, str | Path) and str(reference).endswith(".safetensors"):
-        name, reference = Path(reference).name, load_statistics(reference)
-    else:
-        name = "statistics"
-    if isinstance(reference, Moments):
-        reference = Statistics(reference)
-    if isinstance(reference, Statistics):
-        if keep and reference.features is None:
-            raise DataError(
-                f"the reference {name} holds moments alone, enough for fd; "
-                "give its images for kid, pr, dc and adm"
-            )
-        return _Real(reference, name, "", reference.moments.count)
-    real = image_set(reference, what="reference")
-    found = cached_statistics(
-        real, encoder, weights=kind, keep=keep, batch_size=batch_size, folder=cache
-    )
-    stated = False
-    if isinstance(encoder, AdmFeatures) and str(reference).endswith(".npz"):
-        found, stated = with_stated(found, Path(str(reference)))
-    return _Real(found, real.name, real.content, real.count, stated)
-
-
-def _same_resolution(fake: Statistics, real: Statistics, images: str, reference: str) -> None:
-    if real.resolution is not None and fake.resolution != real.resolution:
-        a, b = (" x ".join(map(str, (s.resolution or ())[::-1])) for s in (fake, real))
-        raise DataError(
-            f"images {images} are {a}, the reference {reference} is {b}: scores would compare sizes"
-        )

@@ -1,17 +1,31 @@
-"""From images to statistics: features of a frozen encoder, in one pass; a reference's are kept."""
+"""From images to statistics: features of frozen encoders, all in one pass over the images.
 
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+The pass goes by chunks of images. Of one process each chunk is added up as it is done; of several
+each process takes its chunks, and the first one adds all of them up in their order: so the sums are
+the same whoever made the features. Chunks on disk are not made again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from erw.errors import DataError
+from erw.errors import DataError, NumericsError
 from erw.evaluate.distances import Moments
 from erw.evaluate.inputs import ImageSet
+from erw.evaluate.stored import Chunk, Chunks
+from erw.evaluate.stored import Statistics as Statistics
+from erw.evaluate.stored import cache_folder as cache_folder
+from erw.evaluate.stored import load_statistics as load_statistics
+from erw.evaluate.stored import save_statistics as save_statistics
+from erw.runtime.dist import World
+
+CHUNK = 1024
+"""Images of a chunk: what is lost at most by a kill, in each process."""
+Progress = Callable[[int], None]
 
 
 class PooledEncoder(Protocol):
@@ -26,16 +40,12 @@ class PooledEncoder(Protocol):
     def pooled(self, images: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Features of a set of images: their moments, all of them if they were kept, their resolution.
+class Wanted(NamedTuple):
+    """Features to make: by which encoder, whether to keep them all, and their name on disk."""
 
-    `resolution` is (height, width) of the images, None when it is not known.
-    """
-
-    moments: Moments
-    features: Tensor | None = None
-    resolution: tuple[int, int] | None = None
+    encoder: PooledEncoder
+    keep: bool = False
+    key: str = ""
 
 
 def statistics(
@@ -44,113 +54,152 @@ def statistics(
     *,
     keep: bool = False,
     batch_size: int = 64,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Statistics:
     """Statistics of `images` under `encoder.pooled`; `keep` holds on to all features (N, D).
 
     Raises NumericsError for features that are not finite.
     """
-    columns: int | None = getattr(encoder, "kept", None)
-    device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
-    kept: list[Tensor] = []
-    resolution: list[tuple[int, int]] = []
-
-    def passing() -> Iterator[Tensor]:
-        for batch in images.batches(batch_size):
-            resolution.append((batch.shape[2], batch.shape[3]))
-            features = encoder.pooled(batch.to(device)).cpu()
-            if keep:
-                kept.append(features if columns is None else features[:, :columns].clone())
-            yield features
-            if progress:
-                progress(len(batch))
-
-    moments = Moments.of(passing())
-    return Statistics(moments, torch.cat(kept) if keep else None, resolution[0])
+    found = extract(images, [Wanted(encoder, keep)], batch_size=batch_size, progress=progress)
+    assert found is not None
+    return found[0]
 
 
-def cached_statistics(
+def extract(
     images: ImageSet,
-    encoder: PooledEncoder,
+    wanted: Sequence[Wanted],
     *,
-    weights: str,
-    keep: bool = False,
+    chunks: Chunks | None = None,
+    chunk: int = CHUNK,
     batch_size: int = 64,
-    folder: str | Path | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Statistics:
-    """`statistics`, kept in `folder` (None: the user's cache) under a hash of images and weights.
+    world: World | None = None,
+    progress: Progress | None = None,
+) -> list[Statistics] | None:
+    """Statistics of `images` under several encoders, in one pass; None but in the first process.
 
-    A file that cannot be read is made again; one that cannot be written only costs time.
+    Args:
+        chunks: where features are kept, and looked for; needed by several processes.
+        world: the processes that share the work; each of them must call this.
+        progress: is given the number of images after each batch of this process.
+
+    Raises:
+        NumericsError: features that are not finite.
+        DataError: images of several sizes, or several processes that share no `chunks`.
     """
-    if not images.content:
-        return statistics(images, encoder, keep=keep, batch_size=batch_size, progress=progress)
-    folder = Path(folder) if folder is not None else cache_folder() / "statistics"
-    path = folder / f"{images.content}-{images.count}-{weights}.safetensors"
-    found = _load(path)
-    if found is not None and (found.features is not None or not keep):
-        return found
-    made = statistics(images, encoder, keep=keep, batch_size=batch_size, progress=progress)
-    _save(path, made)
-    return made
+    rank, size = (world.rank, world.size) if world else (0, 1)
+    if size > 1 and (chunks is None or images.count is None):
+        raise DataError(
+            f"{images.name} cannot be split over {size} processes, since its content is not known: "
+            "write the images to files first, or run one process"
+        )
+    totals = [_Total(one) for one in wanted]
+    for number, batches in enumerate(_pieces(images, chunk, batch_size)):
+        if number % size == rank:
+            made = _chunk(images.name, batches, wanted, chunks, number, progress)
+            for total, part in zip(totals, made if size == 1 else [], strict=False):
+                total.add(images.name, part)
+    if size > 1:
+        assert world is not None and chunks is not None and images.count is not None
+        world.barrier()
+        if rank:
+            return None
+        for total in totals:
+            for number in range(-(-images.count // chunk)):
+                total.add(images.name, _of_others(chunks, total.wanted.key, number))
+    return [total.statistics() for total in totals]
 
 
-def cache_folder() -> Path:
-    """The user's cache folder of erw: $XDG_CACHE_HOME/erw, or ~/.cache/erw."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "erw"
+def _of_others(chunks: Chunks, key: str, number: int) -> Chunk:
+    """A chunk that any of the processes made."""
+    if (found := chunks.read(key, number)) is None:
+        raise DataError(
+            f"chunk {number} that another process made is not in {chunks.folder}: let "
+            "$XDG_CACHE_HOME name a folder that all machines share"
+        )
+    return found
 
 
-def save_statistics(path: str | Path, found: Statistics) -> None:
-    """Write statistics as safetensors, to be given as a reference later."""
-    from safetensors.torch import save_file
+@dataclass
+class _Total:
+    """Chunks added up, in order."""
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    moments = found.moments
-    tensors = {
-        "count": torch.tensor(moments.count),
-        "mean": moments.mean.contiguous(),
-        "scatter": moments.scatter.contiguous(),
-    }
-    if found.features is not None:
-        tensors["features"] = found.features.contiguous()
-    if found.resolution is not None:
-        tensors["resolution"] = torch.tensor(found.resolution)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    wanted: Wanted
+    moments: Moments | None = None
+    kept: list[Tensor] = field(default_factory=list)
+    resolution: tuple[int, int] | None = None
 
+    def add(self, name: str, part: Chunk) -> None:
+        if self.resolution is not None and self.resolution != part.resolution:
+            a, b = (f"{w} x {h}" for h, w in (part.resolution, self.resolution))
+            raise DataError(f"{name} holds {a} after {b} images: bring them to one size first")
+        self.resolution = part.resolution
+        moments = Moments.of(part.features)
+        self.moments = moments if self.moments is None else self.moments + moments
+        if self.wanted.keep:
+            columns = getattr(self.wanted.encoder, "kept", None)
+            self.kept.append(
+                part.features if columns is None else part.features[:, :columns].clone()
+            )
 
-def load_statistics(path: str | Path) -> Statistics:
-    """What `save_statistics` wrote. Raises FileNotFoundError, or DataError for another file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-        moments = Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])
-    except (SafetensorError, KeyError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise DataError(f"{path} holds no statistics of ours ({error}): make it again") from error
-    resolution = tensors.get("resolution")
-    sides = None if resolution is None else (int(resolution[0]), int(resolution[1]))
-    return Statistics(moments, tensors.get("features"), sides)
+    def statistics(self) -> Statistics:
+        if self.moments is None:
+            raise DataError("no features: the set of images is empty")
+        return Statistics(
+            self.moments, torch.cat(self.kept) if self.wanted.keep else None, self.resolution
+        )
 
 
-def _load(path: Path) -> Statistics | None:
-    try:
-        return load_statistics(path)
-    except (FileNotFoundError, DataError):
-        return None
-
-
-def _save(path: Path, made: Statistics) -> None:
-    try:
-        save_statistics(path, made)
-    except OSError:
+def _pieces(
+    images: ImageSet, chunk: int, batch_size: int
+) -> Iterator[Callable[[], Iterator[Tensor]]]:
+    """The batches of each chunk, to be read if they are needed."""
+    if images.count is not None:
+        for first in range(0, images.count, chunk):
+            stop = min(first + chunk, images.count)
+            yield lambda first=first, stop=stop: images.batches(batch_size, first, stop)  # type: ignore[misc]
         return
+    stream = images.batches(batch_size)
+    for head in stream:
+        rest = list(islice(stream, max(1, chunk // batch_size) - 1))
+        yield lambda head=head, rest=rest: iter([head, *rest])  # type: ignore[misc]
+
+
+def _chunk(
+    name: str,
+    batches: Callable[[], Iterator[Tensor]],
+    wanted: Sequence[Wanted],
+    chunks: Chunks | None,
+    number: int,
+    progress: Progress | None,
+) -> list[Chunk]:
+    """One chunk under every encoder, from the disk or made, and then kept."""
+    found = [chunks.read(one.key, number) if chunks else None for one in wanted]
+    missing = {i: one for i, one in enumerate(wanted) if found[i] is None}
+    rows: dict[int, list[Tensor]] = {i: [] for i in missing}
+    resolution = (0, 0)
+    for batch in batches() if missing else ():
+        resolution = (batch.shape[2], batch.shape[3])
+        for i, one in missing.items():
+            rows[i].append(_features(one.encoder, batch, name))
+        if progress:
+            progress(len(batch))
+    for i, one in missing.items():
+        found[i] = made = Chunk(torch.cat(rows[i]), resolution)
+        if chunks:
+            chunks.write(one.key, number, made)
+    done = [part for part in found if part is not None]
+    if progress and not missing:
+        progress(len(done[0].features))
+    return done
+
+
+def _features(encoder: PooledEncoder, batch: Tensor, name: str) -> Tensor:
+    device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
+    features = encoder.pooled(batch.to(device)).cpu()
+    if not torch.isfinite(features).all():
+        rows = (~torch.isfinite(features)).any(1)
+        raise NumericsError(
+            f"{name}: {encoder.name} features of {int(rows.sum())} of {len(rows)} images are not "
+            "finite"
+        )
+    return features

@@ -5,8 +5,8 @@
 | weights-inception-2015-12-05-*.pth      | toshas/torch-fidelity (release v0.2.0)           |
 | classify_image_graph_def.pb             | ADM's evaluator: TensorFlow's own frozen graph   |
 
-Nothing is downloaded: give a path, or put one of these files in the user's cache folder or in the
-folder that $ERW_WEIGHTS names.
+Give a path, or put one of these files in the user's cache folder or in the folder that $ERW_WEIGHTS
+names; otherwise the first of them is downloaded, where the network allows.
 """
 
 import hashlib
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from erw.errors import CheckpointError
-from erw.evaluate.features import cache_folder
 from erw.evaluate.graphdef import Graph, read_graph
 from erw.evaluate.inception import Inception, folded
 from erw.evaluate.inception_table import names
+from erw.evaluate.published import download
+from erw.evaluate.stored import cache_folder
 
 FILES = {
     "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/"
@@ -48,7 +49,8 @@ class Loaded(NamedTuple):
 def find_inception(path: str | Path | None = None) -> Path:
     """The weights file: `path`, or one of `FILES` in $ERW_WEIGHTS or the user's cache folder.
 
-    Raises FileNotFoundError that says where to get one.
+    Without any the first of `FILES` is downloaded. Raises FileNotFoundError that says where to get
+    one by hand, DataError where another file came.
     """
     first, url = next(iter(FILES.items()))
     home = cache_folder() / "weights"
@@ -61,10 +63,14 @@ def find_inception(path: str | Path | None = None) -> Path:
         for name in FILES:
             if (folder / name).is_file():
                 return folder / name
-    raise FileNotFoundError(
-        f"no Inception weights for FID: download {url} to {home / first}, or give its path "
-        f"(--weights FILE); {list(FILES)[2]} of ADM's evaluator will do as well"
-    )
+    try:
+        download(url, home / first, sha256=SHA256)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no Inception weights for FID: {error}, or give its path (--weights FILE); "
+            f"{list(FILES)[2]} of ADM's evaluator will do as well; fd-lite2 needs no download"
+        ) from error
+    return home / first
 
 
 def load_inception(

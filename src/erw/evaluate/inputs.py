@@ -1,7 +1,8 @@
-"""What can be evaluated: tensors, generations, folders, zips, `.npz`, sources, as uint8 batches."""
+"""What can be evaluated, as uint8 batches: tensors, generations, files, caches, streams."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from erw.data.cache import Cache
+from erw.data.images import Unreadable
 from erw.data.sources import FileSource, Source, open_source, where
-from erw.errors import DataError
-from erw.sample.files import read_images, read_settings
+from erw.errors import CacheError, DataError, NumericsError
+from erw.sample.files import image_shape, read_images, read_settings
 from erw.sample.generate import Generation, Samples
 
-Images = Tensor | np.ndarray | Samples | Generation | Source | str | Path
+Images = Tensor | np.ndarray | Samples | Generation | Source | Cache | Iterable[Any] | str | Path
 
 
 @dataclass(frozen=True)
@@ -24,17 +27,20 @@ class ImageSet:
 
     Attributes:
         name: for people, without folders of this machine.
-        count: number of images.
+        count: number of images; None: a stream, which ends when it ends and is read once.
         content: hash of the images, or of everything they follow from; "" where unknown.
-        batches: batch size -> iterator over uint8 (B, 3, H, W), all of one size.
+        batches: (batch size, first image, image to stop before) -> iterator over uint8
+            (B, 3, H, W), all of one size; without the latter two, all images.
         settings: how they were generated, where that is known.
+        resolution: (height, width) where it is known before they are read.
     """
 
     name: str
-    count: int
+    count: int | None
     content: str
-    batches: Callable[[int], Iterator[Tensor]]
+    batches: Callable[..., Iterator[Tensor]]
     settings: dict[str, Any] | None = None
+    resolution: tuple[int, int] | None = None
 
 
 def image_set(images: Images, *, what: str = "images") -> ImageSet:
@@ -42,22 +48,26 @@ def image_set(images: Images, *, what: str = "images") -> ImageSet:
 
     Raises:
         DataError: fewer than 2 images, another dtype or shape, images of several sizes.
+        CacheError: a cache without images.
         FileNotFoundError: nothing at the path.
     """
     found = _open(images, what)
-    if found.count < 2:
-        raise DataError(f"{what} {found.name}: {found.count} image; statistics need at least 2")
+    if found.count is not None and found.count < 2:
+        raise DataError(
+            f"{what} {found.name}: {found.count} image{'' if found.count == 1 else 's'}; "
+            "statistics need at least 2"
+        )
 
-    def checked(batch_size: int) -> Iterator[Tensor]:
-        first: torch.Size | None = None
-        for batch in found.batches(batch_size):
+    def checked(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        sides: torch.Size | None = None
+        for batch in found.batches(batch_size, first, stop):
             _check(batch, found.name, what)
-            first = first or batch.shape[2:]
-            if batch.shape[2:] != first:
-                raise DataError(f"{what} {found.name}: {_side(batch)} after {_side(first)} images")
+            sides = sides or batch.shape[2:]
+            if batch.shape[2:] != sides:
+                raise DataError(f"{what} {found.name}: {_side(batch)} after {_side(sides)} images")
             yield batch
 
-    return ImageSet(found.name, found.count, found.content, checked, found.settings)
+    return replace(found, batches=checked)
 
 
 def _open(images: Images, what: str) -> ImageSet:
@@ -69,73 +79,147 @@ def _open(images: Images, what: str) -> ImageSet:
         return _of_tensor(images, what)
     if isinstance(images, Generation):
         return _of_generation(images, what)
-    if isinstance(images, str | Path) and str(images).endswith(".npz"):
-        return _of_npz(Path(images))
+    if isinstance(images, Cache):
+        return _of_cache(images, what)
     if isinstance(images, str | Path):
-        return _of_source(open_source(images, classes="none"), path=Path(images))
-    if hasattr(images, "fingerprint"):
+        return _of_path(Path(images), what)
+    if isinstance(images, Source):
         return _of_source(images)
+    if isinstance(images, Iterable):
+        return _of_stream(images, what)
     raise DataError(
-        f"{what} are a {type(images).__name__}; expected a uint8 tensor, a generation, a source, "
-        "or the path of a folder, zip or .npz"
+        f"{what} are a {type(images).__name__}; expected a uint8 tensor, a generation, a source, a "
+        "cache, an iterator of uint8 batches, or the path of a folder, zip, .npz or cache"
     )
+
+
+def _of_path(path: Path, what: str) -> ImageSet:
+    if path.suffix == ".npz":
+        return _of_npz(path)
+    if any((path / name).is_file() for name in ("manifest.json", "prepare.json", "online.json")):
+        return _of_cache(Cache.open(path), what)
+    return _of_source(open_source(path, classes="none"), path=path)
 
 
 def _of_tensor(images: Tensor | np.ndarray, what: str) -> ImageSet:
     """uint8 (N, 3, H, W) tensors or (N, H, W, 3) arrays."""
-    if isinstance(images, np.ndarray):
-        if images.ndim == 4 and images.shape[3] == 3:
-            images = images.transpose(0, 3, 1, 2)
-        images = torch.from_numpy(np.ascontiguousarray(images))
-    _check(images, "tensor", what)
-    content = blake3(images.cpu().contiguous().numpy().tobytes())
-    content.update(str(tuple(images.shape)).encode())
-    return ImageSet("tensor", len(images), content.hexdigest()[:32], images.split)
+    whole = _tensor(images)
+    _check(whole, "tensor", what)
+    content = blake3(whole.cpu().contiguous().numpy().tobytes())
+    content.update(str(tuple(whole.shape)).encode())
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        yield from whole[first:stop].split(batch_size)
+
+    sides = (whole.shape[2], whole.shape[3])
+    return ImageSet("tensor", len(whole), content.hexdigest()[:32], batches, None, sides)
+
+
+def _tensor(images: Any) -> Tensor:
+    if not isinstance(images, np.ndarray):
+        return images if isinstance(images, Tensor) else torch.as_tensor(images)
+    if images.ndim == 4 and images.shape[3] == 3:
+        images = images.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def _of_stream(images: Iterable[Any], what: str) -> ImageSet:
+    """Batches uint8 (B, 3, H, W), arrays (B, H, W, 3) or `Samples`, of any number each."""
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        assert (first, stop) == (0, None)
+        for item in images:
+            whole = _tensor(item.images if isinstance(item, Samples) else item)
+            _check(whole, "of a generator", what)
+            yield from whole.split(batch_size)
+
+    return ImageSet("generator", None, "", batches)
 
 
 def _of_generation(generation: Generation, what: str) -> ImageSet:
     if generation.vae is None:
         raise DataError(f"{what} are latents without images: generate with decode=True")
 
-    def batches(batch_size: int) -> Iterator[Tensor]:
-        for samples in generation:
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        stop = len(generation) if stop is None else stop
+        for samples in generation.rows(lambda i, _: first <= i < stop):
             assert samples.images is not None
+            bad = [s for s, x in zip(samples.seeds, samples.latents, strict=True) if _broken(x)]
+            if bad:
+                raise NumericsError(
+                    f"samples of seeds {', '.join(map(str, bad[:4]))} are not finite: the weights "
+                    "have diverged, or guidance is too strong"
+                )
             yield from samples.images.split(batch_size)
 
-    # Its content is not hashed: it is cheaper to score it than to draw it twice.
-    return ImageSet("generation", len(generation), "", batches, generation.settings)
+    # Images follow from the settings and these: hashed before they are drawn.
+    told = [generation.settings, generation.seeds, generation.labels]
+    content = blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    return ImageSet("generation", len(generation), content, batches, generation.settings)
+
+
+def _broken(latent: Tensor) -> bool:
+    return not bool(torch.isfinite(latent).all())
 
 
 def _of_npz(path: Path) -> ImageSet:
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
-    count = sum(len(block) for block in read_images(path))
+    _, height, width, _ = image_shape(path)
+    count = sum(len(block) for block in read_images(path))  # checks the sums, too
     content = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()[:32]
 
-    def batches(batch_size: int) -> Iterator[Tensor]:
-        for block in read_images(path, rows=batch_size):
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        for block in read_images(path, rows=batch_size, first=first, stop=stop):
             yield torch.from_numpy(block).permute(0, 3, 1, 2).contiguous()
 
-    return ImageSet(path.name, count, content, batches, read_settings(path))
+    return ImageSet(path.name, count, content, batches, read_settings(path), (height, width))
+
+
+def _of_cache(cache: Cache, what: str) -> ImageSet:
+    """The images that a cache was made of, where it kept them."""
+    from erw.data.online import Online
+
+    if not isinstance(cache, Online) and not cache.manifest.settings["images"]:
+        raise CacheError(
+            f"{what} {cache.path.name}: this cache holds latents and features but no images; give "
+            "the images themselves, or prepare them again with --images"
+        )
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        stop = len(cache) if stop is None else stop
+        for lo in range(first, stop, batch_size):
+            yield cache.images(range(lo, min(lo + batch_size, stop)))
+
+    sides = (cache.image_size, cache.image_size)
+    return ImageSet(cache.path.name, len(cache), cache.identity, batches, None, sides)
 
 
 def _of_source(source: Source, path: Path | None = None) -> ImageSet:
-    def batches(batch_size: int) -> Iterator[Tensor]:
+    def image(i: int) -> np.ndarray:
+        try:
+            return source[i][0]
+        except Unreadable as error:
+            raise DataError(f"{where(source, i)}: {error}; mend or remove it") from error
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         rows: list[np.ndarray] = []
-        for i in range(len(source)):
-            image, _ = source[i]
-            if rows and image.shape != rows[0].shape:
+        stop = len(source) if stop is None else stop
+        for i in range(first, stop):
+            row = image(i)
+            if row.shape != shape:
                 raise DataError(
-                    f"{where(source, i)} is {image.shape[1]} x {image.shape[0]}, the images before "
-                    f"it {rows[0].shape[1]} x {rows[0].shape[0]}: bring them to one size first"
+                    f"{where(source, i)} is {row.shape[1]} x {row.shape[0]}, the images before it "
+                    f"{shape[1]} x {shape[0]}: bring them to one size first"
                 )
-            rows.append(image)
-            if len(rows) == batch_size or i == len(source) - 1:
+            rows.append(row)
+            if len(rows) == batch_size or i == stop - 1:
                 yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
                 rows = []
 
+    shape = image(0).shape if len(source) else (0, 0, 3)
     settings = read_settings(path) if path is not None and path.is_dir() else None
-    return ImageSet(source.name, len(source), _content(source), batches, settings)
+    return ImageSet(source.name, len(source), _content(source), batches, settings, shape[:2])
 
 
 def _content(source: Source) -> str:

@@ -14,8 +14,10 @@ images.
 import json
 import os
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,21 +78,53 @@ def write(generation: Generation, out: str | Path, *, progress: Progress | None 
     return out
 
 
-def read_images(path: str | Path, *, rows: int = 256) -> Iterator[np.ndarray]:
-    """Blocks (<= rows, H, W, 3) uint8 of `arr_0` in a `.npz`, read as a stream.
+def image_shape(path: str | Path) -> tuple[int, int, int, int]:
+    """(N, H, W, 3) of `arr_0` in a `.npz`, from its header. Raises DataError as `read_images`."""
+    with _images_in(path) as (_, shape):
+        return shape
 
-    Raises DataError when the file holds something else, or is cut short.
+
+def read_images(
+    path: str | Path, *, rows: int = 256, first: int = 0, stop: int | None = None
+) -> Iterator[np.ndarray]:
+    """Blocks (<= rows, H, W, 3) uint8 of images `first` to `stop` of a `.npz`, as a stream.
+
+    Reading all of them checks the archive's checksum. Raises DataError when `arr_0` is something
+    else, or is cut short.
+    """
+    with _images_in(path, direct=first > 0 or stop is not None) as (stream, shape):
+        size = int(np.prod(shape[1:]))
+        stream.seek(first * size, os.SEEK_CUR)
+        stop = shape[0] if stop is None else stop
+        for lo in range(first, stop, rows):
+            count = min(rows, stop - lo)
+            data = stream.read(count * size)
+            yield np.frombuffer(bytearray(data), np.uint8).reshape(count, *shape[1:])
+
+
+@contextmanager
+def _images_in(
+    path: str | Path, *, direct: bool = False
+) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
+    """The bytes of `arr_0`, from its first image on, and its shape.
+
+    `direct` reads them from the file where they are not compressed: an archive's member reads all
+    that it skips.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
             shape, fortran, dtype = _header(stream)
             if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
                 raise DataError(f"{path}: arr_0 is {dtype} {shape}; expected uint8 (N, H, W, 3)")
-            size = int(np.prod(shape[1:]))
-            for lo in range(0, shape[0], rows):
-                count = min(rows, shape[0] - lo)
-                data = stream.read(count * size)
-                yield np.frombuffer(bytearray(data), np.uint8).reshape(count, *shape[1:])
+            info = archive.getinfo("arr_0.npy")
+            if not direct or info.compress_type != zipfile.ZIP_STORED:
+                yield stream, shape
+                return
+            with Path(path).open("rb") as file:
+                file.seek(info.header_offset + 26)  # lengths of the name and of what follows it
+                name, extra = struct.unpack("<HH", file.read(4))
+                file.seek(info.header_offset + 30 + name + extra + stream.tell())
+                yield file, shape
     except KeyError:
         raise DataError(f"{path} has no images: expected an array arr_0 inside") from None
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
