@@ -19,7 +19,10 @@ from erw.encoders import load_encoder as load_encoder
 from erw.errors import ErwError as ErwError
 from erw.evaluate import evaluate as evaluate
 from erw.evaluate.analysis import cknna as cknna
+from erw.interop import export as export
+from erw.interop import from_pretrained as from_pretrained
 from erw.interop import load_pretrained as load_pretrained
+from erw.interop import push_to_hub as push_to_hub
 from erw.models import SiT as SiT
 from erw.plan import PRESETS as PRESETS
 from erw.plan import Phase as Phase

@@ -71,7 +71,9 @@ class TimeEmbed(nn.Module):
         )
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(t, self.frequencies))
+        # In float32 whatever the weights are: half precision cannot tell neighbouring times apart.
+        frequencies = timestep_embedding(t, self.frequencies)
+        return self.mlp(frequencies.to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbed(nn.Module):
