@@ -44,6 +44,8 @@ def test_a_result_can_be_compared_with_itself_and_with_another_model(
         ("solver", "euler", "solver heun here, euler there"),
         ("guidance", 1.8, "guidance 1.0 here, 1.8 there"),
         ("vae", "sd-vae", "VAE"),
+        ("shift", 3.0, "time shift of sampling not stated here, 3.0 there"),
+        ("autoguidance_weights", "f00", "weaker model"),
         ("vae_weights", "f00", "VAE's weights"),
         ("labels", "given", "labels"),
         ("ema", 0.9, "EMA decay 0.9999 here, 0.9 there"),

@@ -19,7 +19,7 @@ from erw.models.estimate import (
     seconds,
 )
 from erw.models.sit import SiT
-from erw.sample.guidance import guided
+from erw.sample.guidance import classifier_free
 from erw.sample.solvers import SOLVERS
 from tiny import tiny_cache
 
@@ -73,7 +73,7 @@ def test_sampling_is_what_torch_counts() -> None:
     net, x, y = network().eval(), torch.randn(1, 4, 16, 16), torch.tensor([1])
     forward = sit_flops(**SIZES, tokens=64).forward
     for solver, scale in (("euler", 1.0), ("heun", 1.0), ("heun", 2.0)):
-        velocity = guided(net, y, 5, scale=scale, interval=(0.0, 1.0))
+        velocity = classifier_free(net, y, 5, scale=scale, interval=(0.0, 1.0))
         chosen = SOLVERS[solver]
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             chosen.solve(velocity, x, chosen.times(4))  # type: ignore[call-arg]

@@ -95,6 +95,22 @@ def test_logit_normal_times_have_normal_log_ratios(path):
     assert math.isclose(float(t[normal.argsort()].diff().min().sign()), 1.0)
 
 
+@pytest.mark.parametrize("shift", [0.3, 2.5])
+def test_a_shift_multiplies_noise_over_data(shift):
+    normal = torch.randn(1000, dtype=torch.float64)
+    t = flow.sample_times(torch.empty(0), normal, times="logit_normal", shift=shift)
+    assert torch.allclose(torch.logit(t), normal + math.log(shift))
+    u = torch.rand(100, dtype=torch.float64)
+    moved = flow.sample_times(u, torch.empty(0), times="uniform", shift=shift)
+    assert torch.allclose(flow.shifted(moved, 1 / shift), u)
+
+
+def test_the_direction_loss_knows_no_length():
+    v = torch.randn(3, 4, 2, 2, dtype=torch.float64)
+    assert flow.direction_loss(5 * v, v).abs() < 1e-12
+    assert torch.allclose(flow.direction_loss(-v, v), torch.tensor(2.0, dtype=torch.float64))
+
+
 def test_uniform_times_are_the_uniform_numbers():
     u = torch.rand(8)
     assert flow.sample_times(u, torch.empty(0), times="uniform") is u

@@ -16,6 +16,8 @@ from erw.errors import ConfigError, DataError
 from erw.models.sit import SiT
 from erw.sample.files import read_images, read_settings, write
 from erw.sample.generate import Generation, generate
+from erw.sample.model import ready
+from erw.sample.seeds import start_noise
 from erw.sample.steps import Step
 from erw.train.load import Trained
 
@@ -70,6 +72,45 @@ def test_labels_are_balanced_or_as_given() -> None:
     assert unconditional.labels is None and unconditional.images is None
 
 
+def test_random_labels_follow_from_the_seed_and_are_said() -> None:
+    drawn = generate(MODEL, range(300), "random")
+    assert drawn.settings["labels"].startswith("random")
+    assert drawn.labels is not None and set(drawn.labels) == {0, 1, 2}
+    assert generate(MODEL, [250, 7], "random").labels == (drawn.labels[250], drawn.labels[7])
+    counts = np.bincount(drawn.labels)
+    assert counts.min() > 70  # 100 each, give or take
+
+
+def test_autoguidance_is_guidance_away_from_the_weaker_model() -> None:
+    weak, how = trained(seed=1), {"steps": 3, "solver": "euler", "decode": False}
+    found = generate(MODEL, range(4), autoguidance=weak, guidance=2.5, interval=(0.5, 1.0), **how)
+    settings = found.settings
+    assert settings["autoguidance_weights"] == generate(weak, [0]).settings["weights"]
+    assert "autoguidance" not in generate(MODEL, [0], **how).settings
+    x, y = start_noise(range(4), (3, 8, 8)).double(), torch.tensor([0, 1, 2, 0])
+    for t, t_next in ((1, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0)):
+        v, w = (m.velocity(x.float(), torch.full((4,), t), y).double() for m in (MODEL, weak))
+        x = x + (t_next - t) * (w + 2.5 * (v - w) if t >= 0.5 else v)
+    assert torch.allclose(found.collect().latents.double(), x, atol=1e-5)
+
+
+def test_the_shift_of_times_changes_the_image_and_is_said() -> None:
+    plain, moved = (generate(MODEL, [0], steps=4, shift=s) for s in (1.0, 2.0))
+    assert moved.settings["shift"] == 2.0 and "shift" not in plain.settings
+    assert not torch.equal(plain.collect().latents, moved.collect().latents)
+
+
+def test_weights_turned_to_bf16_once_give_the_bits_of_autocast() -> None:
+    x, y, t = torch.randn(2, 3, 8, 8), torch.tensor([0, 2]), torch.tensor([0.3, 0.7])
+    before = {name: p.clone() for name, p in MODEL.net.named_parameters()}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = MODEL.net(x, t, y)
+        with ready(MODEL.net, half=True):
+            assert MODEL.net.blocks[0].attn.qkv.weight.dtype is torch.bfloat16
+            assert torch.equal(MODEL.net(x, t, y), expected)
+    assert all(torch.equal(p, before[name]) for name, p in MODEL.net.named_parameters())
+
+
 def test_guidance_changes_the_image_only_inside_its_interval() -> None:
     plain = generate(MODEL, range(2), steps=4).collect().latents
     guided = generate(MODEL, range(2), steps=4, guidance=3.0).collect().latents
@@ -110,6 +151,11 @@ def test_it_is_lazy_and_reports_steps() -> None:
         ({"interval": (0.5, 0.2)}, "interval"),
         ({"model": trained(0), "labels": 1}, "unconditional"),
         ({"model": trained(0), "guidance": 2.0}, "unconditional"),
+        ({"labels": "balanced"}, "expected classes, 'random' or none"),
+        ({"shift": 0.0}, "shift = 0.0"),
+        ({"guided_channels": 0, "guidance": 2.0}, "guided_channels is 0"),
+        ({"autoguidance": MODEL}, "without effect"),
+        ({"autoguidance": trained(4), "guidance": 2.0}, "number of classes 4 differ"),
     ],
 )
 def test_bad_settings_say_so(settings: dict, message: str) -> None:

@@ -26,6 +26,7 @@ LAYERS = [
     "plan",
     "ema",
     "records",
+    "reporting",
     "config",
     "models",
     "encoders",

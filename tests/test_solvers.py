@@ -14,7 +14,7 @@ from torch import Tensor
 from erw.errors import ConfigError
 from erw.flow import PATHS, Path, ends, velocity_from
 from erw.models.sit import SiT
-from erw.sample.guidance import conditional, guided
+from erw.sample.guidance import classifier_free, conditional, guided
 from erw.sample.solvers import (
     SOLVERS,
     adams,
@@ -69,7 +69,7 @@ def test_repas_samplers(golden: Golden, name: str) -> None:
     data = golden(f"sampler_{name}")
     meta = json.loads(str(data["meta"]))
     net, y = golden_net(meta), torch.tensor(data["y"])
-    velocity = guided(
+    velocity = classifier_free(
         net,
         y,
         net.null_class,
@@ -199,7 +199,7 @@ def test_guidance_is_its_formula_and_costs_double_inside_only() -> None:
         return x * y[:, None] + t[:, None]
 
     x, y = torch.randn(4, 3), torch.tensor([1, 2, 3, 4])
-    velocity = guided(model, y, 9, scale=1.7, interval=(0.2, 0.6))
+    velocity = classifier_free(model, y, 9, scale=1.7, interval=(0.2, 0.6))
     plain = conditional(model, y)
     for t in (0.2, 0.4, 0.6, 0.6 + 1e-12):
         expected = (x * 9 + t) + 1.7 * (x * y[:, None] - x * 9)
@@ -207,8 +207,39 @@ def test_guidance_is_its_formula_and_costs_double_inside_only() -> None:
     assert sizes == [8] * 4
     for t in (0.19, 0.61):
         assert torch.equal(velocity(x, t), plain(x, t))
-    assert torch.equal(guided(model, y, 9, scale=1.0)(x, 0.5), plain(x, 0.5))
+    assert torch.equal(classifier_free(model, y, 9, scale=1.0)(x, 0.5), plain(x, 0.5))
     assert sizes[4:] == [4] * 6
+
+
+def test_guidance_by_any_other_velocity() -> None:
+    asked = []
+
+    def other(x: Tensor, t: float) -> Tensor:
+        asked.append(t)
+        return 2 * x
+
+    x = torch.randn(4, 5, 2, 2)
+    velocity = guided(lambda x, t: x + t, other, scale=3.0, interval=(0.2, 0.6))
+    assert torch.allclose(velocity(x, 0.4), 2 * x + 3 * (x + 0.4 - 2 * x))
+    assert torch.equal(velocity(x, 0.7), x + 0.7) and asked == [0.4]
+    some = guided(lambda x, t: x + t, other, scale=3.0, channels=3)(x, 0.4)
+    assert torch.equal(some[:, :3], velocity(x, 0.4)[:, :3])
+    assert torch.equal(some[:, 3:], (x + 0.4)[:, 3:])
+
+
+@pytest.mark.parametrize("shift", [0.3, 3.0])
+def test_shifted_sde_times_keep_both_ends(shift: float) -> None:
+    times = sde_times(9, shift=shift)
+    assert (times[0], times[-1]) == (1, 0) and times[-2] == pytest.approx(0.04)
+    moved = [t > plain for t, plain in zip(times[1:-2], sde_times(9)[1:-2], strict=True)]
+    assert all(moved) if shift > 1 else not any(moved)
+
+
+def test_the_shift_is_lightningdits_with_time_turned() -> None:
+    # Its 250 points run from noise (0) to data (1), moved by s t / (1 + (s - 1) t) with s = 0.3.
+    t, s = np.linspace(0, 1, 250), 0.3
+    theirs = s * t / (1 + (s - 1) * t)
+    assert np.allclose(uniform_times(249, shift=1 / s), 1 - theirs)
 
 
 def test_bad_settings_say_so() -> None:
@@ -218,7 +249,12 @@ def test_bad_settings_say_so() -> None:
         lambda: sde_times(1),
         lambda: sde_times(5, last=1.0),
         lambda: solver("dopri"),
-        lambda: guided(lambda x, t, y: x, torch.zeros(1), 0, scale=2.0, interval=(0.7, 0.1)),
+        lambda: classifier_free(
+            lambda x, t, y: x, torch.zeros(1), 0, scale=2.0, interval=(0.7, 0.1)
+        ),
+        lambda: guided(lambda x, t: x, lambda x, t: x, scale=2.0, channels=0),
+        lambda: uniform_times(5, shift=float("inf")),
+        lambda: sde_times(5, shift=-1.0),
     ):
         with pytest.raises(ConfigError) as error:
             wrong()

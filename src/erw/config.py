@@ -9,13 +9,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from erw.ema import exponent
 from erw.errors import ConfigError
 from erw.flow import PathName, Prediction, Times
 from erw.plan import Plan
-from erw.records import at_least, between
+from erw.records import above_zero, at_least, between
 from erw.records import from_dict as from_dict
 from erw.records import nearest as nearest
 from erw.records import to_dict as to_dict
+from erw.reporting import Eval as Eval
+from erw.reporting import Log as Log
+from erw.reporting import Sample as Sample
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Model:
         qk_norm: a norm on queries and keys, of the kind of `norm`.
         norm: before every modulation: layer (no gain), or rms with a gain, as in LightningDiT.
         mlp: gelu, or swiglu with as many weights, as in LightningDiT.
+        adaln_shift: false: the conditioning scales and gates blocks but does not shift them, as
+            LightningDiT's wo_shift.
         projector: hidden width of the alignment projector.
         input_size, channels: of the latent.
         num_classes: classes; 0: unconditional.
@@ -42,6 +48,7 @@ class Model:
     qk_norm: bool = False
     norm: Literal["layer", "rms"] = "layer"
     mlp: Literal["gelu", "swiglu"] = "gelu"
+    adaln_shift: bool = True
     projector: int = 2048
     input_size: int | None = None
     channels: int | None = None
@@ -94,16 +101,26 @@ class Flow:
         objective: flow (SiT), or ddpm: DiT's noise prediction with learned variance on 1,000 steps
             of linear betas, for which the settings below have no other values.
         path: from data to noise; vp preserves the variance, as SiT's.
-        times: training times on it.
+        times: how training times on it are drawn.
+        shift: of those times: above 1 towards the noise, below 1 towards the data.
         prediction: what the network gives.
+        direction: weight of 1 - cosine between predicted and true velocity, as in LightningDiT.
     """
 
     objective: Literal["flow", "ddpm"] = "flow"
     path: PathName = "linear"
     times: Times = "uniform"
+    shift: float = 1.0
     prediction: Prediction = "velocity"
+    direction: float = 0.0
 
     def __post_init__(self) -> None:
+        above_zero("flow", "shift", self.shift)
+        between("flow", "direction", self.direction, 0.0, math.inf)
+        if self.direction and self.prediction != "velocity":
+            raise ConfigError(
+                f"flow.direction compares velocities, but flow.prediction is {self.prediction}"
+            )
         if self.objective == "flow":
             return
         for other in dataclasses.fields(self)[1:]:
@@ -128,6 +145,8 @@ class Optim:
         betas, weight_decay, eps: of AdamW.
         clip: largest norm of the whole gradient.
         ema: decay of the moving average of the weights.
+        ema_profiles: widths sigma_rel of power-function averages that are tracked besides, for
+            `erw ema`; EDM2 has 0.05 and 0.1. Each costs 4 bytes a parameter.
         accumulate: micro-batches per step.
         precision: `bf16` autocast with float32 weights, or `fp32`. `auto`: bf16 where the machine
             multiplies it natively (the log says which, and why).
@@ -141,80 +160,24 @@ class Optim:
     eps: float = 1e-8
     clip: float = 1.0
     ema: float = 0.9999
+    ema_profiles: tuple[float, ...] = ()
     accumulate: int = 1
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip", "eps"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"optim.{name} is {value}; expected a finite number > 0")
+            above_zero("optim", name, getattr(self, name))
         at_least("optim", "lr_warmup", self.lr_warmup, 0)
         at_least("optim", "accumulate", self.accumulate, 1)
         between("optim", "weight_decay", self.weight_decay, 0.0, 1.0)
         between("optim", "ema", self.ema, 0.0, 1.0)
+        for sigma_rel in self.ema_profiles:
+            exponent(sigma_rel)
+        if len(set(self.ema_profiles)) < len(self.ema_profiles):
+            raise ConfigError(f"optim.ema_profiles {self.ema_profiles} names a width twice")
         for beta in self.betas:
             between("optim", "betas", beta, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """How images are drawn from the trained model: see `erw.generate`."""
-
-    steps: int = 50
-    solver: Literal["euler", "heun", "adams", "euler_maruyama", "ddpm", "ddim"] = "heun"
-    guidance: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        at_least("sample", "steps", self.steps, 1)
-        between("sample", "interval", self.interval[0], 0.0, 1.0)
-        between("sample", "interval", self.interval[1], self.interval[0], 1.0)
-
-
-@dataclass(frozen=True)
-class Log:
-    """What is written, how often, in steps; `keep` is the number of newest checkpoints kept."""
-
-    every: int = 50
-    checkpoint: int = 1000
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("every", "checkpoint", "keep"):
-            at_least("log", name, getattr(self, name), 1)
-
-
-@dataclass(frozen=True)
-class Eval:
-    """Scores while training, of a few samples from the same seeds; they change none of its numbers.
-
-    Attributes:
-        every: steps between two scores, in full training; the last step has one too. 0: none.
-        samples: images, with the seeds 0 to samples - 1 and as `sample` says, classes in turn.
-        metric: as for `erw eval`; the first score that it gives decides which weights are best.
-        reference: images to compare with, as for `erw eval`; none: the built-in test set, for runs
-            on the built-in images.
-        reference_count: how many images of a built-in reference to compose.
-        weights: file of the Inception network's weights, for metrics that need them.
-        vae: decoder of the samples; none: the one that the run trains with.
-        keep_best: keep the EMA weights with the best score so far as best.safetensors.
-    """
-
-    every: int = 0
-    samples: int = 500
-    metric: tuple[str, ...] = ("fd-lite2",)
-    reference: str | None = None
-    reference_count: int = 2000
-    weights: str | None = None
-    vae: str | None = None
-    keep_best: bool = True
-
-    def __post_init__(self) -> None:
-        at_least("eval", "every", self.every, 0)
-        at_least("eval", "samples", self.samples, 2)
-        at_least("eval", "reference_count", self.reference_count, 2)
 
 
 @dataclass(frozen=True)

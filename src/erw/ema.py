@@ -1,7 +1,31 @@
-"""Exponential moving average of a module's parameters, all tensors in one call."""
+"""Moving averages of a module's parameters: exponential, and with power-function profiles.
+
+Power functions (EDM2, arXiv 2312.02696, section 3). After t updates the average is
+
+    theta_gamma(t) = sum over tau of p(tau) theta(tau),    p(tau) ~ tau^gamma          (Eq. 121)
+
+which, unlike an exponential one, has forgotten the beginning by a fixed share of the training so
+far. Its width relative to t, the standard deviation of tau / t under p, names it:
+
+    sigma_rel = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3)))                         (Eq. 123)
+
+It is tracked by a moving average whose decay grows, beta(t) = (1 - 1 / t)^(gamma + 1) (Eq. 127).
+From averages stored at several t any other profile is put together afterwards: the weights x of
+the stored ones are those whose mixed profile is nearest to the wanted one in the sense of L2, so
+A x = b with A and b the inner products of profiles (Eq. 151, Algorithm 3).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from erw.errors import ConfigError
+
+WIDEST = 12**-0.5
+"""sigma_rel of gamma = 0, the plain mean of all that was."""
 
 
 class Ema:
@@ -12,9 +36,7 @@ class Ema:
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
         self.decay = decay
-        self.tensors: dict[str, Tensor] = {
-            name: p.detach().clone().float() for name, p in module.named_parameters()
-        }
+        self.tensors = _copies(module)
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -32,3 +54,107 @@ class Ema:
         """Write the average into `module`."""
         for name, p in module.named_parameters():
             p.copy_(self.tensors[name])
+
+
+class PowerEmas:
+    """Averages of `module`'s parameters with power-function profiles of the widths `sigma_rels`.
+
+    `tensors[sigma_rel][name]` are float32. The first update takes the parameters as they are, so
+    what the averages begin with has no effect.
+
+    Raises ConfigError for a width that no profile has.
+    """
+
+    def __init__(self, module: nn.Module, sigma_rels: Sequence[float]) -> None:
+        self.exponents = {sigma: exponent(sigma) for sigma in sigma_rels}
+        self.tensors = {sigma: _copies(module) for sigma in sigma_rels}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, t: int) -> None:
+        """The update number `t`, counted from 1 (Eq. 127)."""
+        now = {name: p.detach().float() for name, p in module.named_parameters()}
+        for sigma, gamma in self.exponents.items():
+            averages = [self.tensors[sigma][name] for name in now]
+            beta = (1 - 1 / t) ** (gamma + 1)
+            torch._foreach_lerp_(averages, list(now.values()), 1 - beta)
+
+
+class Profile(NamedTuple):
+    """A power function's average of `t` updates."""
+
+    sigma_rel: float
+    t: int
+
+
+class Mix(NamedTuple):
+    """Weights of stored averages, summing to 1, and how far their profile is from the wanted one,
+    as a share of its length in L2."""
+
+    weights: Tensor  # (stored,) float64
+    error: float
+
+
+def width(gamma: float) -> float:
+    """sigma_rel of an exponent (Eq. 123)."""
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+def exponent(sigma_rel: float) -> float:
+    """gamma >= 0 of a width: the inverse of `width`, which falls, by bisection.
+
+    Raises ConfigError unless 0 < sigma_rel <= 12^-1/2.
+    """
+    if not 1e-6 < sigma_rel <= WIDEST + 1e-9:
+        raise ConfigError(
+            f"sigma_rel is {sigma_rel}; expected a number above 0 and at most {WIDEST:.4f}, which "
+            "is the mean of the whole training"
+        )
+    low, high = 0.0, 2 / sigma_rel
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if width(middle) > sigma_rel else (low, middle)
+    return (low + high) / 2
+
+
+def overlaps(rows: Sequence[Profile], columns: Sequence[Profile]) -> Tensor:
+    """Inner products (rows, columns) of profiles, as densities over tau, float64 (Eq. 151).
+
+        <a, b> = (g_a + 1) (g_b + 1) / (g_a + g_b + 1) (m / t_a)^(g_a + 1) (m / t_b)^(g_b + 1) / m
+
+    with m = min(t_a, t_b): neither density reaches beyond its own t.
+    """
+
+    def columned(profiles: Sequence[Profile]) -> tuple[Tensor, Tensor]:
+        gammas = {sigma: exponent(sigma) for sigma in {p.sigma_rel for p in profiles}}
+        pairs = [(gammas[p.sigma_rel], p.t) for p in profiles]
+        both = torch.tensor(pairs, dtype=torch.float64)
+        return both[:, 0], both[:, 1]
+
+    (ga, ta), (gb, tb) = columned(rows), columned(columns)
+    ga, ta = ga[:, None], ta[:, None]
+    least, power = torch.minimum(ta, tb), ga + gb + 1
+    shares = (least / ta) ** (ga + 1) * (least / tb) ** (gb + 1) / least
+    return (ga + 1) * (gb + 1) / power * shares
+
+
+def mix(stored: Sequence[Profile], wanted: Profile) -> Mix:
+    """How to mix stored averages into the one of the `wanted` profile (Algorithm 3).
+
+    A profile that is stored is itself, with nothing else in it.
+    """
+    if wanted in stored:
+        weights = torch.zeros(len(stored), dtype=torch.float64)
+        weights[list(stored).index(wanted)] = 1
+        return Mix(weights, 0.0)
+    a, b = overlaps(stored, stored), overlaps(stored, [wanted])
+    norm = a.diagonal().rsqrt()  # profiles of length 1: the system is better conditioned
+    scaled = norm[:, None] * a * norm
+    weights = norm * torch.linalg.lstsq(scaled, norm[:, None] * b, driver="gelsd").solution[:, 0]
+    weights = weights / weights.sum()
+    length = overlaps([wanted], [wanted])[0, 0]
+    distance = length - 2 * weights @ b[:, 0] + weights @ a @ weights
+    return Mix(weights, math.sqrt(max(0.0, float(distance / length))))
+
+
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone().float() for name, p in module.named_parameters()}

@@ -168,11 +168,34 @@ def score_from_velocity(v: Tensor, x_t: Tensor, t: Tensor, *, path: Path = LINEA
     return (ratio * v - x_t) / variance
 
 
-def sample_times(u: Tensor, normal: Tensor, *, times: Times, path: Path = LINEAR) -> Tensor:
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Times in [0, 1] moved towards the noise by `shift` > 1, towards the data by one below 1:
+
+        t -> s t / (1 + (s - 1) t)                                  (SD3, arXiv 2403.03206, Eq. 23)
+
+    On the linear path this multiplies sigma / alpha by s, so it adds ln s to the normal number
+    behind a logit-normal time, and 1 / s undoes it. LightningDiT's `timestep_shift` is for time
+    that runs from noise to data: its 0.3 is s = 1 / 0.3 here.
+    """
+    return t if shift == 1 else t / (t + (1 - t) / shift)  # exact at both ends
+
+
+def sample_times(
+    u: Tensor, normal: Tensor, *, times: Times, path: Path = LINEAR, shift: float = 1.0
+) -> Tensor:
     """Training times (B,) from uniform numbers `u` or standard normal ones `normal`, both (B,).
 
     `uniform` is t = u. `logit_normal` draws log(sigma / alpha) from a standard normal and returns
     the time with that ratio (EDM's noise levels carried over to the path, as REPA's `lognormal`).
+    Either is then `shifted`.
     """
-    t = u if times == "uniform" else path.time(normal.exp())
+    t = shifted(u if times == "uniform" else path.time(normal.exp()), shift)
     return t.clamp(min=1e-5) if path is VP else t  # where its velocity has no limit
+
+
+def direction_loss(output: Tensor, velocity: Tensor) -> Tensor:
+    """1 - cosine of the angle between two velocities (B, C, ...) over channels, mean over the rest.
+
+    Source: LightningDiT (arXiv 2501.01423), which adds it to the squared error with weight 1.
+    """
+    return (1 - torch.nn.functional.cosine_similarity(output, velocity, dim=1)).mean()

@@ -6,6 +6,7 @@ nearest known one.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -19,6 +20,12 @@ def at_least(group: str, name: str, value: int, low: int) -> None:
     """Raise ConfigError unless value >= low."""
     if value < low:
         raise ConfigError(f"{group}.{name} is {value}; expected {low} or more")
+
+
+def above_zero(group: str, name: str, value: float) -> None:
+    """Raise ConfigError unless value is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{group}.{name} is {value}; expected a finite number > 0")
 
 
 def between(group: str, name: str, value: float, low: float, high: float) -> None:

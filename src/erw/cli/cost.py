@@ -84,13 +84,15 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     cost = training_step_flops(
         depth=model.depth, width=model.width, tokens=tokens, patch=model.patch, channels=channels,
         warmup_depth=min(run.plan.depth, model.depth), dims=dims, projector_hidden=model.projector,
-        mlp=model.mlp, outputs=run.flow.outputs, teacher=known.flops if dims else 0,
+        mlp=model.mlp, adaln_shift=model.adaln_shift, outputs=run.flow.outputs,
+        teacher=known.flops if dims else 0,
     )  # fmt: skip
     classes = 1000 if model.num_classes is None else model.num_classes
     encode, decode = sd_vae_flops(image_size)
     said = (
         f"assumed, there is no cache {run.data.cache}: ImageNet at {image_size}, latents "
-        f"{channels} x {size} x {size} of Stable Diffusion's VAE"
+        f"{channels} x {size} x {size} of {'' if channels == 4 else 'a VAE that costs what '}"
+        f"Stable Diffusion's{' VAE' if channels == 4 else ' does'}"
     )
     said += f", teacher {teacher}" * bool(dims)
     return Parts(run, tokens, channels, classes, dims, cost, encode, decode, 1_281_167, said)
@@ -130,7 +132,7 @@ def paper(parts: Parts) -> list[str]:
     """Ours beside Figure 4, where the recipe is its model."""
     model = parts.run.model
     same = (model.depth, model.width, parts.tokens) == tuple(list(PAPER.values())[:3])
-    if not same or not parts.dims:
+    if not same or model.patch != 2 or not parts.dims:
         return []
     four = training_step_flops(
         depth=28, width=1152, tokens=256, patch=2, channels=parts.channels, warmup_depth=4,
@@ -183,8 +185,10 @@ def sampling(parts: Parts) -> tuple[int, str, int]:
     from erw.sample.solvers import SOLVERS
 
     how = parts.run.sample
-    evaluations = SOLVERS[how.solver].evaluations(how.steps)
-    share = how.interval[1] - how.interval[0] if how.guidance != 1 else 0.0
+    solver, (low, high) = SOLVERS[how.solver], how.interval
+    evaluations, times = solver.evaluations(how.steps), solver.times(how.steps, shift=how.shift)
+    inside = sum(low <= t <= high for t in times[:-1])
+    share = inside / how.steps if how.guidance != 1 else 0.0
     each = sampling_flops(forward(parts), evaluations=evaluations, guided=share)
     guided = f", guided in {share:.0%}" if share else ", no guidance"
     return each, f"{evaluations} evaluations ({how.solver}{guided})", each + parts.decode
@@ -195,7 +199,8 @@ def forward(parts: Parts) -> int:
     model = parts.run.model
     return sit_flops(
         depth=model.depth, width=model.width, tokens=parts.tokens, patch=model.patch,
-        channels=parts.channels, mlp=model.mlp, outputs=parts.run.flow.outputs,
+        channels=parts.channels, mlp=model.mlp, adaln_shift=model.adaln_shift,
+        outputs=parts.run.flow.outputs,
     ).forward  # fmt: skip
 
 
@@ -204,7 +209,8 @@ def parameters(parts: Parts) -> tuple[int, int]:
     model = parts.run.model
     count = sit_parameters(
         depth=model.depth, width=model.width, patch=model.patch, channels=parts.channels,
-        num_classes=parts.classes, mlp=model.mlp, norm=model.norm, outputs=parts.run.flow.outputs,
+        num_classes=parts.classes, mlp=model.mlp, norm=model.norm, adaln_shift=model.adaln_shift,
+        outputs=parts.run.flow.outputs,
     )  # fmt: skip
     hidden = model.projector
     heads = sum(model.width * hidden + hidden**2 + hidden * (d + 2) + d for d in parts.dims)

@@ -13,6 +13,7 @@ from erw.config import Sample, nearest, to_dict
 from erw.errors import ConfigError
 
 if TYPE_CHECKING:
+    from erw.interop import Pretrained
     from erw.sample import Generation
     from erw.train import Trained
 
@@ -25,23 +26,31 @@ class Draw:
 
     Attributes:
         seeds: one image each, such as 0:16 or 3,5,8:10.
-        labels: a class or one per seed, by number or name; none: the classes in turn.
+        labels: a class or one per seed, by number or name; random: drawn by seed; none: the
+            classes in turn.
+        autoguidance: guide away from this weaker model (a run, one of its checkpoints, or a
+            released file) in place of the null class.
         batch_size: images at once; does not change them.
         precision: bf16 runs the network under autocast.
+        compile: torch.compile of the network's blocks; pays from some hundred images on.
         vae: decoder of the latents; none: the one that the run was trained with.
         checkpoint: last; best, by the scores taken while training; or a step that the run keeps.
+        layout: of a released file; auto tells it from keys and shapes.
     """
 
     seeds: str = "0:16"
     labels: str | None = None
+    autoguidance: str | None = None
     batch_size: int = 64
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     vae: str | None = None
     checkpoint: str = "last"
+    layout: str = "auto"
 
 
 def sample(args: Sequence[str]) -> None:
-    """Draw images from a run's EMA weights; the same command makes what is missing."""
+    """Draw images from a run or a released file; the same command makes what is missing."""
     model, found = trained("sample", args, out="a folder of PNGs, or a file ending in .npz")
     from erw.runtime.dist import world
     from erw.runtime.log import Console
@@ -52,7 +61,7 @@ def sample(args: Sequence[str]) -> None:
         print("\n".join(f"{name:<14}{value}" for name, value in drawing.settings.items()))
         print(f"{'images':<14}{len(drawing)}")
         return
-    console, done = Console(f"sample {model.run.name}"), 0
+    console, done = Console(f"sample {drawing.settings['recipe']}"), 0
 
     def progress(count: int) -> None:
         nonlocal done
@@ -63,14 +72,18 @@ def sample(args: Sequence[str]) -> None:
         print(write(drawing, found.out, progress=progress))
 
 
-def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained, Any]:
-    """The run named first in `args`, loaded, and the options after it; defaults are its own."""
-    usage, what = "RUN --out PATH [--SETTING VALUE ...]", "RUN: the folder that `erw train` wrote."
+def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained | Pretrained, Any]:
+    """The model named first in `args`, loaded, and the options after it; defaults are its own."""
+    usage = "RUN --out PATH [--SETTING VALUE ...]"
+    what = (
+        "RUN: the folder that `erw train` wrote, one of its checkpoints, a file of `erw ema`, or a "
+        "released checkpoint."
+    )
     own = Sample()
     model = None
     if args and not args[0].startswith("-"):
         model = opened(args)
-        own = model.run.sample
+        own = model.run.sample if model.run else own
     parser = Parser(f"erw {verb}", what, usage=usage)
     parser.add_argument("--out", required=True, metavar="PATH", help=out)
     parser.add_argument("--dry-run", action="store_true", help="print all settings, draw nothing")
@@ -83,33 +96,40 @@ def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained, Any]:
     return model, parser.read(args[1:])
 
 
-def opened(args: Sequence[str]) -> Trained:
-    """The run named first in `args`, with the weights that `--checkpoint` among them names."""
-    from erw.train import load
+def opened(args: Sequence[str]) -> Trained | Pretrained:
+    """The model named first in `args`, with the weights that `--checkpoint` among them names."""
+    from erw.interop import open_model
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--checkpoint", nargs="?", default=Draw.checkpoint, const=Draw.checkpoint)
-    found, _ = parser.parse_known_args(args[1:])
-    return load(args[0], checkpoint=found.checkpoint, device=pick_device("auto"))
+    for name in ("checkpoint", "layout"):
+        default = getattr(Draw, name)
+        parser.add_argument(f"--{name}", nargs="?", default=default, const=default)
+    found = vars(parser.parse_known_args(args[1:])[0])
+    return open_model(args[0], **found, device=pick_device("auto"))
 
 
-def generation(model: Trained, found: Any, draw: Draw = Draw()) -> Generation:
+def generation(model: Trained | Pretrained, found: Any, draw: Draw = Draw()) -> Generation:
     """What the options ask `erw.generate` for; `draw` has the values of those not given."""
+    from erw.interop import open_model
     from erw.sample import generate
 
-    how, what = changed(model.run.sample, found), changed(draw, found)
+    how = changed(model.run.sample if model.run else Sample(), found)
+    what = changed(draw, found)
     seeds = numbers(what.seeds, name="--seeds")
-    labels = None
-    if what.labels is not None:
-        given = [_label(text, model.class_names) for text in what.labels.split(",")]
+    labels: Any = what.labels
+    if labels not in (None, "random"):
+        given = [_label(text, model.class_names) for text in labels.split(",")]
         labels = given[0] if len(given) == 1 else given
+    weak = what.autoguidance
     return generate(
         model,
         seeds,
         labels,
         **to_dict(how),
+        autoguidance=open_model(weak, device=pick_device("auto")) if weak else None,
         batch_size=what.batch_size,
         precision=what.precision,
+        compile=what.compile,
         vae=what.vae,
     )
 

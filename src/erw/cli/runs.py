@@ -174,6 +174,7 @@ def costs(run: Run) -> list[str]:
         num_classes=model.num_classes,
         mlp=model.mlp,
         norm=model.norm,
+        adaln_shift=model.adaln_shift,
         outputs=run.flow.outputs,
     )
     heads = sum(

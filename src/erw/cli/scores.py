@@ -77,7 +77,7 @@ def _evaluate(args: Sequence[str], here: World) -> None:
         return
     _print(scores, other)
     line = json.dumps(scores)
-    if model is not None:
+    if model is not None and Path(args[0]).is_dir():
         with (Path(args[0]) / SCORES).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     if found.out:
@@ -96,7 +96,9 @@ def run_or_images(verb: str, parser: Parser, args: Sequence[str]) -> tuple[Train
         raise ConfigError(f"erw {verb} needs a run, or a folder, zip, .npz or cache of images")
     where = Path(args[0]) if named else Path()
     model = None
-    if not named or (where / "recipe.json").is_file():
+    from erw.interop import is_model
+
+    if not named or is_model(where):
         if named:
             model = opened(args)
         add_settings(parser, model.run.sample if model else Sample())

@@ -5,9 +5,7 @@ of n images, noised to time t (0: clean, 1: noise alone). Depths count blocks fr
 of each block is the mean over its tokens, as REPA compares them, and how spatial its tokens are.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +21,7 @@ from erw.encoders.base import Encoder
 from erw.errors import CheckpointError, ConfigError, DataError
 from erw.sample.seeds import start_noise
 from erw.train import checkpoint
-from erw.train.load import Trained
+from erw.train.load import Trained, load
 
 Labels = Literal["null", "given"]
 
@@ -170,16 +168,8 @@ def checkpoints(model: Trained, folder: str | Path) -> Iterator[tuple[int, Train
     if not paths:
         raise CheckpointError(f"{folder} keeps no checkpoints: give --log.keep when training")
     for path in paths:
-        tensors, _ = checkpoint.read(path)
-        net = copy.deepcopy(model.net)
-        prefix = "ema.model."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        for name, p in net.named_parameters():
-            if name not in state or state[name].shape != p.shape:
-                raise CheckpointError(f"{path} is of another model: {name} is missing or differs")
-            p.data.copy_(state[name])
-        step = int(path.stem.removeprefix("step-"))
-        yield step, replace(model, net=net, step=step)
+        found = load(path, device=next(model.net.parameters()).device)
+        yield found.step, found
 
 
 def _check_latents(model: Any, shown: Material) -> None:

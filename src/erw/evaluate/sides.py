@@ -14,7 +14,7 @@ from erw.evaluate.inputs import Images, ImageSet, image_set
 from erw.evaluate.metrics import INCEPTION, Metric, load_features
 from erw.evaluate.stored import Chunks, Statistics, load_statistics, save_statistics
 from erw.runtime.dist import World
-from erw.sample.generate import weights_hash
+from erw.sample.model import weights_hash
 
 Reference = Images | Moments | Statistics
 Weights = str | Path | Mapping[str, str | Path]

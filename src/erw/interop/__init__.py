@@ -8,5 +8,7 @@ from erw.interop.hub import push_to_hub as push_to_hub
 from erw.interop.pretrained import Pretrained as Pretrained
 from erw.interop.pretrained import load_pretrained as load_pretrained
 from erw.interop.start import adopted as adopted
+from erw.interop.start import is_model as is_model
+from erw.interop.start import open_model as open_model
 from erw.interop.start import open_start as open_start
 from erw.interop.start import starting_point as starting_point

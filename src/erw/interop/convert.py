@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.files import Which, write_weights
-from erw.interop.layouts import LAYOUTS, TIMES, Parts, peers
+from erw.interop.layouts import LAYOUTS, TIMES, Parts, peers, unshifted
 from erw.interop.measure import positions
 from erw.interop.pretrained import Origin, Pretrained, load_pretrained, with_sigma
 from erw.models import SiT
-from erw.train.load import RECIPE, Trained, load
+from erw.train.load import Trained, is_run, load
 
-PLAIN = {"rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu"}
+PLAIN = {"rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu", "adaln_shift": True}
 CAN = {  # what a layout's own code can build
     "dit": PLAIN,
     "diffusers-dit": PLAIN,
@@ -83,7 +83,7 @@ def convert(
     Raises as `load_pretrained` and `save_pretrained` do.
     """
     source = Path(source).expanduser()
-    if (source / RECIPE).is_file():
+    if is_run(source):
         model = from_run(load(source), source)
     else:
         model = load_pretrained(source, layout, which=which, **told)
@@ -121,4 +121,5 @@ def _options(net: SiT) -> dict[str, Any]:
         "qk_norm": "blocks.0.attn.q_norm.weight" in names,
         "norm": "rms" if "blocks.0.norm1.weight" in names else "layer",
         "mlp": "swiglu" if "blocks.0.mlp.w12.weight" in names else "gelu",
+        "adaln_shift": not unshifted(names),
     }

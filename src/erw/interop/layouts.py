@@ -85,6 +85,8 @@ def tell(found: Found, path: object) -> tuple[str, str]:
     rope = "feat_rope.freqs_cos" in keys
     if any(key.endswith(("mlp.w12.weight", "norm1.weight")) for key in keys):
         return "lightningdit", "SwiGLU or RMSNorm"
+    if unshifted(found.tensors):
+        return "lightningdit", "modulations without shift"
     if any(key.startswith("projectors.") for key in keys):
         return ("erw", "projectors and RoPE") if rope else ("repa", "projectors")
     if "final_layer.linear.weight" not in keys:
@@ -108,6 +110,13 @@ def doubled(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the last layer has sigma channels: twice the rows that the patches have numbers."""
     last, first = tensors["final_layer.linear.weight"], tensors["x_embedder.proj.weight"]
     return len(last) == 2 * first[0].numel()
+
+
+def unshifted(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether blocks have four modulations instead of six: no shift (LightningDiT's wo_shift)."""
+    bias = tensors.get("blocks.0.adaLN_modulation.1.bias")
+    width = tensors["x_embedder.proj.weight"].shape[:1]
+    return bias is not None and tuple(bias.shape) == tuple(4 * size for size in width)
 
 
 def ours(found: Found, layout: str, path: object) -> Parts:

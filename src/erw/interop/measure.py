@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from erw.errors import CheckpointError
-from erw.interop.layouts import Parts, depth_of
+from erw.interop.layouts import Parts, depth_of, unshifted
 from erw.models.positions import rope_2d, sincos_2d
 from erw.models.sit import SIZES, SiT
 
@@ -55,6 +55,7 @@ def measure(
         "qk_norm": "blocks.0.attn.q_norm.weight" in net,
         "norm": "rms" if "blocks.0.norm1.weight" in net else "layer",
         "mlp": "swiglu" if "blocks.0.mlp.w12.weight" in net else "gelu",
+        "adaln_shift": not unshifted(net),
         "out_channels": last // patch**2,
     }
 

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from erw.align import Projector
-from erw.config import Flow, Model, Run
+from erw.config import Run
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.files import Found, Which, read_weights
+from erw.interop.known import known_run, vae_of
 from erw.interop.layouts import LAYOUTS, TIMES, Parts, ours, tell
 from erw.interop.measure import check_buffers, depth_of, fitting, measure
 from erw.models import SiT
 from erw.models.positions import rope_2d, sincos_2d
 from erw.models.sit import Tapped
-from erw.plan import PRESETS
 
-PATHS = {"linear": "linear", "cosine": "cosine", "gvp": "cosine"}  # the peers' names for ours
 SIGMA = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
@@ -96,6 +95,16 @@ class Pretrained(nn.Module):
         out = self(x, t, y)
         assert isinstance(out, Tensor)
         return out
+
+    @property
+    def source(self) -> str:
+        """The file's path."""
+        return self.origin.file
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Released files do not name their classes."""
+        return ()
 
     @property
     def num_classes(self) -> int:
@@ -202,9 +211,8 @@ def _model(
         buffers={k: v.clone() for k, v in parts.buffers.items()} if same else {},
         dtypes={k: v.dtype for k, v in parts.net.items() if v.dtype != torch.float32},
     )
-    run = None if steps else _run(path, sizes, found.settings)
-    vae = "sd-vae-ft-ema" if net.channels == 4 else f"a VAE of {net.channels} channels"
-    return Pretrained(net, origin, projectors=heads, run=run, vae=vae)
+    run = None if steps else known_run(path, sizes, found.settings, layout)
+    return Pretrained(net, origin, projectors=heads, run=run, vae=vae_of(net.channels))
 
 
 def _filled(sizes: dict[str, Any], tensors: Mapping[str, Tensor], *, warm: bool) -> SiT:
@@ -259,16 +267,6 @@ def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.M
     if left:
         raise CheckpointError(f"{path}: projectors are not numbered from 0: {', '.join(left)}")
     return heads
-
-
-def _run(path: object, sizes: dict[str, Any], settings: dict[str, Any]) -> Run:
-    """What is known of a flow model as a run's settings."""
-    name = str(settings.get("path_type", "linear")).lower()
-    if name not in PATHS:
-        raise CheckpointError(f"{path} has the path {name!r}; known: {', '.join(PATHS)}")
-    model = Model(**{k: v for k, v in sizes.items() if k != "out_channels"})
-    flow = Flow(path="cosine" if PATHS[name] == "cosine" else "linear")
-    return Run(name=Path(str(path)).stem, model=model, flow=flow, plan=PRESETS["sit"])
 
 
 def _seen(

@@ -11,13 +11,14 @@ from torch import Tensor
 from erw.config import Flow, Model, Run
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.layouts import TIMES
-from erw.interop.pretrained import load_pretrained
+from erw.interop.pretrained import Pretrained, load_pretrained
 from erw.models import SiT
-from erw.sample.generate import weights_hash
-from erw.train.load import RECIPE, load
+from erw.sample.model import weights_hash
+from erw.train.load import Trained, is_run, load
 from erw.train.start import Init
 
-ARCHITECTURE = ("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp")
+ARCHITECTURE = ("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp", "adaln_shift")
+FILES = (".pt", ".pth", ".bin", ".safetensors")
 TABLE = "y_embedder.embedding_table.weight"
 
 
@@ -41,7 +42,7 @@ def open_start(
     num_heads: int | None = None,
     depth: int | None = None,
 ) -> Start:
-    """Open a run's folder (its EMA weights) or a released checkpoint of a flow model.
+    """Open a run (whatever `erw.load` takes) or a released checkpoint of a flow model.
 
     `num_heads` and `depth` as in `load_pretrained`.
 
@@ -50,7 +51,7 @@ def open_start(
             predicts something else.
     """
     path = Path(path).expanduser()
-    if (path / RECIPE).is_file():
+    if is_run(path):
         trained = load(path)
         names = frozenset(name for name, _ in trained.net.named_parameters())
         run = trained.run
@@ -66,6 +67,27 @@ def open_start(
     origin, run = found.origin, found.run
     flipped = TIMES[origin.layout] == "flipped"
     return Start(str(path), found.net, run.model, run.flow, (), origin.loaded, flipped, origin.seen)
+
+
+def open_model(
+    path: str | Path,
+    *,
+    checkpoint: str | int = "last",
+    layout: str = "auto",
+    device: torch.device | str = "cpu",
+) -> Trained | Pretrained:
+    """A model to be sampled: whatever `erw.load` takes, or a released checkpoint's file.
+
+    Raises as `erw.load` and `load_pretrained` do.
+    """
+    if is_model(path) and not is_run(path):
+        return load_pretrained(path, layout, device=device)
+    return load(path, checkpoint=checkpoint, device=device)
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether the path is what `open_model` takes, by its name and by what lies there."""
+    return is_run(path) or (Path(path).is_file() and Path(path).suffix in FILES)
 
 
 def adopted(run: Run, start: Start) -> Run:

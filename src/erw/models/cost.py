@@ -8,9 +8,9 @@ buys memory, not learning, and is below 1 % of a step at 256 tokens.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from erw.models.layers import MlpKind, NormKind, swiglu_hidden
+from erw.models.layers import MlpKind, NormKind, modulations, swiglu_hidden
 
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding in DiT and SiT
 
@@ -52,9 +52,9 @@ def block_flops(
     width: int,
     mlp_ratio: float = 4.0,
     mlp: MlpKind = "gelu",
-    adaln: bool = True,
+    modulation: int = 6,
 ) -> Flops:
-    """One transformer block: attention, MLP and, with `adaln`, six modulation vectors per image.
+    """One transformer block: attention, MLP and so many vectors of modulation per image.
 
     `mlp_ratio` is the hidden width of a GELU MLP; SwiGLU has its own.
     """
@@ -62,7 +62,7 @@ def block_flops(
     cost = linear_flops(tokens, width, 3 * width) + linear_flops(tokens, width, width)
     cost += attention_flops(tokens, width)
     cost += linear_flops(tokens, width, into) + linear_flops(tokens, out_of, width)
-    return cost + linear_flops(1, width, 6 * width) if adaln else cost
+    return cost + linear_flops(1, width, modulation * width)
 
 
 def _mlp_sizes(width: int, mlp_ratio: float, mlp: MlpKind) -> tuple[int, int]:
@@ -81,6 +81,7 @@ def sit_flops(
     channels: int,
     mlp_ratio: float = 4.0,
     mlp: MlpKind = "gelu",
+    adaln_shift: bool = True,
     outputs: int = 1,
     stop_at: int | None = None,
 ) -> Flops:
@@ -95,7 +96,13 @@ def sit_flops(
     pixels = patch * patch * channels
     cost = linear_flops(tokens, pixels, width, first=True)
     cost += linear_flops(1, TIME_FREQUENCIES, width, first=True) + linear_flops(1, width, width)
-    block = block_flops(tokens=tokens, width=width, mlp_ratio=mlp_ratio, mlp=mlp)
+    block = block_flops(
+        tokens=tokens,
+        width=width,
+        mlp_ratio=mlp_ratio,
+        mlp=mlp,
+        modulation=modulations(adaln_shift),
+    )
     cost += block.times(depth if stop_at is None else stop_at)
     if stop_at is not None:
         return cost
@@ -112,6 +119,7 @@ def sit_parameters(
     mlp_ratio: float = 4.0,
     mlp: MlpKind = "gelu",
     norm: NormKind = "layer",
+    adaln_shift: bool = True,
     outputs: int = 1,
     stop_at: int | None = None,
 ) -> int:
@@ -128,7 +136,8 @@ def sit_parameters(
     pixels = patch * patch * channels
     embedders = linear(pixels, width) + linear(TIME_FREQUENCIES, width) + linear(width, width)
     embedders += (num_classes + 1) * width  # and the null class
-    block = linear(width, 3 * width) + linear(width, width) + linear(width, 6 * width)
+    block = linear(width, 3 * width) + linear(width, width)
+    block += linear(width, modulations(adaln_shift) * width)
     block += linear(width, into) + linear(out_of, width) + 2 * gain
     if stop_at is not None:
         return embedders + stop_at * block
@@ -153,7 +162,7 @@ def vit_flops(
 ) -> int:
     """Forward FLOPs of a plain ViT on one RGB image: DINOv2-B is (12, 768, 14, 224), 46 GFLOP."""
     grid = (image_size // patch) ** 2
-    block = block_flops(tokens=grid + extra_tokens, width=width, mlp_ratio=mlp_ratio, adaln=False)
+    block = block_flops(tokens=grid + extra_tokens, width=width, mlp_ratio=mlp_ratio, modulation=0)
     return linear_flops(grid, 3 * patch * patch, width).forward + depth * block.forward
 
 
@@ -193,6 +202,7 @@ def training_step_flops(
     projector_hidden: int = 2048,
     mlp_ratio: float = 4.0,
     mlp: MlpKind = "gelu",
+    adaln_shift: bool = True,
     outputs: int = 1,
     teacher: int = 0,
 ) -> StepCost:
@@ -201,14 +211,23 @@ def training_step_flops(
     `teacher` is the forward FLOPs of all frozen encoders on one image. Whether they are paid in
     every step (encoding online) or once (a cache) is the ledger's business: see `erw.train.ledger`.
     """
-    sizes = {"depth": depth, "width": width, "tokens": tokens, "patch": patch, "channels": channels}
+    sizes: dict[str, Any] = {
+        "depth": depth,
+        "width": width,
+        "tokens": tokens,
+        "patch": patch,
+        "channels": channels,
+        "mlp_ratio": mlp_ratio,
+        "mlp": mlp,
+        "adaln_shift": adaln_shift,
+    }
     heads = [
         projector_flops(tokens=tokens, width=width, dim=dim, hidden=projector_hidden).total
         for dim in dims
     ]
     return StepCost(
-        warmup=sit_flops(**sizes, mlp_ratio=mlp_ratio, mlp=mlp, stop_at=warmup_depth).total,
-        full=sit_flops(**sizes, mlp_ratio=mlp_ratio, mlp=mlp, outputs=outputs).total,
+        warmup=sit_flops(**sizes, stop_at=warmup_depth).total,
+        full=sit_flops(**sizes, outputs=outputs).total,
         projector=sum(heads),
         teacher=teacher,
     )

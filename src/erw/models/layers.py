@@ -88,24 +88,51 @@ class LabelEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each scaled, shifted and gated by the conditioning (adaLN-Zero)."""
+    """Attention and MLP, each scaled, shifted and gated by the conditioning (adaLN-Zero).
+
+    `shift` False: not shifted (LightningDiT's `wo_shift`), with two modulations fewer.
+    """
 
     def __init__(
-        self, width: int, heads: int, *, qk_norm: bool, norm: NormKind, mlp: MlpKind
+        self,
+        width: int,
+        heads: int,
+        *,
+        qk_norm: bool,
+        norm: NormKind,
+        mlp: MlpKind,
+        shift: bool = True,
     ) -> None:
         super().__init__()
+        self.shift = shift
         self.norm1 = make_norm(norm, width)
         self.attn = Attention(width, heads, qk_norm=norm if qk_norm else None)
         self.norm2 = make_norm(norm, width)
         self.mlp = make_mlp(mlp, width)
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 6 * width))
+        parts = modulations(shift)
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, parts * width))
 
     def forward(self, h: Tensor, c: Tensor, rope: Tensor | None) -> Tensor:
         """h (B, T, D), c = silu(conditioning) (B, D)."""
-        modulation = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        h = h + gate1 * self.attn(self.norm1(h) * (1 + scale1) + shift1, rope)
-        return h + gate2 * self.mlp(self.norm2(h) * (1 + scale2) + shift2)
+        modulation = self.adaLN_modulation(c).unsqueeze(1)
+        shift1 = shift2 = None
+        if self.shift:
+            shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        else:
+            scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
+        h = h + gate1 * self.attn(modulated(self.norm1(h), scale1, shift1), rope)
+        return h + gate2 * self.mlp(modulated(self.norm2(h), scale2, shift2))
+
+
+def modulations(shift: bool) -> int:
+    """Vectors of a block's modulation: scale and gate, and perhaps shift, of attention and MLP."""
+    return 6 if shift else 4
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """x (B, T, D) scaled and shifted by (B, 1, D)."""
+    x = x * (1 + scale)
+    return x if shift is None else x + shift
 
 
 class Attention(nn.Module):
@@ -192,7 +219,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=-1)
-        return self.linear(self.norm_final(h) * (1 + scale) + shift)
+        return self.linear(modulated(self.norm_final(h), scale, shift))
 
 
 def init(module: nn.Module) -> None:

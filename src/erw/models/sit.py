@@ -54,6 +54,7 @@ class SiT(nn.Module):
         qk_norm: a norm on queries and keys, of the kind of `norm`.
         norm: "layer" without gain, or "rms" with gain.
         mlp: "gelu" of four times the width, or "swiglu" with as many weights.
+        adaln_shift: False: blocks are scaled and gated by the conditioning, not shifted.
         out_channels: channels of the output; None: as the latent. DiT has twice as many: the noise,
             then the variance (see `erw.diffusion`).
 
@@ -75,6 +76,7 @@ class SiT(nn.Module):
         qk_norm: bool = False,
         norm: NormKind = "layer",
         mlp: MlpKind = "gelu",
+        adaln_shift: bool = True,
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
@@ -84,7 +86,10 @@ class SiT(nn.Module):
         self.x_embedder = PatchEmbed(channels, patch, width)
         self.t_embedder = TimeEmbed(width)
         self.y_embedder = LabelEmbed(num_classes + 1, width)
-        blocks = [Block(width, heads, qk_norm=qk_norm, norm=norm, mlp=mlp) for _ in range(depth)]
+        blocks = [
+            Block(width, heads, qk_norm=qk_norm, norm=norm, mlp=mlp, shift=adaln_shift)
+            for _ in range(depth)
+        ]
         self.blocks = nn.ModuleList(blocks)
         self.final_layer = FinalLayer(width, patch * patch * self.out_channels, norm=norm)
         self.register_buffer("pos_embed", sincos_2d(width, self.grid)[None], persistent=False)

@@ -8,9 +8,13 @@ import dataclasses
 
 from erw.config import Run, nearest
 from erw.errors import ConfigError
-from erw.recipes import imagenet, quickstart
+from erw.recipes import imagenet, lightning, quickstart
 
-_RECIPES: dict[str, tuple[Run, str]] = {**quickstart.RECIPES, **imagenet.RECIPES}
+_RECIPES: dict[str, tuple[Run, str]] = {
+    **quickstart.RECIPES,
+    **imagenet.RECIPES,
+    **lightning.RECIPES,
+}
 
 
 def names() -> tuple[str, ...]:
@@ -46,7 +50,9 @@ def tiny(run: Run) -> Run:
     return run.replace(
         name=f"{run.name}-tiny",
         steps=12,
-        model=dataclasses.replace(model, depth=4, width=32, heads=2, projector=32),
+        model=dataclasses.replace(
+            model, depth=4, width=32, heads=2, projector=32, input_size=None, channels=None
+        ),
         data=dataclasses.replace(run.data, batch_size=8),
         plan=dataclasses.replace(
             plan,

@@ -5,6 +5,7 @@ from erw.sample.files import write as write
 from erw.sample.generate import Generation as Generation
 from erw.sample.generate import Samples as Samples
 from erw.sample.generate import generate as generate
+from erw.sample.guidance import classifier_free as classifier_free
 from erw.sample.guidance import conditional as conditional
 from erw.sample.guidance import guided as guided
 from erw.sample.solvers import SOLVERS as SOLVERS

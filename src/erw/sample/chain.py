@@ -8,15 +8,18 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from erw import diffusion
+from erw.errors import ConfigError
 from erw.flow import LINEAR, Path
 from erw.sample.steps import Callback, Noise, Step, Velocity
 
 
-def chain_times(steps: int) -> list[float]:
+def chain_times(steps: int, *, shift: float = 1.0) -> list[float]:
     """The times of `steps` of the 1,000 steps of DiT's chain, evenly spaced, then 0.
 
-    Raises ConfigError unless `steps` is within 2..1000.
+    Raises ConfigError unless `steps` is within 2..1000, and for a shift: the chain has its times.
     """
+    if shift != 1:
+        raise ConfigError(f"shift = {shift}: the times of DiT's chain cannot be shifted")
     told = diffusion.respaced(diffusion.chain(), steps).told.tolist()
     return [*((step + 1) / 1000 for step in reversed(told)), 0.0]
 

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from erw.errors import DataError
-from erw.sample.generate import Generation, Samples
+from erw.sample.generate import OPTIONS, Generation, Samples
 
 Progress = Callable[[int], None]
 _SETTINGS = "settings.json"
@@ -154,9 +154,11 @@ def _claim(folder: Path, settings: dict[str, Any], *, made: Path | None) -> None
         kept = read_settings(folder)
     elif folder.exists() and any(folder.glob("*.png")):
         raise DataError(f"{folder} holds images without {_SETTINGS}: choose an empty folder")
-    # What an older erw did not tell cannot differ: its images are gone on with.
+    # What an older erw did not tell cannot differ, but for what is told only where it has effect.
     told = kept or {}
     changed = [n for n, value in told.items() if n not in settings or settings[n] != value]
+    if kept is not None:
+        changed += [n for n in OPTIONS if n in settings and n not in told]
     if changed:
         name = changed[0]
         raise DataError(

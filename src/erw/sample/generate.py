@@ -5,47 +5,35 @@ any batch size, in any order and on any number of machines (to the rounding of t
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from erw import __version__
-from erw.config import nearest
 from erw.errors import ConfigError
-from erw.flow import LINEAR, PATHS, Path
-from erw.runtime.dist import precision as precision_of
-from erw.sample.guidance import conditional, guided
+from erw.flow import Path
+from erw.sample.checks import check, check_pair
+from erw.sample.guidance import classifier_free, conditional, guided
+from erw.sample.model import (
+    Decoder,
+    Model,
+    chosen_precision,
+    decoder_of,
+    device_of,
+    path_of,
+    ready,
+    weights_hash,
+)
 from erw.sample.seeds import Labels, labels_of, start_noise, step_noise
 from erw.sample.solvers import SOLVERS, Callback, Velocity
 
 Precision = Literal["fp32", "bf16", "auto"]
-
-
-class Model(Protocol):
-    """What is asked of a trained model; `erw.train.load.Trained` is one."""
-
-    @property
-    def net(self) -> nn.Module: ...
-    @property
-    def vae(self) -> str: ...
-    @property
-    def num_classes(self) -> int: ...
-    @property
-    def latent_shape(self) -> tuple[int, int, int]: ...
-
-    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor: ...
-
-
-class Decoder(Protocol):
-    """What is asked of a VAE; `erw.encoders.vae.VAE` is one."""
-
-    @property
-    def name(self) -> str: ...
-    def decode(self, latents: Tensor) -> Tensor: ...
+OPTIONS = ("shift", "guided_channels", "autoguidance_weights")
+"""Settings that a generation tells only where they have an effect."""
 
 
 class Samples(NamedTuple):
@@ -76,6 +64,9 @@ class Generation:
     solver: str
     guidance: float
     interval: tuple[float, float]
+    guided_channels: int | None
+    autoguidance: Model | None
+    shift: float
     precision: str
     batch_size: int
     path: Path
@@ -131,25 +122,42 @@ class Generation:
             **({"scaling": scaling} if scaling else {}),
             "erw": __version__,
             "torch": torch.__version__,
+            **self._options(),
         }
+
+    def _options(self) -> dict[str, Any]:
+        """`OPTIONS` and what belongs to them, absent where they are without effect."""
+        found: dict[str, Any] = {}
+        if self.shift != 1:
+            found["shift"] = self.shift
+        if self.guided_channels is not None and self.guidance != 1:
+            found["guided_channels"] = self.guided_channels
+        if self.autoguidance is not None:
+            weak = self.autoguidance
+            found["autoguidance"] = getattr(weak, "source", "")
+            found["autoguidance_step"] = getattr(weak, "step", None)
+            found["autoguidance_weights"] = weights_hash(weak.net)
+        return found
 
     def _batch(self, rows: slice) -> Samples:
         model, solver = self.model, SOLVERS[self.solver]
         seeds = self.seeds[rows]
-        device = next(model.net.parameters()).device
+        device = device_of(model)
         labels = None
         if self.labels is not None:
             labels = torch.tensor(self.labels[rows], dtype=torch.int64, device=device)
         shape = model.latent_shape
         x = start_noise(seeds, shape).to(device)
-        velocity = self._velocity(labels)
-        half = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        with torch.no_grad(), _evaluating(model.net):
-            with half:
+        half = self.precision == "bf16"
+        with torch.no_grad(), ExitStack() as stack:
+            for one in (model, self.autoguidance):
+                if one is not None:
+                    stack.enter_context(ready(one.net, half=half))
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 x = solver.solve(
-                    velocity,
+                    self._velocity(labels),
                     x,
-                    solver.times(self.steps),
+                    solver.times(self.steps, shift=self.shift),
                     path=self.path,
                     noise=step_noise(seeds, shape),
                     callback=self.callback,
@@ -159,10 +167,18 @@ class Generation:
         return Samples(seeds, labels, latents, images)
 
     def _velocity(self, labels: Tensor | None) -> Velocity:
+        """The model's velocity for these labels, guided as asked."""
+        how: dict[str, Any] = {
+            "scale": self.guidance,
+            "interval": self.interval,
+            "channels": self.guided_channels,
+        }
+        if self.autoguidance is not None:
+            pair = (conditional(m.velocity, labels) for m in (self.model, self.autoguidance))
+            return guided(*pair, **how)
         if labels is None:
             return conditional(self.model.velocity, None)
-        null, scale = self.model.num_classes, self.guidance
-        return guided(self.model.velocity, labels, null, scale=scale, interval=self.interval)
+        return classifier_free(self.model.velocity, labels, self.model.num_classes, **how)
 
 
 def generate(
@@ -174,6 +190,10 @@ def generate(
     solver: str = "heun",
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
+    guided_channels: int | None = None,
+    autoguidance: Model | None = None,
+    shift: float = 1.0,
+    compile: bool = False,
     batch_size: int = 64,
     vae: Decoder | str | None = None,
     decode: bool = True,
@@ -184,12 +204,19 @@ def generate(
 
     Args:
         seeds: one integer per image; all of an image's randomness follows from it.
-        labels: one class for all, one per seed, or None: the classes in turn, seed modulo
-            their number (balanced over any whole range of seeds). Unconditional models take None.
+        labels: one class for all, one per seed, "random" (of each seed's own randomness), or None:
+            the classes in turn, seed modulo their number (balanced over any whole range of seeds).
+            Unconditional models take None.
         steps: solver steps; `heun` evaluates the network 2 steps - 1 times.
         solver: "euler", "heun", "adams" (ODE) or "euler_maruyama" (SDE). For equal
             evaluations "adams" is the most exact ODE solver: one a step, second order.
-        guidance: classifier-free guidance scale within the times of `interval`; 1 is none.
+        guidance: scale of guidance within the times of `interval`; 1 is none. It is classifier-free
+            (away from the null class), or away from `autoguidance`, a weaker model of the same
+            data (smaller or less trained; arXiv 2406.02507), told the same class.
+        guided_channels: only so many first channels are guided; None: all. DiT, SiT and
+            LightningDiT are released with 3.
+        shift: of the solver's times, see `erw.flow.shifted`; 1 is none.
+        compile: compile the network's blocks first; pays from some hundred images on.
         batch_size: images per forward pass, twice that under guidance. Does not change the images.
         vae: decoder of the latents, its name or the object; None: the model's own.
         decode: False leaves the images out.
@@ -203,10 +230,17 @@ def generate(
     seeds = tuple(int(seed) for seed in seeds)
     if not seeds:
         raise ConfigError("no seeds: give at least one, such as range(16)")
-    _check(solver, steps, batch_size, precision, interval)
-    if guidance != 1 and not model.num_classes:
+    check(solver, steps, batch_size, precision, interval, shift, guided_channels)
+    if autoguidance is not None:
+        check_pair(model, autoguidance)
+        if guidance == 1:
+            raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
+    elif guidance != 1 and not model.num_classes:
         raise ConfigError(f"guidance {guidance}: an unconditional model has no classes to guide by")
     chosen, rule = labels_of(labels, seeds, model.num_classes)
+    for one in filter(None, (model, autoguidance)) if compile else ():
+        for block in getattr(one.net, "blocks", ()):
+            block.compile()
     return Generation(
         model=model,
         seeds=seeds,
@@ -216,79 +250,20 @@ def generate(
         solver=solver,
         guidance=float(guidance),
         interval=(float(interval[0]), float(interval[1])),
-        precision=_precision(model, precision),
+        guided_channels=guided_channels,
+        autoguidance=autoguidance,
+        shift=float(shift),
+        precision=chosen_precision(model, precision),
         batch_size=batch_size,
-        path=_path(model),
-        vae=_decoder(model, vae) if decode else None,
+        path=path_of(model),
+        vae=decoder_of(model, vae) if decode else None,
         callback=callback,
     )
-
-
-def weights_hash(module: nn.Module) -> str:
-    """The first 16 hex digits of the blake3 hash of a module's named parameters and buffers."""
-    from blake3 import blake3
-
-    digest = blake3()
-    for name, value in sorted(module.state_dict().items()):
-        flat = value.detach().cpu().contiguous()
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()[:16]
-
-
-def _check(
-    solver: str, steps: int, batch_size: int, precision: str, interval: tuple[float, float]
-) -> None:
-    """Refuse impossible settings now, not at the first batch."""
-    if solver not in SOLVERS:
-        raise ConfigError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}")
-    SOLVERS[solver].times(steps)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
-    if precision not in ("fp32", "bf16", "auto"):
-        raise ConfigError(f"precision is {precision!r}; expected 'fp32', 'bf16' or 'auto'")
-    if not 0 <= interval[0] <= interval[1] <= 1:
-        raise ConfigError(f"guidance interval {interval}; expected 0 <= low <= high <= 1")
-
-
-def _path(model: Model) -> Path:
-    run = getattr(model, "run", None)
-    return PATHS[run.flow.path] if run is not None else LINEAR
-
-
-def _precision(model: Model, wanted: str) -> str:
-    dtype, _ = precision_of(wanted, next(model.net.parameters()).device)
-    return "bf16" if dtype is torch.bfloat16 else "fp32"
-
-
-def _decoder(model: Model, vae: Decoder | str | None) -> Decoder:
-    """The VAE, with the scaling that the model's latents have: it may be measured on its data."""
-    from erw.encoders.vae import VAE, load_vae
-
-    decoder = model.vae if vae is None else vae
-    named = isinstance(decoder, str)
-    if isinstance(decoder, str):
-        decoder = load_vae(decoder, device=str(next(model.net.parameters()).device))
-    scaling = getattr(model, "scaling", None)
-    if scaling and isinstance(decoder, VAE) and (named or decoder.scale is None):
-        decoder = decoder.scaled(**scaling)
-    return decoder
 
 
 def _decode(vae: Decoder, latents: Tensor) -> Tensor:
     """A few at a time: fits the caches of a CPU and bounds the decoder's memory on a GPU."""
     return torch.cat([vae.decode(part) for part in latents.split(16)])
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Sampling in evaluation mode; a model in training gets its mode back."""
-    training = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(training)
 
 
 def _cpu(value: Tensor | None) -> Tensor | None:

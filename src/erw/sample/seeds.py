@@ -1,6 +1,7 @@
 """What follows from a sample's seed: its noise, and its label where none is given."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from erw.draws import generator
 from erw.errors import ConfigError
 from erw.sample.solvers import Noise
 
-Labels = int | Sequence[int] | Tensor | None
+Labels = int | Sequence[int] | Tensor | Literal["random"] | None
 
 
 def start_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -36,6 +37,10 @@ def labels_of(
         return None, "none"
     if labels is None:
         return tuple(seed % num_classes for seed in seeds), "balanced: seed modulo classes"
+    if isinstance(labels, str):
+        if labels != "random":
+            raise ConfigError(f"labels are {labels!r}; expected classes, 'random' or none")
+        return tuple(_label(seed, num_classes) for seed in seeds), "random: drawn by seed"
     if isinstance(labels, int):
         chosen, rule = (labels,) * len(seeds), f"all {labels}"
     else:
@@ -46,6 +51,12 @@ def labels_of(
     if wrong:
         raise ConfigError(f"label {wrong[0]} is none of the classes 0..{num_classes - 1}")
     return chosen, rule
+
+
+def _label(seed: int, num_classes: int) -> int:
+    """A class of equal chances, drawn by the seed."""
+    rng = generator(seed, "sample", "label")
+    return int(torch.randint(num_classes, (), generator=rng))
 
 
 def _normal(seeds: Sequence[int], shape: tuple[int, ...], *tags: int | str) -> Tensor:

@@ -4,15 +4,16 @@ what they share, and `SOLVERS` names them all, those of DiT's chain too.
 Source: REPA (arXiv 2410.06940), section 2 and its samplers; SiT (arXiv 2401.08740), section 2.4.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from erw.errors import ConfigError
-from erw.flow import LINEAR, Path, score_from_velocity
+from erw.flow import LINEAR, Path, score_from_velocity, shifted
 from erw.sample.chain import chain_times, ddim, ddpm
 from erw.sample.steps import Callback as Callback
 from erw.sample.steps import Noise as Noise
@@ -21,30 +22,36 @@ from erw.sample.steps import Velocity as Velocity
 
 
 def uniform_times(steps: int, *, shift: float = 1.0) -> list[float]:
-    """`steps + 1` evenly spaced times from 1 to 0. Raises ConfigError when `steps` < 1.
+    """`steps + 1` evenly spaced times from 1 to 0, then `erw.flow.shifted`.
 
-    `shift` > 1 spends more steps near the noise: t -> s t / (1 + (s - 1) t) (SD3, arXiv 2403.03206,
-    Eq. 23).
+    Raises ConfigError when `steps` < 1 or `shift` is not above 0.
     """
     if steps < 1:
         raise ConfigError(f"steps = {steps}: a sampler needs at least 1 step")
-    if shift <= 0:
-        raise ConfigError(f"shift = {shift}: the time shift must be above 0 (1 = none)")
+    _check_shift(shift)
     even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return (shift * even / (1 + (shift - 1) * even)).tolist()
+    return shifted(even, shift).tolist()
 
 
-def sde_times(steps: int, *, last: float = 0.04) -> list[float]:
+def sde_times(steps: int, *, last: float = 0.04, shift: float = 1.0) -> list[float]:
     """`steps` evenly spaced times from 1 to `last`, then 0: the last step is long and without
-    noise.
+    noise. `shift` moves the times between the two ends as `erw.flow.shifted` does.
 
-    Raises ConfigError when `steps` < 2 or `last` is not between 0 and 1.
+    Raises ConfigError when `steps` < 2, `last` is not between 0 and 1 or `shift` not above 0.
     """
     if steps < 2:
         raise ConfigError(f"steps = {steps}: the SDE sampler needs at least 2 steps")
     if not 0 < last < 1:
         raise ConfigError(f"last = {last}: the last step of the SDE must be between 0 and 1")
-    return [*torch.linspace(1, last, steps, dtype=torch.float64).tolist(), 0.0]
+    _check_shift(shift)
+    end = shifted(torch.tensor(last, dtype=torch.float64), 1 / shift)
+    even = torch.linspace(1, float(end), steps, dtype=torch.float64)
+    return [*shifted(even, shift).tolist(), 0.0]
+
+
+def _check_shift(shift: float) -> None:
+    if not (math.isfinite(shift) and shift > 0):
+        raise ConfigError(f"shift = {shift}: the time shift must be above 0 (1 = none)")
 
 
 def euler(
@@ -155,12 +162,18 @@ def euler_maruyama(
     return x
 
 
+class Times(Protocol):
+    """What gives a solver's times; `erw.flow.shifted` where the solver can be asked for that."""
+
+    def __call__(self, steps: int, *, shift: float = 1.0) -> list[float]: ...
+
+
 class Solver(NamedTuple):
     """A named way to sample: the solver, its times, how often it evaluates the network, and the
     objective that the network was trained for."""
 
     solve: Solve
-    times: Callable[[int], list[float]]
+    times: Times
     evaluations: Callable[[int], int]
     objective: Literal["flow", "ddpm"] = "flow"
 

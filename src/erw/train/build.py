@@ -71,6 +71,7 @@ def build_model(model: Model, *, outputs: int = 1, seed: int = 0) -> SiT:
             qk_norm=model.qk_norm,
             norm=model.norm,
             mlp=model.mlp,
+            adaln_shift=model.adaln_shift,
             out_channels=outputs * model.channels,
         )
 
@@ -112,7 +113,9 @@ def build_step(run: Run) -> Step:
         class_dropout=run.data.class_dropout,
         path=flow.PATHS[run.flow.path],
         times=run.flow.times,
+        shift=run.flow.shift,
         prediction=run.flow.prediction,
+        direction=run.flow.direction,
     )
 
 
@@ -131,6 +134,7 @@ def step_cost(run: Run, cache: Cache) -> StepCost:
         dims=tuple(spec.dim for spec in specs),
         projector_hidden=model.projector,
         mlp=model.mlp,
+        adaln_shift=model.adaln_shift,
         outputs=run.flow.outputs,
         teacher=sum(spec.flops for spec in specs),
     )

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file a step, written beside and renamed, loaded strictly.
 
-`step-00001000.safetensors` holds `net.*` (parameters), `ema.*` and `optim.<parameter>.<moment>`;
-its header says the step, the seconds trained and the running sums of the log. No pickle is
-involved.
+`step-00001000.safetensors` holds `net.*` (parameters), `ema.*`, `profile.<sigma_rel>.*` where
+such averages are tracked, and `optim.<parameter>.<moment>`; its header says the step, the seconds
+trained and the running sums of the log. No pickle is involved.
 """
 
 import errno
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from erw.ema import Ema
+from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError
 
 
@@ -57,6 +57,7 @@ def save(
     folder: Path,
     net: nn.Module,
     ema: Ema,
+    profiles: PowerEmas,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     *,
@@ -65,6 +66,8 @@ def save(
     """Write the checkpoint of `progress.step`, then delete all but the newest `keep`."""
     tensors: dict[str, Tensor] = {f"net.{name}": p for name, p in net.named_parameters()}
     tensors |= {f"ema.{name}": value for name, value in ema.tensors.items()}
+    for prefix, values in _by_prefix(profiles).items():
+        tensors |= {f"{prefix}{name}": value for name, value in values.items()}
     for name, p in net.named_parameters():
         for moment, value in optimizer.state.get(p, {}).items():
             tensors[f"optim.{name}.{moment}"] = value
@@ -90,7 +93,13 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def load(path: Path, net: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> Progress:
+def load(
+    path: Path,
+    net: nn.Module,
+    ema: Ema,
+    profiles: PowerEmas,
+    optimizer: torch.optim.Optimizer,
+) -> Progress:
     """Restore everything that `save` wrote, exactly.
 
     Raises:
@@ -101,6 +110,10 @@ def load(path: Path, net: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer)
     parameters = dict(net.named_parameters())
     _same(path, tensors, {f"net.{k}": p for k, p in parameters.items()}, prefix="net.")
     _same(path, tensors, {f"ema.{k}": p for k, p in parameters.items()}, prefix="ema.")
+    for prefix, values in _by_prefix(profiles).items():
+        _same(path, tensors, {f"{prefix}{k}": v for k, v in values.items()}, prefix=prefix)
+        for name, value in values.items():
+            value.copy_(tensors[f"{prefix}{name}"])
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(tensors[f"net.{name}"])
@@ -163,19 +176,21 @@ def _progress(path: Path, told: Mapping[str, str]) -> Progress:
     return Progress(**json.loads(told["progress"]))
 
 
-def load_weights(path: Path, net: nn.Module, *, prefix: str = "") -> dict[str, str]:
-    """Fill `net` with the tensors of a file named `prefix`..., strictly; returns its header.
+def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Fill `net` with the tensors of the file at `path`, strictly.
 
     Raises:
-        CheckpointError: the file is truncated, or its tensors are not this model's.
+        CheckpointError: they are not this model's.
     """
-    tensors, told = read(path)
-    parameters = {f"{prefix}{name}": p for name, p in net.named_parameters()}
-    _same(path, tensors, parameters, prefix=prefix)
+    parameters = dict(net.named_parameters())
+    _same(path, tensors, parameters)
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(tensors[name])
-    return told
+
+
+def _by_prefix(profiles: PowerEmas) -> dict[str, dict[str, Tensor]]:
+    return {f"profile.{sigma:g}.": values for sigma, values in profiles.tensors.items()}
 
 
 def _same(

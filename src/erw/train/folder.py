@@ -18,7 +18,15 @@ from erw.models.cost import StepCost
 from erw.train.load import RECIPE, read_recipe
 from erw.train.start import Init
 
-MAY_CHANGE = ("steps", "log.every", "log.checkpoint", "log.keep", "sample.", "eval.")
+MAY_CHANGE = (
+    "steps",
+    "log.every",
+    "log.checkpoint",
+    "log.keep",
+    "log.snapshot",
+    "sample.",
+    "eval.",
+)
 """Settings that another start of the same run may change: they alter no step already made."""
 
 

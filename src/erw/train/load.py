@@ -1,4 +1,4 @@
-"""A trained model from its run folder."""
+"""A trained model from its run folder, one of its checkpoints, or a file of `erw ema`."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from erw.config import Run, from_dict
 from erw.errors import CheckpointError, ConfigError
 from erw.models import SiT
 from erw.train.build import build_model
-from erw.train.checkpoint import load_weights, paths, step_of
+from erw.train.checkpoint import fill, header, paths, read, step_of
 
 WEIGHTS = "ema.safetensors"
 BEST = "best.safetensors"
@@ -37,6 +37,8 @@ class Trained:
         step: optimiser steps behind the weights.
         scaling: shift and scale a channel of its latents, where its cache has measured them; None:
             those of the VAE.
+        source: path that it was loaded from.
+        average: the average that its weights are, where it is not the run's own (`optim.ema`).
     """
 
     net: SiT
@@ -45,15 +47,17 @@ class Trained:
     class_names: tuple[str, ...]
     step: int
     scaling: dict[str, list[float]] | None = None
+    source: str = ""
+    average: str = ""
 
     @property
     def num_classes(self) -> int:
         return self.net.null_class
 
     @property
-    def ema(self) -> float:
-        """Decay of the average that the weights are."""
-        return self.run.optim.ema
+    def ema(self) -> float | str:
+        """The average that the weights are: its decay, or words where it is another than that."""
+        return self.average or self.run.optim.ema
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -74,9 +78,9 @@ class Trained:
 
 
 def load(
-    folder: str | Path, *, checkpoint: str | int = "last", device: torch.device | str = "cpu"
+    path: str | Path, *, checkpoint: str | int = "last", device: torch.device | str = "cpu"
 ) -> Trained:
-    """The EMA model of a run folder.
+    """The EMA model of a run folder, of one of its files of weights, or of a file of `erw ema`.
 
     Args:
         checkpoint: "last"; "best", by the scores taken while training; or a step that the run
@@ -85,32 +89,69 @@ def load(
     Raises:
         CheckpointError: no run or no such weights there, or truncated or another model's.
     """
-    folder = Path(folder)
-    recipe = read_recipe(folder)
+    path = Path(path)
+    if path.is_file() and checkpoint != "last":
+        raise CheckpointError(f"{path} is a single checkpoint; leave out checkpoint {checkpoint!r}")
+    file = path if path.is_file() else _named(path, str(checkpoint))
+    recipe, tensors, told = _read(file)
     run = from_dict(Run, recipe["resolved"])
     net = build_model(run.model, outputs=run.flow.outputs)
-    step = _fill(net, folder, str(checkpoint))
+    fill(net, tensors, file)
     net = net.to(device).eval().requires_grad_(False)
     cache = recipe["cache"]
-    names = tuple(cache["class_names"])
-    return Trained(net, run, cache["vae"], names, step, cache.get("scaling"))
+    return Trained(
+        net,
+        run,
+        cache["vae"],
+        tuple(cache["class_names"]),
+        int(told["step"]),
+        cache.get("scaling"),
+        str(path),
+        told.get("average", ""),
+    )
 
 
-def _fill(net: SiT, folder: Path, checkpoint: str) -> int:
-    """Load the weights that `load` names into `net`; returns the steps behind them."""
+def is_run(path: str | Path) -> bool:
+    """Whether `load` takes the path: a run folder, a file of weights in it, one of `erw ema`."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return (path / RECIPE).is_file()
+    try:
+        return path.name in (WEIGHTS, BEST) or bool({"run", "progress"} & header(path).keys())
+    except CheckpointError:
+        return False
+
+
+def _named(folder: Path, checkpoint: str) -> Path:
+    """The file of a run folder that `load` names."""
+    read_recipe(folder)  # says so where there is no run at all
     if checkpoint in NAMED:
         file, hint = NAMED[checkpoint]
         if not (folder / file).exists():
             raise CheckpointError(f"{folder} holds no {file}; {hint}")
-        return int(load_weights(folder / file, net)["step"])
+        return folder / file
     kept = {str(step_of(path)): path for path in paths(folder / "checkpoints")}
     if checkpoint not in kept:
         raise CheckpointError(
             f"checkpoint {checkpoint!r}: {folder} keeps {', '.join([*NAMED, *kept])}; "
             "train with a larger --log.keep to keep more"
         )
-    load_weights(kept[checkpoint], net, prefix="ema.model.")
-    return int(checkpoint)
+    return kept[checkpoint]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+    """(recipe, weights, header with the step) of a file that `load` takes."""
+    tensors, told = read(file)
+    if "run" in told:
+        return json.loads(told["run"]), tensors, told
+    if file.name in (WEIGHTS, BEST):
+        return read_recipe(file.parent), tensors, told
+    if "progress" not in told:
+        raise CheckpointError(f"{file} is neither a run's checkpoint nor a file of erw ema")
+    own = "ema.model."
+    weights = {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
+    step = json.loads(told["progress"])["step"]
+    return read_recipe(file.parent.parent), weights, {"step": str(step)}
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

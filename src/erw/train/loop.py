@@ -140,6 +140,9 @@ def train(
                 if here.first:
                     state.save(Progress(done, clock.read(), sums.values.tolist()))
                 here.barrier()
+            if here.first and (last or done % run.log.snapshot == 0):
+                state.stop_if_not_finite()
+                state.snapshot(done)
             if done in at:
                 pause(done)
             if stop and not last:

@@ -11,13 +11,13 @@ from erw.config import Optim, Run
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader, prefetch
 from erw.draws import Draws
-from erw.ema import Ema
+from erw.ema import Ema, PowerEmas
 from erw.errors import NumericsError
 from erw.models import SiT
 from erw.plan import Phase
 from erw.runtime.dist import World, precision, unsynced
 from erw.runtime.memory import keep_freed
-from erw.train import build, checkpoint
+from erw.train import build, checkpoint, profiles
 from erw.train.checkpoint import Progress
 from erw.train.load import WEIGHTS
 from erw.train.start import Init, begin_with
@@ -42,6 +42,7 @@ class State:
             keep_freed()
         self.net: Aligned = build.build_net(run, cache).to(here.device)
         self.ema = Ema(self.net, decay=run.optim.ema)
+        self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
         self.optimizer = make_optimizer(self.net, run.optim)
         self.loader = Loader(cache, seed=run.seed, features=run.data.features)
         self.without_features = Loader(cache, seed=run.seed)
@@ -128,6 +129,8 @@ class State:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.net)
+        if self.profiles.tensors and not phase.warmup:
+            self.profiles.update(self.model, step + 1 - self.run.plan.warmup)
         return Losses(*losses), norm.detach()
 
     def draws(self, step: int) -> Draws:
@@ -173,7 +176,13 @@ class State:
     def save(self, progress: Progress) -> None:
         """Write the checkpoint, then the EMA model alone."""
         checkpoint.save(
-            self.saved, self.net, self.ema, self.optimizer, progress, keep=self.run.log.keep
+            self.saved,
+            self.net,
+            self.ema,
+            self.profiles,
+            self.optimizer,
+            progress,
+            keep=self.run.log.keep,
         )
         weights = {
             name.removeprefix("model."): value
@@ -185,7 +194,13 @@ class State:
 
     def load(self, path: Path) -> Progress:
         """Go back to a checkpoint."""
-        return checkpoint.load(path, self.net, self.ema, self.optimizer)
+        return checkpoint.load(path, self.net, self.ema, self.profiles, self.optimizer)
+
+    def snapshot(self, step: int) -> None:
+        """Write the averages of `optim.ema_profiles` after `step`, for `erw ema`."""
+        t = step - self.run.plan.warmup
+        if self.profiles.tensors and t > 0:
+            profiles.write(self.saved.parent, step, t, self.profiles)
 
 
 def make_optimizer(net: nn.Module, optim: Optim) -> torch.optim.AdamW:

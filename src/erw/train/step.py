@@ -35,14 +35,17 @@ class FlowMatching:
     Attributes:
         null_class: label of an image whose class is not told.
         class_dropout: share of labels replaced by the null class.
-        path, times, prediction: see `erw.flow`.
+        path, times, shift, prediction: see `erw.flow`.
+        direction: weight of `flow.direction_loss` beside the squared error.
     """
 
     null_class: int
     class_dropout: float = 0.1
     path: flow.Path = flow.LINEAR
     times: flow.Times = "uniform"
+    shift: float = 1.0
     prediction: flow.Prediction = "velocity"
+    direction: float = 0.0
 
     def __call__(self, net: nn.Module, batch: Batch, phase: Phase, draws: Draws) -> Losses:
         """Losses of `net`, an `erw.Aligned`, on this process's rows of the step's batch."""
@@ -51,7 +54,7 @@ class FlowMatching:
             noised = flow.Noised(x, torch.zeros(len(x), device=x.device), x, x)
         else:
             u, normal = draws.uniform("time"), draws.normal("time")
-            t = flow.sample_times(u, normal, times=self.times, path=self.path)
+            t = flow.sample_times(u, normal, times=self.times, path=self.path, shift=self.shift)
             noised = flow.noise(x, draws.normal("noise", *x.shape[1:]), t, path=self.path)
 
         y = labels(batch, phase, draws, null=self.null_class, dropout=self.class_dropout)
@@ -62,6 +65,8 @@ class FlowMatching:
         if out is not None and phase.flow_weight:
             off = flow.residual(self.prediction, out.float(), x, noised, path=self.path)
             flow_loss = off.pow(2).mean()
+            if self.direction:
+                flow_loss += self.direction * flow.direction_loss(out.float(), noised.velocity)
         return weighed(phase, flow_loss, align, like=x)
 
 

@@ -1,0 +1,84 @@
+"""Settings that change no step of a run: how it is sampled, logged and scored. Part of
+`erw.config`, from where they are imported."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from erw.records import above_zero, at_least, between
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How images are drawn from the trained model: see `erw.generate`.
+
+    Attributes:
+        steps: of the solver.
+        solver: euler, heun, adams (ODE) or euler_maruyama (SDE).
+        guidance: its scale; 1: none.
+        interval: times within which there is guidance; 0 is data, 1 is noise.
+        guided_channels: so many of the latent's first channels are guided; none: all.
+        shift: of the solver's times: above 1 more steps near the noise, below 1 near the data.
+    """
+
+    steps: int = 50
+    solver: Literal["euler", "heun", "adams", "euler_maruyama", "ddpm", "ddim"] = "heun"
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    guided_channels: int | None = None
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("sample", "steps", self.steps, 1)
+        between("sample", "interval", self.interval[0], 0.0, 1.0)
+        between("sample", "interval", self.interval[1], self.interval[0], 1.0)
+        above_zero("sample", "shift", self.shift)
+        if self.guided_channels is not None:
+            at_least("sample", "guided_channels", self.guided_channels, 1)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is written, how often, in steps; `keep` is the number of newest checkpoints kept.
+
+    `snapshot` is for the averages of `optim.ema_profiles`; all of them are kept.
+    """
+
+    every: int = 50
+    checkpoint: int = 1000
+    keep: int = 2
+    snapshot: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("every", "checkpoint", "keep", "snapshot"):
+            at_least("log", name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Scores while training, of a few samples from the same seeds; they change none of its numbers.
+
+    Attributes:
+        every: steps between two scores, in full training; the last step has one too. 0: none.
+        samples: images, with the seeds 0 to samples - 1 and as `sample` says, classes in turn.
+        metric: as for `erw eval`; the first score that it gives decides which weights are best.
+        reference: images to compare with, as for `erw eval`; none: the built-in test set, for runs
+            on the built-in images.
+        reference_count: how many images of a built-in reference to compose.
+        weights: file of the Inception network's weights, for metrics that need them.
+        vae: decoder of the samples; none: the one that the run trains with.
+        keep_best: keep the EMA weights with the best score so far as best.safetensors.
+    """
+
+    every: int = 0
+    samples: int = 500
+    metric: tuple[str, ...] = ("fd-lite2",)
+    reference: str | None = None
+    reference_count: int = 2000
+    weights: str | None = None
+    vae: str | None = None
+    keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("eval", "every", self.every, 0)
+        at_least("eval", "samples", self.samples, 2)
+        at_least("eval", "reference_count", self.reference_count, 2)
