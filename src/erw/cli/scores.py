@@ -16,6 +16,7 @@ from erw.errors import ConfigError, ErwError
 
 if TYPE_CHECKING:
     from erw.runtime.dist import World
+    from erw.interop import Pretrained
     from erw.train import Trained
 
 SCORES = "scores.jsonl"
@@ -84,7 +85,9 @@ def _evaluate(args: Sequence[str], here: World) -> None:
         Path(found.out).write_text(line + "\n", encoding="utf-8")
 
 
-def run_or_images(verb: str, parser: Parser, args: Sequence[str]) -> tuple[Trained | None, Any]:
+def run_or_images(
+    verb: str, parser: Parser, args: Sequence[str]
+) -> tuple[Trained | Pretrained | None, Any]:
     """What the first of `args` names: a run, loaded, or None for images; and the options after it.
 
     Raises ConfigError if it is missing, FileNotFoundError if nothing is there.
@@ -101,7 +104,7 @@ def run_or_images(verb: str, parser: Parser, args: Sequence[str]) -> tuple[Train
     if not named or is_model(where):
         if named:
             model = opened(args)
-        add_settings(parser, model.run.sample if model else Sample())
+        add_settings(parser, model.run.sample if model and model.run else Sample())
         add_settings(parser, Draw(seeds="0:2000"))
     if not named:
         parser.parse_args(["--help"])
@@ -159,7 +162,9 @@ def self_check(args: Sequence[str]) -> None:
         raise ErwError(f"self-check failed in: {'; '.join(wrong)}; scores of this machine are off")
 
 
-def scored(what: str, model: Trained | None, found: Any, here: World) -> dict[str, Any]:
+def scored(
+    what: str, model: Trained | Pretrained | None, found: Any, here: World
+) -> dict[str, Any]:
     """The scores with everything that they depend on, as JSON values."""
     from erw.evaluate import evaluate as score
     from erw.evaluate.during import reference_images
@@ -196,7 +201,7 @@ def scored(what: str, model: Trained | None, found: Any, here: World) -> dict[st
 
 
 def images_of(
-    what: str, model: Trained | None, found: Any, *, count: int
+    what: str, model: Trained | Pretrained | None, found: Any, *, count: int
 ) -> tuple[Any, int | None]:
     """The images that were named, or a run's samples to be; and the side that a run's have."""
     if model is not None:
