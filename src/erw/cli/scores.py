@@ -15,8 +15,8 @@ from erw.cli.settings import Parser, add_settings, changed
 from erw.errors import ConfigError, ErwError
 
 if TYPE_CHECKING:
-    from erw.runtime.dist import World
     from erw.interop import Pretrained
+    from erw.runtime.dist import World
     from erw.train import Trained
 
 SCORES = "scores.jsonl"
