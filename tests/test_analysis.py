@@ -1,5 +1,6 @@
 """What a network knows at which depth: hidden states, alignment, probes, and the verb for them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,19 +14,16 @@ from erw.cli import main
 from erw.draws import generator
 from erw.errors import CheckpointError, ConfigError, DataError
 from erw.evaluate import alignment
-from erw.evaluate.analysis import METRICS, curve, reference
-from erw.evaluate.hidden import (
-    Material,
-    checkpoints,
-    hidden_states,
-    local_over_distant,
-    material,
-)
+from erw.evaluate.analysis import METRICS, curve, over_steps, reference
+from erw.evaluate.hidden import checkpoints, hidden_states
+from erw.evaluate.material import Material, local_over_distant, material
 from erw.evaluate.probes import knn_accuracy, linear_probe
 from erw.models import SiT
 from erw.runtime.log import Silent
 from erw.sample.seeds import start_noise
+from erw.study.knowledge import axes_of, lines_over
 from erw.train import load, train
+from parts import ENCODER, make, photos, vae_folder
 from tiny import tiny_cache, tiny_run
 
 
@@ -171,14 +169,121 @@ def test_every_metric_of_a_run_from_the_command_line(
     assert reference(images, metric="cka") is None
 
 
+def test_the_u_of_figure_5_is_one_command(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, stem = tmp_path / "kept", tmp_path / "u"
+    run = tiny_run(cache)
+    log = dataclasses.replace(run.log, checkpoint=4, keep=9)
+    train(run.replace(log=log), out, reporter=Silent())
+    asked = ["analyze", str(out), "--metric", "cknna", "--count", "24", "--k", "5"]
+    assert main([*asked, "--out", str(stem)]) == 0
+    assert "of 4 blocks fall and come back over steps" in capsys.readouterr().out
+    record = json.loads(stem.with_suffix(".json").read_text())
+    assert [(h["depth"], h["time"]) for h in record["history"]] == [(d, 0) for d in (1, 2, 3, 4)]
+    for name in ("u-light.png", "u-step-dark.svg", "u-step.json"):
+        assert (tmp_path / name).stat().st_size > 500
+    last = {p["depth"]: p["value"] for p in record["points"] if p["step"] == 12}
+    assert last == pytest.approx(erw.cknna(load(out), data=cache, count=24, k=5))
+    biased = erw.cknna(load(out), data=cache, count=24, k=5, unbiased=False)
+    assert main([*asked, "--unbiased", "false", "--checkpoint", "8", "--out", str(stem)]) == 0
+    record = json.loads(stem.with_suffix(".json").read_text())
+    assert {p["step"] for p in record["points"]} == {8} and biased != pytest.approx(last)
+    assert not record["history"]
+
+
+def test_a_u_comes_back() -> None:
+    assert over_steps([1, 2], [0.5, 0.4]) is None
+    falls, bends = over_steps([1, 2, 3], [0.9, 0.5, 0.4]), over_steps([1, 2, 3], [0.9, 0.4, 0.6])
+    assert falls and not falls.u_shaped and bends and bends.u_shaped and bends.step == 2
+    hardly = over_steps([1, 2, 3], [0.9, 0.4, 0.42])
+    assert hardly and not hardly.u_shaped
+
+
+def test_runs_of_one_step_each_are_one_history() -> None:
+    point = {"time": 0.0, "depth": 1, "value": 1.0}
+    points = [{"run": f"r{s}", "step": s, **point} for s in (3, 1, 2)]
+    (line,) = lines_over(points, "step")
+    assert line.xs == (1, 2, 3) and axes_of(points) == ["step"]
+    assert len(lines_over([*points, {"run": "r9", "step": 3, **point}], "step")) == 4
+
+
+def test_images_in_no_cache_and_a_released_checkpoint(tmp_path: Path) -> None:
+    """A folder of photos through VAE and encoder on the way is what a cache of it would give."""
+    vae, images = vae_folder(tmp_path / "vae"), photos(tmp_path / "photos")
+    stored = make(images, tmp_path / "cache", vae, encoder=True)
+    torch.manual_seed(0)
+    net = SiT(input_size=8, channels=4, patch=2, depth=3, width=32, heads=2, num_classes=4)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    torch.save(net.state_dict() | {"pos_embed": net.pos_embed}, tmp_path / "net.pt")
+    file = [str(tmp_path / "net.pt"), "--layout", "repa", "--num-heads", "2"]
+    ways = {
+        "cache": ["--cache", str(stored.path)],
+        "images": ["--images", str(images), "--encoder", ENCODER, "--vae", str(vae)],
+    }
+    values = {}
+    for name, way in ways.items():
+        stem = tmp_path / name
+        asked = ["analyze", *file, *way, "--times", "0.3", "--metric", "cka", "--out", str(stem)]
+        assert main(asked) == 0
+        record = json.loads(stem.with_suffix(".json").read_text())
+        values[name] = [p["value"] for p in record["points"]]
+    assert (
+        values["cache"] == pytest.approx(values["images"], abs=1e-3) and len(values["cache"]) == 3
+    )
+    assert main(["analyze", *file]) == main(["analyze", *file, "--images", str(images)]) == 2
+
+
+def test_a_dit_is_shown_the_step_of_its_chain() -> None:
+    class Dit(torch.nn.Module):
+        run, depth = None, 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = SiT(input_size=8, channels=3, patch=2, depth=1, width=32, heads=2)
+
+        def forward(
+            self, x: Tensor, t: Tensor, y: Tensor | None, *, tap: tuple[int, ...]
+        ) -> object:
+            self.seen = x, t
+            return self.net(x, t, y, tap=tap)
+
+    dit, images = Dit(), shown(4)
+    hidden_states(dit, images, time=0.5)
+    x_t, told = dit.seen
+    abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[500]
+    noise = start_noise(images.rows, (3, 8, 8))
+    expected = abar.sqrt() * images.latents + (1 - abar).sqrt() * noise
+    torch.testing.assert_close(x_t.double(), expected.double(), rtol=1e-5, atol=1e-5)
+    assert told.tolist() == [500] * 4
+
+
+def test_spatial_score_of_a_grid_of_16_is_irepas() -> None:
+    """Manhattan distance of 6 and more is far, as in its released code."""
+    tokens = torch.randn(1, 256, 3, generator=generator(0, "tokens"))
+    unit = F.normalize(tokens[0], dim=1)
+    near, far = [], []
+    for i in range(256):
+        for j in range(256):
+            gap = abs(i // 16 - j // 16) + abs(i % 16 - j % 16)
+            if gap == 1:
+                near.append((i, j))
+            elif gap >= 6:
+                far.append((i, j))
+    similar = unit @ unit.T
+    means = [similar[tuple(zip(*pairs, strict=True))].mean().item() for pairs in (near, far)]
+    assert local_over_distant(tokens).item() == pytest.approx(means[0] - means[1], abs=1e-5)
+
+
 def test_checkpoints_hold_the_averaged_weights(run: Path, tmp_path: Path) -> None:
     model = load(run)
-    found = dict(checkpoints(model, run))
+    found = dict(checkpoints(run))
     assert list(found) == sorted(found) and max(found) == model.step
     for name, p in found[model.step].net.named_parameters():
         assert torch.equal(p, dict(model.net.named_parameters())[name]), name
     with pytest.raises(CheckpointError, match="keeps no checkpoints"):
-        next(checkpoints(model, tmp_path))
+        next(checkpoints(tmp_path))
 
 
 def test_bad_questions_say_so(cache: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
-"""`erw analyze`: what runs know at which depth, noise time and step, as JSON and figure."""
+"""`erw analyze`: what networks know at which depth, noise time and step, as JSON and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,7 @@ from erw.cli.settings import Parser, add_settings, changed
 from erw.errors import ConfigError
 
 if TYPE_CHECKING:
-    from erw.evaluate.analysis import Point
+    from erw.evaluate.material import Material
 
 
 @dataclass(frozen=True)
@@ -23,31 +23,46 @@ class Analysis:
         metric: cknna, cka and mutual_knn compare with an encoder; probe and knn are accuracies of
             classes; spatial needs the tokens alone.
         cache: images with the encoder's features; none: the cache that the first run names.
-        encoder: one of the cache's, or any whose features are then made of the cache's images.
+        images: images that are in no cache, instead: a folder, zip, table, or openmoji-test.
+        encoder: one of the cache's, or any, which is then run on the images.
+        vae: of images that are in no cache; none: the network's own.
         times: noise times, 0 (clean) to 1 (noise alone).
         depths: after which blocks, from 1; empty: all.
         count: images; REPA has 10,000.
         k: neighbours of cknna and mutual_knn.
+        unbiased: the estimate of HSIC that cknna and cka take; false: the biased one.
         labels: null withholds each image's class from the network.
-        checkpoints: every checkpoint that the runs keep, instead of their EMA weights alone.
+        checkpoints: every checkpoint that a run keeps; false: its last weights alone.
+        checkpoint: one alone: last, best, or a step.
+        layout: of a released checkpoint, where its keys leave it open.
+        num_heads: of a released checkpoint, where neither width nor shapes say it.
         batch_size: images at once.
     """
 
     metric: Literal["cknna", "cka", "mutual_knn", "probe", "knn", "spatial"] = "cknna"
     cache: str | None = None
+    images: str | None = None
     encoder: str | None = None
+    vae: str | None = None
     times: tuple[float, ...] = (0.0,)
     depths: tuple[int, ...] = ()
     count: int = 2000
     k: int = 10
+    unbiased: bool = True
     labels: Literal["null", "given"] = "null"
-    checkpoints: bool = False
+    checkpoints: bool = True
+    checkpoint: str | None = None
+    layout: str = "auto"
+    num_heads: int | None = None
     batch_size: int = 64
 
 
 def analyze(args: Sequence[str]) -> None:
-    """Measure runs block by block; print the values, or write them as JSON beside a figure."""
-    text = "RUN: folders of training runs. Depth counts blocks, from 1."
+    """Measure networks block by block; print the values, or write them as JSON beside figures."""
+    text = (
+        "RUN: folders of training runs, or released checkpoints. Depth counts blocks, from 1.\n"
+        "Figures are drawn over depth and, where there are several, over steps and noise times."
+    )
     usage = "RUN... [--metric cknna] [--out STEM] [--SETTING VALUE ...]"
     parser = Parser("erw analyze", text, usage=usage)
     parser.add_argument("runs", nargs="+", metavar="RUN")
@@ -56,39 +71,40 @@ def analyze(args: Sequence[str]) -> None:
     )
     add_settings(parser, Analysis())
     found = parser.read(args)
-    how = changed(Analysis(), found)
-    record = measured(found.runs, how)
+    record = measured(found.runs, changed(Analysis(), found))
     for p in record["points"]:
         place = f"{p['run']}  step {p['step']:<8} t {p['time']:<5g} depth {p['depth']:<3}"
         print(f"{place} {p['value']:.4f}")
     if record["reference"] is not None:
         print(f"{record['encoder']} itself {record['reference']:.4f}")
+    print("".join(f"{line}\n" for line in histories(record["history"])), end="")
     if found.out:
-        from erw.study.plots import save_figure
+        from erw.study.knowledge import save_knowledge
 
-        drawn = save_figure(lambda theme: figure(record, theme), found.out, data=record)
-        print("\n".join(str(path) for path in drawn))
+        print("\n".join(str(path) for path in save_knowledge(record, found.out)))
 
 
 def measured(runs: Sequence[str], how: Analysis) -> dict[str, Any]:
     """The values with everything that they depend on, as JSON values."""
-    from erw.evaluate.analysis import curve, curve_over_steps, reference
-    from erw.evaluate.hidden import material
+    from erw.evaluate.analysis import curve, reference
     from erw.runtime.log import Console
-    from erw.train import load
+    from erw.study.knowledge import history
 
-    models = [load(run, device=pick_device("auto")) for run in runs]
-    shown = material(how.cache or models[0].run.data.cache, encoder=how.encoder, count=how.count)
     options: dict[str, Any] = {"metric": how.metric, "times": how.times, "depths": how.depths}
-    options |= {"k": how.k, "labels": how.labels, "batch_size": how.batch_size}
-    console, points = Console("analyze"), list[dict[str, Any]]()
-    names = [Path(run).name for run in runs]
+    options |= {"k": how.k, "unbiased": how.unbiased}
+    options |= {"labels": how.labels, "batch_size": how.batch_size}
+    names = [Path(run).stem if Path(run).is_file() else Path(run).name for run in runs]
     if len(set(names)) < len(names):
         names = list(runs)
-    for i, (model, run) in enumerate(zip(models, runs, strict=True)):
-        named = {**options, "name": names[i]}
-        found = curve_over_steps(model, run, shown, **named) if how.checkpoints else None
-        points += [_json(p) for p in (found or curve(model, shown, **named))]
+    for run in runs:
+        if not Path(run).exists():
+            raise FileNotFoundError(f"{run} is neither a run nor a checkpoint: nothing is there")
+    console, points = Console("analyze"), list[dict[str, Any]]()
+    known: dict[Any, Material] = {}
+    for i, run in enumerate(runs):
+        for model in opened(run, how):
+            shown = material_for(model, how, known)
+            points += [p._asdict() for p in curve(model, shown, **options, name=names[i])]
         console.step(i + 1, len(runs))
     return {
         **asdict(how),
@@ -96,47 +112,60 @@ def measured(runs: Sequence[str], how: Analysis) -> dict[str, Any]:
         "count": len(shown.rows),
         "points": points,
         "reference": reference(shown, metric=how.metric),
+        "history": history(points),
     }
 
 
-def _json(point: Point) -> dict[str, Any]:
-    return point._asdict()
+def opened(run: str, how: Analysis) -> Iterator[Any]:
+    """The networks that a run's folder or a released checkpoint holds, one at a time."""
+    from erw.evaluate.hidden import checkpoints
+    from erw.interop import load_pretrained
+    from erw.train import load
+    from erw.train.checkpoint import paths
+
+    device = pick_device("auto")
+    if not (Path(run) / "recipe.json").is_file():
+        yield load_pretrained(run, how.layout, num_heads=how.num_heads, device=device)
+    elif how.checkpoint or not how.checkpoints or not paths(Path(run) / "checkpoints"):
+        yield load(run, checkpoint=how.checkpoint or "last", device=device)
+    else:
+        yield from (model for _, model in checkpoints(run, device=device))
 
 
-NAMES = {
-    "cknna": "CKNNA",
-    "cka": "CKA",
-    "mutual_knn": "Mutual nearest neighbours",
-    "probe": "Linear probe, accuracy",
-    "knn": "Nearest neighbours, accuracy",
-    "spatial": "Spatial structure (local less distant similarity)",
-}
+def material_for(model: Any, how: Analysis, known: dict[Any, Material]) -> Material:
+    """What a network is shown: made once for all networks with the same latents."""
+    from erw.encoders.vae import load_vae
+    from erw.evaluate.material import material, uncached
+
+    run = getattr(model, "run", None)
+    if how.images is None:
+        if not known:
+            cache = how.cache or (run and hasattr(model, "class_names") and run.data.cache)
+            if not cache:
+                raise ConfigError("give --cache, or --images with --encoder: a released checkpoint "
+                                  "does not name the images that it was trained on")  # fmt: skip
+            known[None] = material(cache, encoder=how.encoder, count=how.count)
+        return known[None]
+    encoder = how.encoder or next(iter(run.data.features if run else ()), None)
+    if encoder is None:
+        raise ConfigError("--images needs --encoder, whose features are compared with")
+    vae = how.vae or model.vae
+    key = (vae, model.latent_shape)
+    if key not in known:
+        size = model.latent_shape[-1] * load_vae(vae).factor
+        named: dict[str, Any] = {"vae": vae, "encoder": encoder, "image_size": size}
+        with uncached(how.images, **named, count=how.count) as cache:
+            known[key] = material(cache, count=how.count)
+    return known[key]
 
 
-def figure(record: dict[str, Any], theme: Any) -> Any:
-    """Values over depth: a line per run, step and time."""
-    from erw.study import marks
-
-    points = record["points"]
-    if not points:
-        raise ConfigError("nothing was measured: no runs, times or depths")
-    keys = list(dict.fromkeys((p["run"], p["step"], p["time"]) for p in points))
-    told = [len({key[i] for key in keys}) > 1 for i in range(3)]  # say only what differs
-    title = NAMES[record["metric"]]
-    if record["metric"] in ("cknna", "cka", "mutual_knn"):
-        title += f" with {record['encoder']}"
-    with marks.drawing(theme):
-        drawn, ax = marks.canvas((800, 400), title=title, label="block", right=150)
-        ends = []
-        for i, key in enumerate(keys):
-            line = [p for p in points if (p["run"], p["step"], p["time"]) == key]
-            color = theme.spare[i % len(theme.spare)]
-            xs, ys = [p["depth"] for p in line], [p["value"] for p in line]
-            ax.plot(xs, ys, color=color, marker="o", markersize=5)
-            parts = (key[0], f"{key[1]:,} steps", f"t = {key[2]:g}")
-            name = ", ".join(part for part, said in zip(parts, told, strict=True) if said)
-            ends.append(marks.End(xs[-1], ys[-1], name or key[0], color))
-        if record["reference"] is not None:
-            ax.axhline(record["reference"], color=theme.soft, linewidth=1.2, linestyle=(0, (4, 3)))
-        marks.label_ends(drawn, ax, ends)
-    return drawn
+def histories(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A line for each run and time: how many blocks fall and come back, a U over steps."""
+    for run, time in dict.fromkeys((h["run"], h["time"]) for h in found):
+        mine = [h for h in found if (h["run"], h["time"]) == (run, time)]
+        bent = [h for h in mine if h["u_shaped"]]
+        said = f"{run}  t {time:g}: {len(bent)} of {len(mine)} blocks fall and come back over steps"
+        if bent:
+            low, high = min(h["step"] for h in bent), max(h["step"] for h in bent)
+            said += f", lowest at step {low:,}" + f" to {high:,}" * (high > low)
+        yield said

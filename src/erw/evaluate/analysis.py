@@ -6,7 +6,7 @@
 | mutual_knn | the same, share of nearest neighbours in common                                |
 | probe      | classes, by a linear map from the tokens' mean                                 |
 | knn        | classes, by the nearest neighbours                                             |
-| spatial    | tokens alone: similarity of neighbours less that of distant ones (iREPA)       |
+| spatial    | tokens alone: similarity of neighbours less that of distant ones (LDS, iREPA)  |
 
 Means are scaled to length 1 before cknna, cka and mutual_knn, as Huh et al. do: otherwise a few
 long vectors decide who is near. Labels are withheld from the network unless asked for.
@@ -24,9 +24,9 @@ from erw.data.cache import Cache
 from erw.encoders.base import Encoder
 from erw.errors import ConfigError
 from erw.evaluate import alignment
-from erw.evaluate.hidden import Labels, Material, States, checkpoints, hidden_states, material
+from erw.evaluate.hidden import Labels, States, hidden_states
+from erw.evaluate.material import Material, material
 from erw.evaluate.probes import knn_accuracy, linear_probe
-from erw.train.load import Trained
 
 
 class Point(NamedTuple):
@@ -42,28 +42,61 @@ class Point(NamedTuple):
     value: float
 
 
-Measure = Callable[[States, int, Material, int], float]
+class Change(NamedTuple):
+    """How a value went over training steps: first, lowest and last, and the lowest one's step.
+
+    `u_shaped`: the lowest lies strictly between, and what was lost since the first step comes back
+    by a tenth at least.
+    """
+
+    first: float
+    lowest: float
+    last: float
+    step: int
+    u_shaped: bool
 
 
-def _against(how: Callable[..., float]) -> Measure:
-    def value(states: States, depth: int, shown: Material, k: int) -> float:
+def over_steps(steps: Sequence[float], values: Sequence[float]) -> Change | None:
+    """How a value went over rising steps; None for fewer than 3."""
+    if len(steps) < 3:
+        return None
+    place = min(range(len(values)), key=values.__getitem__)
+    first, low, last = values[0], values[place], values[-1]
+    between = 0 < place < len(values) - 1
+    return Change(
+        first, low, last, int(steps[place]), between and last - low >= 0.1 * (first - low)
+    )
+
+
+class Rule(NamedTuple):
+    """How cknna, cka and mutual_knn compare: neighbours, and which estimate of HSIC."""
+
+    k: int = 10
+    unbiased: bool = True
+
+
+Measure = Callable[[States, int, Material, Rule], float]
+
+
+def _against(how: Callable[[Tensor, Tensor, Rule], float]) -> Measure:
+    def value(states: States, depth: int, shown: Material, rule: Rule) -> float:
         a, b = (F.normalize(x.double(), dim=-1) for x in (states.pooled[depth], shown.target))
-        return how(a, b) if how is alignment.cka else how(a, b, k=k)
+        return how(a, b, rule)
 
     return value
 
 
 def _classes(how: Callable[[Tensor, Tensor], float]) -> Measure:
-    return lambda states, depth, shown, k: how(states.pooled[depth], shown.labels)
+    return lambda states, depth, shown, rule: how(states.pooled[depth], shown.labels)
 
 
 METRICS: dict[str, Measure] = {
-    "cknna": _against(alignment.cknna),
-    "cka": _against(alignment.cka),
-    "mutual_knn": _against(alignment.mutual_knn),
+    "cknna": _against(lambda a, b, rule: alignment.cknna(a, b, **rule._asdict())),
+    "cka": _against(lambda a, b, rule: alignment.cka(a, b, unbiased=rule.unbiased)),
+    "mutual_knn": _against(lambda a, b, rule: alignment.mutual_knn(a, b, k=rule.k)),
     "probe": _classes(linear_probe),
     "knn": _classes(knn_accuracy),
-    "spatial": lambda states, depth, shown, k: states.spatial[depth],
+    "spatial": lambda states, depth, shown, rule: states.spatial[depth],
 }
 
 
@@ -75,6 +108,7 @@ def curve(
     times: Sequence[float] = (0.0,),
     depths: Sequence[int] = (),
     k: int = 10,
+    unbiased: bool = True,
     labels: Labels = "null",
     batch_size: int = 64,
     name: str = "",
@@ -83,8 +117,9 @@ def curve(
 
     Args:
         model, depths, labels: see `erw.evaluate.hidden.hidden_states`.
-        shown: the images, from `erw.evaluate.hidden.material`.
+        shown: the images, from `erw.evaluate.material`.
         k: neighbours, for cknna and mutual_knn.
+        unbiased: the estimate of HSIC, for cknna and cka.
         name: of the run, in the points.
 
     Raises:
@@ -98,20 +133,14 @@ def curve(
             model, shown, time=time, depths=depths, labels=labels, batch_size=batch_size
         )
         for depth in states.pooled:
-            value = METRICS[metric](states, depth, shown, k)
+            value = METRICS[metric](states, depth, shown, Rule(k, unbiased))
             yield Point(name, int(getattr(model, "step", 0)), time, depth, value)
 
 
-def curve_over_steps(
-    model: Trained, folder: str | Path, shown: Material, **options: Any
-) -> Iterator[Point]:
-    """`curve` of every checkpoint that a run folder keeps, oldest first."""
-    for _, at in checkpoints(model, folder):
-        yield from curve(at, shown, **options)
-
-
 def reference(shown: Material, *, metric: str) -> float | None:
-    """What the encoder's own features reach, for probe and knn; None for other metrics."""
+    """What the encoder's own features reach, for probe, knn and spatial; None for the others."""
+    if metric == "spatial":
+        return shown.spatial
     how = {"probe": linear_probe, "knn": knn_accuracy}.get(metric)
     return how(shown.target, shown.labels) if how else None
 
@@ -125,6 +154,7 @@ def cknna(
     depths: Sequence[int] = (),
     count: int = 2000,
     k: int = 10,
+    unbiased: bool = True,
 ) -> dict[int, float]:
     """CKNNA of a model's blocks with an encoder: depth, counted from 1 -> value.
 
@@ -141,4 +171,5 @@ def cknna(
         CacheError, ConfigError, DataError: see `material` and `curve`.
     """
     shown = material(data, encoder=encoder, count=count)
-    return {p.depth: p.value for p in curve(model, shown, times=(time,), depths=depths, k=k)}
+    options: dict[str, Any] = {"times": (time,), "depths": depths, "k": k, "unbiased": unbiased}
+    return {p.depth: p.value for p in curve(model, shown, **options)}

@@ -5,38 +5,24 @@ of n images, noised to time t (0: clean, 1: noise alone). Depths count blocks fr
 of each block is the mean over its tokens, as REPA compares them, and how spatial its tokens are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from erw import flow
-from erw.data.cache import Cache
-from erw.draws import generator
-from erw.encoders.base import Encoder
+from erw import diffusion, flow
+from erw.config import Run
 from erw.errors import CheckpointError, ConfigError, DataError
+from erw.evaluate.material import Material, local_over_distant
 from erw.sample.seeds import start_noise
 from erw.train import checkpoint
 from erw.train.load import Trained, load
 
 Labels = Literal["null", "given"]
-
-
-class Material(NamedTuple):
-    """What is shown: latents (n, C, h, w), labels (n,), an encoder's mean-pooled features (n, D).
-
-    `rows` number the images in their cache or source; the noise of each is a function of it.
-    """
-
-    rows: tuple[int, ...]
-    latents: Tensor
-    labels: Tensor
-    target: Tensor
-    encoder: str
+RUN = Run()
+"""What a bare network is taken for: a flow model on the linear path."""
 
 
 class States(NamedTuple):
@@ -44,50 +30,6 @@ class States(NamedTuple):
 
     pooled: dict[int, Tensor]
     spatial: dict[int, float]
-
-
-def material(
-    data: Cache | str | Path, *, encoder: str | Encoder | None = None, count: int = 2000
-) -> Material:
-    """`count` images of a cache with the features of one encoder, the same ones every time.
-
-    Args:
-        encoder: one whose features the cache holds (None: its first), or any encoder or name, which
-            is then run on the images of a cache that was prepared with --images.
-
-    Raises:
-        CacheError: no such cache, or neither these features nor images in it.
-        DataError: fewer than 4 images.
-    """
-    cache = data if isinstance(data, Cache) else Cache.open(data)
-    name = encoder if isinstance(encoder, str) else getattr(encoder, "name", None)
-    if name is None:
-        name = next(iter(cache.features), None)
-        if name is None:
-            raise ConfigError(f"cache {cache.path} holds no features: name an encoder")
-    n = min(count, len(cache))
-    if n < 4:
-        raise DataError(f"{n} images: similarity of representations needs at least 4")
-    rows = torch.randperm(len(cache), generator=generator(0, "analysis"))[:n].sort().values
-    held = name in cache.features and not isinstance(encoder, Encoder)
-    if not held and not isinstance(encoder, Encoder):
-        from erw.encoders.registry import load_encoder
-
-        encoder = load_encoder(name)
-    latents, labels, targets = [], [], []
-    for part in rows.split(64):
-        index = part.numpy()
-        batch = cache.read(index, features=(name,) if held else ())
-        latents.append(batch.mean)
-        labels.append(batch.labels)
-        targets.append(batch.features[0].mean(1) if held else _encoded(encoder, cache, index))
-    where = tuple(int(row) for row in rows)
-    return Material(where, torch.cat(latents), torch.cat(labels), torch.cat(targets), name)
-
-
-def _encoded(encoder: Any, cache: Cache, index: np.ndarray) -> Tensor:
-    device = next(encoder.parameters()).device
-    return encoder(cache.images(index).to(device)).mean(1).float().cpu()
 
 
 @torch.no_grad()
@@ -119,9 +61,8 @@ def hidden_states(
         raise ConfigError(f"time {time}: expected 0 (clean) to 1 (noise)")
     if wrong := [depth for depth in depths if not 1 <= depth <= blocks]:
         raise ConfigError(f"depth {wrong[0]}: the model has blocks 1 to {blocks}")
-    _check_latents(model, shown)
-    run = getattr(model, "run", None)
-    path = flow.PATHS[run.flow.path] if run is not None else flow.LINEAR
+    _check(model, shown, labels)
+    noised = _noising(model, time)
     device = next(net.parameters()).device
     pooled: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     spatial = dict.fromkeys(depths, 0.0)
@@ -129,37 +70,17 @@ def hidden_states(
         part = slice(lo, lo + batch_size)
         x, rows = shown.latents[part].to(device), shown.rows[part]
         eps = start_noise(rows, tuple(x.shape[1:])).to(device)
-        t = torch.full((len(x),), time, device=device)
         y = shown.labels[part].to(device) if labels == "given" else None
-        x_t = flow.noise(x, eps, t, path=path).x_t
+        x_t, t = noised(x, eps)
         for depth, h in net(x_t, t, y, tap=depths).hidden.items():
             pooled[depth].append(h.float().mean(1).cpu())
             spatial[depth] += float(local_over_distant(h).sum()) / len(shown.rows)
     return States({depth: torch.cat(parts) for depth, parts in pooled.items()}, spatial)
 
 
-def local_over_distant(tokens: Tensor) -> Tensor:
-    """How spatial tokens (B, T, D) of a square grid are (B,): cosine of neighbours less of far.
-
-    The mean cosine similarity of tokens that touch, less that of tokens whose Manhattan distance is
-    at least 6 of 16 (3/8 of the side, 2 at least). Source: LDS of iREPA (arXiv 2512.10794). 0 for a
-    grid without distant tokens.
-    """
-    side = round(tokens.shape[1] ** 0.5)
-    if side * side != tokens.shape[1]:
-        raise DataError(f"{tokens.shape[1]} tokens are no square grid")
-    place = torch.arange(side * side, device=tokens.device)
-    rows, columns = place // side, place % side
-    gaps = (rows[:, None] - rows).abs() + (columns[:, None] - columns).abs()
-    near, far = gaps == 1, gaps >= max(2, 3 * side // 8)
-    if side < 2:
-        return tokens.new_zeros(len(tokens)).float()
-    unit = F.normalize(tokens.float(), dim=-1)
-    similar = unit @ unit.transpose(1, 2)
-    return similar[:, near].mean(1) - similar[:, far].mean(1)
-
-
-def checkpoints(model: Trained, folder: str | Path) -> Iterator[tuple[int, Trained]]:
+def checkpoints(
+    folder: str | Path, *, device: torch.device | str = "cpu"
+) -> Iterator[tuple[int, Trained]]:
     """(step, model) with the EMA weights of every checkpoint that a run folder keeps, oldest first.
 
     Raises CheckpointError where there is none.
@@ -167,15 +88,44 @@ def checkpoints(model: Trained, folder: str | Path) -> Iterator[tuple[int, Train
     paths = checkpoint.paths(Path(folder) / "checkpoints")
     if not paths:
         raise CheckpointError(f"{folder} keeps no checkpoints: give --log.keep when training")
-    for path in paths:
-        found = load(path, device=next(model.net.parameters()).device)
-        yield found.step, found
+    for step in map(checkpoint.step_of, paths):
+        yield step, load(folder, checkpoint=step, device=device)
 
 
-def _check_latents(model: Any, shown: Material) -> None:
+def _noising(model: Any, time: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(latents, noise) -> (noised latents, what the network is told), at a noise time.
+
+    A DiT has steps instead of times: it is shown step 999 t of its chain.
+    """
+    run = getattr(model, "run", RUN)
+    if run is not None and run.flow.objective == "flow":
+        path = flow.PATHS[run.flow.path]
+
+        def noise(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+            t = torch.full((len(x),), time, device=x.device)
+            return flow.noise(x, eps, t, path=path).x_t, t
+
+        return noise
+    table = diffusion.chain()
+
+    def step(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        at = torch.full((len(x),), round(time * (len(table) - 1)), device=x.device)
+        return diffusion.noised(table, x, eps, at), at.float()
+
+    return step
+
+
+def _check(model: Any, shown: Material, labels: Labels) -> None:
+    """Refuse latents of another shape than the model's, and labels of other classes."""
     shape = getattr(model, "latent_shape", None)
     if shape is not None and tuple(shape) != tuple(shown.latents.shape[1:]):
         raise DataError(
-            f"the cache's latents are {tuple(shown.latents.shape[1:])}, the model's are "
-            f"{tuple(shape)}: give the cache that it was trained on, or one like it"
+            f"the latents are {tuple(shown.latents.shape[1:])}, the model's are {tuple(shape)}: "
+            "give the cache that it was trained on, or images with its VAE"
+        )
+    names = getattr(model, "class_names", ())
+    if labels == "given" and names and shown.class_names and names != shown.class_names:
+        raise ConfigError(
+            f"labels given: the images have the classes {', '.join(shown.class_names[:3])}, ..., "
+            f"the model {', '.join(names[:3])}, ...; leave the labels out"
         )
