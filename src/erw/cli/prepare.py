@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from erw.data.sources import Source
 
 
+READING = ("classes", "split", "subset", "columns")
+"""Settings that say how images are found in IMAGES."""
+
+
 @dataclass(frozen=True)
 class Prepare:
     """How a cache is made.
@@ -29,6 +33,9 @@ class Prepare:
         image_size: side of the cropped square.
         count: how many of the built-in images to compose; folders are taken whole.
         classes: labels from dataset.json or folders (auto), folders, the innermost folder, or none.
+        split: which part of a data set of the hub, or of a folder in its layout, such as train.
+        subset: which of its configurations, if it has several.
+        columns: names of the image and the label column of tables, where they are unusual.
         crop: adm (centre, as ADM does), random, or resize.
         features: how features are stored; int8 and float8 have one scale per token.
         pca: how many principal components of each token are stored; none: the token itself.
@@ -49,6 +56,9 @@ class Prepare:
     image_size: int = 64
     count: int = 50_000
     classes: Literal["auto", "folders", "leaf", "none"] = "auto"
+    split: str | None = None
+    subset: str | None = None
+    columns: tuple[str, ...] = ()
     crop: Literal["adm", "random", "resize"] = "adm"
     features: Literal["float16", "bfloat16", "int8", "float8"] = "float16"
     pca: int | None = None
@@ -67,7 +77,8 @@ class Prepare:
 def prepare(args: Sequence[str]) -> None:
     """Encode images into a cache; the same command goes on, or verifies what is there."""
     what = (
-        "IMAGES: a folder, zip or tar, WebDataset shards, Parquet, Arrow or NumPy files, or "
+        "IMAGES: a folder, zip or tar, WebDataset shards, Parquet, Arrow or NumPy files, "
+        "hf:OWNER/NAME, a data set of the Hugging Face hub, or "
         f"{BUILT_IN} or {BUILT_IN}-test, the built-in sets. Settings that are not given are those "
         "of the cache in DIR, if there is one."
     )
@@ -113,7 +124,7 @@ def prepare(args: Sequence[str]) -> None:
     from erw.data.prepare import prepare as go
 
     options = to_dict(how)
-    for name in ("count", "classes"):  # the source has taken them
+    for name in ("count", *READING):  # the source has taken them
         del options[name]
     if there:  # encoders that were added may be stored in another way
         options |= {name: getattr(found, name, None) for name in ("features", "pca")}
@@ -146,7 +157,7 @@ def _add(source: Source | None, how: Prepare, found: Any) -> Any:
     """Add the encoders named to a cache; what does not concern them may not be given."""
     from erw.data.prepare import add_encoders
 
-    may = ("features", "pca", "batch_size", "workers", "device", "count", "classes", "seed")
+    may = ("features", "pca", "batch_size", "workers", "device", "count", "seed", *READING)
     given = [setting.name for setting in settings(Prepare()) if setting.name in found]
     given += [name for name in ("append", "online", "dry_run") if getattr(found, name)]
     for name in given:
@@ -168,7 +179,7 @@ def _open(where: str, how: Prepare, *, counted: bool) -> Source:
         return open_source(where, size=how.image_size, count=how.count, seed=how.seed)
     if counted:
         raise ConfigError(f"--count composes built-in images; {where} is taken whole, leave it out")
-    return open_source(where, classes=how.classes)
+    return open_source(where, **{name: getattr(how, name) for name in READING})
 
 
 def _online(where: str, out: str, how: Prepare, *, precise: bool) -> Any:
@@ -178,7 +189,7 @@ def _online(where: str, out: str, how: Prepare, *, precise: bool) -> Any:
     if where in (BUILT_IN, f"{BUILT_IN}-test"):
         options: dict[str, Any] = {"size": how.image_size, "count": how.count}
     else:
-        options = {"classes": how.classes}
+        options = {name: getattr(how, name) for name in READING}
     return write(
         where, out, vae=how.vae, encoders=how.encoders, image_size=how.image_size, crop=how.crop,
         flip=how.flip, precision=how.precision if precise else "bfloat16", seed=how.seed,

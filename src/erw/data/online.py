@@ -24,7 +24,7 @@ from .images import Unreadable
 from .manifest import VERSION, Manifest
 from .settings import describe, differences, load_networks, weight_hash
 from .shards import hash_file, write_text
-from .sources import BUILT_IN, Source, open_source
+from .sources import BUILT_IN, HUB, Source, open_source
 from .sources import where as place
 
 ONLINE = "online.json"
@@ -192,7 +192,7 @@ def write(
         raise ConfigError("encoding online needs VAE and encoders by name: they are loaded again")
     if str(where) in BUILT_IN:
         options["seed"] = seed
-    else:
+    elif not str(where).startswith(HUB):
         where = Path(where).expanduser().absolute()
     where = str(where)
     source = open_source(where, **options)

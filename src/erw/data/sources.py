@@ -4,7 +4,7 @@ import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -18,8 +18,8 @@ from .labels import labels_of_paths, labels_of_table, read_table
 
 CLASSES = ("auto", "folders", "leaf", "none")
 BUILT_IN = ("openmoji", "openmoji-test")
+HUB = "hf:"
 PACKED = (".tar", ".parquet", ".arrow", ".npy", ".npz")
-SPLITS = ("train", "test", "validation", "val", "dev")
 
 
 @runtime_checkable
@@ -186,19 +186,25 @@ def open_source(
     *,
     classes: str = "auto",
     background: tuple[int, int, int] = WHITE,
+    split: str | None = None,
+    subset: str | None = None,
+    columns: Sequence[str] = (),
     **options: Any,
 ) -> Source:
-    """A source from a folder, an archive, a table or the name of the built-in set.
+    """A source from a folder, an archive, a table, the hub, or the name of the built-in set.
 
     Args:
         where: a folder, zip or tar of images; WebDataset shards (.tar), Parquet or Arrow files as
             Hugging Face `datasets` writes them, by file, folder or pattern ("data/train-*.tar");
-            uint8 images in .npy or .npz; "openmoji" or "openmoji-test" (`options` go to
-            `OpenMojiSet`), or a source, which is given back as it is.
+            uint8 images in .npy or .npz; "hf:OWNER/NAME", a data set of the Hugging Face hub, at
+            "@REVISION" if given; "openmoji" or "openmoji-test" (`options` go to `OpenMojiSet`), or
+            a source, which is given back as it is.
         classes: "auto": labels of a `dataset.json` (edm2, REPA) if there is one, else as "folders";
             "folders": the outermost folder with siblings names the class, at any depth below
             it; a flat folder has none; "leaf": the folder that holds the image; "none".
         background: colour under transparent pixels.
+        split, subset: which one of a data set of the hub, or of a folder in its layout.
+        columns: names of the image and the label column of tables, where they are unusual.
 
     Raises `FileNotFoundError` if nothing is there, `DataError` if it holds no image.
     """
@@ -212,63 +218,36 @@ def open_source(
         return OpenMojiSet("test" if str(where).endswith("test") else "train", **options)
     if options:
         raise DataError(f"{where} is no built-in set, so it has no option {sorted(options)[0]!r}")
+    from .packed import packed
+
+    how: dict[str, Any] = {"classes": classes, "background": background}
+    if str(where).startswith(HUB) or split or subset:
+        from .hub import files_of
+
+        name, paths = files_of(str(where).removeprefix(HUB), split=split, subset=subset)
+        if found := packed(paths, columns=columns, **how):
+            found.name = name
+            return found
+        raise DataError(f"{name} is not of one kind of {', '.join(PACKED[:3])} files")
     path = Path(where).expanduser()
     paths = [path] if path.exists() else [Path(found) for found in sorted(glob(str(path)))]
     if not paths:
         raise FileNotFoundError(
             f"no image folder or archive at {path} (built-in sets: {', '.join(BUILT_IN)})"
         )
-    if found := _packed(paths, classes=classes, background=background):
+    if found := packed(paths, columns=columns, **how):
         return found
     if len(paths) > 1:
         raise DataError(f"{path} names {len(paths)} things that are no shards of one kind")
+    if columns:
+        raise DataError(f"{path} is no table, so it has no columns {', '.join(columns)}")
     if path.is_dir():
-        return FileSource(Folder(path), classes=classes, background=background)
+        return FileSource(Folder(path), **how)
     if zipfile.is_zipfile(path):
-        return FileSource(Zip(path), classes=classes, background=background)
+        return FileSource(Zip(path), **how)
     raise DataError(
         f"{path} is neither a folder nor a zip archive of images, nor one of {', '.join(PACKED)}"
     )
-
-
-def _packed(paths: list[Path], *, classes: str, background: tuple[int, int, int]) -> Source | None:
-    """The source in packed files: those named, or those in a folder without loose images."""
-    if len(paths) == 1 and paths[0].is_dir():
-        paths = _shards(paths[0])
-    kinds = {path.suffix for path in paths}
-    if len(kinds) != 1 or not kinds <= set(PACKED):
-        return None
-    kind, labelled = kinds.pop(), classes != "none"
-    if kind == ".tar":
-        from .archives import Tars, WebDataset, is_webdataset
-
-        if len(paths) == 1 and not is_webdataset(tar := Tars(paths)):
-            return FileSource(tar, classes=classes, background=background)
-        return WebDataset(paths, labelled=labelled, background=background)
-    from .tables import Arrays, Table
-
-    if kind in (".npy", ".npz"):
-        if len(paths) > 1:
-            raise DataError(f"{paths[0]} and {len(paths) - 1} more: name one file of arrays")
-        return Arrays(paths[0], labelled=labelled)
-    return Table(paths, labelled=labelled, background=background)
-
-
-def _shards(folder: Path) -> list[Path]:
-    """Packed files of one set below a folder, if it holds any and no images beside them."""
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PACKED[:3]]
-    if not found or any(_ending(p.name) in EXTENSIONS for p in folder.iterdir()):
-        return []
-    splits = {str(p.parent.relative_to(folder) / p.name.split("-")[0]) for p in found}
-    named = {split for split in splits if PurePosixPath(split).name in SPLITS}
-    parents = {p.parent for p in found}
-    if len(named) > 1 or len(parents) > 1:
-        told = ", ".join(sorted(named if len(named) > 1 else map(str, parents)))
-        raise DataError(
-            f"{folder} holds several sets ({told}): name one, as in "
-            f"'{found[0].parent}/{found[0].name.split('-')[0]}-*{found[0].suffix}'"
-        )
-    return found
 
 
 def where(source: Source, index: int) -> str:

@@ -24,7 +24,8 @@ class Table:
 
     An image column holds {"bytes", "path"} as `datasets` stores images, or plain bytes; a label
     column whole numbers, with class names from the metadata of `datasets` if it is there, or text.
-    Needs pyarrow (extra `parquet`).
+    `columns` names the two, or the first alone, where they have unusual names. Needs pyarrow
+    (extra `parquet`).
     """
 
     def __init__(
@@ -33,15 +34,21 @@ class Table:
         *,
         labelled: bool = True,
         background: tuple[int, int, int] = WHITE,
+        columns: Sequence[str] = (),
     ) -> None:
         self.paths, self.background = tuple(sorted(paths)), background
         first = self.paths[0]
         self.name = first.parent.name if len(self.paths) > 1 else first.name
         schema = _schema(first)
-        self._image = _column(schema, IMAGES)
+        if missing := [name for name in columns if name not in schema.names]:
+            raise DataError(f"{first} has no column {missing[0]}: found {', '.join(schema.names)}")
+        self._image = _column(schema, columns[:1] or IMAGES)
         if self._image is None:
-            raise DataError(f"{first} has no image column: found {', '.join(schema.names)}")
-        label = _column(schema, LABELS) if labelled else None
+            raise DataError(
+                f"{first} has no image column: found {', '.join(schema.names)}; name the image and "
+                "the label column with --columns"
+            )
+        label = _column(schema, columns[1:2] or LABELS) if labelled else None
         told: list[Any] = []
         ends: list[int] = []
         self._groups: list[tuple[int, int]] = []  # (file, row group) of each block of rows
@@ -59,7 +66,7 @@ class Table:
                 raise DataError(f"{first}: label {max(labels)} but only {len(names)} class names")
             self.class_names = names
         self._labels = np.asarray(labels, dtype=np.int32)
-        digest = blake3(json.dumps([self.class_names, background]).encode())
+        digest = blake3(json.dumps([self.class_names, background, *columns]).encode())
         for path in self.paths:
             digest.update(f"{path.name} {hash_file(path)}\n".encode())
         self._fingerprint = digest.hexdigest()[:32]

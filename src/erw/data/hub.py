@@ -1,0 +1,158 @@
+"""Data sets of the Hugging Face hub: which files make up a split, and how they come here.
+
+Nothing of a data set is run. Its files are Parquet, Arrow or WebDataset archives, listed by split
+in the header of its README.md (`configs`) or told apart by their paths, as `datasets` does; a set
+in any other form is read from the Parquet copy that the hub makes of it. What was fetched stays in
+the hub's local cache. A local folder in the same layout is read in the same way.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+
+SPLITS = {
+    "train": "train", "training": "train",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
+ENDINGS = (".parquet", ".arrow", ".tar")
+CONVERTED = "refs/convert/parquet"  # where the hub keeps its Parquet copy
+README = "README.md"
+
+Sets = dict[tuple[str, str], list[str]]
+
+
+def files_of(where: str, *, split: str | None, subset: str | None) -> tuple[str, list[Path]]:
+    """Name and files of one split of OWNER/NAME, OWNER/NAME@REVISION or a local folder.
+
+    Raises `DataError` if there is no such set or split, if there are several and none is named, or
+    if the hub cannot be reached and the files are not here.
+    """
+    folder = Path(where).expanduser()
+    if folder.exists():
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        listed = [path.relative_to(folder).as_posix() for path in paths]
+        chosen, used = _chosen(where, listed, _told(folder), split=split, subset=subset)
+        return f"{folder.name}:{used}", [folder / file for file in chosen]
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", where):
+        raise DataError(f"{where} is no folder and no data set of the hub: expected OWNER/NAME")
+    repo, _, revision = where.partition("@")
+    listed = _listed(repo, revision or None)
+    if not revision and not any(file.endswith(ENDINGS) for file in listed):
+        revision = CONVERTED
+        listed = _listed(repo, revision)
+    told = _told(_fetched(repo, revision or None, [README])) if README in listed else []
+    chosen, used = _chosen(repo, listed, told, split=split, subset=subset)
+    root = _fetched(repo, revision or None, chosen)
+    return f"{repo}:{used}", [root / file for file in chosen]
+
+
+def sets(files: Iterable[str]) -> Sets:
+    """(subset, split) -> files, by the words in their paths; without any, all are of train."""
+    found: Sets = {}
+    for file in sorted(files):
+        *folders, name = file.split("/")
+        words = [*folders, re.split(r"[-_.]", name)[0]]
+        known = [word for word in words if word in SPLITS]
+        split = SPLITS[known[-1]] if known else "train"
+        rest = [folder for folder in folders if folder not in SPLITS and folder != "data"]
+        found.setdefault(("/".join(rest), split), []).append(file)
+    return found
+
+
+def _chosen(
+    where: str, listed: Sequence[str], told: list[Any], *, split: str | None, subset: str | None
+) -> tuple[list[str], str]:
+    """The files of one set, and its name."""
+    packed = [file for file in listed if file.endswith(ENDINGS)]
+    if not packed:
+        raise DataError(
+            f"{where} has no Parquet, Arrow or tar files: download it and give the folder of images"
+        )
+    found = _by_configs(told, packed) or sets(packed)
+    fitting = {
+        name: files
+        for name, files in found.items()
+        if subset in (None, name[0]) and (split is None or SPLITS.get(split, split) == name[1])
+    }
+    if len(fitting) != 1:
+        wanted = "/".join(filter(None, (subset, split)))
+        names = ", ".join("/".join(filter(None, name)) for name in found)
+        what = f"no set {wanted}" if wanted and not fitting else "several sets"
+        raise DataError(f"{where} has {what}: name one of {names} with --split or --subset")
+    ((name, files),) = fitting.items()
+    return files, "/".join(filter(None, name))
+
+
+def _by_configs(told: list[Any], files: list[str]) -> Sets:
+    """The sets that a README's `configs` list: patterns of files, each with a split."""
+    found: Sets = {}
+    for config in told:
+        entries = config.get("data_files", []) if isinstance(config, dict) else []
+        if isinstance(entries, str | dict):
+            entries = [entries]
+        for entry in entries:
+            entry = entry if isinstance(entry, dict) else {"path": entry}
+            patterns = entry.get("path", [])
+            patterns = [patterns] if isinstance(patterns, str) else patterns
+            split = SPLITS.get(entry.get("split", "train"), entry.get("split"))
+            some = [file for file in files if any(fnmatch(file, str(one)) for one in patterns)]
+            if some:
+                subset = str(config.get("config_name", "default"))
+                found.setdefault((subset, str(split)), []).extend(some)
+    return found
+
+
+def _told(folder: Path) -> list[Any]:
+    """`configs` in the header of a README; empty without one."""
+    from huggingface_hub import metadata_load
+
+    path = folder / README
+    try:
+        told = (metadata_load(path) or {}) if path.is_file() else {}
+        return list(told.get("configs") or [])
+    except Exception as error:  # of YAML's many types, too
+        line = " ".join(str(error).split())[:120]
+        raise DataError(f"the header of {path} cannot be read ({line})") from error
+
+
+def _listed(repo: str, revision: str | None) -> list[str]:
+    """Paths of a data set's files: on the hub, or else those that were fetched before."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        return HfApi().list_repo_files(repo, revision=revision, repo_type="dataset")
+    except Exception as error:  # network, gate and a name that is not there come as many types
+        try:
+            root = Path(
+                snapshot_download(
+                    repo, revision=revision, repo_type="dataset", local_files_only=True
+                )
+            )
+        except Exception:
+            raise _unreachable(repo, error) from error
+        return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+
+
+def _fetched(repo: str, revision: str | None, files: list[str]) -> Path:
+    """The folder in the hub's local cache that holds these files, downloaded where they are not."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(repo, revision=revision, repo_type="dataset", allow_patterns=files)
+        )
+    except Exception as error:
+        raise _unreachable(repo, error) from error
+
+
+def _unreachable(repo: str, error: Exception) -> DataError:
+    line = " ".join(str(error).split())[:160]
+    return DataError(
+        f"data set {repo} on the Hugging Face hub cannot be fetched ({type(error).__name__}: "
+        f"{line}); connect, log in where it asks so, or download it elsewhere and give its folder"
+    )
