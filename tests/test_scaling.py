@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from erw import generate, load
+from erw import export, from_pretrained, generate, load
 from erw.cli import main
 from erw.data import Cache, Loader
 from erw.encoders import load_encoder, load_vae
@@ -132,6 +132,10 @@ def test_a_run_decodes_with_what_its_cache_measured(made: SimpleNamespace, tmp_p
     assert torch.equal(renamed.images, samples.images)
     bare = generate(model, range(3), steps=2, vae=load_vae(made.name)).collect()
     assert torch.equal(bare.images, samples.images)
+    for form in ("diffusers", "safetensors"):
+        passed_on = from_pretrained(export(tmp_path / "run", tmp_path / form, format=form))
+        again = generate(passed_on, range(3), steps=2).collect()
+        assert (again.images.float() - samples.images).abs().max() <= 1
 
 
 def test_nobody_decodes_with_a_scale_that_is_not_known(

@@ -202,7 +202,7 @@ def save_vae(vae: VAE, folder: Path) -> None:
     """A VAE as diffusers has it, with the shift and scale of its latents in its config."""
     shift, scale = (
         [float(str(np.float32(x))) for x in value.flatten().tolist()]  # 0.18215, not 0.1821500063
-        for value in (vae.shift, vae.scale)
+        for value in vae.scaling
     )
     config: dict[str, Any] = {"shift_factor": shift[0], "scaling_factor": scale[0]}
     if len(set(shift)) > 1 or len(set(scale)) > 1:
@@ -222,6 +222,8 @@ def _fitting_vae(name: str, model: Trained) -> VAE:
             f"VAE {name} has {vae.channels} latent channels, the model {model.net.channels}; name "
             "its own with vae="
         )
+    if model.scaling:  # measured on the data that it was trained on
+        vae = vae.scaled(**model.scaling)
     return vae
 
 

@@ -53,7 +53,8 @@ def from_pretrained(
         raise CheckpointError(
             f"{folder / RECORD} names {len(names)} classes, the weights have {net.null_class}"
         )
-    return Trained(net.to(device).eval().requires_grad_(False), run, vae, names, record["step"])
+    net = net.to(device).eval().requires_grad_(False)
+    return Trained(net, run, vae, names, record["step"], record.get("scaling"))
 
 
 def _fetched(repo: str, revision: str | None) -> Path:

@@ -46,6 +46,7 @@ def record_of(model: Trained, folder: Path | None = None, *, origin: str = "") -
         "made_by": {name: recipe[name] for name in ("erw", "torch") if name in recipe},
         "run": run,
         "vae": public_name(model.vae),
+        "scaling": model.scaling,
         "class_names": list(model.class_names),
         "data": _data(model, recipe),
         "begins_with": _begins_with(recipe.get("init")),
@@ -79,6 +80,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is damaged: {name} is no {kind.__name__}; get it again")
     if not all(isinstance(name, str) for name in found["class_names"]):
         raise CheckpointError(f"{path} is damaged: class_names are not all text; get it again")
+    if found.get("scaling") and set(found["scaling"]) != {"shift", "scale"}:
+        raise CheckpointError(f"{path} is damaged: scaling is no shift and scale; get it again")
     return found
 
 
