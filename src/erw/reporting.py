@@ -38,19 +38,26 @@ class Sample:
 
 @dataclass(frozen=True)
 class Log:
-    """What is written, how often, in steps; `keep` is the number of newest checkpoints kept.
+    """What is written, how often, in steps.
 
-    `snapshot` is for the averages of `optim.ema_profiles`; all of them are kept.
+    Attributes:
+        every: lines of metrics.
+        checkpoint: checkpoints, of which the newest `keep` are kept.
+        keep: number of checkpoints.
+        snapshot: averages of `optim.ema_profiles`; all are kept.
+        preview: a picture of 16 samples, the same seeds each time, in previews; 0: none.
     """
 
     every: int = 50
     checkpoint: int = 1000
     keep: int = 2
     snapshot: int = 1000
+    preview: int = 0
 
     def __post_init__(self) -> None:
         for name in ("every", "checkpoint", "keep", "snapshot"):
             at_least("log", name, getattr(self, name), 1)
+        at_least("log", "preview", self.preview, 0)
 
 
 @dataclass(frozen=True)

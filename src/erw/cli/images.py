@@ -68,8 +68,12 @@ def sample(args: Sequence[str]) -> None:
         done += count
         console.step(done, len(drawing))
 
-    with world():
+    with world() as here:
         print(write(drawing, found.out, progress=progress))
+        if found.preview and here.first:
+            from erw.sample.preview import beside
+
+            print(beside(drawing, found.out))
 
 
 def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained | Pretrained, Any]:
@@ -87,6 +91,7 @@ def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained | Pret
     parser = Parser(f"erw {verb}", what, usage=usage)
     parser.add_argument("--out", required=True, metavar="PATH", help=out)
     parser.add_argument("--dry-run", action="store_true", help="print all settings, draw nothing")
+    parser.add_argument("--preview", action="store_true", help="also the first 16 as one picture")
     add_settings(parser, own)
     add_settings(parser, Draw())
     if model is None:

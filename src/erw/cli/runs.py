@@ -59,6 +59,10 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
         from erw.evaluate.during import scored_steps, scoring
 
         found.append(Watch(scored_steps(run), scoring(run, out, say=say)))
+    if run.log.preview:
+        from erw.sample.preview import preview_steps, previewing
+
+        found.append(Watch(preview_steps(run), previewing(run, out, say=say)))
     return found
 
 

@@ -26,6 +26,7 @@ from erw.evaluate.published import REFERENCES, reference_batch
 from erw.evaluate.sides import spaces_of
 from erw.runtime.log import append_metrics, read_metrics
 from erw.sample import generate
+from erw.sample.preview import watched_steps
 from erw.train import build, checkpoint
 from erw.train.ledger import Ledger
 from erw.train.load import BEST, Trained
@@ -35,13 +36,8 @@ HIGHER = ("precision", "recall", "density", "coverage", "inception_score")
 
 
 def scored_steps(run: Run) -> tuple[int, ...]:
-    """The steps after which a run is scored: as `run.eval` says, none of them in warm-up.
-
-    In warm-up nothing is drawn: the later blocks have not begun to learn.
-    """
-    every = run.eval.every
-    found = {*range(every, run.steps + 1, every), run.steps} if every else set()
-    return tuple(sorted(step for step in found if step > run.plan.warmup))
+    """The steps after which `eval.every` asks for scores, none of them in warm-up."""
+    return watched_steps(run, run.eval.every)
 
 
 def scoring(

@@ -61,13 +61,13 @@ def write(generation: Generation, out: str | Path, *, progress: Progress | None 
         if rank == 0:  # more seeds are asked for than last time: keep those that are made
             _unpack(out, folder)
         _wait()
-    done = {seed for seed in generation.seeds if _png(folder, seed).exists()}
+    done = {seed for seed in generation.seeds if png_path(folder, seed).exists()}
     _check_labels(folder, generation, done)
     if progress and done and rank == 0:
         progress(len(done))
     for samples in generation.rows(lambda i, seed: seed not in done and i % world == rank):
         for seed, label, image in _each(samples):
-            _write_png(_png(folder, seed), image, seed=seed, label=label)
+            _write_png(png_path(folder, seed), image, seed=seed, label=label)
         if progress:
             progress(len(samples.seeds))
     _wait()
@@ -172,7 +172,7 @@ def _claim(folder: Path, settings: dict[str, Any], *, made: Path | None) -> None
 def _join(generation: Generation, folder: Path, out: Path) -> None:
     """All PNGs of `folder` into one `.npz`, in the order of the seeds, one image in memory."""
     seeds = generation.seeds
-    first = _read_png(_png(folder, seeds[0]))
+    first = read_png(png_path(folder, seeds[0]))
     small = {
         "seeds": np.asarray(seeds, np.int64),
         "settings": np.asarray(json.dumps(generation.settings)),
@@ -187,7 +187,7 @@ def _join(generation: Generation, folder: Path, out: Path) -> None:
                 shape = (len(seeds), *first.shape)
                 np.lib.format.write_array_header_1_0(stream, {**header, "shape": shape})
                 for seed in seeds:
-                    stream.write(_read_png(_png(folder, seed)).tobytes())
+                    stream.write(read_png(png_path(folder, seed)).tobytes())
             for name, value in small.items():
                 with archive.open(f"{name}.npy", "w") as stream:
                     np.lib.format.write_array(stream, value, allow_pickle=False)
@@ -203,7 +203,7 @@ def _each(samples: Samples) -> Iterator[tuple[int, int | None, np.ndarray]]:
     yield from zip(samples.seeds, labels, images, strict=True)
 
 
-def _png(folder: Path, seed: int) -> Path:
+def png_path(folder: Path, seed: int) -> Path:
     return folder / f"{seed:08d}.png"
 
 
@@ -218,7 +218,7 @@ def _write_png(path: Path, image: np.ndarray, *, seed: int, label: int | None) -
     _replace(path, lambda file: picture.save(file, format="PNG", pnginfo=text, compress_level=1))
 
 
-def _read_png(path: Path) -> np.ndarray:
+def read_png(path: Path) -> np.ndarray:
     from PIL import Image
 
     with Image.open(path) as image:
@@ -258,8 +258,8 @@ def _unpack(path: Path, folder: Path) -> None:
         labels = arrays["labels"].tolist() if "labels" in arrays.files else [None] * len(seeds)
     images = (image for block in read_images(path) for image in block)
     for seed, label, image in zip(seeds, labels, images, strict=True):
-        if not _png(folder, seed).exists():
-            _write_png(_png(folder, seed), image, seed=seed, label=label)
+        if not png_path(folder, seed).exists():
+            _write_png(png_path(folder, seed), image, seed=seed, label=label)
 
 
 def _check_labels(folder: Path, generation: Generation, done: set[int]) -> None:
@@ -270,12 +270,12 @@ def _check_labels(folder: Path, generation: Generation, done: set[int]) -> None:
         return
     for seed, label in zip(generation.seeds, generation.labels, strict=True):
         if seed in done:
-            with Image.open(_png(folder, seed)) as image:
+            with Image.open(png_path(folder, seed)) as image:
                 made = image.info.get("label")
             if made != str(label):
                 raise DataError(
-                    f"{_png(folder, seed)} was made with label {made}, now {label} is asked for; "
-                    "choose another --out or delete it"
+                    f"{png_path(folder, seed)} was made with label {made}, now {label} is asked "
+                    "for; choose another --out or delete it"
                 )
 
 

@@ -22,6 +22,7 @@ from erw.data.prepare import prepare
 from erw.encoders import load_vae
 from erw.encoders.vae import VAE
 from erw.errors import CheckpointError
+from erw.sample.grid import grid_png, write_bytes
 from erw.study import budget, measure, point, sizing
 from erw.study.machine import hardware, versions
 from erw.study.presets import StudyPlan
@@ -122,9 +123,9 @@ def held_out(plan: StudyPlan, out: Path, vae: VAE, shown: Display) -> measure.Sc
     tick = _ticker(shown, "real", "scoring real images, for the floors")
     found = measure.floors(scorer, others, training, vae=vae, tick=tick)
     first = others[: measure.GRID]
-    measure.write_bytes(measure.grid_png(first), out / GRIDS["reference"])
+    write_bytes(grid_png(first), out / GRIDS["reference"])
     through = measure.reconstructed(first, vae)
-    measure.write_bytes(measure.grid_png(through), out / GRIDS["reconstruction"])
+    write_bytes(grid_png(through), out / GRIDS["reconstruction"])
     write_json(found._asdict(), out / "floors.json")
     return scorer
 
@@ -158,7 +159,7 @@ def train_and_score(study: Study, method: str, seed: int, share: budget.Share) -
         tick = _ticker(shown, "samples", f"{name}  scoring at step {step}")
         made = point.scored(study.plan, model, study.scorer, vae=study.vae, tick=tick)
         picture = f"grids/{name}-{step:08d}.png"
-        measure.write_bytes(made.grid, study.out / picture)
+        write_bytes(made.grid, study.out / picture)
         row = point.row(
             method, seed, step, share=share, folder=folder, fd=made.fd,
             fraction=study.plan.fractions[share.points.index(step)],

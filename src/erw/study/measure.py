@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,27 +96,3 @@ def floors(
     """The two floors, from images that are not the reference's own."""
     through = against.score(reconstructed(held_out, vae), tick=tick)
     return Floors(through, against.score(training, tick=tick))
-
-
-def grid_png(images: Tensor, *, columns: int = 4, gap: int = 4) -> bytes:
-    """Images uint8 (N, 3, H, W) in a square grid as PNG, the gaps transparent."""
-    from PIL import Image
-
-    _, _, height, width = images.shape
-    rows = -(-len(images) // columns)
-    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
-    canvas = Image.new("RGBA", size, (0, 0, 0, 0))
-    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().contiguous().numpy()):
-        place = ((i % columns) * (width + gap), (i // columns) * (height + gap))
-        canvas.paste(Image.fromarray(image), place)
-    stream = io.BytesIO()
-    canvas.save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
-
-
-def write_bytes(content: bytes, path: Path) -> None:
-    """Write beside the name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_bytes(content)
-    os.replace(beside, path)

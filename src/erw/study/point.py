@@ -12,6 +12,7 @@ from torch import Tensor
 from erw.encoders.vae import VAE
 from erw.errors import NumericsError
 from erw.sample.generate import generate
+from erw.sample.grid import grid_png
 from erw.study import measure
 from erw.study.budget import Share
 from erw.study.presets import StudyPlan
@@ -59,7 +60,7 @@ def scored(
     fd = scorer.score(images, tick=tick)
     if not math.isfinite(fd):
         raise NumericsError(f"the score of {plan.samples} samples at step {model.step} is {fd}")
-    return Scored(fd, measure.grid_png(images[: measure.GRID]))
+    return Scored(fd, grid_png(images[: measure.GRID]))
 
 
 def row(

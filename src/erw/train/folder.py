@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "log.checkpoint",
     "log.keep",
     "log.snapshot",
+    "log.preview",
     "sample.",
     "eval.",
 )

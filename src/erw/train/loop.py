@@ -78,8 +78,9 @@ def train(
             resolved, cache, here, out / "checkpoints", step_fn or build.build_step(resolved)
         )
         _introduce(console, state, ledger)
-        if run.eval.every and evaluate is None:
-            console.say("eval.every is without effect here: give evaluate=, or use erw train")
+        for name, asked_for in (("eval.every", run.eval.every), ("log.preview", run.log.preview)):
+            if asked_for and evaluate is None:
+                console.say(f"{name} is without effect here: give evaluate=, or use erw train")
 
         start = Progress(0, 0.0, [])
         there = checkpoint.paths(state.saved)
