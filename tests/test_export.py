@@ -28,6 +28,9 @@ from test_pretrained import LIGHTNING, peer, save
 SMALL = Model(depth=2, width=32, heads=2, patch=4, input_size=16, channels=4, num_classes=3)
 
 
+SCALING = {"shift": [0.25, -0.5, 0.375, 0.0], "scale": [2.0, 0.5, 4.0, 1.0]}
+
+
 def model(vae: str = "openmoji-f4c4", *, flow: Flow | None = None, **changes: object) -> Trained:
     """A tiny model with random weights everywhere, the zero layers too."""
     shape = dataclasses.replace(SMALL, **changes)
@@ -43,7 +46,7 @@ def model(vae: str = "openmoji-f4c4", *, flow: Flow | None = None, **changes: ob
 def scaled_vae(folder: Path) -> Path:
     """A VAE whose latents have a shift and scale of their own in each channel."""
     config = json.loads((vae_folder(folder) / "config.json").read_text())
-    config |= {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 0.5, 2.0, 1.0]}
+    config |= {"latents_mean": SCALING["shift"], "latents_std": SCALING["scale"]}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -54,10 +57,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("exported")
     other = tmp_path_factory.mktemp("other")
     lightning = save(peer(**LIGHTNING), other / "lightning.pt")
+    noise = model(flow=Flow(path="cosine", prediction="noise"), qk_norm=True)
     kinds = {
         "classes": (model(), "class", {"guidance_interval": [0.2, 0.8]}),
         "pixels": (model("none", channels=3, num_classes=0), None, {}),
-        "noise": (model(flow=Flow(path="cosine", prediction="noise"), qk_norm=True), "class", {}),
+        "noise": (dataclasses.replace(noise, scaling=SCALING), "class", {}),
         "lightning": (lightning, "class", {}),
     }
     for name, (source, labels, more) in kinds.items():
@@ -96,6 +100,8 @@ def test_diffusers_alone_draws_our_images(exported: Path, name: str) -> None:
     drawn = load_file(case / "drawn.safetensors")
     assert (drawn["latents"] - ours.latents).abs().max() < 1e-4 * ours.latents.abs().max()
     vae = load_vae(found.vae)
+    if name == "noise":  # scaled as its data had it, not as its VAE's config
+        assert {k: getattr(vae, k).flatten().tolist() for k in SCALING} == SCALING
     raw = ours.latents / vae.scale + vae.shift
     pixels = raw if vae.network is None else vae.network.decode(raw).sample
     assert (drawn["images"] - (pixels / 2 + 0.5).clamp(0, 1)).abs().max() < 1e-4
@@ -197,6 +203,7 @@ def broken(folder: Path, change: object) -> None:
         (lambda r: r["run"]["model"].update(width=64), "of another shape"),
         (lambda r: r["run"]["model"].update(num_classes=10**12), "of another shape"),
         (lambda r: r["run"]["model"].update(qk_norm=True), "missing: blocks.0.attn.k_norm"),
+        (lambda r: r.update(scaling={"shift": "0"}), "scaling is no shift and scale"),
         (lambda r: r["run"].update(evil=1), "unknown setting evil"),
     ],
 )

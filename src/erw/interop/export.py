@@ -222,9 +222,7 @@ def _fitting_vae(name: str, model: Trained) -> VAE:
             f"VAE {name} has {vae.channels} latent channels, the model {model.net.channels}; name "
             "its own with vae="
         )
-    if model.scaling:  # measured on the data that it was trained on
-        vae = vae.scaled(**model.scaling)
-    return vae
+    return vae.scaled(**model.scaling) if model.scaling else vae
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

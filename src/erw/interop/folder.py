@@ -47,14 +47,15 @@ def from_pretrained(
         raise CheckpointError(f"{folder} has no {' or '.join(WEIGHTS)}; get it again")
     tensors = {k.removeprefix("net."): v for k, v in read_weights(file).tensors.items()}
     net = _network(run, tensors, file)
-    vae = str(folder / "vae") if (folder / "vae" / "config.json").is_file() else record["vae"]
+    beside = (folder / "vae" / "config.json").is_file()  # its config has the scaling
+    vae, scaling = (str(folder / "vae"), None) if beside else (record["vae"], record.get("scaling"))
     names = tuple(record["class_names"])
     if names and len(names) != net.null_class:
         raise CheckpointError(
             f"{folder / RECORD} names {len(names)} classes, the weights have {net.null_class}"
         )
     net = net.to(device).eval().requires_grad_(False)
-    return Trained(net, run, vae, names, record["step"], record.get("scaling"))
+    return Trained(net, run, vae, names, record["step"], scaling)
 
 
 def _fetched(repo: str, revision: str | None) -> Path:

@@ -80,9 +80,19 @@ def read_record(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is damaged: {name} is no {kind.__name__}; get it again")
     if not all(isinstance(name, str) for name in found["class_names"]):
         raise CheckpointError(f"{path} is damaged: class_names are not all text; get it again")
-    if found.get("scaling") and set(found["scaling"]) != {"shift", "scale"}:
+    if not _is_scaling(found.get("scaling")):
         raise CheckpointError(f"{path} is damaged: scaling is no shift and scale; get it again")
     return found
+
+
+def _is_scaling(value: Any) -> bool:
+    """Whether it is `Trained.scaling`: None, or shift and scale as numbers."""
+    if value is None or not isinstance(value, dict) or value.keys() != {"shift", "scale"}:
+        return value is None
+    return all(
+        isinstance(part, list) and all(isinstance(x, int | float) for x in part)
+        for part in value.values()
+    )
 
 
 def known_vae(name: str) -> bool:
