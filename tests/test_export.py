@@ -56,13 +56,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind of model, exported, with the noise and the settings to draw it with."""
     root = tmp_path_factory.mktemp("exported")
     other = tmp_path_factory.mktemp("other")
-    lightning = save(peer(**LIGHTNING), other / "lightning.pt")
+    lightning = save(peer(**LIGHTNING, adaln_shift=False), other / "lightning.pt")
     noise = model(flow=Flow(path="cosine", prediction="noise"), qk_norm=True)
     kinds = {
         "classes": (model(), "class", {"guidance_interval": [0.2, 0.8]}),
         "pixels": (model("none", channels=3, num_classes=0), None, {}),
         "noise": (dataclasses.replace(noise, scaling=SCALING), "class", {}),
-        "lightning": (lightning, "class", {}),
+        "lightning": (lightning, "class", {"guided_channels": 3}),  # and its shift of the times
     }
     for name, (source, labels, more) in kinds.items():
         case = root / name
@@ -96,7 +96,10 @@ def test_diffusers_alone_draws_our_images(exported: Path, name: str) -> None:
         solver="euler",
         guidance=ask.get("guidance_scale", 1.0),
         interval=tuple(ask.get("guidance_interval", (0, 1))),
+        guided_channels=ask.get("guided_channels"),
+        shift=found.run.sample.shift,
     ).collect()
+    assert (found.run.sample.shift != 1) == (name == "lightning")
     drawn = load_file(case / "drawn.safetensors")
     assert (drawn["latents"] - ours.latents).abs().max() < 1e-4 * ours.latents.abs().max()
     vae = load_vae(found.vae)
@@ -110,7 +113,7 @@ def test_diffusers_alone_draws_our_images(exported: Path, name: str) -> None:
 
 def test_the_released_file_and_its_export_are_one_model(exported: Path, tmp_path: Path) -> None:
     """A file of the other time: the export's weights are in ours."""
-    path = save(peer(**LIGHTNING), tmp_path / "lightning.pt")
+    path = save(peer(**LIGHTNING, adaln_shift=False), tmp_path / "lightning.pt")
     x, t, y = torch.randn(3, 4, 8, 8), torch.tensor([0.0, 0.3, 1.0]), torch.tensor([3, 7, 1000])
     want = load_pretrained(path).velocity(x, t, y)
     got = erw.from_pretrained(exported / "lightning" / "export").velocity(x, t, y)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from erw.config import Run, from_dict
+from erw.config import Run, Sample, from_dict, to_dict
 
 CODE = "erw_transformer.py"
 TASK = "unconditional-image-generation"  # the hub's nearest name, also used for class labels
@@ -75,20 +75,21 @@ def _about(record: dict[str, Any], parameters: int) -> str:
 def _use(record: dict[str, Any], where: str, *, diffusers: bool) -> str:
     run = from_dict(Run, record["run"])
     how, classed = run.sample, bool(run.model.num_classes)
-    guidance = how.guidance if classed else 1.0
+    usual = to_dict(Sample(steps=how.steps, solver=how.solver))
+    given = {k: v for k, v in to_dict(how).items() if v != usual[k] or k in ("steps", "solver")}
     text = f"""With `erw`, which reads nothing but safetensors and JSON:
 
 ```python
 import erw
 
 model = erw.from_pretrained("{where}")
-how = dict(steps={how.steps}, solver="{how.solver}", guidance={guidance})
+how = {given}
 images = erw.generate(model, range(8), **how).collect().images  # uint8 (8, 3, H, W)
 ```"""
     if not diffusers:
         return text
     first = repr(record["class_names"][0]) if record["class_names"] else "0"
-    ask = f"{first}, num_images=8, guidance_scale={guidance}" if classed else "num_images=8"
+    ask = f"{first}, guidance_scale={how.guidance}, " if classed else ""
     return f"""{text}
 
 With diffusers, which runs this folder's `pipeline.py` and `transformer/{CODE}`:
@@ -98,7 +99,7 @@ from diffusers import DiffusionPipeline
 
 where = "{where}"
 pipe = DiffusionPipeline.from_pretrained(where, trust_remote_code=True)
-images = pipe({ask}, num_inference_steps=50).images
+images = pipe({ask}num_images=8, num_inference_steps=50).images
 ```
 
 The scheduler takes Euler steps: from the same noise (`latents=`) the images are those of
@@ -129,7 +130,9 @@ def _made(record: dict[str, Any]) -> str:
         ]
     if made:
         rows.append(("versions", ", ".join(f"{k} {v}" for k, v in made.items())))
-    rows.append(("weights", f"exponential moving average, blake3 `{record['weights']}`"))
+    average = record["average"] or f"decay {record['run']['optim']['ema']}"
+    kind = "as in the file" if record["origin"] else f"moving average ({average})"
+    rows.append(("weights", f"{kind}, blake3 `{record['weights']}`"))
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
     known = ("model", "flow") if record["origin"] else tuple(record["run"])
     settings = json.dumps({name: record["run"][name] for name in known}, indent=1)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from erw import __version__
+from erw.config import Run, from_dict
 from erw.encoders.vae import VAE, load_vae
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.bundle import bundled
@@ -32,7 +33,7 @@ from erw.interop.record import RECORD, known_vae, public_name, read_record, reco
 from erw.interop.start import in_our_time
 from erw.models import SiT
 from erw.train.checkpoint import write_beside
-from erw.train.load import RECIPE, Trained, load
+from erw.train.load import RECIPE, Trained, is_run, load, read_recipe
 
 FORMATS = ("diffusers", "safetensors")
 TRAINED_STEPS = 1000  # how diffusers counts time: 1000 t
@@ -112,17 +113,27 @@ def opened(
         model = as_trained(source)
         return Opened(model, record_of(model, origin=source.origin.seen))
     folder = Path(source).expanduser()
-    if told and any((folder / name).is_file() for name in (RECIPE, RECORD)):
+    if told and (is_run(folder) or (folder / RECORD).is_file()):
         raise ConfigError(f"{folder} says itself what it is; leave out {', '.join(told)}")
-    if (folder / RECIPE).is_file():
+    if is_run(folder):
         model = load(folder, checkpoint=checkpoint)
         _is_flow(model, folder)
-        return Opened(model, record_of(model, folder))
+        return Opened(model, record_of(model, _run_folder(folder, model)))
     if checkpoint != "last":
         raise ConfigError(f"{folder} is no run, so it has no checkpoint {checkpoint}; leave it out")
     if (folder / RECORD).is_file():
         return Opened(from_pretrained(folder), read_record(folder))
     return opened(load_pretrained(folder, **told))
+
+
+def _run_folder(path: Path, model: Trained) -> Path | None:
+    """The folder of the run that a folder or file of weights is of; None: it is not around it."""
+    near = [
+        place for place in (path, path.parent, path.parent.parent) if (place / RECIPE).is_file()
+    ]
+    if near and from_dict(Run, read_recipe(near[0])["resolved"]) == model.run:
+        return near[0]
+    return None
 
 
 def as_trained(found: Pretrained) -> Trained:
@@ -143,7 +154,7 @@ def as_trained(found: Pretrained) -> Trained:
         )
     if TIMES[found.origin.layout] == "flipped":
         net.load_state_dict(in_our_time(parameters))
-    return Trained(net, found.run, found.vae, (), 0)
+    return Trained(net, found.run, found.vae, (), 0, source=file)
 
 
 def _is_flow(model: Trained, where: str | Path) -> None:
@@ -180,7 +191,7 @@ def write_diffusers(model: Trained, folder: Path) -> None:
     code = bundled("erw.interop.exported.transformer", title=title, version=__version__)
     (folder / "transformer" / CODE).write_text(code, "utf-8")
     shutil.copyfile(Path(__file__).parent / "exported" / "pipeline.py", folder / "pipeline.py")
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINED_STEPS)
+    scheduler = FlowMatchEulerDiscreteScheduler(TRAINED_STEPS, shift=run.sample.shift)
     scheduler.save_pretrained(folder / "scheduler")
 
 

@@ -55,7 +55,7 @@ def from_pretrained(
             f"{folder / RECORD} names {len(names)} classes, the weights have {net.null_class}"
         )
     net = net.to(device).eval().requires_grad_(False)
-    return Trained(net, run, vae, names, record["step"], scaling)
+    return Trained(net, run, vae, names, record["step"], scaling, str(where), record["average"])
 
 
 def _fetched(repo: str, revision: str | None) -> Path:

@@ -15,12 +15,12 @@ from erw.encoders.vae import shipped
 from erw.encoders.vae_hub import ENTRIES
 from erw.errors import CacheError, CheckpointError
 from erw.runtime.log import read_metrics
-from erw.sample.generate import weights_hash
+from erw.sample.model import weights_hash
 from erw.train.load import Trained, read_recipe
 
 RECORD, SCORES = "erw.json", "scores.jsonl"
 VERSION = 1
-TEXTS, LISTS = ("name", "vae"), ("class_names", "scores")
+TEXTS, LISTS = ("name", "vae", "average"), ("class_names", "scores")
 
 
 def record_of(model: Trained, folder: Path | None = None, *, origin: str = "") -> dict[str, Any]:
@@ -41,6 +41,7 @@ def record_of(model: Trained, folder: Path | None = None, *, origin: str = "") -
         "exported_by": __version__,
         "name": model.run.name,
         "step": model.step,
+        "average": model.average,
         "weights": weights,
         "origin": origin,
         "made_by": {name: recipe[name] for name in ("erw", "torch") if name in recipe},

@@ -67,6 +67,7 @@ class FlowPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         *,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guided_channels: int | None = None,
         num_images: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -80,6 +81,7 @@ class FlowPipeline(DiffusionPipeline):
             num_inference_steps: Euler steps, one evaluation each.
             guidance_scale: classifier-free guidance; 1 is none.
             guidance_interval: times (0 is data, 1 is noise) between which guidance acts.
+            guided_channels: so many of the latents' first channels are guided; None: all.
             num_images: how many, where labels and latents do not say it.
             generator: randomness of the noise to start from.
             latents: that noise itself, (B, C, h, w).
@@ -100,7 +102,9 @@ class FlowPipeline(DiffusionPipeline):
         for step in self.progress_bar(self.scheduler.timesteps):
             t = step / self.scheduler.config.num_train_timesteps
             scale = guidance_scale if low - 1e-6 <= float(t) <= high + 1e-6 else 1.0
-            x = self.scheduler.step(self._velocity(x, t, y, scale), step, x).prev_sample
+            x = self.scheduler.step(
+                self._velocity(x, t, y, scale, guided_channels), step, x
+            ).prev_sample
         images = x if output_type == "latent" else self._decode(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -132,13 +136,16 @@ class FlowPipeline(DiffusionPipeline):
             raise ValueError(f"latents are {tuple(latents.shape)}; expected {shape}")
         return latents.to(device, torch.float32)
 
-    def _velocity(self, x: Tensor, t: Tensor, y: Tensor, scale: float) -> Tensor:
+    def _velocity(
+        self, x: Tensor, t: Tensor, y: Tensor, scale: float, channels: int | None
+    ) -> Tensor:
         """The velocity at time t, guided: v_null + scale (v - v_null)."""
         if scale == 1:
             return self._ask(x, t, y)
         null = torch.full_like(y, self.transformer.config.network["num_classes"])
         v, v_null = self._ask(torch.cat([x, x]), t, torch.cat([y, null])).chunk(2)
-        return v_null + scale * (v - v_null)
+        mixed = v_null + scale * (v - v_null)
+        return mixed if channels is None else torch.cat([mixed[:, :channels], v[:, channels:]], 1)
 
     def _ask(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The network, in its own precision; the state stays float32."""
