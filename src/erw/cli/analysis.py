@@ -120,11 +120,11 @@ def opened(run: str, how: Analysis) -> Iterator[Any]:
     """The networks that a run's folder or a released checkpoint holds, one at a time."""
     from erw.evaluate.hidden import checkpoints
     from erw.interop import load_pretrained
-    from erw.train import load
     from erw.train.checkpoint import paths
+    from erw.train.load import is_run, load
 
     device = pick_device("auto")
-    if not (Path(run) / "recipe.json").is_file():
+    if not is_run(run):
         yield load_pretrained(run, how.layout, num_heads=how.num_heads, device=device)
     elif how.checkpoint or not how.checkpoints or not paths(Path(run) / "checkpoints"):
         yield load(run, checkpoint=how.checkpoint or "last", device=device)
@@ -149,6 +149,10 @@ def material_for(model: Any, how: Analysis, known: dict[Any, Material]) -> Mater
     encoder = how.encoder or next(iter(run.data.features if run else ()), None)
     if encoder is None:
         raise ConfigError("--images needs --encoder, whose features are compared with")
+    if getattr(model, "scaling", None):
+        raise ConfigError(
+            f"the latents of {run.name} are scaled as its own cache has measured: give --cache"
+        )
     vae = how.vae or model.vae
     key = (vae, model.latent_shape)
     if key not in known:

@@ -31,7 +31,11 @@ class Parts(NamedTuple):
 
 
 def cost(args: Sequence[str]) -> None:
-    """Print parameters, FLOPs, memory and time of a recipe."""
+    """Print parameters, FLOPs, memory and time of a recipe; or what reaching a score cost."""
+    if "--to-target" in args:
+        from erw.cli.target import to_target
+
+        return to_target(args)
     from erw.models.estimate import ACCELERATORS, TEACHERS, UTILISATION
 
     def more(parser: argparse.ArgumentParser) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from erw.evaluate.during import HIGHER
 from erw.study import marks, style
 from erw.study.compare import mean_curve, name_of
 from erw.study.marks import PARTS, axis_for, flops_unit
 from erw.study.results import Results, write_json
 from erw.study.style import DARK, LIGHT, Theme
+from erw.study.target import Track, mean_of
 
 TITLES = {
     "flops": "FD-Lite2 over compute (lower is better)",
@@ -147,3 +149,51 @@ def save_figure(
                 written.append(path)
     write_json(dict(data), stem.with_name(stem.name + ".json"))
     return [*written, stem.with_name(stem.name + ".json")]
+
+
+def target_figure(
+    record: Mapping[str, Any], theme: Theme = LIGHT, *, size: tuple[float, float] = (800, 400)
+) -> Any:
+    """What `erw.study.target.compared` gives: scores over cost, and where each meets the target."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    tracks = [Track(**track) for track in record["tracks"]]
+    over, target = record["over"], record["target"]
+    scale, unit = 1.0, over
+    if over == "flops":
+        scale, unit = flops_unit(max(track.costs[-1] for track in tracks))
+    methods = list(dict.fromkeys(track.method for track in tracks))
+    costs = {found["method"]: found["cost"] for found in record["reached"]}
+    with marks.drawing(theme):
+        room = marks.room_for([f"{name_of(method)} 0000" for method in methods])
+        sense = "higher" if record["metric"].startswith(HIGHER) else "lower"
+        title = f"{record['metric']} over {over} ({sense} is better)"
+        label = f"training compute, {unit}" if over == "flops" else f"training {unit}"
+        figure, ax = marks.canvas(size, title=title, label=label, right=room)
+        ends = []
+        for method in methods:
+            color = theme.color(method, among=methods)
+            mine = [track for track in tracks if track.method == method]
+            mean = mean_of(mine)
+            xs = [cost / scale for cost in mean.costs]
+            for track in mine if len(mine) > 1 else ():
+                seed = [cost / scale for cost in track.costs]
+                ax.plot(seed, track.scores, color=color, alpha=0.35, linewidth=1.2)
+            marker = style.MARKERS.get(method, "o")
+            ax.plot(xs, mean.scores, color=color, marker=marker, markersize=6)
+            last = mean.scores[-1]
+            ends.append(marks.End(xs[-1], last, f"{name_of(method)} {last:.4g}", color))
+        if target is not None:
+            ax.axhline(target, color=theme.soft, linewidth=1.2, linestyle=(0, (4, 3)))
+            low = ax.get_ylim()[0]
+            ax.set_ylim(bottom=low)
+            for method, cost in costs.items():
+                if cost is not None:
+                    color, x = theme.color(method, among=methods), cost / scale
+                    ax.plot([x, x], [low, target], color=color, linewidth=1.4, linestyle="dotted")
+        ax.set_xscale("log")  # as the interpolation is: the lines between points are straight
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.xaxis.set_major_formatter(lambda cost, _: f"{cost:,.4g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+        marks.label_ends(figure, ax, ends)
+    return figure
