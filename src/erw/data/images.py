@@ -55,6 +55,22 @@ def decode(data: bytes | str | Path, *, background: tuple[int, int, int] = WHITE
         raise Unreadable(f"damaged or truncated ({reason})") from error
 
 
+def channels(data: bytes) -> str | None:
+    """What an image file's header promises: "grey", "colour" or "transparent"; None: unreadable."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode in _TRANSPARENT or "transparency" in image.info:
+                return "transparent"
+            return "grey" if image.mode[0] in "1LIF" and image.mode != "LAB" else "colour"
+    except Exception:  # `decode` says what is wrong with it
+        return None
+
+
+_TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
+
+
 def _to_rgb(image, background: tuple[int, int, int]):  # type: ignore[no-untyped-def]
     """Any Pillow mode to RGB."""
     from PIL import Image
@@ -64,7 +80,7 @@ def _to_rgb(image, background: tuple[int, int, int]):  # type: ignore[no-untyped
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise Unreadable(f"32-bit samples (Pillow mode {image.mode}), whose range is not known")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*background, 255))
         return Image.alpha_composite(canvas, image).convert("RGB")

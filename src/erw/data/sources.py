@@ -158,23 +158,23 @@ class FileSource:
         else:
             labels, names = labels_of_paths(files.root, keys, classes)
         self.class_names = names
-        self._keys = keys
+        self.keys = keys
         self._labels = np.asarray(labels, dtype=np.int32)
         self._fingerprint = _fingerprint(images, labels, names, background)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         try:
-            data = self.files.read(self._keys[index])
+            data = self.files.read(self.keys[index])
         except OSError as error:
             raise Unreadable(f"cannot be read ({error.strerror or error})") from error
         return decode(data, background=self.background), int(self._labels[index])
 
     def where(self, index: int) -> str:
         """The path of image `index`, to show to people."""
-        return self.files.where(self._keys[index])
+        return self.files.where(self.keys[index])
 
     def fingerprint(self) -> str:
         """Of paths, sizes (in zips: checksums), labels, class names and the background colour."""

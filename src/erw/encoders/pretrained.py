@@ -1,6 +1,7 @@
 """Pretrained weights: by name and revision from the hub, or from a local folder, and whole."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,10 @@ def pretrained(
             f"{folder} holds a model of type {found!r}; {name} expects {' or '.join(types)}"
         )
     assert folder is not None or hub is not None
-    where = {"local_files_only": True} if folder else {"revision": hub and hub.revision}
+    alone = folder is not None or os.environ.get("ERW_OFFLINE") == "1"
+    where: dict[str, Any] = {"local_files_only": alone}
+    if hub is not None and folder is None:
+        where["revision"] = hub.revision
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what it would warn of is raised below
     try:

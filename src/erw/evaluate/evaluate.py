@@ -125,7 +125,7 @@ def evaluate(
         progress: is given the number of images after each batch of this process.
 
     Raises:
-        ConfigError: an unknown metric, FDr without validation images.
+        ConfigError: an unknown metric, FDr without validation images, impossible sizes.
         DataError: fewer than 2 images, wrong dtype or shape, another resolution than the reference.
         NumericsError: images or features that are not finite.
         FileNotFoundError, CheckpointError: weights that are missing or another network's.
@@ -133,6 +133,8 @@ def evaluate(
     asked = metric_of([metric] if isinstance(metric, str) else list(metric))
     if asked.ratios and validation is None:
         raise ConfigError("FDr is relative to held-out real images: give them (--validation)")
+    if min(batch_size, chunk) < 1:
+        raise ConfigError(f"batch_size {batch_size}, chunk {chunk}: expected 1 image or more")
     given = image_set(images)
     folder = Path(cache) if cache is not None else cache_folder() / "statistics"
     how = How(batch_size, chunk, folder, world or World(0, 1, torch.device("cpu")))

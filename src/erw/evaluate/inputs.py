@@ -12,8 +12,8 @@ from blake3 import blake3
 from torch import Tensor
 
 from erw.data.cache import Cache
-from erw.data.images import Unreadable
-from erw.data.sources import FileSource, Source, open_source, where
+from erw.data.images import Unreadable, channels
+from erw.data.sources import FileSource, Folder, Source, open_source, where
 from erw.errors import CacheError, DataError, NumericsError
 from erw.sample.files import image_shape, read_images, read_settings
 from erw.sample.generate import Generation, Samples
@@ -223,13 +223,29 @@ def _of_source(source: Source, path: Path | None = None) -> ImageSet:
 
 
 def _content(source: Source) -> str:
-    """A source's fingerprint; files in a folder are hashed too, since it knows sizes only."""
+    """A source's fingerprint; files in a folder are hashed too, since it knows sizes only.
+
+    On the way, headers are looked at: a set of grey and colour, or of opaque and transparent images
+    is no set of one kind, and what a decoder makes of it would be scored.
+    """
     digest = blake3(source.fingerprint().encode())
     if isinstance(source, FileSource):
-        for i in range(len(source)):
-            file = Path(source.where(i))
-            if file.is_file():
-                digest.update(file.read_bytes())
+        kinds: dict[str, int] = {}
+        for i, key in enumerate(source.keys):
+            try:
+                data = source.files.read(key)
+            except Unreadable as error:
+                raise DataError(f"{source.where(i)}: {error}") from error
+            if isinstance(source.files, Folder):
+                digest.update(data)
+            if (kind := channels(data)) is not None:
+                kinds.setdefault(kind, i)
+        if len(kinds) > 1:
+            (one, i), (other, j), *_ = kinds.items()
+            raise DataError(
+                f"{source.where(i)} is {one}, {source.where(j)} is {other}: bring them to the same "
+                "channels first, such as RGB"
+            )
     return digest.hexdigest()[:32]
 
 
