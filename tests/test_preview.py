@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,10 @@ def test_previews_change_nothing_and_show_the_same_samples(tmp_path: Path) -> No
     assert main(argv) == 0
     a, b = (load_file(paths(out / "checkpoints")[-1]) for out in (plain, looked))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    found = sorted(path.name for path in (looked / "previews").iterdir())
+    found = sorted(path.name for path in (looked / "previews").glob("*.png"))
     assert found == [f"step-{step:08d}.png" for step in (5, 10, 12)]  # not in warm-up
+    made = json.loads((looked / "previews" / found[-1]).with_suffix(".json").read_text())
+    assert len(made["seeds"]) == len(made["labels"]) == 16 and made["settings"]["step"] == 12
     shown = opened(looked / "previews" / found[-1])
     model = load(looked)
     how = dataclasses.asdict(model.run.sample)

@@ -151,7 +151,7 @@ def material_for(model: Any, how: Analysis, known: dict[Any, Material]) -> Mater
         raise ConfigError("--images needs --encoder, whose features are compared with")
     if getattr(model, "scaling", None):
         raise ConfigError(
-            f"this run's latents are scaled as its own cache has measured: give --cache"
+            "this run's latents are scaled as its own cache has measured: give --cache"
         )
     vae = how.vae or model.vae
     key = (vae, model.latent_shape)

@@ -7,6 +7,7 @@ While training, `RUN/previews/step-00001000.png` after every `log.preview` steps
 Training itself is not touched: neither its weights nor its numbers depend on being looked at.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,10 +47,11 @@ def previewing(
     def look(step: int, model: Trained) -> None:
         labels = spread(model.num_classes)
         how = to_dict(run.sample)
-        drawn = generate(model, range(COUNT), labels, **how, precision="auto").collect()
-        assert drawn.images is not None
+        drawn = generate(model, range(COUNT), labels, **how, precision="auto")
+        images = drawn.collect().images
+        assert images is not None
         path = Path(out) / FOLDER / f"step-{step:08d}.png"
-        write_bytes(picture(drawn.images, labels, model.class_names), path)
+        write_picture(images, drawn, path)
         say(f"step {step}: {path}")
 
     return look
@@ -63,10 +65,20 @@ def beside(generation: Generation, out: str | Path) -> Path:
     else:
         images = np.stack([read_png(png_path(out, seed)) for seed in seeds])
     path = out.with_name(f"{out.stem}-preview.png")
-    labels = None if generation.labels is None else generation.labels[:COUNT]
-    names = getattr(generation.model, "class_names", ())
-    write_bytes(picture(torch.from_numpy(images).permute(0, 3, 1, 2), labels, names), path)
+    write_picture(torch.from_numpy(images).permute(0, 3, 1, 2), generation, path)
     return path
+
+
+def write_picture(
+    images: Tensor, generation: Generation, path: Path, *, paper: bool = True
+) -> None:
+    """A picture of the first images of a generation, and beside it as JSON how they were made."""
+    names, count = getattr(generation.model, "class_names", ()), len(images)
+    labels = None if generation.labels is None else generation.labels[:count]
+    write_bytes(picture(images, labels, names, paper=paper), path)
+    made = {"seeds": generation.seeds[:count], "labels": labels, "class_names": names}
+    made |= {"settings": generation.settings}
+    write_bytes(f"{json.dumps(made, indent=1)}\n".encode(), path.with_suffix(".json"))
 
 
 def spread(num_classes: int, count: int = COUNT) -> list[int] | None:
@@ -78,7 +90,9 @@ def spread(num_classes: int, count: int = COUNT) -> list[int] | None:
     return [i * num_classes // count for i in range(count)]
 
 
-def picture(images: Tensor, labels: Sequence[int] | None, names: Sequence[str]) -> bytes:
+def picture(
+    images: Tensor, labels: Sequence[int] | None, names: Sequence[str], *, paper: bool = True
+) -> bytes:
     """Images uint8 (N, 3, H, W) in a grid as PNG, their classes below by name, or by number."""
     said = [names[y] if names else f"class {y}" for y in labels or ()]
-    return grid_png(images, names=said)
+    return grid_png(images, names=said, paper=paper)

@@ -8,6 +8,7 @@ Everything finished is a file in the folder and is not done again: `cache/`, `he
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,8 @@ from erw.data.prepare import prepare
 from erw.encoders import load_vae
 from erw.encoders.vae import VAE
 from erw.errors import CheckpointError
-from erw.sample.grid import grid_png, write_bytes
+from erw.sample.grid import write_bytes
+from erw.sample.preview import picture, write_picture
 from erw.study import budget, measure, point, sizing
 from erw.study.machine import hardware, versions
 from erw.study.presets import StudyPlan
@@ -123,9 +125,11 @@ def held_out(plan: StudyPlan, out: Path, vae: VAE, shown: Display) -> measure.Sc
     tick = _ticker(shown, "real", "scoring real images, for the floors")
     found = measure.floors(scorer, others, training, vae=vae, tick=tick)
     first = others[: measure.GRID]
-    write_bytes(grid_png(first), out / GRIDS["reference"])
+    labels = [other[i][1] for i in range(len(first))]
+    named = functools.partial(picture, labels=labels, names=other.class_names, paper=False)
+    write_bytes(named(first), out / GRIDS["reference"])
     through = measure.reconstructed(first, vae)
-    write_bytes(grid_png(through), out / GRIDS["reconstruction"])
+    write_bytes(named(through), out / GRIDS["reconstruction"])
     write_json(found._asdict(), out / "floors.json")
     return scorer
 
@@ -159,7 +163,7 @@ def train_and_score(study: Study, method: str, seed: int, share: budget.Share) -
         tick = _ticker(shown, "samples", f"{name}  scoring at step {step}")
         made = point.scored(study.plan, model, study.scorer, vae=study.vae, tick=tick)
         picture = f"grids/{name}-{step:08d}.png"
-        write_bytes(made.grid, study.out / picture)
+        write_picture(made.first, made.made, study.out / picture, paper=False)
         row = point.row(
             method, seed, step, share=share, folder=folder, fd=made.fd,
             fraction=study.plan.fractions[share.points.index(step)],

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from erw.encoders.vae import VAE
 from erw.errors import NumericsError
-from erw.sample.generate import generate
-from erw.sample.grid import grid_png
+from erw.sample.generate import Generation, generate
 from erw.study import measure
 from erw.study.budget import Share
 from erw.study.presets import StudyPlan
@@ -22,10 +21,11 @@ from erw.train.load import Trained
 
 
 class Scored(NamedTuple):
-    """FD-Lite2 of a model's samples, and the first of them as a PNG."""
+    """FD-Lite2 of a model's samples, the first of them, and how they were made."""
 
     fd: float
-    grid: bytes
+    first: Tensor
+    made: Generation
 
 
 def scored(
@@ -60,7 +60,7 @@ def scored(
     fd = scorer.score(images, tick=tick)
     if not math.isfinite(fd):
         raise NumericsError(f"the score of {plan.samples} samples at step {model.step} is {fd}")
-    return Scored(fd, grid_png(images[: measure.GRID]))
+    return Scored(fd, images[: measure.GRID], made)
 
 
 def row(
