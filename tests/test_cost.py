@@ -61,6 +61,10 @@ def counted(model: dict[str, int], *, stop_at: int | None, batch: int = 2) -> tu
             nn.init.normal_(p, std=0.02)
         x, t = torch.randn(batch, 4, side, side), torch.rand(batch)
         y, z = torch.zeros(batch, dtype=torch.long), torch.randn(batch, tokens, 48)
+        if joint := model.get("class_token", 0):
+            x, z = torch.randn(batch, 4 * side**2 + joint), torch.randn(batch, tokens + 1, 48)
+        if given := model.get("representation", 0):
+            y = torch.randn(batch, given)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
         out, align = net(x, t, y, targets=z, stop=stop_at is not None)
     with FlopCounterMode(display=False) as backward:
@@ -98,6 +102,22 @@ def test_parameters_of_the_others(options: dict, told: dict) -> None:
         assert sit_parameters(**analytic, **told, num_classes=10, stop_at=stop_at) == sum(
             p.numel() for module in modules for p in module.parameters()
         )
+
+
+@pytest.mark.parametrize("stop_at", [None, 2], ids=["full", "warmup"])
+@pytest.mark.parametrize("token", [{"class_token": 48}, {"representation": 40}])
+def test_cost_of_a_class_token(token: dict[str, int], stop_at: int | None) -> None:
+    cost = training_step_flops(
+        **sizes(TINY), warmup_depth=2, dims=(48,), projector_hidden=64, **token
+    )
+    _, total = counted(TINY | token, stop_at=stop_at)
+    network = cost.full if stop_at is None else cost.warmup
+    assert network + cost.projector == pytest.approx(total, rel=0.01)
+    analytic = sizes(TINY)
+    del analytic["tokens"]
+    assert sit_parameters(**analytic, **token, num_classes=10) == sum(
+        p.numel() for p in SiT(**TINY, **token, num_classes=10).parameters()
+    )
 
 
 @pytest.mark.parametrize("stop_at", [None, 2], ids=["full", "warmup"])

@@ -24,7 +24,7 @@ from erw.train import build, load, train
 from erw.train.checkpoint import paths
 from erw.train.state import State
 from erw.train.step import Losses
-from tiny import as_dit, tiny_cache, tiny_run
+from tiny import as_dit, tiny_cache, tiny_run, with_loss
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -99,6 +99,21 @@ def test_killed_in_either_phase_and_in_a_checkpoint_it_ends_with_the_same_bits(
     assert_same_run(straight, out)
 
 
+def test_with_a_class_token_a_stop_changes_nothing(cache, tmp_path):
+    run = with_loss(tiny_run(cache), "reg")
+    go(run, tmp_path / "straight")
+
+    class Impatient(Silent):
+        def step(self, step, steps):
+            if step == 7:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path / "stopped", reporter=Impatient())
+    go(run, tmp_path / "stopped")
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
 @pytest.mark.parametrize("dit", [False, True], ids=["flow", "ddpm"])
 @pytest.mark.parametrize("stop", [2, 4, 5, 9])  # within warm-up, at the boundary, after it
 def test_ctrl_c_saves_and_the_same_command_goes_on(
@@ -164,13 +179,15 @@ def test_micro_batches_are_the_batch(cache, tmp_path, loss):
 
 
 @pytest.mark.parametrize(
-    ("dit", "loss"), [(True, "cosine"), (False, "nt_xent")], ids=["ddpm, cosine", "flow, nt_xent"]
+    ("dit", "loss"),
+    [(True, "cosine"), (False, "nt_xent"), (False, "reg")],
+    ids=["ddpm, cosine", "flow, nt_xent", "flow, class token"],
 )
 def test_two_processes_are_one_with_the_same_batch(cache, tmp_path, dit, loss):
     """Gloo ranks with half the batch each; NT-Xent's negatives are those of both."""
     one, two = tmp_path / "one", tmp_path / "two"
     run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
-    go(run.replace(plan=dataclasses.replace(run.plan, loss=loss, negatives="batch")), one)
+    go(with_loss(run, loss), one)
     done = program(cache, two, "--loss", loss, *["--dit"] * dit, ranks=2)
     assert done.returncode == 0, done.stderr
     assert_close(last(one), last(two))

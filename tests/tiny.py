@@ -20,14 +20,15 @@ from erw.recipes import recipe
 
 
 def tiny_cache(out: Path, *, count: int = 48) -> Cache:
-    """Composed glyphs at 16 x 16 in plain pixels, with the features of EfficientNet-Lite0 (2 x
-    2)."""
+    """Composed glyphs at 16 x 16 in plain pixels, with the features of EfficientNet-Lite0 (2 x 2)
+    and its class token."""
     return prepare(
         OpenMojiSet("train", size=16, count=count),
         out,
         vae=load_vae("none"),
         encoders=[load_encoder("efficientnet-lite0")],
         image_size=16,
+        class_token=True,
         rows_per_shard=16,
     )
 
@@ -46,6 +47,13 @@ def tiny_run(cache: str | Path, **changes: object) -> Run:
 def as_dit(run: Run) -> Run:
     """The same run with DiT's objective."""
     return run.replace(flow=Flow(objective="ddpm"), sample=Sample(steps=4, solver="ddim"))
+
+
+def with_loss(run: Run, loss: str) -> Run:
+    """The run with that alignment loss, over ranks; reg: cosine, and a class token is denoised."""
+    if loss == "reg":
+        return run.replace(model=dataclasses.replace(run.model, class_token="denoised"))
+    return run.replace(plan=dataclasses.replace(run.plan, loss=loss, negatives="batch"))
 
 
 def _die_in_rename(number: int) -> None:
@@ -90,7 +98,7 @@ if __name__ == "__main__":
     parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
     parser.add_argument("--die-in-score", type=int, help="SIGKILL within this score")
     parser.add_argument("--eval-every", type=int, default=0)
-    parser.add_argument("--loss", default="cosine")
+    parser.add_argument("--loss", default="cosine", help="of the alignment; reg: with class token")
     parser.add_argument("--dit", action="store_true", help="DiT's objective")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -106,7 +114,7 @@ if __name__ == "__main__":
         _die_in_score(args.die_in_score)
     run = tiny_run(args.cache)
     run = as_dit(run) if args.dit else run
-    run = run.replace(plan=dataclasses.replace(run.plan, loss=args.loss, negatives="batch"))
+    run = with_loss(run, args.loss)
     run = run.replace(eval=Eval(every=args.eval_every, samples=8, reference_count=16))
     watched = together(watches(run, args.out, say=print))
     train(run, args.out, reporter=Deadly(), **watched)

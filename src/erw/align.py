@@ -126,6 +126,7 @@ class Aligned(nn.Module):
         hidden: width of the projector's two hidden layers.
         loss: `cosine`, `nt_xent` (with `functools.partial` for its options) or any function of two
             (B, T, F) tensors. Several encoders' losses are averaged.
+        skip: so many first tokens are no patches and are left out of the alignment.
         select: picks the image tokens (B, T, width) from what the block returns. Default: a tensor
             is taken as it is; of a tuple (joint text-image blocks of SD3 and Flux) the last
             element.
@@ -149,12 +150,13 @@ class Aligned(nn.Module):
         dim: int | Sequence[int],
         hidden: int = 2048,
         loss: AlignLoss = cosine,
+        skip: int = 0,
         select: Callable[[Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.at = at
-        self.loss = loss
+        self.loss, self.skip = loss, skip
         self.select = select or image_tokens
         dims = (dim,) if isinstance(dim, int) else tuple(dim)
         self.projectors = nn.ModuleList(Projector(width, hidden, d) for d in dims)
@@ -191,7 +193,7 @@ class Aligned(nn.Module):
             )
         losses = []
         for projector, z in zip(self.projectors, given, strict=True):
-            projected = projector(tokens)
+            projected = projector(tokens[:, self.skip :])
             if projected.shape != z.shape:
                 raise ConfigError(
                     f"projected tokens {tuple(projected.shape)} do not match the encoder's "

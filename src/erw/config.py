@@ -24,9 +24,11 @@ from erw.reporting import Sample as Sample
 
 @dataclass(frozen=True)
 class Model:
-    """A SiT. `None` means: as the cache says.
+    """A SiT, or the small network of a representation diffusion model. `None`: as the cache says.
 
     Attributes:
+        net: sit, or rdm: RCG's residual MLP that makes representations, for which `depth` and
+            `width` count and the other sizes do not.
         depth, width, heads: transformer blocks, channels, attention heads.
         patch: side of a patch in latent pixels.
         rope: rotary positions in every attention (EVA-02, interleaved pairs), in both phases.
@@ -37,9 +39,13 @@ class Model:
             LightningDiT's wo_shift.
         projector: hidden width of the alignment projector.
         input_size, channels: of the latent.
-        num_classes: classes; 0: unconditional.
+        num_classes: classes; 0: unconditional, whatever labels the cache has.
+        class_token: of the teacher; denoised: as one more token beside the latents (REG), or given:
+            in place of the class (RCG).
+        class_dim: its width.
     """
 
+    net: Literal["sit", "rdm"] = "sit"
     depth: int = 12
     width: int = 768
     heads: int = 12
@@ -53,8 +59,20 @@ class Model:
     input_size: int | None = None
     channels: int | None = None
     num_classes: int | None = None
+    class_token: Literal["none", "denoised", "given"] = "none"
+    class_dim: int | None = None
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether every step reads the teacher's class token."""
+        return self.net == "rdm" or self.class_token != "none"
 
     def __post_init__(self) -> None:
+        if self.net == "rdm" and self.class_token != "none":
+            raise ConfigError(
+                f"model.class_token {self.class_token} is for images; an rdm makes the class token "
+                "itself: leave it at none"
+            )
         for name in ("depth", "width", "heads", "patch", "projector"):
             at_least("model", name, getattr(self, name), 1)
         if self.width % self.heads:
@@ -79,12 +97,15 @@ class Data:
     Attributes:
         cache: folder made by `erw prepare`.
         features: which encoders' features to align with; empty: all that the cache has.
+        class_token: the encoder whose class token the model needs; none: the only one in the
+            cache.
         batch_size: images per optimiser step, over all ranks and micro-batches.
         class_dropout: share of labels replaced by the null class, for guidance.
     """
 
     cache: str = "cache"
     features: tuple[str, ...] = ()
+    class_token: str | None = None
     batch_size: int = 256
     class_dropout: float = 0.1
 
@@ -97,6 +118,7 @@ class Data:
 class Flow:
     """The objective: the path from data to noise, training times, and what the network predicts.
 
+
     Attributes:
         objective: flow (SiT), or ddpm: DiT's noise prediction with learned variance on 1,000 steps
             of linear betas, for which the settings below have no other values.
@@ -105,6 +127,7 @@ class Flow:
         shift: of those times: above 1 towards the noise, below 1 towards the data.
         prediction: what the network gives.
         direction: weight of 1 - cosine between predicted and true velocity, as in LightningDiT.
+        token_weight: weight of the class token's loss beside the latents', where it is denoised.
     """
 
     objective: Literal["flow", "ddpm"] = "flow"
@@ -113,10 +136,12 @@ class Flow:
     shift: float = 1.0
     prediction: Prediction = "velocity"
     direction: float = 0.0
+    token_weight: float = 0.03
 
     def __post_init__(self) -> None:
         above_zero("flow", "shift", self.shift)
         between("flow", "direction", self.direction, 0.0, math.inf)
+        between("flow", "token_weight", self.token_weight, 0.0, math.inf)
         if self.direction and self.prediction != "velocity":
             raise ConfigError(
                 f"flow.direction compares velocities, but flow.prediction is {self.prediction}"
@@ -216,6 +241,23 @@ class Run:
             raise ConfigError(
                 f"sample.solver {solver} cannot draw a model of flow.objective {objective}; "
                 "ddpm and ddim are the solvers of ddpm, the others those of flow"
+            )
+        if self.flow.direction and (
+            self.model.class_token == "denoised" or self.model.net == "rdm"
+        ):
+            raise ConfigError(
+                "flow.direction compares the velocities of latents alone: leave it at 0 where a "
+                "class token is denoised"
+            )
+        if objective == "ddpm" and self.model.needs_token:
+            raise ConfigError(
+                "class tokens and representations are learnt by flow matching: leave "
+                "flow.objective at flow"
+            )
+        if self.model.net == "rdm" and plan.aligns:
+            raise ConfigError(
+                "an rdm has no tokens to align: take the plan of SiT (--plan.warmup 0 "
+                "--plan.align.value 0)"
             )
         if plan.warmup > self.steps:
             raise ConfigError(

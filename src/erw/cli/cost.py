@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -79,7 +80,11 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     """ImageNet in latents of Stable Diffusion's VAE, with a teacher that is known."""
     from erw.models.estimate import TEACHERS, sd_vae_flops
     from erw.models.sit import grid_of
+    from erw.train.build import token_sizes
 
+    if run.model.needs_token:
+        model = dataclasses.replace(run.model, class_dim=TEACHERS[teacher].dim)
+        run = run.replace(model=model)
     model = run.model
     size, channels = model.input_size or image_size // 8, model.channels or 4
     tokens = grid_of(size, model.patch) ** 2
@@ -89,7 +94,7 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
         depth=model.depth, width=model.width, tokens=tokens, patch=model.patch, channels=channels,
         warmup_depth=min(run.plan.depth, model.depth), dims=dims, projector_hidden=model.projector,
         mlp=model.mlp, adaln_shift=model.adaln_shift, outputs=run.flow.outputs,
-        teacher=known.flops if dims else 0,
+        **token_sizes(model), teacher=known.flops if dims or model.needs_token else 0,
     )  # fmt: skip
     classes = 1000 if model.num_classes is None else model.num_classes
     encode, decode = sd_vae_flops(image_size)
@@ -98,7 +103,7 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
         f"{channels} x {size} x {size} of {'' if channels == 4 else 'a VAE that costs what '}"
         f"Stable Diffusion's{' VAE' if channels == 4 else ' does'}"
     )
-    said += f", teacher {teacher}" * bool(dims)
+    said += f", teacher {teacher}" * bool(cost.teacher)
     return Parts(run, tokens, channels, classes, dims, cost, encode, decode, 1_281_167, said)
 
 
@@ -200,21 +205,25 @@ def sampling(parts: Parts) -> tuple[int, str, int]:
 
 def forward(parts: Parts) -> int:
     """FLOPs of the network's forward on one image."""
+    from erw.train.build import token_sizes
+
     model = parts.run.model
     return sit_flops(
         depth=model.depth, width=model.width, tokens=parts.tokens, patch=model.patch,
         channels=parts.channels, mlp=model.mlp, adaln_shift=model.adaln_shift,
-        outputs=parts.run.flow.outputs,
+        outputs=parts.run.flow.outputs, **token_sizes(model),
     ).forward  # fmt: skip
 
 
 def parameters(parts: Parts) -> tuple[int, int]:
     """Trainable parameters of the network, and of the projectors."""
+    from erw.train.build import token_sizes
+
     model = parts.run.model
     count = sit_parameters(
         depth=model.depth, width=model.width, patch=model.patch, channels=parts.channels,
         num_classes=parts.classes, mlp=model.mlp, norm=model.norm, adaln_shift=model.adaln_shift,
-        outputs=parts.run.flow.outputs,
+        outputs=parts.run.flow.outputs, **token_sizes(model),
     )  # fmt: skip
     hidden = model.projector
     heads = sum(model.width * hidden + hidden**2 + hidden * (d + 2) + d for d in parts.dims)

@@ -39,6 +39,7 @@ class Prepare:
         crop: adm (centre, as ADM does), random, or resize.
         features: how features are stored; int8 and float8 have one scale per token.
         pca: how many principal components of each token are stored; none: the token itself.
+        class_token: store the encoders' class tokens too, for REG and RCG.
         flip: store the mirrored image as a second variant.
         images: store the cropped images too, as a reference for evaluation.
         rows_per_shard: images per shard; what is lost at most if this is stopped.
@@ -62,6 +63,7 @@ class Prepare:
     crop: Literal["adm", "random", "resize"] = "adm"
     features: Literal["float16", "bfloat16", "int8", "float8"] = "float16"
     pca: int | None = None
+    class_token: bool = False
     flip: bool = False
     images: bool = False
     rows_per_shard: int = 1024
@@ -157,17 +159,18 @@ def _add(source: Source | None, how: Prepare, found: Any) -> Any:
     """Add the encoders named to a cache; what does not concern them may not be given."""
     from erw.data.prepare import add_encoders
 
-    may = ("features", "pca", "batch_size", "workers", "device", "count", "seed", *READING)
+    may = ("features", "pca", "class_token", "batch_size", "workers", "device", "count", "seed")
     given = [setting.name for setting in settings(Prepare()) if setting.name in found]
     given += [name for name in ("append", "online", "dry_run") if getattr(found, name)]
     for name in given:
-        if name not in may:
+        if name not in (*may, *READING):
             name = name.replace("_", "-")
             raise ConfigError(f"--{name} does not go with --add-encoder: leave it out")
     return add_encoders(
         source, found.out, encoders=found.add_encoder,
         features=getattr(found, "features", None), pca=getattr(found, "pca", None),
-        batch_size=how.batch_size, workers=how.workers, device=pick_device(how.device),
+        class_token=how.class_token, batch_size=how.batch_size, workers=how.workers,
+        device=pick_device(how.device),
     )  # fmt: skip
 
 
@@ -193,7 +196,7 @@ def _online(where: str, out: str, how: Prepare, *, precise: bool) -> Any:
     return write(
         where, out, vae=how.vae, encoders=how.encoders, image_size=how.image_size, crop=how.crop,
         flip=how.flip, precision=how.precision if precise else "bfloat16", seed=how.seed,
-        **options,
+        class_token=how.class_token, **options,
     )  # fmt: skip
 
 
@@ -206,8 +209,8 @@ def _forecast(source: Source, how: Prepare) -> str:
     networks: Networks = load_networks(how.vae, how.encoders, precision=how.precision, device="cpu")
     told = describe(
         source, networks, image_size=how.image_size, crop=how.crop, features=how.features,
-        pca=how.pca, rows_per_shard=how.rows_per_shard, seed=how.seed, flip=how.flip,
-        images=how.images,
+        pca=how.pca, class_token=how.class_token, rows_per_shard=how.rows_per_shard,
+        seed=how.seed, flip=how.flip, images=how.images,
     )  # fmt: skip
     flops = told["vae"]["flops"] + sum(part["flops"] for part in told["encoders"])
     flops *= 2 if how.flip else 1

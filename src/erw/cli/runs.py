@@ -168,6 +168,8 @@ def costs(run: Run) -> list[str]:
         known = known_cost(run)
     except CacheError as error:
         return [f"cost: not known without the cache ({error})"]
+    from erw.train.build import token_sizes
+
     model, step = known.run.model, known.cost
     assert model.channels and model.num_classes is not None
     count = sit_parameters(
@@ -180,6 +182,7 @@ def costs(run: Run) -> list[str]:
         norm=model.norm,
         adaln_shift=model.adaln_shift,
         outputs=run.flow.outputs,
+        **token_sizes(model),
     )
     heads = sum(
         model.width * model.projector + model.projector**2 + model.projector * (dim + 2) + dim

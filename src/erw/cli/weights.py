@@ -25,7 +25,9 @@ class Read:
         depth: blocks of the full model, for a warm-up's file.
     """
 
-    layout: Literal["auto", "dit", "sit", "repa", "erw", "lightningdit", "diffusers-dit"] = "auto"
+    layout: Literal["auto", "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"] = (
+        "auto"
+    )
     which: Literal["ema", "model"] = "ema"
     num_heads: int | None = None
     input_size: int | None = None

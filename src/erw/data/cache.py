@@ -12,50 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CacheError
+from .batch import Batch as Batch
+from .batch import FeatureSpec as FeatureSpec
 from .codec import SCALED, Packed, float32, from_numpy, unpack
 from .manifest import Manifest
 from .shards import DTYPES, ShardReader, hash_file
-
-
-class Batch(NamedTuple):
-    """Rows of a cache. mean, std: float32 (B, C, h, w), shifted and scaled; labels: int64 (B,).
-
-    features: one float32 (B, T, D) per encoder asked for, tokens row by row. A latent is
-    `mean + std * noise`.
-    """
-
-    mean: Tensor
-    std: Tensor
-    labels: Tensor
-    features: tuple[Tensor, ...] = ()
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same rows on another device."""
-        mean, std, labels, *features = (
-            x.to(device, non_blocking=True)
-            for x in (self.mean, self.std, self.labels, *self.features)
-        )
-        return Batch(mean, std, labels, tuple(features))
-
-    def rows(self, which: slice) -> "Batch":
-        """Some of the rows."""
-        features = tuple(x[which] for x in self.features)
-        return Batch(self.mean[which], self.std[which], self.labels[which], features)
-
-
-class FeatureSpec(NamedTuple):
-    """Features of one encoder in a cache. `flops`: what one image cost, multiply-add = 2."""
-
-    dim: int
-    grid: tuple[int, int]
-    flops: int
-    weight_hash: str
-    format: str
-
-    @property
-    def tokens(self) -> int:
-        """Tokens an image."""
-        return self.grid[0] * self.grid[1]
 
 
 class Cache:
@@ -74,7 +35,12 @@ class Cache:
         self.scaling = manifest.scaling or None  # what was measured, if the VAE asks for it
         self.features = {
             e["name"]: FeatureSpec(
-                e["dim"], tuple(e["grid"]), e["flops"], e["weight_hash"], e["format"]
+                e["dim"],
+                tuple(e["grid"]),
+                e["flops"],
+                e["weight_hash"],
+                e["format"],
+                e.get("class_dim", 0),
             )
             for e in settings["encoders"]
         }
@@ -115,13 +81,15 @@ class Cache:
         indices: Sequence[int] | np.ndarray,
         *,
         features: Sequence[str] = (),
+        token: str = "",
         flipped: np.ndarray | None = None,
     ) -> Batch:
         """Rows by number, in the order given, with the features of the encoders named.
 
-        `flipped` (bool, one a row) takes the mirrored variant where the cache holds one.
+        `token` names the encoder whose class token is wanted. `flipped` (bool, one a row) takes the
+        mirrored variant where the cache holds one.
         """
-        self.require(encoders=features)
+        self.require(encoders=features, token=token)
         rows = self._locate(indices, flipped)
         scale, shift = (_per_channel(self.vae[key]) for key in ("scale", "shift"))
         mean, std = float32(self._gather("moments", rows)).chunk(2, 1)
@@ -131,7 +99,9 @@ class Cache:
             raise CacheError(
                 f"cache {self.path} has label {int(labels.max())} but {self.num_classes} classes"
             )
-        return Batch(mean, std, labels, tuple(self._features(name, rows) for name in features))
+        whole = float32(self._gather(f"class.{token}", rows)) if token else None
+        tokens = tuple(self._features(name, rows) for name in features)
+        return Batch(mean, std, labels, tokens, whole)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
@@ -163,6 +133,7 @@ class Cache:
         *,
         vae: Any = None,
         encoders: Sequence[Any] = (),
+        token: str = "",
         tokens: int | None = None,
         image_size: int | None = None,
         flip: bool = False,
@@ -170,7 +141,8 @@ class Cache:
         """Raise `CacheError` unless this cache was made as told.
 
         `vae` and `encoders` are names, or objects with `name` and `weight_hash`; `tokens` is
-        the number that every encoder asked for must give.
+        the number that every encoder asked for must give; `token` names an encoder whose class
+        token must be there.
         """
         if vae is not None:
             name, held = _name(vae), self.vae["name"]
@@ -192,6 +164,8 @@ class Cache:
                     f"cache {self.path}: {name} gives {grid} = {spec.tokens} tokens an image, the "
                     f"model has {tokens}: change the patch size, or the encoder's input (NAME@SIDE)"
                 )
+        if token and not (token in self.features and self.features[token].class_dim):
+            self._wrong(f"no class token of {token}", f"--encoders {token} --class-token")
         if image_size is not None and image_size != self.image_size:
             self._wrong(f"images of side {self.image_size}", f"--image-size {image_size}")
         if flip and self.variants == 1:

@@ -47,6 +47,9 @@ def parts(settings: dict[str, Any]) -> tuple[Part, ...]:
         kind = encoder["format"]
         count = tokens * token_bytes(encoder["dim"], kind)
         found.append(Part(f"features of {encoder['name']}", shape, kind, count))
+        if width := encoder.get("class_dim", 0):
+            name = f"class token of {encoder['name']}"
+            found.append(Part(name, (*mirrored, width), "float16", 2 * width * variants))
     return tuple(found)
 
 

@@ -20,16 +20,23 @@ class Loader:
     """Reads rows of a cache in a random order that only `seed` decides.
 
     Position p of the stream is row `permutation(p mod n)` of epoch `p div n`, n rows a cache.
-    Nothing is materialised: memory does not depend on n. `features` names encoders in the cache;
+    Nothing is materialised: memory does not depend on n. `features` names encoders in the cache,
+    `token` one of them whose class token is read too;
     `flip` (default: if the cache holds mirrored rows) mirrors every other image, by chance.
     """
 
     def __init__(
-        self, cache: Cache, *, seed: int, features: Sequence[str] = (), flip: bool | None = None
+        self,
+        cache: Cache,
+        *,
+        seed: int,
+        features: Sequence[str] = (),
+        token: str = "",
+        flip: bool | None = None,
     ) -> None:
         self.flip = cache.variants > 1 if flip is None else flip
-        cache.require(encoders=features, flip=self.flip)
-        self.cache, self.seed, self.features = cache, seed, tuple(features)
+        cache.require(encoders=features, token=token, flip=self.flip)
+        self.cache, self.seed, self.features, self.token = cache, seed, tuple(features), token
 
     def batch(self, start: int, count: int, *, lo: int = 0, hi: int | None = None) -> Batch:
         """Rows `lo:hi` of the batch of `count` images that starts at position `start`.
@@ -41,7 +48,9 @@ class Loader:
             raise DataError(f"rows {lo}:{hi} of a batch of {count} at {start} do not exist")
         positions = np.arange(start + lo, start + hi, dtype=np.int64)
         flipped = self.flipped(positions) if self.flip else None
-        return self.cache.read(self.rows(positions), features=self.features, flipped=flipped)
+        return self.cache.read(
+            self.rows(positions), features=self.features, token=self.token, flipped=flipped
+        )
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Row of the cache at each position of the stream, int64."""

@@ -94,20 +94,28 @@ class Online(Cache):
         indices: Sequence[int] | np.ndarray,
         *,
         features: Sequence[str] = (),
+        token: str = "",
         flipped: np.ndarray | None = None,
     ) -> Batch:
         """As `Cache.read`. Raises `DataError` for an image that cannot be read."""
-        self.require(encoders=features, flip=flipped is not None and bool(flipped.any()))
+        turn = flipped is not None and bool(flipped.any())
+        self.require(encoders=features, token=token, flip=turn)
         images, labels = self._images(indices)
         if flipped is not None:
             turned = torch.from_numpy(np.asarray(flipped))
             images[turned] = images[turned].flip(-1)
         vae = self._part("vae")
-        mean, std = self._encode(vae.encode, images).chunk(2, 1)
+        mean, std = self._encode(vae.encode, images)[0].chunk(2, 1)
         shift, scale = vae.scaling
         mean, std = (mean - shift) * scale, std * scale
-        tokens = tuple(self._encode(self._part(name), images) for name in features)
-        return Batch(mean, std, labels.to(mean.device), tokens)
+        given = {
+            name: self._encode(part.both if name == token else part, images)
+            for name in {*features, token} - {""}
+            if (part := self._part(name))
+        }
+        whole = given[token][1] if token else None
+        tokens = tuple(given[name][0] for name in features)
+        return Batch(mean, std, labels.to(mean.device), tokens, whole)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W)."""
@@ -141,11 +149,12 @@ class Online(Cache):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _encode(self, network: Any, images: Tensor) -> Tensor:
+    def _encode(self, network: Any, images: Tensor) -> tuple[Tensor, ...]:
         device = self._device
         low = self.manifest.settings["precision"] == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            return network(images.to(device)).float()
+            out = network(images.to(device))
+        return tuple(x.float() for x in (out if isinstance(out, tuple) else (out,)))
 
     @property
     def _device(self) -> torch.device:
@@ -177,6 +186,7 @@ def write(
     encoders: Sequence[str] = (),
     image_size: int,
     crop: str = "adm",
+    class_token: bool = False,
     flip: bool = False,
     precision: str = "bfloat16",
     seed: int = 0,
@@ -204,7 +214,7 @@ def write(
         )
     settings = describe(
         source, networks, image_size=image_size, crop=crop, rows_per_shard=1, seed=seed,
-        flip=flip, images=True,
+        class_token=class_token, flip=flip, images=True,
     )  # fmt: skip
     names = {e.name: name for e, name in zip(networks.encoders, encoders, strict=True)}
     told = {"where": where, "options": options, "vae": vae, "encoders": names, "settings": settings}

@@ -36,6 +36,7 @@ def prepare(
     crop: str = "adm",
     features: str | None = None,
     pca: int | None = None,
+    class_token: bool = False,
     flip: bool = False,
     images: bool = False,
     rows_per_shard: int = 1024,
@@ -66,6 +67,7 @@ def prepare(
         features: how features are stored: float16, bfloat16, or int8 or float8 (e4m3) with a
             scale per token. None: as the cache has them, or float16.
         pca: store this many principal components of each token (see `pca`). None: as the cache.
+        class_token: store the class token of every encoder that has one too, in float16.
         flip: store the mirrored image's moments and features as a second variant.
         images: store the cropped uint8 images too, as a reference for evaluation.
         rows_per_shard: source items per shard; one shard is held in memory.
@@ -90,7 +92,8 @@ def prepare(
     networks = load_networks(vae, encoders, precision=precision, device=device)
     wanted = describe(
         source, networks, image_size=image_size, crop=crop, rows_per_shard=rows_per_shard,
-        features=features, pca=pca, like=found, seed=seed, flip=flip, images=images,
+        features=features, pca=pca, class_token=class_token, like=found, seed=seed, flip=flip,
+        images=images,
     )  # fmt: skip
     settings = _begin(out, found, wanted, source, append=append)
     part, number = _part(settings, source, wanted["source"])
@@ -106,6 +109,7 @@ def add_encoders(
     encoders: Sequence[Any],
     features: str | None = None,
     pca: int | None = None,
+    class_token: bool = False,
     batch_size: int = 64,
     device: str = "cpu",
     workers: int | None = None,
@@ -122,8 +126,8 @@ def add_encoders(
         source: the images again: each of the cache's sources in turn, if it has several. Rows are
             matched by the number of their image, once the source's fingerprint is that of the
             cache. None: the images that the rows hold, of a cache made with `images`.
-        out, encoders, features, pca, batch_size, device, workers: as for `prepare`; the rest is as
-            the cache has it. Equal batches give features that are equal to the bit.
+        out, encoders, features, pca, class_token, batch_size, device, workers: as for `prepare`;
+            the rest is as the cache has it. Equal batches give features that are equal to the bit.
         rank, world, patience, progress: as for `prepare`.
 
     Raises `CacheError` if the images are others, have changed, or the cache is not finished.
@@ -135,8 +139,9 @@ def add_encoders(
         raise CacheError(f"no cache at {out}: make one with erw prepare IMAGES --out {out}")
     networks = load_networks(None, encoders, precision=found["precision"], device=device)
     told = describe_encoders(
-        networks, image_size=found["image_size"], features=features, pca=pca, like=found
-    )
+        networks, image_size=found["image_size"], features=features, pca=pca,
+        class_token=class_token, like=found,
+    )  # fmt: skip
     names = ", ".join(entry["name"] for entry in growth.sources(found))
     if source is None and not found["images"]:
         raise CacheError(f"{out} holds no images: give those that it was made of ({names}) again")

@@ -41,11 +41,12 @@ class Networks(NamedTuple):
             raise ConfigError(f"features of {name} are to be made too: add it to --encoders")
         return found
 
-    def run(self, network: Any, images: Tensor) -> Tensor:
-        """float32 (B, ...) of uint8 images (B, 3, H, W) on the device."""
+    def run(self, network: Any, images: Tensor) -> Any:
+        """float32 (B, ...), or a tuple of such, of uint8 images (B, 3, H, W) on the device."""
         low = self.precision == "bfloat16"
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=low):
-            return network(images).float()
+            out = network(images)
+        return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
 
 
 class Item(NamedTuple):
@@ -216,20 +217,25 @@ def _encode(
     pixels = images.to(networks.device)
     variants = [pixels, pixels.flip(-1)] if options["flip"] else [pixels]
 
-    def encode(network: Any) -> Tensor:
-        """(B, ...) or, with two variants, (B, 2, ...), float32."""
-        outputs = [networks.run(network, variant) for variant in variants]
-        return torch.stack(outputs, 1) if len(outputs) == 2 else outputs[0]
+    def encode(network: Any) -> list[Tensor]:
+        """All that it gives, each (B, ...) or, with two variants, (B, 2, ...), float32."""
+        given = [networks.run(network, variant) for variant in variants]
+        outputs = zip(*(out if isinstance(out, tuple) else (out,) for out in given), strict=True)
+        return [torch.stack(x, 1) if len(variants) == 2 else x[0] for x in outputs]
 
     if filling.span.added is None:
         filling.add("label", torch.tensor([item.label for item in batch], dtype=torch.int32))
         filling.add("item", torch.tensor([item.number for item in batch], dtype=torch.int64))
         if options["images"]:
             filling.add("image", images)
-        _add_moments(filling, encode(networks.vae.encode))
+        _add_moments(filling, *encode(networks.vae.encode))
     for told in filling.span.encoders(options):
         name = told["name"]
-        tokens = encode(networks.encoder(name))
+        encoder = networks.encoder(name)
+        tokens, *token = encode(encoder.both if told.get("class_dim") else encoder)
+        for whole in token:
+            packed = pack(whole, "float16", name=f"class tokens of {name}")
+            filling.add(f"class.{name}", packed.values)
         if reduction := networks.pca.get(name):
             tokens = reduction.reduce(tokens)
         packed = pack(tokens, told["format"], name=f"features of {name}")

@@ -62,6 +62,7 @@ def describe(
     rows_per_shard: int,
     features: str | None = None,
     pca: int | None = None,
+    class_token: bool = False,
     like: dict[str, Any] | None = None,
     **plain: Any,
 ) -> dict[str, Any]:
@@ -96,7 +97,12 @@ def describe(
             "flops": _encode_flops(networks, image_size),
         },
         "encoders": describe_encoders(
-            networks, image_size=image_size, features=features, pca=pca, like=like
+            networks,
+            image_size=image_size,
+            features=features,
+            pca=pca,
+            class_token=class_token,
+            like=like,
         ),
     }
 
@@ -107,12 +113,19 @@ def describe_encoders(
     image_size: int,
     features: str | None = None,
     pca: int | None = None,
+    class_token: bool = False,
     like: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The encoders' part of the settings."""
+    """The encoders' part of the settings; `class_dim` only where a class token is stored."""
     if features is not None:
         _choice("features", features, FORMATS)
     known = {told["name"]: told for told in (like or {}).get("encoders", [])}
+    if class_token and not any(encoder.dim_class for encoder in networks.encoders):
+        names = ", ".join(encoder.name for encoder in networks.encoders)
+        raise ConfigError(
+            f"class tokens are asked for, but {names or 'no encoder'} has none; name an encoder "
+            "that has one, such as dinov2-b or efficientnet-lite0"
+        )
     found = []
     for encoder in networks.encoders:
         before = known.get(encoder.name, {})
@@ -122,14 +135,17 @@ def describe_encoders(
                 f"pca is {kept}: expected 1 to {encoder.dim - 1}, fewer than the numbers that a "
                 f"token of {encoder.name} has"
             )
+        whole = bool(encoder.dim_class) and (class_token or "class_dim" in before)
         told = {
             "name": encoder.name,
             "weight_hash": weight_hash(encoder),
             "dim": encoder.dim,
             "grid": list(encoder.grid(image_size)),
-            "flops": encoder.flops(image_size),
+            "flops": encoder.flops(image_size, both=whole),
             "format": features or before.get("format", FORMAT),
         }
+        if whole:
+            told["class_dim"] = encoder.dim_class
         if kept is not None:
             told |= {"dim": kept, "pca": {"kept": kept, "of": encoder.dim, "images": IMAGES}}
         found.append(told)

@@ -11,12 +11,13 @@ class Encoder(nn.Module):
     """A frozen vision encoder. It owns its preprocessing: resize, mean and std, patch grid.
 
     A new one sets the attributes below and defines ``grid``, ``forward`` and, if it has any,
-    ``pooled``.
+    ``pooled`` and ``both``.
     """
 
     name: str  # as given to load_encoder, with everything that changes its features
     dim: int  # width of a patch token
     dim_pooled: int  # width of the pooled feature, 0 if there is none
+    dim_class: int = 0  # width of the class token, 0 if there is none
 
     def grid(self, image_size: int) -> tuple[int, int]:
         """Rows and columns of patch tokens for images of that side; ``DataError`` if impossible."""
@@ -30,14 +31,23 @@ class Encoder(nn.Module):
         """uint8 (B, 3, H, W) -> one feature an image, float32 (B, dim_pooled)."""
         raise DataError(f"encoder {self.name} has no pooled features: choose efficientnet-lite2")
 
-    def flops(self, image_size: int, *, pooled: bool = False) -> int:
-        """FLOPs of ``forward`` (or ``pooled``) for one image of that side; only layers that run."""
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``forward`` gives, and the class token (B, dim_class) of the same pass.
+
+        The class token is one float32 feature of the whole image, as the encoder's last norm leaves
+        it: what REG (arXiv 2507.01467) denoises and RCG (arXiv 2312.03701) conditions on.
+        """
+        raise DataError(f"encoder {self.name} has no class token: choose efficientnet-lite0")
+
+    def flops(self, image_size: int, *, pooled: bool = False, both: bool = False) -> int:
+        """FLOPs of ``forward`` (or ``pooled``, or ``both``) for one image of that side; only
+        layers that run."""
         from torch.utils.flop_counter import FlopCounterMode
 
         device = next(self.parameters()).device
         images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
         with FlopCounterMode(display=False) as counter:
-            self.pooled(images) if pooled else self(images)
+            (self.pooled if pooled else self.both if both else self)(images)
         return counter.get_total_flops()
 
 

@@ -27,7 +27,9 @@ class EfficientNetLite(Encoder):
     Patch features are the output of the last block of stride 16 (112 channels for Lite0, 120 for
     Lite2). The input side is ``side`` or, by default, twice the image's up to 256, so 64 px images
     give an 8 x 8 grid and 128 px images 16 x 16. Pooled features (1,280) are the mean of the head's
-    map at 128 px. Pixels enter as (x - 127) / 128, as in Google's release.
+    map at 128 px. The class token is that mean at the side of the patch features, standardised over
+    its channels, as the last norm of a vision transformer leaves its own. Pixels enter as
+    (x - 127) / 128, as in Google's release.
     """
 
     def __init__(self, variant: int, *, side: int | None = None) -> None:
@@ -46,7 +48,7 @@ class EfficientNetLite(Encoder):
         head = _Conv(network._conv_head, network._bn1)
         self.rest = nn.Sequential(*blocks[tap + 1 :], head, nn.ReLU6())
         self.dim = network._blocks[tap]._block_args.output_filters
-        self.dim_pooled = network._conv_head.out_channels
+        self.dim_pooled = self.dim_class = network._conv_head.out_channels
         self.eval().requires_grad_(False)
 
     def grid(self, image_size: int) -> tuple[int, int]:
@@ -60,8 +62,18 @@ class EfficientNetLite(Encoder):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        return _tokens(self._map(images))
+
+    @torch.no_grad()
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        patches = self._map(images)
+        pooled = self.rest(patches).mean((2, 3)).float()
+        return _tokens(patches), F.layer_norm(pooled, pooled.shape[1:])
+
+    def _map(self, images: Tensor) -> Tensor:
+        """The map of patch features (B, dim, rows, columns)."""
         side = self.grid(images.shape[-1])[0] * STRIDE
-        return self.trunk(_normalise(resize(images, side))).flatten(2).transpose(1, 2).contiguous()
+        return self.trunk(_normalise(resize(images, side)))
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
@@ -112,6 +124,10 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.layers(x)
         return x + y if self.skip else y
+
+
+def _tokens(patches: Tensor) -> Tensor:
+    return patches.flatten(2).transpose(1, 2).contiguous()
 
 
 def _normalise(pixels: Tensor) -> Tensor:

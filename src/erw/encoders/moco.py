@@ -36,14 +36,17 @@ SIZES = {"mocov3-b": Size(12, 768, 12), "mocov3-l": Size(24, 1024, 16)}
 
 
 class MoCoV3(Encoder):
-    """Patch tokens after the last norm, without CLS; one token per 16 px unless ``side`` is set."""
+    """Patch tokens after the last norm; one token per 16 px unless ``side`` is set.
+
+    The class token is CLS after the same norm, without the 256 channels of the head that RCG adds.
+    """
 
     def __init__(self, name: str, size: Size, *, side: int | None = None) -> None:
         super().__init__()
         if side is not None and (side < PATCH or side % PATCH):
             raise ConfigError(f"input side {side} of {name}: expected a multiple of {PATCH}")
         self.name, self._side = name + (f"@{side}" if side else ""), side
-        self.dim, self.dim_pooled = size.width, 0
+        self.dim, self.dim_pooled, self.dim_class = size.width, 0, size.width
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size.width))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, size.width, PATCH, PATCH)})
         self.blocks = nn.ModuleList(_Block(size) for _ in range(size.depth))
@@ -64,8 +67,11 @@ class MoCoV3(Encoder):
             )
         return side // PATCH, side // PATCH
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        return self.both(images)[0]
+
+    @torch.no_grad()
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.grid(images.shape[-1])[0]
         pixels = resize(images.to(self.cls_token.device), tokens * PATCH)
         x = self.patch_embed["proj"]((pixels - self.mean) / self.deviation)  # type: ignore[operator]
@@ -73,7 +79,8 @@ class MoCoV3(Encoder):
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)  # CLS has no position
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)[:, 1:].float().contiguous()
+        x = self.norm(x).float()
+        return x[:, 1:].contiguous(), x[:, 0]
 
     def train(self, mode: bool = True) -> "MoCoV3":
         """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""

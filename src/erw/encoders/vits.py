@@ -219,6 +219,7 @@ class VisionTransformer(Encoder):
         self._side, self._family = side, family
         self.network = network
         self.dim, self.dim_pooled = int(network.config.hidden_size), family.width(network.config)
+        self.dim_class = self.dim_pooled
         mean, deviation = (torch.tensor(x).view(-1, 1, 1) for x in family.pixels)
         self.register_buffer("mean", 255 * mean, persistent=False)
         self.register_buffer("deviation", 255 * deviation, persistent=False)
@@ -234,12 +235,16 @@ class VisionTransformer(Encoder):
         tokens = (self._side or 0) // self.patch or image_size // PIXELS_A_TOKEN
         return tokens, tokens
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        return self.both(images)[0]
+
+    @torch.no_grad()
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.grid(images.shape[-1])[0]
         out = self._run(resize(images.to(self.mean.device), tokens * self.patch))  # type: ignore[arg-type]
         before = self._family.before(self.network.config)
-        return out.last_hidden_state[:, before:].float().contiguous()
+        patches = out.last_hidden_state[:, before:].float().contiguous()
+        return patches, self._family.pool(out).float().contiguous()
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erw import diffusion, flow
@@ -63,16 +64,18 @@ def hidden_states(
         raise ConfigError(f"depth {wrong[0]}: the model has blocks 1 to {blocks}")
     _check(model, shown, labels)
     noised = _noising(model, time)
+    clean, given, joint = _inputs(getattr(net, "net", net), shown)
     device = next(net.parameters()).device
     pooled: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     spatial = dict.fromkeys(depths, 0.0)
     for lo in range(0, len(shown.rows), batch_size):
         part = slice(lo, lo + batch_size)
-        x, rows = shown.latents[part].to(device), shown.rows[part]
-        eps = start_noise(rows, tuple(x.shape[1:])).to(device)
-        y = shown.labels[part].to(device) if labels == "given" else None
+        x, rows = clean[part].to(device), shown.rows[part]
+        eps = start_noise(rows, tuple(shown.latents.shape[1:]), token=joint).to(device)
+        y = given[part].to(device) if labels == "given" else None
         x_t, t = noised(x, eps)
         for depth, h in net(x_t, t, y, tap=depths).hidden.items():
+            h = h[:, 1:] if joint else h  # the patches alone
             pooled[depth].append(h.float().mean(1).cpu())
             spatial[depth] += float(local_over_distant(h).sum()) / len(shown.rows)
     return States({depth: torch.cat(parts) for depth, parts in pooled.items()}, spatial)
@@ -113,6 +116,23 @@ def _noising(model: Any, time: float) -> Callable[[Tensor, Tensor], tuple[Tensor
         return diffusion.noised(table, x, eps, at), at.float()
 
     return step
+
+
+def _inputs(sit: Any, shown: Material) -> tuple[Tensor, Tensor, int]:
+    """Clean states and what they are conditioned on, both as the network takes them, and the
+    channels of a class token in the states."""
+    joint, given = (getattr(sit, name, 0) for name in ("class_token", "representation"))
+    token = shown.token
+    if not (joint or given):
+        return shown.latents, shown.labels, 0
+    if token is None or token.shape[1] != (joint or given):
+        raise DataError(
+            f"the model needs class tokens of {joint or given} channels, which {shown.encoder} has "
+            "not left in this cache: give the cache that it was trained on"
+        )
+    if given:
+        return shown.latents, F.layer_norm(token, token.shape[1:]), 0
+    return torch.cat([shown.latents.flatten(1), token], 1), shown.labels, joint
 
 
 def _check(model: Any, shown: Material, labels: Labels) -> None:

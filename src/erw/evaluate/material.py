@@ -25,7 +25,8 @@ class Material(NamedTuple):
     """What is shown: latents (n, C, h, w), labels (n,), an encoder's mean-pooled features (n, D).
 
     `rows` number the images in their cache or source; the noise of each is a function of it.
-    `spatial` is how spatial the encoder's own tokens are; `class_names` are those of the labels.
+    `spatial` is how spatial the encoder's own tokens are; `class_names` are those of the labels;
+    `token`: the encoder's class tokens (n, R), where the cache has them.
     """
 
     rows: tuple[int, ...]
@@ -35,6 +36,7 @@ class Material(NamedTuple):
     encoder: str
     spatial: float | None = None
     class_names: tuple[str, ...] = ()
+    token: Tensor | None = None
 
 
 def material(
@@ -65,18 +67,21 @@ def material(
         from erw.encoders.registry import load_encoder
 
         encoder = load_encoder(name)
-    latents, labels, targets, spatial = [], [], [], 0.0
+    whole = name if held and cache.features[name].class_dim else ""
+    latents, labels, targets, kept, spatial = [], [], [], [], 0.0
     for part in rows.split(64):
         index = part.numpy()
-        batch = cache.read(index, features=(name,) if held else ())
+        batch = cache.read(index, features=(name,) if held else (), token=whole)
         tokens = batch.features[0] if held else _encoded(encoder, cache, index)
         latents.append(batch.mean.cpu())
         labels.append(batch.labels.cpu())
         targets.append(tokens.mean(1).float().cpu())
+        kept += [] if batch.token is None else [batch.token.cpu()]
         spatial += float(local_over_distant(tokens).sum()) / n
     where = tuple(int(row) for row in rows)
     shown = (torch.cat(latents), torch.cat(labels), torch.cat(targets))
-    return Material(where, *shown, name, spatial, tuple(cache.class_names))
+    token = torch.cat(kept) if kept else None
+    return Material(where, *shown, name, spatial, tuple(cache.class_names), token)
 
 
 @contextmanager

@@ -7,20 +7,24 @@ from torch import Tensor, nn
 
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.files import Which, write_weights
-from erw.interop.layouts import LAYOUTS, TIMES, Parts, peers, unshifted
+from erw.interop.layouts import LAYOUTS, TIMES, Parts, peers, unshifted, with_sigma
 from erw.interop.measure import positions
-from erw.interop.pretrained import Origin, Pretrained, load_pretrained, with_sigma
+from erw.interop.pretrained import Origin, Pretrained, load_pretrained
 from erw.models import SiT
 from erw.train.load import Trained, is_run, load
 
-PLAIN = {"rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu", "adaln_shift": True}
+PLAIN: dict[str, Any] = {
+    **{"rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu"},
+    **{"adaln_shift": True, "class_token": False},
+}
 CAN = {  # what a layout's own code can build
     "dit": PLAIN,
     "diffusers-dit": PLAIN,
     "sit": PLAIN,
     "repa": PLAIN | {"qk_norm": None},
     "erw": PLAIN | {"qk_norm": None, "rope": None},
-    "lightningdit": dict.fromkeys(PLAIN),
+    "reg": PLAIN | {"qk_norm": None, "class_token": True},
+    "lightningdit": dict.fromkeys(PLAIN) | {"class_token": False},
 }
 
 
@@ -103,9 +107,12 @@ def from_run(trained: Trained, folder: str | Path) -> Pretrained:
             f"{folder} predicts {run.flow.prediction}; the released layouts are for the velocity"
         )
     names = frozenset(name for name, _ in net.named_parameters())
-    origin = Origin(
-        "erw" if net.rope is not None else "repa", f"run {run.name}", str(folder), names
-    )
+    if net.representation:
+        raise CheckpointError(
+            f"{folder} is conditioned on representations; no released layout has them"
+        )
+    layout = "reg" if net.class_token else "erw" if net.rope is not None else "repa"
+    origin = Origin(layout, f"run {run.name}", str(folder), names)
     return Pretrained(net, origin, projectors=nn.ModuleList(), run=run, vae=trained.vae)
 
 
@@ -122,4 +129,5 @@ def _options(net: SiT) -> dict[str, Any]:
         "norm": "rms" if "blocks.0.norm1.weight" in names else "layer",
         "mlp": "swiglu" if "blocks.0.mlp.w12.weight" in names else "gelu",
         "adaln_shift": not unshifted(names),
+        "class_token": net.class_token > 0,
     }

@@ -181,8 +181,13 @@ def write_diffusers(model: Trained, folder: Path) -> None:
     from erw.interop.exported.transformer import FlowTransformer
 
     run = model.run
+    if run.model.needs_token:
+        raise CheckpointError(
+            f"{run.name} works with class tokens, for which plain diffusers has no pipeline; "
+            "choose --format safetensors, or erw convert --to reg"
+        )
     names = [name for name in signature(SiT).parameters if hasattr(run.model, name)]
-    network = {name: getattr(run.model, name) for name in names}
+    network = {name: getattr(run.model, name) for name in names if name != "class_token"}
     with torch.device("meta"):
         transformer = FlowTransformer(network, run.flow.prediction, run.flow.path)
     transformer.net = model.net

@@ -21,7 +21,12 @@ def known_run(path: object, sizes: dict[str, Any], settings: dict[str, Any], lay
     path_type = str(settings.get("path_type", "linear")).lower()
     if path_type not in PATHS:
         raise CheckpointError(f"{path} has the path {path_type!r}; known: {', '.join(PATHS)}")
-    model = Model(**{k: v for k, v in sizes.items() if k != "out_channels"})
+    token = sizes["class_token"]
+    model = Model(
+        **{k: v for k, v in sizes.items() if k not in ("out_channels", "class_token")},
+        class_token="denoised" if token else "none",
+        class_dim=token or None,
+    )
     flow = Flow(path="cosine" if PATHS[path_type] == "cosine" else "linear")
     sample = RELEASED if layout == "lightningdit" else Sample()
     return Run(

@@ -6,8 +6,8 @@
 | sit           | willisma/SiT                    | 0 is noise, data - noise       | as ours |
 | lightningdit  | hustvl/LightningDiT             | as sit                         | as ours |
 | repa, erw     | sihyun-yu/REPA, LINs-lab/ERW    | as ours                        | as ours |
+| reg           | Martinser/REG                   | as ours                        | as ours |
 
-REG's files are recognised and refused: our model has no class token.
 "As ours" means up to buffers (`pos_embed`, `feat_rope.*`), projectors and sigma channels.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from erw.errors import CheckpointError
 from erw.interop.files import Found
 
-Layout = Literal["dit", "sit", "repa", "erw", "lightningdit", "diffusers-dit"]
+Layout = Literal["dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 TIMES = {
     "dit": "steps",
@@ -30,9 +30,12 @@ TIMES = {
     "lightningdit": "flipped",
     "repa": "ours",
     "erw": "ours",
+    "reg": "ours",
 }
 BUFFERS = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
 REG_KEYS = ("cls_projectors2.weight", "final_layer.linear_cls.weight", "wg_norm.weight")
+
+SIGMA = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 # ours (without .weight and .bias) -> diffusers'; {N} is the block.
 DIFFUSERS = {
@@ -66,17 +69,14 @@ def tell(found: Found, path: object) -> tuple[str, str]:
     """(layout, what shows it) of a file, from its keys and shapes and what lies beside them.
 
     Raises:
-        CheckpointError: it is REG's, of no layout known here, or two layouts look the same and
-            differ in what they mean.
+        CheckpointError: it is of no layout known here, or two layouts look the same and differ in
+            what they mean.
     """
     keys, beside = found.tensors.keys(), found.settings
     if any(key.startswith("transformer_blocks.") for key in keys):
         return "diffusers-dit", "transformer_blocks.*"
     if reg := [key for key in REG_KEYS if key in keys]:
-        raise CheckpointError(
-            f"{path} is REG's ({reg[0]}): its class token is no part of erw's models, so it cannot "
-            "be loaded"
-        )
+        return "reg", f"a class token: {reg[0]}"
     if "x_embedder.proj.weight" not in keys or "t_embedder.mlp.0.weight" not in keys:
         raise CheckpointError(
             f"{path} is of no layout that erw knows ({', '.join(LAYOUTS)}): its first keys are "
@@ -141,8 +141,25 @@ def peers(parts: Parts, layout: str) -> dict[str, Tensor]:
     """
     if layout == "diffusers-dit":
         return _to_diffusers(parts.net)
-    with_projectors = layout in ("repa", "erw")
+    with_projectors = layout in ("repa", "erw", "reg")
     return parts.buffers | parts.net | (parts.projectors if with_projectors else {})
+
+
+def without_sigma(parts: Parts, sizes: dict[str, Any]) -> tuple[Parts, dict[str, Tensor]]:
+    """The last layer's rows of the velocity, and apart from them those of sigma."""
+    sizes["out_channels"] = channels = sizes["channels"]
+    net, sigma = dict(parts.net), {}
+    for name in SIGMA:
+        value = net[name]
+        rows = value.reshape(-1, 2, channels, *value.shape[1:])  # patch pixel, which, channel
+        net[name], sigma[name] = (rows[:, i].reshape(-1, *value.shape[1:]) for i in (0, 1))
+    return parts._replace(net=net), sigma
+
+
+def with_sigma(velocity: Tensor, sigma: Tensor, *, channels: int) -> Tensor:
+    """The last layer's rows (p * p * 2C, ...) from those of the velocity and of sigma."""
+    both = [rows.reshape(-1, channels, *rows.shape[1:]) for rows in (velocity, sigma)]
+    return torch.stack(both, 1).reshape(-1, *velocity.shape[1:])
 
 
 def _take(tensors: dict[str, Tensor], which: Any) -> dict[str, Tensor]:

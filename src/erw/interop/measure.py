@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from erw.errors import CheckpointError
@@ -14,6 +15,7 @@ from erw.models.sit import SIZES, SiT
 
 HEADS = {width: heads for _, width, heads in SIZES.values()}
 DEPTHS = {width: depth for depth, width, _ in SIZES.values()}
+TOKEN = "cls_projectors2.weight"  # of REG's class token
 
 
 def measure(
@@ -32,6 +34,7 @@ def measure(
     net, buffers = parts.net, parts.buffers
     width, channels, patch, _ = _sizes(net, "x_embedder.proj.weight", 4, path)
     rows, _ = _sizes(net, "y_embedder.embedding_table.weight", 2, path)
+    token = _sizes(net, TOKEN, 2, path)[1] if TOKEN in net else 0
     here, whole = depth_of(net), "final_layer.linear.weight" in net
     if whole and depth not in (None, here):
         raise CheckpointError(
@@ -44,7 +47,7 @@ def measure(
         )
     last = _sizes(net, "final_layer.linear.weight", 2, path)[0] if whole else channels * patch**2
     return {
-        "input_size": input_size or _side(buffers, path) * patch,
+        "input_size": input_size or _side(buffers, path, extra=token > 0) * patch,
         "channels": channels,
         "patch": patch,
         "depth": here if whole else depth or DEPTHS[width],
@@ -57,6 +60,7 @@ def measure(
         "mlp": "swiglu" if "blocks.0.mlp.w12.weight" in net else "gelu",
         "adaln_shift": not unshifted(net),
         "out_channels": last // patch**2,
+        "class_token": token,
     }
 
 
@@ -94,7 +98,8 @@ def check_buffers(net: SiT, buffers: Mapping[str, Tensor], path: object) -> bool
     Raises:
         CheckpointError: they are, and have other values than ours: not the frozen tables.
     """
-    if "pos_embed" in buffers and buffers["pos_embed"].shape[1] != net.grid**2:
+    rows = net.grid**2 + (net.class_token > 0)
+    if "pos_embed" in buffers and buffers["pos_embed"].shape[1] != rows:
         return False
     for name, ours in positions(net).items():
         theirs = buffers.get(name, ours)
@@ -109,6 +114,8 @@ def check_buffers(net: SiT, buffers: Mapping[str, Tensor], path: object) -> bool
 def positions(net: SiT) -> dict[str, Tensor]:
     """The peers' buffers for a network's resolution, by their names."""
     tables = {"pos_embed": sincos_2d(net.width, net.grid)[None]}
+    if net.class_token:  # REG's first position is zeros
+        tables["pos_embed"] = F.pad(tables["pos_embed"], (0, 0, 1, 0))
     if isinstance(net.rope, Tensor):
         cos, sin = rope_2d(net.rope.shape[-1], net.grid)
         tables |= {"feat_rope.freqs_cos": cos, "feat_rope.freqs_sin": sin}
@@ -136,11 +143,11 @@ def _heads(parts: Parts, width: int, given: int | None, path: object) -> int:
     return heads
 
 
-def _side(buffers: Mapping[str, Tensor], path: object) -> int:
-    """Tokens along a side, from the stored positions."""
+def _side(buffers: Mapping[str, Tensor], path: object, *, extra: int) -> int:
+    """Tokens along a side, from the stored positions; `extra` of them are not of patches."""
     if "pos_embed" not in buffers or buffers["pos_embed"].ndim != 3:
         raise CheckpointError(f"{path} stores no positions; give input_size=, the latent's side")
-    tokens = buffers["pos_embed"].shape[1]
+    tokens = buffers["pos_embed"].shape[1] - extra
     if math.isqrt(tokens) ** 2 != tokens:
         raise CheckpointError(f"{path}: pos_embed has {tokens} tokens, which are no square grid")
     return math.isqrt(tokens)

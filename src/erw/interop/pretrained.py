@@ -13,13 +13,11 @@ from erw.config import Run
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.files import Found, Which, read_weights
 from erw.interop.known import known_run, vae_of
-from erw.interop.layouts import LAYOUTS, TIMES, Parts, ours, tell
+from erw.interop.layouts import LAYOUTS, TIMES, ours, tell, without_sigma
 from erw.interop.measure import check_buffers, depth_of, fitting, measure
 from erw.models import SiT
-from erw.models.positions import rope_2d, sincos_2d
-from erw.models.sit import Tapped
-
-SIGMA = ("final_layer.linear.weight", "final_layer.linear.bias")
+from erw.models.positions import sincos_2d
+from erw.models.sit import Tapped, rope_tables
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,9 @@ class Pretrained(nn.Module):
     ) -> Tensor | Tapped:
         """The velocity at x (B, C, H, W) and times t (B,), for labels y (B,); y None: no class.
 
-        A DiT takes steps 0..999 for t and gives noise and variance (B, 2C, H, W). `tap` and
-        `stop_at` as in `erw.SiT`.
+        REG's x and velocity are rows of latents and class token (`net.join`, `net.split`). A DiT
+        takes steps 0..999 for t and gives noise and variance (B, 2C, H, W). `tap` and `stop_at` as
+        in `erw.SiT`.
         """
         flipped = TIMES[self.origin.layout] == "flipped"
         if not tap and stop_at is None:
@@ -111,10 +110,9 @@ class Pretrained(nn.Module):
         return self.net.null_class
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
-        side = self.net.grid * self.net.patch
-        return self.net.channels, side, side
+        return self.net.latent_shape
 
     @property
     def depth(self) -> int:
@@ -132,13 +130,13 @@ def load_pretrained(
     projectors: bool = True,
     device: torch.device | str = "cpu",
 ) -> Pretrained:
-    """A released checkpoint of DiT, SiT, REPA, ERW or LightningDiT as our model.
+    """A released checkpoint of DiT, SiT, REPA, ERW, REG or LightningDiT as our model.
 
     Args:
         path: a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers DiT folder. Nothing in
             it is run.
-        layout: "dit", "sit", "repa", "erw", "lightningdit", "diffusers-dit"; "auto" tells it from
-            keys and shapes, and asks where two layouts look the same.
+        layout: "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"; "auto" tells it
+            from keys and shapes, and asks where two layouts look the same.
         num_heads: attention heads, where neither the width nor the shapes say it.
         which: averaged ("ema") or plain weights ("model") of a training checkpoint.
         input_size: side of the latent, where it should be another than the file's; positions are
@@ -193,7 +191,7 @@ def _model(
     steps = TIMES[layout] == "steps"
     sigma: dict[str, Tensor] = {}
     if net.out_channels == 2 * net.channels and not steps:
-        parts, sigma = _without_sigma(parts, sizes)
+        parts, sigma = without_sigma(parts, sizes)
     elif net.out_channels != (2 * net.channels if steps else net.channels):
         raise CheckpointError(
             f"{path} gives {net.out_channels} channels for latents of {net.channels}, which is not "
@@ -224,26 +222,10 @@ def _filled(sizes: dict[str, Any], tensors: Mapping[str, Tensor], *, warm: bool)
     net.load_state_dict(own, strict=False, assign=True)
     net.pos_embed = sincos_2d(net.width, net.grid)[None]
     if net.rope is not None:
-        net.rope = torch.stack(rope_2d(sizes["width"] // sizes["heads"], net.grid))
+        head_dim, token = sizes["width"] // sizes["heads"], net.class_token > 0
+        net.rope = rope_tables(head_dim, net.grid, class_token=token)
     assert not any(p.is_meta for p in net.parameters())
     return net
-
-
-def _without_sigma(parts: Parts, sizes: dict[str, Any]) -> tuple[Parts, dict[str, Tensor]]:
-    """The last layer's rows of the velocity, and apart from them those of sigma."""
-    sizes["out_channels"] = channels = sizes["channels"]
-    net, sigma = dict(parts.net), {}
-    for name in SIGMA:
-        value = net[name]
-        rows = value.reshape(-1, 2, channels, *value.shape[1:])  # patch pixel, which, channel
-        net[name], sigma[name] = (rows[:, i].reshape(-1, *value.shape[1:]) for i in (0, 1))
-    return parts._replace(net=net), sigma
-
-
-def with_sigma(velocity: Tensor, sigma: Tensor, *, channels: int) -> Tensor:
-    """The last layer's rows (p * p * 2C, ...) from those of the velocity and of sigma."""
-    both = [rows.reshape(-1, channels, *rows.shape[1:]) for rows in (velocity, sigma)]
-    return torch.stack(both, 1).reshape(-1, *velocity.shape[1:])
 
 
 def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.ModuleList:
@@ -286,6 +268,7 @@ def _seen(
         f"patch {sizes['patch']}, latents {sizes['channels']} x {side} x {side}",
         f"{sizes['num_classes']} classes",
     ]
+    said += [f"class token of {sizes['class_token']}"] * bool(sizes["class_token"])
     said += [name for name in ("rope", "qk_norm") if sizes[name]]
     said += [sizes[name] for name in ("norm", "mlp") if sizes[name] in ("rms", "swiglu")]
     said += [f"weights {wrapper}"] * bool(wrapper)

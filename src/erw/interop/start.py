@@ -17,7 +17,10 @@ from erw.sample.model import weights_hash
 from erw.train.load import Trained, is_run, load
 from erw.train.start import Init
 
-ARCHITECTURE = ("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp", "adaln_shift")
+ARCHITECTURE = (
+    *("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp", "adaln_shift"),
+    *("class_token", "class_dim"),
+)
 FILES = (".pt", ".pth", ".bin", ".safetensors")
 TABLE = "y_embedder.embedding_table.weight"
 

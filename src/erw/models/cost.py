@@ -82,13 +82,16 @@ def sit_flops(
     mlp_ratio: float = 4.0,
     mlp: MlpKind = "gelu",
     adaln_shift: bool = True,
+    class_token: int = 0,
+    representation: int = 0,
     outputs: int = 1,
     stop_at: int | None = None,
 ) -> Flops:
     """FLOPs of a SiT on one latent (`channels`, h, w) of `tokens` = h w / patch^2 tokens.
 
-    `outputs` is how often the channels come out: 2 for DiT, which gives a variance too. With
-    `stop_at` the blocks after that depth and the final layer do not run, as in warm-up.
+    `outputs` is how often the channels come out: 2 for DiT, which gives a variance too. A class
+    token and a representation are counted by their channels, as in `SiT`. With `stop_at` the blocks
+    after that depth and the final layer do not run, as in warm-up.
     Raises ValueError if `stop_at` is not within 1..depth.
     """
     if stop_at is not None and not 1 <= stop_at <= depth:
@@ -96,8 +99,9 @@ def sit_flops(
     pixels = patch * patch * channels
     cost = linear_flops(tokens, pixels, width, first=True)
     cost += linear_flops(1, TIME_FREQUENCIES, width, first=True) + linear_flops(1, width, width)
+    cost += linear_flops(1, class_token, width, first=True) + linear_flops(1, representation, width)
     block = block_flops(
-        tokens=tokens,
+        tokens=tokens + (class_token > 0),
         width=width,
         mlp_ratio=mlp_ratio,
         mlp=mlp,
@@ -106,7 +110,8 @@ def sit_flops(
     cost += block.times(depth if stop_at is None else stop_at)
     if stop_at is not None:
         return cost
-    return cost + linear_flops(1, width, 2 * width) + linear_flops(tokens, width, outputs * pixels)
+    cost += linear_flops(1, width, 2 * width) + linear_flops(1, width, class_token)
+    return cost + linear_flops(tokens, width, outputs * pixels)
 
 
 def sit_parameters(
@@ -120,6 +125,8 @@ def sit_parameters(
     mlp: MlpKind = "gelu",
     norm: NormKind = "layer",
     adaln_shift: bool = True,
+    class_token: int = 0,
+    representation: int = 0,
     outputs: int = 1,
     stop_at: int | None = None,
 ) -> int:
@@ -135,13 +142,19 @@ def sit_parameters(
 
     pixels = patch * patch * channels
     embedders = linear(pixels, width) + linear(TIME_FREQUENCIES, width) + linear(width, width)
-    embedders += (num_classes + 1) * width  # and the null class
+    if representation:
+        embedders += linear(representation, width) + representation  # and the null one
+    else:
+        embedders += (num_classes + 1) * width  # and the null class
+    if class_token:
+        embedders += linear(class_token, width) + 2 * width
     block = linear(width, 3 * width) + linear(width, width)
     block += linear(width, modulations(adaln_shift) * width)
     block += linear(width, into) + linear(out_of, width) + 2 * gain
     if stop_at is not None:
         return embedders + stop_at * block
     final = linear(width, 2 * width) + linear(width, outputs * pixels) + gain
+    final += linear(width, class_token) if class_token else 0
     return embedders + depth * block + final
 
 
@@ -171,18 +184,21 @@ class StepCost:
     """What one image costs in one training step, by part, in FLOPs.
 
     `warmup` and `full` are the network's forward and backward in either phase, `projector` the same
-    for the projection heads, `teacher` the frozen encoder's forward (it has no backward).
+    for the projection heads, `teacher` the frozen encoder's forward (it has no backward), which is
+    `always_taught` where the network needs the class token also without alignment.
     """
 
     warmup: int
     full: int
     projector: int
     teacher: int
+    always_taught: bool = False
 
     def per_image(self, *, warmup: bool, aligned: bool = True) -> int:
         """Everything one image costs in a step; without alignment projector and teacher rest."""
         network = self.warmup if warmup else self.full
-        return network + (self.projector + self.teacher if aligned else 0)
+        teacher = self.teacher if aligned or self.always_taught else 0
+        return network + teacher + (self.projector if aligned else 0)
 
     @property
     def ratio(self) -> float:
@@ -203,6 +219,8 @@ def training_step_flops(
     mlp_ratio: float = 4.0,
     mlp: MlpKind = "gelu",
     adaln_shift: bool = True,
+    class_token: int = 0,
+    representation: int = 0,
     outputs: int = 1,
     teacher: int = 0,
 ) -> StepCost:
@@ -220,9 +238,13 @@ def training_step_flops(
         "mlp_ratio": mlp_ratio,
         "mlp": mlp,
         "adaln_shift": adaln_shift,
+        "class_token": class_token,
+        "representation": representation,
     }
-    heads = [
-        projector_flops(tokens=tokens, width=width, dim=dim, hidden=projector_hidden).total
+    heads = [  # REG aligns the class token too, where one projector fits it
+        projector_flops(
+            tokens=tokens + (dim == class_token), width=width, dim=dim, hidden=projector_hidden
+        ).total
         for dim in dims
     ]
     return StepCost(
@@ -230,4 +252,5 @@ def training_step_flops(
         full=sit_flops(**sizes, outputs=outputs).total,
         projector=sum(heads),
         teacher=teacher,
+        always_taught=bool(class_token or representation),
     )

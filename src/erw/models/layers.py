@@ -87,6 +87,20 @@ class LabelEmbed(nn.Module):
         return self.embedding_table(y)
 
 
+class RepresentationEmbed(nn.Module):
+    """Representations (B, R) to conditioning vectors (B, D); a row of zeros stands for none, which
+    is a learned representation (RCG, arXiv 2312.03701)."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.rep_embedder = nn.Linear(dim, width)
+        self.fake_latent = nn.Parameter(0.02 * torch.randn(dim))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.rep_embedder(torch.where(y.any(1, keepdim=True), y, self.fake_latent))
+
+
 class Block(nn.Module):
     """Attention and MLP, each scaled, shifted and gated by the conditioning (adaLN-Zero).
 
@@ -209,17 +223,22 @@ class SwiGlu(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches of the output: (B, T, D) -> (B, T, p * p * C)."""
+    """Tokens to patches of the output, (B, T, D) -> (B, T, p * p * C), and to the class token
+    (B, `class_token`), None without one; it stands before the patches."""
 
-    def __init__(self, width: int, out: int, *, norm: NormKind) -> None:
+    def __init__(self, width: int, out: int, *, norm: NormKind, class_token: int = 0) -> None:
         super().__init__()
         self.norm_final = make_norm(norm, width)
         self.linear = nn.Linear(width, out)
+        self.linear_cls = nn.Linear(width, class_token) if class_token else None
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
 
-    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+    def forward(self, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None]:
         shift, scale = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=-1)
-        return self.linear(modulated(self.norm_final(h), scale, shift))
+        h = modulated(self.norm_final(h), scale, shift)
+        if self.linear_cls is None:
+            return self.linear(h), None
+        return self.linear(h[:, 1:]), self.linear_cls(h[:, 0])
 
 
 def init(module: nn.Module) -> None:

@@ -2,10 +2,11 @@
 
 Its options make the whole line: DiT (arXiv 2212.09748) is the same network with twice the output
 channels and steps for times; LightningDiT (arXiv 2501.01423) has `rope`, `norm="rms"` and
-`mlp="swiglu"`.
+`mlp="swiglu"`; REG (arXiv 2507.01467) has `class_token`; RCG (arXiv 2312.03701) conditions on a
+`representation` in place of the class.
 
 Shapes: B images, C latent channels, H = W latent pixels, p patch side, T = (H / p)^2 tokens, D
-width.
+width, R channels of the class token or representation.
 """
 
 from typing import NamedTuple, overload
@@ -22,6 +23,7 @@ from erw.models.layers import (
     MlpKind,
     NormKind,
     PatchEmbed,
+    RepresentationEmbed,
     TimeEmbed,
     init,
     zero,
@@ -37,7 +39,7 @@ class Tapped(NamedTuple):
     depth."""
 
     velocity: Tensor | None
-    hidden: dict[int, Tensor]  # depth, counted from 1 -> (B, T, D)
+    hidden: dict[int, Tensor]  # depth, counted from 1 -> (B, T, D); class token first, if any
 
 
 class SiT(nn.Module):
@@ -57,6 +59,10 @@ class SiT(nn.Module):
         adaln_shift: False: blocks are scaled and gated by the conditioning, not shifted.
         out_channels: channels of the output; None: as the latent. DiT has twice as many: the noise,
             then the variance (see `erw.diffusion`).
+        class_token: channels of a class token that is denoised beside the latents, 0 for none. The
+            state x and its velocity are then rows (B, C H W + R), see `join` and `split`.
+        representation: channels of a representation (B, R) that y is then, in place of labels;
+            zeros, or None, stand for none. 0: y are labels.
 
     Raises:
         ConfigError: patches do not tile the latent.
@@ -78,32 +84,59 @@ class SiT(nn.Module):
         mlp: MlpKind = "gelu",
         adaln_shift: bool = True,
         out_channels: int | None = None,
+        class_token: int = 0,
+        representation: int = 0,
     ) -> None:
         super().__init__()
         self.channels, self.patch, self.grid = channels, patch, grid_of(input_size, patch)
         self.out_channels = channels if out_channels is None else out_channels
-        self.width, self.null_class = width, num_classes
+        self.width, self.null_class = width, 0 if representation else num_classes
+        self.class_token, self.representation = class_token, representation
         self.x_embedder = PatchEmbed(channels, patch, width)
         self.t_embedder = TimeEmbed(width)
-        self.y_embedder = LabelEmbed(num_classes + 1, width)
+        self.y_embedder: nn.Module = LabelEmbed(num_classes + 1, width)
+        if representation:
+            self.y_embedder = RepresentationEmbed(representation, width)
+        if class_token:  # names as in REG's files
+            self.cls_projectors2 = nn.Linear(class_token, width)
+            self.wg_norm = nn.LayerNorm(width, eps=1e-6)
         blocks = [
             Block(width, heads, qk_norm=qk_norm, norm=norm, mlp=mlp, shift=adaln_shift)
             for _ in range(depth)
         ]
         self.blocks = nn.ModuleList(blocks)
-        self.final_layer = FinalLayer(width, patch * patch * self.out_channels, norm=norm)
+        out = patch * patch * self.out_channels
+        self.final_layer = FinalLayer(width, out, norm=norm, class_token=class_token)
         self.register_buffer("pos_embed", sincos_2d(width, self.grid)[None], persistent=False)
-        tables = torch.stack(rope_2d(width // heads, self.grid)) if rope else None
+        first = class_token > 0
+        tables = rope_tables(width // heads, self.grid, class_token=first) if rope else None
         self.register_buffer("rope", tables, persistent=False)
         self.apply(init)
         for block in blocks:
             zero(block.adaLN_modulation[1])
         zero(self.final_layer.adaLN_modulation[1])
         zero(self.final_layer.linear)
+        if self.final_layer.linear_cls is not None:
+            zero(self.final_layer.linear_cls)
 
     @property
     def depth(self) -> int:
         return len(self.blocks)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        side = self.grid * self.patch
+        return self.channels, side, side
+
+    def join(self, latents: Tensor, token: Tensor) -> Tensor:
+        """One row (B, C H W + R) of latents (B, C, H, W) and class tokens (B, R)."""
+        return torch.cat([latents.flatten(1), token], 1)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents and the class tokens of rows from `join`."""
+        latents, token = x.tensor_split([x.shape[1] - self.class_token], 1)
+        return latents.unflatten(1, self.latent_shape), token
 
     @overload
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor: ...
@@ -128,15 +161,23 @@ class SiT(nn.Module):
         stop_at: int | None = None,
     ) -> Tensor | Tapped:
         """The velocity at x (B, C, H, W) and times t (B,), for labels y (B,); y None: the null
-        class.
+        class. With a class token x and the velocity are rows of both; with a representation y is
+        (B, R).
 
         With `tap`, depths counted from 1, the result is a `Tapped` with the tokens (B, T, D) after
         those blocks. `stop_at`: blocks after that depth and the final layer do not run.
         """
         if y is None:
-            y = torch.full((len(x),), self.null_class, device=x.device)
+            rows = (len(x), self.representation) if self.representation else (len(x),)
+            y = torch.full(rows, self.null_class, device=x.device)
         c = F.silu(self.t_embedder(t) + self.y_embedder(y))  # (B, D), shared by every modulation
+        token = None
+        if self.class_token:
+            x, token = self.split(x)
         h = self.x_embedder(x) + self.pos_embed  # (B, T, D)
+        if token is not None:
+            first = self.wg_norm(self.cls_projectors2(token)).unsqueeze(1)
+            h = torch.cat([first, h], 1)
         hidden: dict[int, Tensor] = {}
         for depth, block in enumerate(self.blocks[:stop_at], start=1):
             h = block(h, c, self.rope)
@@ -144,7 +185,10 @@ class SiT(nn.Module):
                 hidden[depth] = h
         if stop_at is not None:
             return Tapped(None, hidden)
-        velocity = self._unpatchify(self.final_layer(h, c))
+        patches, token = self.final_layer(h, c)
+        velocity = self._unpatchify(patches)
+        if token is not None:
+            velocity = self.join(velocity, token)
         return Tapped(velocity, hidden) if tap else velocity
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
@@ -152,6 +196,15 @@ class SiT(nn.Module):
         b, g, p, c = len(patches), self.grid, self.patch, self.out_channels
         image = patches.reshape(b, g, g, p, p, c).permute(0, 5, 1, 3, 2, 4)
         return image.reshape(b, c, g * p, g * p)
+
+
+def rope_tables(head_dim: int, grid: int, *, class_token: bool) -> Tensor:
+    """Cosines and sines (2, T, head_dim) of `rope_2d`; a class token, first, does not turn."""
+    tables = torch.stack(rope_2d(head_dim, grid))
+    if not class_token:
+        return tables
+    still = torch.stack([torch.ones(1, head_dim), torch.zeros(1, head_dim)])
+    return torch.cat([still, tables], 1)
 
 
 def grid_of(input_size: int, patch: int) -> int:

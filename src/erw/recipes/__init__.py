@@ -8,12 +8,13 @@ import dataclasses
 
 from erw.config import Run, nearest
 from erw.errors import ConfigError
-from erw.recipes import imagenet, lightning, quickstart
+from erw.recipes import imagenet, lightning, quickstart, tokens
 
 _RECIPES: dict[str, tuple[Run, str]] = {
     **quickstart.RECIPES,
     **imagenet.RECIPES,
     **lightning.RECIPES,
+    **tokens.RECIPES,
 }
 
 

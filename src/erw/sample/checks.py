@@ -14,6 +14,8 @@ def check(
     interval: tuple[float, float],
     shift: float,
     guided_channels: int | None,
+    *,
+    class_token: int = 0,
 ) -> None:
     """Raise ConfigError for settings that are impossible."""
     if solver not in SOLVERS:
@@ -27,12 +29,17 @@ def check(
         raise ConfigError(f"guidance interval {interval}; expected 0 <= low <= high <= 1")
     if guided_channels is not None and guided_channels < 1:
         raise ConfigError(f"guided_channels is {guided_channels}; expected 1 or more, or none: all")
+    if guided_channels is not None and class_token:
+        raise ConfigError(
+            "guided_channels are of latents alone; with a class token leave it at none"
+        )
 
 
 def check_pair(model: Model, weak: Model) -> None:
     """Raise ConfigError unless `weak` can guide `model`: same latents, classes and path."""
     for what, of in (
         ("latents", lambda m: m.latent_shape),
+        ("class token", lambda m: getattr(m.net, "class_token", 0)),
         ("number of classes", lambda m: m.num_classes),
         ("path", lambda m: path_of(m).name),
     ):

@@ -24,6 +24,7 @@ from erw.sample.model import (
     chosen_precision,
     decoder_of,
     device_of,
+    latents_in,
     path_of,
     ready,
     weights_hash,
@@ -147,7 +148,8 @@ class Generation:
         if self.labels is not None:
             labels = torch.tensor(self.labels[rows], dtype=torch.int64, device=device)
         shape = model.latent_shape
-        x = start_noise(seeds, shape).to(device)
+        token = getattr(model.net, "class_token", 0)  # drawn beside the latents
+        x = start_noise(seeds, shape, token=token).to(device)
         half = self.precision == "bf16"
         with torch.no_grad(), ExitStack() as stack:
             for one in (model, self.autoguidance):
@@ -159,10 +161,10 @@ class Generation:
                     x,
                     solver.times(self.steps, shift=self.shift),
                     path=self.path,
-                    noise=step_noise(seeds, shape),
+                    noise=step_noise(seeds, shape, token=token),
                     callback=self.callback,
                 )
-            latents = x.float()
+            latents = latents_in(model.net, x).float()
             images = None if self.vae is None else _decode(self.vae, latents)
         return Samples(seeds, labels, latents, images)
 
@@ -230,7 +232,8 @@ def generate(
     seeds = tuple(int(seed) for seed in seeds)
     if not seeds:
         raise ConfigError("no seeds: give at least one, such as range(16)")
-    check(solver, steps, batch_size, precision, interval, shift, guided_channels)
+    token = getattr(model.net, "class_token", 0)
+    check(solver, steps, batch_size, precision, interval, shift, guided_channels, class_token=token)
     if autoguidance is not None:
         check_pair(model, autoguidance)
         if guidance == 1:

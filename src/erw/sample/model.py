@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class Model(Protocol):
     @property
     def num_classes(self) -> int: ...
     @property
-    def latent_shape(self) -> tuple[int, int, int]: ...
+    def latent_shape(self) -> tuple[int, ...]: ...
 
     def velocity(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor: ...
 
@@ -98,3 +98,9 @@ def ready(net: nn.Module, *, half: bool) -> Iterator[None]:
         for parameter, value in reversed(kept):
             parameter.data = value
         net.train(training)
+
+
+def latents_in(net: Any, x: Tensor) -> Tensor:
+    """The latents in a state that was sampled, without a class token beside them."""
+    latents: Tensor = net.split(x)[0] if getattr(net, "class_token", 0) else x
+    return latents

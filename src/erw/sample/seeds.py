@@ -13,16 +13,22 @@ from erw.sample.solvers import Noise
 Labels = int | Sequence[int] | Tensor | Literal["random"] | None
 
 
-def start_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """The noise (B, *shape), float32, that samples of these seeds start from."""
-    return _normal(seeds, shape, "start")
+def start_noise(seeds: Sequence[int], shape: tuple[int, ...], *, token: int = 0) -> Tensor:
+    """The noise (B, *shape), float32, that samples of these seeds start from.
+
+    With a class token of `token` channels: rows of both, the latents' noise being the same.
+    """
+    return _normal(seeds, shape, "start", token=token)
 
 
-def step_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Noise:
-    """Noise of SDE steps, (step, x) -> (B, *shape): a function of each seed and the step."""
+def step_noise(seeds: Sequence[int], shape: tuple[int, ...], *, token: int = 0) -> Noise:
+    """Noise of SDE steps, (step, x) -> (B, *shape): a function of each seed and the step.
+
+    `token` as in `start_noise`.
+    """
 
     def noise(step: int, x: Tensor) -> Tensor:
-        return _normal(seeds, shape, "step", step).to(x)
+        return _normal(seeds, shape, "step", step, token=token).to(x)
 
     return noise
 
@@ -59,7 +65,12 @@ def _label(seed: int, num_classes: int) -> int:
     return int(torch.randint(num_classes, (), generator=rng))
 
 
-def _normal(seeds: Sequence[int], shape: tuple[int, ...], *tags: int | str) -> Tensor:
+def _normal(
+    seeds: Sequence[int], shape: tuple[int, ...], *tags: int | str, token: int = 0
+) -> Tensor:
     """Standard normal (B, *shape) float32, a row per seed; from the CPU on any device."""
+    if token:
+        parts = _normal(seeds, shape, *tags), _normal(seeds, (token,), *tags, "class token")
+        return torch.cat([part.flatten(1) for part in parts], 1)
     draw = [torch.randn(shape, generator=generator(seed, "sample", *tags)) for seed in seeds]
     return torch.stack(draw)

@@ -27,10 +27,13 @@ def resolve(run: Run, cache: Cache) -> Run:
         ConfigError, CacheError: settings and cache do not fit each other.
     """
     channels, size, _ = cache.latent_shape
+    token = token_encoder(run, cache) if run.model.needs_token else ""
+    unlabelled = run.model.num_classes == 0 or run.model.class_token == "given"
     told: dict[str, Any] = {
         "input_size": size,
         "channels": channels,
-        "num_classes": cache.num_classes,
+        "num_classes": 0 if unlabelled else cache.num_classes,
+        "class_dim": cache.features[token].class_dim if token else None,
     }
     for name, value in told.items():
         if getattr(run.model, name) not in (None, value):
@@ -39,6 +42,13 @@ def resolve(run: Run, cache: Cache) -> Run:
                 f"{value}; leave it out to take the cache's"
             )
     features = run.data.features or tuple(cache.features)
+    if run.model.class_token == "denoised":
+        features = run.data.features or (token,)
+        if run.plan.aligns and features != (token,):
+            raise ConfigError(
+                f"data.features is {', '.join(features)}, but the class token is of {token}, and "
+                "REG aligns both with one encoder; leave it out, or train without alignment"
+            )
     if run.plan.aligns and not features:
         raise ConfigError(
             f"the plan aligns with an encoder, but the cache {run.data.cache} holds no features; "
@@ -48,7 +58,29 @@ def resolve(run: Run, cache: Cache) -> Run:
         features = ()
     model = dataclasses.replace(run.model, **told)
     cache.require(encoders=features, tokens=grid_of(size, model.patch) ** 2)
-    return run.replace(model=model, data=dataclasses.replace(run.data, features=features))
+    data = dataclasses.replace(run.data, features=features, class_token=token or None)
+    return run.replace(model=model, data=data)
+
+
+def token_encoder(run: Run, cache: Cache) -> str:
+    """The encoder whose class token the run reads.
+
+    Raises:
+        ConfigError: the cache has several and none is named, or is named wrongly.
+        CacheError: the cache has none, or not that one.
+    """
+    if run.data.class_token:
+        cache.require(token=run.data.class_token)
+        return run.data.class_token
+    held = [name for name, spec in cache.features.items() if spec.class_dim]
+    if not held:
+        cache.require(token=next(iter(cache.features), "dinov2-b"))
+    if len(held) > 1:
+        raise ConfigError(
+            f"the cache {run.data.cache} has class tokens of {', '.join(held)}; choose one with "
+            "--data.class_token"
+        )
+    return held[0]
 
 
 def build_model(model: Model, *, outputs: int = 1, seed: int = 0) -> SiT:
@@ -73,12 +105,14 @@ def build_model(model: Model, *, outputs: int = 1, seed: int = 0) -> SiT:
             mlp=model.mlp,
             adaln_shift=model.adaln_shift,
             out_channels=outputs * model.channels,
+            **token_sizes(model),
         )
 
 
 def build_net(run: Run, cache: Cache) -> Aligned:
     """The transformer with one projector for each encoder aligned with."""
     net = build_model(run.model, outputs=run.flow.outputs, seed=run.seed)
+    apart = run.model.class_token == "denoised" and not token_aligned(run, cache)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(run.seed, "projector"))
         return Aligned(
@@ -88,6 +122,7 @@ def build_net(run: Run, cache: Cache) -> Aligned:
             dim=tuple(cache.features[name].dim for name in run.data.features),
             hidden=run.model.projector,
             loss=align_loss(run.plan),
+            skip=int(apart),
         )
 
 
@@ -103,6 +138,12 @@ def align_loss(plan: Plan) -> AlignLoss:
     return partial(nt_xent, temperature=plan.temperature, negatives=plan.negatives)
 
 
+def token_aligned(run: Run, cache: Cache) -> bool:
+    """Whether the class token is among the targets, as in REG: if it is as wide as the patches'
+    features, which one projector gives."""
+    return all(cache.features[name].dim == run.model.class_dim for name in run.data.features)
+
+
 def build_step(run: Run) -> Step:
     """The training step of resolved settings."""
     assert run.model.num_classes is not None
@@ -116,6 +157,8 @@ def build_step(run: Run) -> Step:
         shift=run.flow.shift,
         prediction=run.flow.prediction,
         direction=run.flow.direction,
+        token="made" if run.model.net == "rdm" else run.model.class_token,
+        token_weight=run.flow.token_weight,
     )
 
 
@@ -123,7 +166,8 @@ def step_cost(run: Run, cache: Cache) -> StepCost:
     """FLOPs per image of a resolved run's steps, by part."""
     model = run.model
     assert model.input_size and model.channels
-    specs = [cache.features[name] for name in run.data.features]
+    used = dict.fromkeys((*run.data.features, *filter(None, [run.data.class_token])))
+    dims = tuple(cache.features[name].dim for name in run.data.features)
     return training_step_flops(
         depth=model.depth,
         width=model.width,
@@ -131,10 +175,20 @@ def step_cost(run: Run, cache: Cache) -> StepCost:
         patch=model.patch,
         channels=model.channels,
         warmup_depth=min(run.plan.depth, model.depth),
-        dims=tuple(spec.dim for spec in specs),
+        dims=dims,
         projector_hidden=model.projector,
         mlp=model.mlp,
         adaln_shift=model.adaln_shift,
         outputs=run.flow.outputs,
-        teacher=sum(spec.flops for spec in specs),
+        **token_sizes(model),
+        teacher=sum(cache.features[name].flops for name in used),
     )
+
+
+def token_sizes(model: Model) -> dict[str, int]:
+    """The class token's part in the network, in the words of `SiT` and of its cost."""
+    width = model.class_dim or 0
+    return {
+        "class_token": width if model.class_token == "denoised" else 0,
+        "representation": width if model.class_token == "given" else 0,
+    }

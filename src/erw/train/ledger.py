@@ -21,8 +21,9 @@ class Ledger:
     """The cost of a run by step.
 
     The teacher's features come from a cache, where each image is encoded once. Its cost is that of
-    the distinct images that aligned steps have used: it grows over the first epoch and then stands
-    still. (Encoding online would cost `cost.teacher` for every image of every aligned step.)
+    the distinct images that aligned steps have used (all steps, where the model needs the teacher's
+    class token): it grows over the first epoch and then stands still. (Encoding online would cost
+    `cost.teacher` for every image of every such step.)
 
     Attributes:
         plan, batch_size: decide how many images each phase has seen.
@@ -44,7 +45,8 @@ class Ledger:
         warm = self.images(min(step, self.plan.warmup))
         full = self.images(step) - warm
         aligned = self.images(min(step, aligned_until(self.plan))) - warm
-        teacher = min(warm + aligned, self.rows) * self.cost.teacher
+        taught = warm + (full if self.cost.always_taught else aligned)
+        teacher = min(taught, self.rows) * self.cost.teacher
         warmup = warm * (self.cost.warmup + self.cost.projector)
         phase2 = full * self.cost.full + aligned * self.cost.projector
         return Spent(warmup + phase2 + teacher, warmup, teacher)

@@ -60,10 +60,9 @@ class Trained:
         return self.average or self.run.optim.ema
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
-        side = self.net.grid * self.net.patch
-        return self.net.channels, side, side
+        return self.net.latent_shape
 
     def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The velocity at latents x (B, C, h, w), times t (B,) and labels y (B,).

@@ -44,8 +44,9 @@ class State:
         self.ema = Ema(self.net, decay=run.optim.ema)
         self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
         self.optimizer = make_optimizer(self.net, run.optim)
-        self.loader = Loader(cache, seed=run.seed, features=run.data.features)
-        self.without_features = Loader(cache, seed=run.seed)
+        token = run.data.class_token or ""
+        self.loader = Loader(cache, seed=run.seed, features=run.data.features, token=token)
+        self.without_features = Loader(cache, seed=run.seed, token=token)
         if run.optim.compile:
             for block in self.model.blocks:
                 block.compile()

@@ -1,0 +1,55 @@
+"""What is read from a cache: rows of it, and what it says of an encoder's features."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Rows of a cache. mean, std: float32 (B, C, h, w), shifted and scaled; labels: int64 (B,).
+
+    features: one float32 (B, T, D) per encoder asked for, tokens row by row. token: the class token
+    (B, D) of the encoder asked for, float32. A latent is `mean + std * noise`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    labels: Tensor
+    features: tuple[Tensor, ...] = ()
+    token: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same rows on another device."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def rows(self, which: slice) -> "Batch":
+        """Some of the rows."""
+        return self._each(lambda x: x[which])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        mean, std, labels, *features = map(
+            change, (self.mean, self.std, self.labels, *self.features)
+        )
+        token = None if self.token is None else change(self.token)
+        return Batch(mean, std, labels, tuple(features), token)
+
+
+class FeatureSpec(NamedTuple):
+    """Features of one encoder in a cache. `flops`: what one image cost, multiply-add = 2.
+
+    `class_dim`: width of its class token, 0 where none is stored.
+    """
+
+    dim: int
+    grid: tuple[int, int]
+    flops: int
+    weight_hash: str
+    format: str
+    class_dim: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens an image."""
+        return self.grid[0] * self.grid[1]
