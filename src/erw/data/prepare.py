@@ -11,7 +11,7 @@ from ..errors import CacheError, ConfigError
 from . import growth
 from .cache import Cache
 from .job import Job, damaged, named, work
-from .manifest import REJECTED, REPORT, SETTINGS, Manifest
+from .manifest import MANIFEST, REJECTED, REPORT, SETTINGS, Manifest
 from .progress import Bar, summary
 from .settings import (
     begun,
@@ -228,7 +228,10 @@ def _go(job: Job, *, repair: bool, patience: float, progress: bool) -> Cache:
         return Cache.open(job.out)
     began = time.monotonic()
     mine = sum(span.stop - span.first for span in job.own()[job.rank :: job.world])
+    before = Manifest.read(job.out).class_names if (job.out / MANIFEST).exists() else None
     with Bar(f"prepare {job.source.name}", total=mine, shown=progress) as bar:
+        if before is not None and (new := job.source.class_names[len(before) :]):
+            bar.note(f"classes that the cache did not have: {', '.join(new)}")
         others = work(job, bar, patience=patience)
     if others:
         told = growth.sources(job.settings)
