@@ -65,6 +65,12 @@ class OneBatch:
     def require(self, **_: Any) -> None:
         """Whatever is asked for is there."""
 
+    def admit(self, window: int) -> None:
+        """It all is in memory."""
+
+    def expect(self, shards: Any) -> None:
+        """So nothing needs to be fetched."""
+
     def read(self, rows: Any, *, features: Sequence[str] = (), flipped: Any = None) -> Batch:
         """The batch: the rows are all of it, and their order does not matter to a clock."""
         data = self.data

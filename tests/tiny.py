@@ -19,7 +19,7 @@ from erw.encoders import load_encoder, load_vae
 from erw.recipes import recipe
 
 
-def tiny_cache(out: Path, *, count: int = 48) -> Cache:
+def tiny_cache(out: Path, *, count: int = 48, rows_per_shard: int = 16) -> Cache:
     """Composed glyphs at 16 x 16 in plain pixels, with the features of EfficientNet-Lite0 (2 x 2)
     and its class token."""
     return prepare(
@@ -29,7 +29,7 @@ def tiny_cache(out: Path, *, count: int = 48) -> Cache:
         encoders=[load_encoder("efficientnet-lite0")],
         image_size=16,
         class_token=True,
-        rows_per_shard=16,
+        rows_per_shard=rows_per_shard,
     )
 
 

@@ -1,7 +1,7 @@
 """A prepared cache: latents' moments, teacher features and labels, read row by row."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ class Cache:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
+        self.where = str(path)  # as people call it
         settings = manifest.settings
         self.class_names = manifest.class_names
         self.class_counts = manifest.class_counts
@@ -51,7 +52,14 @@ class Cache:
 
     @classmethod
     def open(cls, path: str | Path) -> "Cache":
-        """Open a finished cache or an `Online`. `CacheError` if missing, unfinished, cut short."""
+        """Open a finished cache, one at a URL (`Remote`) or an `Online`.
+
+        Raises `CacheError` if it is missing, unfinished or cut short.
+        """
+        if "://" in str(path):
+            from .remote import Remote
+
+            return Remote.open(path)
         path = Path(path).expanduser()
         if (path / "online.json").is_file():
             from .online import Online
@@ -74,7 +82,7 @@ class Cache:
 
     def __repr__(self) -> str:
         encoders = ", ".join(self.features) or "no features"
-        return f"Cache({str(self.path)!r}: {len(self)} rows, {self.vae['name']}, {encoders})"
+        return f"Cache({self.where!r}: {len(self)} rows, {self.vae['name']}, {encoders})"
 
     def read(
         self,
@@ -97,7 +105,7 @@ class Cache:
         labels = self._gather("label", rows).long()
         if len(labels) and int(labels.max()) >= max(1, self.num_classes):
             raise CacheError(
-                f"cache {self.path} has label {int(labels.max())} but {self.num_classes} classes"
+                f"cache {self.where} has label {int(labels.max())} but {self.num_classes} classes"
             )
         whole = float32(self._gather(f"class.{token}", rows)) if token else None
         tokens = tuple(self._features(name, rows) for name in features)
@@ -106,7 +114,7 @@ class Cache:
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
         if not self.manifest.settings["images"]:
-            raise CacheError(f"cache {self.path} holds no images: prepare it with --images")
+            raise CacheError(f"cache {self.where} holds no images: prepare it with --images")
         return self._gather("image", self._locate(indices, None))
 
     def items(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -161,7 +169,7 @@ class Cache:
             if tokens is not None and spec.tokens != tokens:
                 grid = f"{spec.grid[0]} x {spec.grid[1]}"
                 raise CacheError(
-                    f"cache {self.path}: {name} gives {grid} = {spec.tokens} tokens an image, the "
+                    f"cache {self.where}: {name} gives {grid} = {spec.tokens} tokens an image, the "
                     f"model has {tokens}: change the patch size, or the encoder's input (NAME@SIDE)"
                 )
         if token and not (token in self.features and self.features[token].class_dim):
@@ -172,13 +180,26 @@ class Cache:
             self._wrong("no flipped variant", "--flip")
 
     @cached_property
+    def shard_rows(self) -> np.ndarray:
+        """Rows of each shard, in the order of the rows, int64; empty where nothing is stored."""
+        return np.diff(self._ends, prepend=0)
+
+    def admit(self, window: int) -> None:
+        """Raise `CacheError` unless rows of so many shards (0: of all) can be read at random."""
+        if window and not len(self._shards):
+            raise CacheError(f"{self.where} stores no shards: leave out data.window")
+
+    def expect(self, shards: Callable[[], np.ndarray]) -> None:
+        """Hear which shards will be read next. Those on a local disk need no preparation."""
+
+    @cached_property
     def identity(self) -> str:
         """A hash of everything that the cache holds."""
         return hash_file(self.path / "manifest.json")[:32]
 
     def _wrong(self, what: str, option: str) -> None:
         raise CacheError(
-            f"cache {self.path} holds {what}: make one with "
+            f"cache {self.where} holds {what}: make one with "
             f"erw prepare IMAGES --out OTHER_DIR {option}"
         )
 

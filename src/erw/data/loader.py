@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from .cache import Batch, Cache
 T = TypeVar("T")
 Words = NDArray[np.uint64]
 _ROUNDS = 8
+_FIRST = 4096  # rows whose shards are fetched first
 
 
 class Loader:
@@ -23,6 +25,9 @@ class Loader:
     Nothing is materialised: memory does not depend on n. `features` names encoders in the cache,
     `token` one of them whose class token is read too;
     `flip` (default: if the cache holds mirrored rows) mirrors every other image, by chance.
+
+    With a `window` of shards the permutation is of fewer: shards come in a random order, and rows
+    are mixed within groups of so many. For caches that lie far away and do not fit on this disk.
     """
 
     def __init__(
@@ -33,10 +38,15 @@ class Loader:
         features: Sequence[str] = (),
         token: str = "",
         flip: bool | None = None,
+        window: int = 0,
     ) -> None:
         self.flip = cache.variants > 1 if flip is None else flip
         cache.require(encoders=features, token=token, flip=self.flip)
+        cache.admit(window)
         self.cache, self.seed, self.features, self.token = cache, seed, tuple(features), token
+        self.window = window
+        self._told: tuple[int, int] | None = None
+        self._windows = lru_cache(maxsize=2)(self._make_windows)
 
     def batch(self, start: int, count: int, *, lo: int = 0, hi: int | None = None) -> Batch:
         """Rows `lo:hi` of the batch of `count` images that starts at position `start`.
@@ -46,6 +56,7 @@ class Loader:
         hi = count if hi is None else hi
         if start < 0 or not 0 <= lo <= hi <= count:
             raise DataError(f"rows {lo}:{hi} of a batch of {count} at {start} do not exist")
+        self._tell(start)
         positions = np.arange(start + lo, start + hi, dtype=np.int64)
         flipped = self.flipped(positions) if self.flip else None
         return self.cache.read(
@@ -59,14 +70,92 @@ class Loader:
         rows = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            key = seeded(self.seed, "epoch", int(epoch))
-            rows[here] = permuted(places[here], number, key=key)
+            if self.window:
+                rows[here] = self._windows(int(epoch)).rows(places[here])
+            else:
+                key = seeded(self.seed, "epoch", int(epoch))
+                rows[here] = permuted(places[here], number, key=key)
         return rows
+
+    def coming(self, start: int) -> np.ndarray:
+        """The shards read from position `start` on, in order: this window's and the next one's.
+
+        Without a window, all of them, those first that the next rows lie in.
+        """
+        shard_rows, number = self.cache.shard_rows, len(self.cache)
+        if not self.window:
+            rows = self.rows(np.arange(start, start + min(number, _FIRST)))
+            shards = np.searchsorted(np.cumsum(shard_rows), rows, side="right")
+            return _unique(np.concatenate([shards, np.arange(len(shard_rows))]))
+        epoch, place = divmod(start, number)
+        here = self._windows(epoch)
+        group = int(here.group(np.array([place]))[0])
+        after = here.shards(group + 1)
+        return np.concatenate(
+            [here.shards(group), after if len(after) else self._windows(epoch + 1).shards(0)]
+        )
+
+    def _tell(self, start: int) -> None:
+        """Let the cache know what is coming, once a window."""
+        epoch, place = divmod(start, len(self.cache))
+        now = (0, 0)
+        if self.window:
+            now = epoch, int(self._windows(epoch).group(np.array([place]))[0])
+        if now != self._told:
+            self._told = now
+            self.cache.expect(lambda: self.coming(start))
+
+    def _make_windows(self, epoch: int) -> "Windows":
+        return Windows(self.cache.shard_rows, self.window, key=seeded(self.seed, "epoch", epoch))
 
     def flipped(self, positions: np.ndarray) -> np.ndarray:
         """A fair coin for each position of the stream, bool."""
         key = np.uint64(seeded(self.seed, "flip"))
         return (_mix(positions.astype(np.uint64) ^ key) >> np.uint64(63)).astype(bool)
+
+
+class Windows:
+    """A random order of the rows of shards: groups of `window` shards, rows mixed within each.
+
+    Shards are dealt to the groups by chance, as `key` decides. Group g takes places
+    `ends[g - 1]` to `ends[g]`.
+    """
+
+    def __init__(self, shard_rows: np.ndarray, window: int, *, key: int) -> None:
+        number = len(shard_rows)
+        self._order = permuted(np.arange(number), number, key=seeded(key, "shards"))
+        self._window, self._key = window, key
+        self._first = (np.cumsum(shard_rows) - shard_rows)[self._order]  # row of the cache
+        self._stops = np.cumsum(shard_rows[self._order])  # place, were nothing mixed
+        last = np.arange(window, number + window, window).clip(max=number) - 1
+        self.ends = self._stops[last]
+
+    def shards(self, group: int) -> np.ndarray:
+        """The shards of a group; none after the last."""
+        return self._order[group * self._window : (group + 1) * self._window]
+
+    def group(self, places: np.ndarray) -> np.ndarray:
+        """The group that each place lies in."""
+        return np.searchsorted(self.ends, places, side="right")
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """Row of the cache at each place, int64."""
+        groups = self.group(places)
+        mixed = np.empty_like(places)
+        for group in np.unique(groups):
+            here = groups == group
+            start, stop = (self.ends[group - 1] if group else 0), self.ends[group]
+            key = seeded(self._key, "window", int(group))
+            mixed[here] = start + permuted(places[here] - start, int(stop - start), key=key)
+        slot = np.searchsorted(self._stops, mixed, side="right")
+        starts = np.concatenate([[0], self._stops[:-1]])
+        return self._first[slot] + mixed - starts[slot]
+
+
+def _unique(values: np.ndarray) -> np.ndarray:
+    """Each value once, where it first comes."""
+    _, first = np.unique(values, return_index=True)
+    return values[np.sort(first)]
 
 
 def permuted(places: np.ndarray, number: int, *, key: int) -> np.ndarray:

@@ -113,13 +113,23 @@ class Manifest:
                 f"{out} is {state} ({MANIFEST} is missing): run erw prepare IMAGES --out {out}"
             )
         try:
-            found = json.loads(path.read_text())
-            version = found["version"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            return Manifest.parse(path.read_bytes(), where=str(path))
+        except OSError as error:
             raise CacheError(f"{path} is damaged ({error}): remove it and prepare again") from error
+
+    @staticmethod
+    def parse(text: bytes, *, where: str) -> "Manifest":
+        """A manifest from what `write` wrote. Raises `CacheError`, which names `where` it lay."""
+        try:
+            found = json.loads(text)
+            version = found["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CacheError(
+                f"{where} is damaged ({error}): remove it and prepare again"
+            ) from error
         if version != VERSION:
             raise CacheError(
-                f"{path} has version {version}, this erw reads {VERSION}: prepare it again"
+                f"{where} has version {version}, this erw reads {VERSION}: prepare it again"
             )
         try:
             found["shards"] = tuple(_shard(shard) for shard in found["shards"])
@@ -127,7 +137,9 @@ class Manifest:
                 found[key] = tuple(found[key])
             return Manifest(**found)
         except (KeyError, TypeError) as error:
-            raise CacheError(f"{path} is damaged ({error}): remove it and prepare again") from error
+            raise CacheError(
+                f"{where} is damaged ({error}): remove it and prepare again"
+            ) from error
 
 
 def join(

@@ -4,6 +4,7 @@ Written here rather than by the safetensors package so that equal rows give equa
 metadata has no fixed order), the hash is taken on the way, and nothing is copied.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -141,6 +142,11 @@ class ShardReader:
     def __del__(self) -> None:
         for file in self._files:
             os.close(file)
+
+    def hold(self) -> None:
+        """Lock the files, together with other readers, against whoever would remove them."""
+        for file in self._files:
+            fcntl.flock(file, fcntl.LOCK_SH)
 
     def read(self, name: str, row: int, into: memoryview, *, skip: int = 0) -> None:
         """Fill `into` with a column's bytes from byte `skip` of row `row` on."""

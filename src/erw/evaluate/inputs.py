@@ -180,9 +180,10 @@ def _of_cache(cache: Cache, what: str) -> ImageSet:
     """The images that a cache was made of, where it kept them."""
     from erw.data.online import Online
 
+    name = Path(cache.where).name
     if not isinstance(cache, Online) and not cache.manifest.settings["images"]:
         raise CacheError(
-            f"{what} {cache.path.name}: this cache holds latents and features but no images; give "
+            f"{what} {name}: this cache holds latents and features but no images; give "
             "the images themselves, or prepare them again with --images"
         )
 
@@ -192,7 +193,7 @@ def _of_cache(cache: Cache, what: str) -> ImageSet:
             yield cache.images(range(lo, min(lo + batch_size, stop)))
 
     sides = (cache.image_size, cache.image_size)
-    return ImageSet(cache.path.name, len(cache), cache.identity, batches, None, sides)
+    return ImageSet(name, len(cache), cache.identity, batches, None, sides)
 
 
 def _of_source(source: Source, path: Path | None = None) -> ImageSet:

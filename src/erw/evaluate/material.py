@@ -57,7 +57,7 @@ def material(
     if name is None:
         name = next(iter(cache.features), None)
         if name is None:
-            raise ConfigError(f"cache {cache.path} holds no features: name an encoder")
+            raise ConfigError(f"cache {cache.where} holds no features: name an encoder")
     n = min(count, len(cache))
     if n < 4:
         raise DataError(f"{n} images: similarity of representations needs at least 4")

@@ -20,6 +20,7 @@ from erw.train.start import Init
 
 MAY_CHANGE = (
     "steps",
+    "data.cache",
     "log.every",
     "log.checkpoint",
     "log.keep",
@@ -28,7 +29,10 @@ MAY_CHANGE = (
     "sample.",
     "eval.",
 )
-"""Settings that another start of the same run may change: they alter no step already made."""
+"""Settings that another start of the same run may change: they alter no step already made.
+
+A cache may lie elsewhere: what it holds is compared by its hash.
+"""
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What training moves: network, average, optimiser; and what one optimiser step does to them."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,9 +45,10 @@ class State:
         self.ema = Ema(self.net, decay=run.optim.ema)
         self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
         self.optimizer = make_optimizer(self.net, run.optim)
-        token = run.data.class_token or ""
-        self.loader = Loader(cache, seed=run.seed, features=run.data.features, token=token)
-        self.without_features = Loader(cache, seed=run.seed, token=token)
+        order = partial(
+            Loader, cache, seed=run.seed, token=run.data.class_token or "", window=run.data.window
+        )
+        self.loader, self.without_features = order(features=run.data.features), order()
         if run.optim.compile:
             for block in self.model.blocks:
                 block.compile()

@@ -1,0 +1,212 @@
+"""A cache that lies far away: anything fsspec opens, read through shards kept on this machine.
+
+The manifest is fetched first. It says what the bytes of every shard hash to, and a shard that does
+not is never read.
+"""
+
+import contextlib
+import errno
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+from ..errors import CacheError
+from .cache import Cache
+from .manifest import MANIFEST, Manifest
+from .shards import ShardReader, Written, hash_file
+from .store import SIZE, TRIES, NoRoom, Store
+
+THREADS = 8  # that fetch ahead: object stores give their bandwidth to many connections
+PAUSE = 0.5  # seconds before the second attempt at a file, doubled before the third
+_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+_OF_THE_REST = {"s3": "erw[remote]", "s3a": "erw[remote]", "gs": "gcsfs", "gcs": "gcsfs"}
+_PACKAGES = _OF_THE_REST | dict.fromkeys(("http", "https"), "erw[remote]")
+
+
+class Remote(Cache):
+    """A `Cache` at a URL. Rows and batches are those of the same cache on a local disk.
+
+    Shards are fetched whole when they are first needed, or before, where a `Loader` says what
+    comes next; see `Store` for what is kept of them.
+    """
+
+    def __init__(self, far: "Far", text: bytes, store: Store) -> None:
+        self._far, self._text, self._store = far, text, store
+        super().__init__(store.folder, Manifest.parse(text, where=f"{far.url}/{MANIFEST}"))
+        self.where = far.url
+        self._ahead = Ahead(self._fetch)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Remote":
+        """Open a finished cache at a URL. `CacheError` if it cannot be read, is damaged or empty.
+
+        Credentials and addresses are found as fsspec's file system for such URLs finds them.
+        """
+        far = Far(str(path))
+        cache = cls(far, far.text(MANIFEST), Store.of_this_machine())
+        if not len(cache):
+            raise CacheError(f"cache {path} has no rows: prepare it again")
+        return cache
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of everything that the cache holds, the same as on a local disk."""
+        return blake3(self._text).hexdigest()[:32]
+
+    def verify(self) -> list[str]:
+        """Fetch what is not here and rehash all; the names of files that are damaged or missing."""
+        bad = []
+        for file in self.manifest.files:
+            try:
+                whole = hash_file(self._path(file)) == file.blake3
+            except CacheError:
+                whole = False
+            bad += [] if whole else [file.file]
+        return bad
+
+    def admit(self, window: int) -> None:
+        """Raise `CacheError` unless what is read together fits on this machine.
+
+        All shards without a window, else two windows: the one being read and the next.
+        """
+        sizes = sorted((sum(file.bytes for file in s.files) for s in self._shards), reverse=True)
+        need = 2 * sum(sizes[:window]) if 0 < 2 * window < len(sizes) else sum(sizes)
+        if need <= self._store.limit:
+            return
+        told = f"{need / 1e9:.4g} GB of {self.where} are read at random at a time"
+        most = int(self._store.limit // (2 * sizes[0]))
+        window_too = f", or give --data.window {most} (rows of {most} shards are mixed at a time)"
+        raise CacheError(
+            f"{told}, but {self._store.folder} may hold {self._store.limit / 1e9:.4g} GB: set "
+            f"{SIZE} to {math.ceil(need / 1e7) / 100} or more" + window_too * (most > 0)
+        )
+
+    def expect(self, shards: Callable[[], np.ndarray]) -> None:
+        """Fetch these shards in the background, in this order, in place of what was said before."""
+        self._shard.cache_clear()  # what is open stays on the disk, also where nobody reads it now
+        self._ahead.want(shards().tolist())
+
+    def _path(self, file: Written) -> Path:
+        name = f"shards/{file.file}"
+        get = partial(self._far.download, name)
+        return self._store.fetch(file, get, source=f"{self._far.url}/{name}")
+
+    def _fetch(self, number: int) -> list[Path]:
+        return [self._path(file) for file in self._shards[number].files]
+
+    def _open(self, number: int) -> ShardReader:
+        for _ in range(TRIES):
+            try:
+                paths = self._fetch(number)
+            except NoRoom:
+                self._shard.cache_clear()  # what this process keeps open may leave
+                paths = self._fetch(number)
+            try:
+                reader = ShardReader(paths, rows=self._shards[number].rows)
+            except CacheError:
+                if all(path.exists() for path in paths):
+                    raise
+                continue  # another process made room in between
+            reader.hold()
+            return reader
+        raise NoRoom(f"{self._store.folder} is too small for all who use it: set {SIZE} to more")
+
+
+class Far:
+    """Files below a URL. Each method raises `CacheError`, in one line, if a file cannot be had."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        try:
+            from fsspec.core import url_to_fs
+
+            self._files, self._root = url_to_fs(self.url)
+        except ImportError as error:
+            kind = self.url.partition(":")[0]
+            package = _PACKAGES.get(kind)
+            told = f"pip install '{package}'" if package else _line(error)
+            raise CacheError(
+                f"{url}: to read {kind}:// something is not installed: {told}"
+            ) from error
+        except Exception as error:  # every file system has its own
+            raise CacheError(f"{url} cannot be opened: {_line(error)}") from error
+
+    def text(self, name: str) -> bytes:
+        """The contents of a small file."""
+        return self._get(name, self._files.cat_file)
+
+    def download(self, name: str, to: Path) -> None:
+        """Copy a file here."""
+        self._get(name, lambda path: self._files.get_file(path, str(to)))
+
+    def _get(self, name: str, get: Callable[[str], Any]) -> Any:
+        for attempt in range(TRIES):
+            try:
+                return get(f"{self._root}/{name}")
+            except Exception as error:  # OSError and, of botocore and aiohttp, others that are none
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                told, final = _why(error)
+                if final or attempt == TRIES - 1:
+                    raise CacheError(f"{self.url}/{name} {told}") from error
+            time.sleep(PAUSE * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _why(error: Exception) -> tuple[str, bool]:
+    """Why a file cannot be had, and whether another attempt would be in vain."""
+    if isinstance(error, FileNotFoundError):
+        return "is not there: check the address, and that erw prepare has finished", True
+    if {kind.__name__ for kind in type(error).__mro__} & _CREDENTIALS:
+        return (
+            "needs credentials and none were found: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+            True,
+        )
+    if isinstance(error, PermissionError):
+        return f"may not be read with the credentials at hand ({_line(error)})", True
+    return f"cannot be reached ({_line(error)}): check network and address", False
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class Ahead:
+    """Calls `fetch` on numbers in the background, by threads that end when none is left.
+
+    They are daemons: a program that ends does not wait for downloads.
+    """
+
+    def __init__(self, fetch: Callable[[int], object], *, threads: int = THREADS) -> None:
+        self._fetch, self._threads, self._running = fetch, threads, 0
+        self._wanted: deque[int] = deque()
+        self._lock = threading.Lock()
+
+    def want(self, numbers: Sequence[int]) -> None:
+        """Fetch these, in this order, and forget what was wanted before."""
+        with self._lock:
+            self._wanted = deque(numbers)
+            more = min(self._threads - self._running, len(numbers))
+            self._running += more
+        for _ in range(more):
+            threading.Thread(target=self._work, daemon=True, name="fetch ahead").start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._wanted:
+                    self._running -= 1
+                    return
+                number = self._wanted.popleft()
+            # It is fetched once more when it is read, and what is wrong is said then.
+            with contextlib.suppress(CacheError, OSError):
+                self._fetch(number)
