@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import erw
-from erw.config import Flow, Model, Run
+from erw import diffusion
+from erw.config import Flow, Model, Run, Sample
 from erw.encoders import load_vae
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained
@@ -28,14 +29,16 @@ from test_pretrained import LIGHTNING, peer, save
 SMALL = Model(depth=2, width=32, heads=2, patch=4, input_size=16, channels=4, num_classes=3)
 
 
+DDPM = Flow(objective="ddpm")
 SCALING = {"shift": [0.25, -0.5, 0.375, 0.0], "scale": [2.0, 0.5, 4.0, 1.0]}
 
 
 def model(vae: str = "openmoji-f4c4", *, flow: Flow | None = None, **changes: object) -> Trained:
     """A tiny model with random weights everywhere, the zero layers too."""
     shape = dataclasses.replace(SMALL, **changes)
-    run = Run(name="small", model=shape, flow=flow or Flow(), plan=PRESETS["sit"])
-    net = build_model(run.model)
+    sample = Sample(solver="heun" if flow != DDPM else "ddim")
+    run = Run(name="small", model=shape, flow=flow or Flow(), plan=PRESETS["sit"], sample=sample)
+    net = build_model(run.model, outputs=run.flow.outputs)
     rng = torch.Generator().manual_seed(0)
     for weight in net.parameters():
         weight.data.normal_(0, 0.15, generator=rng)
@@ -76,6 +79,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shape = erw.from_pretrained(case / "export").latent_shape
         save_file({"noise": start_noise((0, 1), shape)}, case / "noise.safetensors")
     (root / "classes" / "more").touch()
+    noise = torch.randn(2, 4, 16, 16, generator=torch.manual_seed(0))
+    for name, vae in (("dit", "openmoji-f4c4"), ("dit, one scale", str(vae_folder(other / "one")))):
+        erw.export(model(vae, flow=DDPM, num_classes=2), root / name / "export")
+        save_file({"noise": noise}, root / name / "noise.safetensors")
     child = [sys.executable, str(Path(__file__).parent / "without_erw.py"), str(root)]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(other / "home")}
     done = subprocess.run(child, capture_output=True, text=True, env=env)
@@ -109,6 +116,32 @@ def test_diffusers_alone_draws_our_images(exported: Path, name: str) -> None:
     pixels = raw if vae.network is None else vae.network.decode(raw).sample
     assert (drawn["images"] - (pixels / 2 + 0.5).clamp(0, 1)).abs().max() < 1e-4
     assert (drawn["images"] * 255 - ours.images).abs().max() < 0.51  # and these are those in uint8
+
+
+@pytest.mark.parametrize("name", ["dit", "dit, one scale"])
+def test_diffusers_own_pipeline_draws_our_dit(exported: Path, tmp_path: Path, name: str) -> None:
+    """Two classes, where DiTPipeline knows of 1,000: the label table is filled up."""
+    case = exported / name
+    first = model(
+        "openmoji-f4c4" if name == "dit" else str(vae_folder(tmp_path)), flow=DDPM, num_classes=2
+    )
+    drawn, noise = (
+        load_file(case / "drawn.safetensors"),
+        load_file(case / "noise.safetensors")["noise"],
+    )
+    want = first.net(noise, torch.tensor([3, 700]), torch.tensor([1, 2]))
+    assert (drawn["forward"] - want).abs().max() < 1e-5 * want.abs().max()
+    again = erw.from_pretrained(case / "export")
+    assert again.num_classes == 2 and again.run == first.run
+    assert torch.equal(again.net(noise, torch.tensor([3, 700]), torch.tensor([1, 2])), want)
+    at, vae = diffusion.respaced(diffusion.chain(), 7), load_vae(first.vae)
+    for kind, scale in (("plain", 1.0), ("guided", 2.5)):
+        ask = diffusion.guided_network(first.net, torch.tensor([1, 0]), 2, scale=scale)
+        latents = diffusion.ddim(ask, noise, at).float()
+        shift, spread = vae.scaling
+        images = vae.network.decode(latents / spread + shift).sample
+        assert (drawn[kind] - (images / 2 + 0.5).clamp(0, 1)).abs().max() < 1e-4
+        assert (load_vae(again.vae).decode(latents).float() - vae.decode(latents)).abs().max() <= 1
 
 
 def test_the_released_file_and_its_export_are_one_model(exported: Path, tmp_path: Path) -> None:
@@ -174,6 +207,8 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     (tmp_path / "full" / "x").touch()
     with pytest.raises(ConfigError, match="is not empty"):
         erw.export(model(), tmp_path / "full")
+    with pytest.raises(CheckpointError, match="DiTPipeline has no place for rope = True, no VAE; "):
+        erw.export(model("none", flow=DDPM, rope=True), tmp_path / "a")
     with pytest.raises(CheckpointError, match="has 4 latent channels, the model 3"):
         erw.export(model(channels=3), tmp_path / "a")
     early = {k: v for k, v in peer().items() if not k.startswith(("final_layer", "blocks.3"))}

@@ -1,6 +1,8 @@
 """Preparing: a stop changes nothing, nor does the number of ranks; the rest is said clearly."""
 
+import dataclasses
 import errno
+import importlib
 import json
 import os
 import signal
@@ -13,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erw.data import Cache, open_source
+from erw.data import Cache, open_source, prepare
 from erw.data.claims import Claims
+from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, ConfigError, DataError
 from parts import ENCODER, files, make, photos, vae_folder
 
@@ -94,6 +97,38 @@ def test_ranks_join_to_the_same_bytes(made: SimpleNamespace, tmp_path: Path) -> 
     make(made.folder, out, "none", encoder=True, rank=0, world=2)
     assert other.wait(300) == 0
     assert files(out) == made.features
+
+
+def test_a_rank_that_begins_while_another_loads_its_networks(
+    made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("erw.data.prepare")
+    out, slow = tmp_path / "late", module.load_networks
+
+    def load(*args: object, **options: object) -> object:
+        monkeypatch.undo()
+        with pytest.raises(CacheError, match="of other processes did not come"):
+            make(made.folder, out, made.vae, rank=1, world=2, patience=0.2)
+        return slow(*args, **options)
+
+    monkeypatch.setattr(module, "load_networks", load)
+    make(made.folder, out, made.vae, rank=0, world=2)
+    assert files(out) == made.whole
+
+
+def test_weights_of_the_hub_are_told_with_their_commit(
+    made: SimpleNamespace, tmp_path: Path
+) -> None:
+    encoder, vae = load_encoder(ENCODER), load_vae(made.vae)
+    encoder.revision = "a" * 40
+    named = dataclasses.replace(vae, revision="b" * 40)
+    out = tmp_path / "out"
+    how = {"image_size": 32, "progress": False}
+    prepare(made.folder, out, vae=named, encoders=[encoder], **how)
+    settings = json.loads((out / "manifest.json").read_text())["settings"]
+    told = settings["vae"]["revision"], settings["encoders"][0]["revision"]
+    assert told == ("b" * 40, "a" * 40)
+    prepare(made.folder, out, vae=vae, encoders=[load_encoder(ENCODER)], **how)  # from a file
 
 
 def test_a_lost_rank_is_not_waited_for_for_ever(made: SimpleNamespace, tmp_path: Path) -> None:

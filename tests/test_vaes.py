@@ -100,7 +100,7 @@ def test_by_name_from_the_hubs_cache_without_a_network(
     refs.parent.mkdir()
     refs.write_text("a" * 40)
     vae = load_vae("sd3")
-    assert vae.name == "sd3" and vae.channels == 16
+    assert vae.name == "sd3" and vae.channels == 16 and vae.revision == "a" * 40
 
 
 def test_pinned_revisions_are_whole_commits() -> None:

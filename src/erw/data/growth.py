@@ -14,11 +14,14 @@ import numpy as np
 
 from ..errors import CacheError, DataError
 from .images import Unreadable
-from .manifest import Manifest, Record, shard_path
+from .manifest import MANIFEST, Manifest, Record, shard_path
 from .rows import Span
-from .shards import DTYPES, ShardReader
+from .shards import DTYPES, ShardReader, hash_file
 from .sources import FileSource, Source
 from .sources import where as place
+
+SAME = ("weight_hash", "dim", "grid", "format", "pca", "class_dim")
+"""What an encoder that a cache has already must have in common with one that is to be added."""
 
 
 def sources(settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -78,10 +81,10 @@ def add(out: Path, settings: dict[str, Any], encoders: list[dict[str, Any]]) -> 
     for told in encoders:
         if (old := before.get(told["name"])) is None:
             new.append(told | {"beside": len(sources(settings))})
-        elif other := [k for k in told if k != "flops" and old.get(k) != told[k]]:
+        elif other := [k for k in SAME if old.get(k) != told.get(k)]:
             raise CacheError(
                 f"{out} has features of {told['name']} already, with another {other[0]} "
-                f"({old.get(other[0])}, now {told[other[0]]})"
+                f"({old.get(other[0])}, now {told.get(other[0])})"
             )
     if not new:
         return settings
@@ -140,7 +143,7 @@ class Stored:
         manifest = Manifest.read(out)
         self.name, self.class_names = out.name, manifest.class_names
         self._folder, self._size = out / "shards", settings["image_size"]
-        self._shards = manifest.shards
+        self._shards, self._identity = manifest.shards, hash_file(out / MANIFEST)
         self._firsts = [shard.first for shard in manifest.shards]
         self._shard = lru_cache(maxsize=8)(self._open)
 
@@ -156,7 +159,8 @@ class Stored:
         return np.ascontiguousarray(image.transpose(1, 2, 0)), labels[number]
 
     def fingerprint(self) -> str:
-        raise NotImplementedError
+        """Of the cache that they lie in."""
+        return self._identity
 
     def where(self, number: int) -> str:
         """Where an image lies, for messages."""

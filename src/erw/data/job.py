@@ -189,6 +189,10 @@ def _reduce(job: Job, claims: Claims, *, patience: float) -> None:
     """Read what reduces the features of each encoder; the first process to come fits it."""
     asked = enumerate(job.settings["encoders"])
     wanted = {i: told for i, told in asked if "pca" in told}
+    before = Manifest.read(job.out).pca if (job.out / MANIFEST).exists() else {}
+    for i, told in wanted.items():
+        if told["name"] in before and pca.read_record(job.folder, i) is None:
+            pca.write_record(job.folder, i, before[told["name"]])  # the record alone was lost
     began = time.monotonic()
     while wanted:
         for i, told in list(wanted.items()):

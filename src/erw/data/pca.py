@@ -84,6 +84,11 @@ def write(folder: Path, encoder: int, pca: Pca, *, images: int) -> None:
             f"{path(folder, encoder)} was lost, and fitting again gives other components: features "
             "that were made with the first ones are there, so prepare another cache"
         )
+    write_record(folder, encoder, told)
+
+
+def write_record(folder: Path, encoder: int, told: dict[str, Any]) -> None:
+    """Write what `read_record` reads."""
     write_text(_record(folder, encoder), json.dumps(told, sort_keys=True))
 
 

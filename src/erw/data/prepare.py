@@ -11,7 +11,7 @@ from ..errors import CacheError, ConfigError
 from . import growth
 from .cache import Cache
 from .job import Job, damaged, named, work
-from .manifest import REJECTED, REPORT, SETTINGS, Manifest
+from .manifest import MANIFEST, REJECTED, REPORT, SETTINGS, Manifest
 from .progress import Bar, summary
 from .settings import (
     begun,
@@ -95,7 +95,7 @@ def prepare(
         features=features, pca=pca, class_token=class_token, like=found, seed=seed, flip=flip,
         images=images,
     )  # fmt: skip
-    settings = _begin(out, found, wanted, source, append=append)
+    settings = _begin(out, wanted, source, append=append)
     part, number = _part(settings, source, wanted["source"])
     workers = workers or min(8, os.cpu_count() or 1)
     job = Job(out, settings, part, number, networks, batch_size, workers, strict, rank, world)
@@ -145,6 +145,7 @@ def add_encoders(
     names = ", ".join(entry["name"] for entry in growth.sources(found))
     if source is None and not found["images"]:
         raise CacheError(f"{out} holds no images: give those that it was made of ({names}) again")
+    found = begun(out) or found  # another rank may have noted it just now
     settings = growth.add(out, found, told)
     part: growth.Part | growth.Stored
     number: int | None = None
@@ -171,19 +172,14 @@ def verify(out: str | Path) -> Cache:
     return Cache.open(out)
 
 
-def _begin(
-    out: Path,
-    found: dict[str, Any] | None,
-    wanted: dict[str, Any],
-    source: Source,
-    *,
-    append: bool,
-) -> dict[str, Any]:
+def _begin(out: Path, wanted: dict[str, Any], source: Source, *, append: bool) -> dict[str, Any]:
     """Note the settings in a new folder, or compare them with those it was begun with."""
+    foreign = out.is_dir() and any(_foreign(item) for item in out.iterdir())
+    found = begun(out)  # anew, and after looking: another rank may have begun it just now
     if found is None:
         if append:
             raise CacheError(f"no cache at {out} to append to: leave --append out to begin one")
-        if out.is_dir() and any(_foreign(item) for item in out.iterdir()):
+        if foreign:
             raise CacheError(f"{out} is no cache and not empty: choose another folder")
         (out / "shards").mkdir(parents=True, exist_ok=True)
         return _write(out, wanted)
@@ -232,7 +228,10 @@ def _go(job: Job, *, repair: bool, patience: float, progress: bool) -> Cache:
         return Cache.open(job.out)
     began = time.monotonic()
     mine = sum(span.stop - span.first for span in job.own()[job.rank :: job.world])
+    before = Manifest.read(job.out).class_names if (job.out / MANIFEST).exists() else None
     with Bar(f"prepare {job.source.name}", total=mine, shown=progress) as bar:
+        if before is not None and (new := job.source.class_names[len(before) :]):
+            bar.note(f"classes that the cache did not have: {', '.join(new)}")
         others = work(job, bar, patience=patience)
     if others:
         told = growth.sources(job.settings)

@@ -91,6 +91,7 @@ def describe(
         "vae": {
             "name": vae.name,
             "weight_hash": vae.weight_hash,
+            **_revision(vae),
             "factor": vae.factor,
             "scale": _plain(vae.scale),
             "shift": _plain(vae.shift),
@@ -139,6 +140,7 @@ def describe_encoders(
         told = {
             "name": encoder.name,
             "weight_hash": weight_hash(encoder),
+            **_revision(encoder),
             "dim": encoder.dim,
             "grid": list(encoder.grid(image_size)),
             "flops": encoder.flops(image_size, both=whole),
@@ -160,7 +162,7 @@ def identity(source: Source) -> dict[str, Any]:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Settings in which two caches differ, as "crop (adm, now resize)".
 
-    FLOPs do not count, nor where the VAE lies (its weights' hash says what it is), nor by what the
+    FLOPs do not count, nor where weights come from (their hash says what they are), nor by what the
     old one was grown: compare what is given with what was there.
     """
     grown = ("appended", "class_names")
@@ -169,7 +171,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         f"{key} ({before.get(key, 'none')}, now {after.get(key, 'none')})"
         for key in sorted(set(before) | set(after))
         if before.get(key) != after.get(key)
-        and not key.endswith((".flops", ".beside"))
+        and not key.endswith((".flops", ".beside", ".revision"))
         and key != "vae.name"
     ]
 
@@ -199,6 +201,12 @@ def _encode_flops(networks: Networks, image_size: int) -> int:
 def _choice(what: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ConfigError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
+
+
+def _revision(part: Any) -> dict[str, str]:
+    """The commit of weights that came from the hub; nothing for others."""
+    found = getattr(part, "revision", None)
+    return {"revision": found} if found else {}
 
 
 def _plain(value: Any) -> Any:

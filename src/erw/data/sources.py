@@ -221,7 +221,7 @@ def open_source(
     from .packed import packed
 
     how: dict[str, Any] = {"classes": classes, "background": background}
-    if str(where).startswith(HUB) or split or subset:
+    if str(where).startswith(HUB) or ((split or subset) and Path(where).expanduser().is_dir()):
         from .hub import files_of
 
         name, paths = files_of(str(where).removeprefix(HUB), split=split, subset=subset)
@@ -235,6 +235,8 @@ def open_source(
         raise FileNotFoundError(
             f"no image folder or archive at {path} (built-in sets: {', '.join(BUILT_IN)})"
         )
+    if split or subset:
+        raise DataError(f"{path} is no folder, so it has no split or subset")
     if found := packed(paths, columns=columns, **how):
         return found
     if len(paths) > 1:

@@ -18,6 +18,7 @@ class Encoder(nn.Module):
     dim: int  # width of a patch token
     dim_pooled: int  # width of the pooled feature, 0 if there is none
     dim_class: int = 0  # width of the class token, 0 if there is none
+    revision: str | None = None  # of weights that came from the hub, a commit
 
     def grid(self, image_size: int) -> tuple[int, int]:
         """Rows and columns of patch tokens for images of that side; ``DataError`` if impossible."""

@@ -37,7 +37,8 @@ class VAE:
     ``factor``: image side over latent side. ``shift`` and ``scale``: float32 (C, 1, 1), or None
     where they are measured on the data (see ``scaled``).
     ``weight_hash``: SHA-256 of the weights file, "none" without one. ``network``: a diffusers
-    ``AutoencoderKL`` or ``AutoencoderTiny``, or None for plain pixels.
+    ``AutoencoderKL`` or ``AutoencoderTiny``, or None for plain pixels. ``revision``: the commit of
+    weights that came from the hub.
     """
 
     name: str
@@ -47,6 +48,7 @@ class VAE:
     scale: Tensor | None
     weight_hash: str
     network: Any
+    revision: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -167,7 +169,10 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     else:
         channels = config["latent_channels"]
         scaling = [entry.shift] * channels, [entry.scale] * channels
-    return _made(name, network, scaling, _hash(folder / _FILE), device)
+    vae = _made(name, network, scaling, _hash(folder / _FILE), device)
+    if entry is None or local:
+        return vae
+    return replace(vae, revision=(folder.parent if entry.hub.subfolder else folder).name)
 
 
 def _va_vae(name: str, local: str, *, device: str) -> VAE:

@@ -218,6 +218,7 @@ class VisionTransformer(Encoder):
         self.name = name + (f"@{side}" if side else "")
         self._side, self._family = side, family
         self.network = network
+        self.revision = getattr(network.config, "_commit_hash", None)
         self.dim, self.dim_pooled = int(network.config.hidden_size), family.width(network.config)
         self.dim_class = self.dim_pooled
         mean, deviation = (torch.tensor(x).view(-1, 1, 1) for x in family.pixels)

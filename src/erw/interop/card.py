@@ -60,8 +60,10 @@ def _about(record: dict[str, Any], parameters: int) -> str:
     count = model["num_classes"]
     what = f"{count} classes" if count else "no classes (unconditional)"
     side = model["input_size"]
+    ddpm = record["run"]["flow"]["objective"] == "ddpm"
+    kind = "noise network (DiT)" if ddpm else "velocity network (SiT)"
     text = (
-        f"A velocity network (SiT) of {parameters / 1e6:.1f} M parameters, {model['depth']} blocks "
+        f"A {kind} of {parameters / 1e6:.1f} M parameters, {model['depth']} blocks "
         f"of width {model['width']}, for latents {model['channels']} x {side} x {side} of the VAE "
         f"`{record['vae']}`, with {what}. Time 0 is data, time 1 is noise."
     )
@@ -88,6 +90,19 @@ images = erw.generate(model, range(8), **how).collect().images  # uint8 (8, 3, H
 ```"""
     if not diffusers:
         return text
+    if run.flow.objective == "ddpm":
+        return f"""{text}
+
+With diffusers' DiTPipeline, which runs `transformer/erw_dit.py` and `scheduler/erw_ddim.py` here:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{where}", trust_remote_code=True)
+images = pipe(class_labels=[0] * 8, guidance_scale={how.guidance}, num_inference_steps=50).images
+```
+
+The steps are those of `erw.generate(..., solver="ddim")`."""
     first = repr(record["class_names"][0]) if record["class_names"] else "0"
     ask = f"{first}, guidance_scale={how.guidance}, " if classed else ""
     return f"""{text}
@@ -145,6 +160,8 @@ def _made(record: dict[str, Any]) -> str:
 def _objective(run: dict[str, Any]) -> str:
     flow, plan = run["flow"], run["plan"]
     said = [f"flow matching, {flow['path']} path, {flow['prediction']} prediction"]
+    if flow["objective"] == "ddpm":
+        said = ["noise prediction with learned variance on 1,000 steps (DiT)"]
     if plan["warmup"]:
         said.append(f"after a warm-up (ERW) of {plan['depth']} blocks for {plan['warmup']:,} steps")
     if plan["align"]["value"]:

@@ -52,9 +52,8 @@ def save_pretrained(model: Pretrained, path: str | Path, *, layout: str | None =
             f"{origin.file} {words[TIMES[origin.layout]]}, {layout} {words[TIMES[layout]]}; "
             f"weights cannot say that: choose {', '.join(_same_time(origin.layout))}"
         )
-    for name, value in _options(model.net).items():
-        if CAN[layout][name] not in (None, value):
-            raise CheckpointError(f"{layout} has no {name} = {value}; choose another layout")
+    if lacking := unlike(model.net, layout):
+        raise CheckpointError(f"{layout} has no {lacking[0]}; choose another layout")
     parameters = model.net.named_parameters()
     net: dict[str, Tensor] = {k: p.detach() for k, p in parameters if k in origin.loaded}
     if layout == "sit":
@@ -118,6 +117,12 @@ def from_run(trained: Trained, folder: str | Path) -> Pretrained:
 
 def _same_time(layout: str) -> list[str]:
     return [other for other, time in TIMES.items() if time == TIMES[layout]]
+
+
+def unlike(net: SiT, layout: str) -> list[str]:
+    """The options of a network that a layout's own code cannot build, as 'rope = True'."""
+    has = _options(net).items()
+    return [f"{name} = {value}" for name, value in has if CAN[layout][name] not in (None, value)]
 
 
 def _options(net: SiT) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from erw.encoders.vae import VAE, load_vae
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.bundle import bundled
 from erw.interop.card import CODE, card
+from erw.interop.dit import CODE as DIT_CODE
+from erw.interop.dit import check_fits, folded, write_dit
 from erw.interop.folder import PLAIN_FILE, from_pretrained
 from erw.interop.layouts import TIMES
 from erw.interop.pretrained import Pretrained, load_pretrained
@@ -84,6 +86,9 @@ def export(
         record["vae"] = public_name(vae)
     needed = format == "diffusers" or not known_vae(name)
     decoder = _fitting_vae(name, model) if needed and name != "none" else None
+    if format == "diffusers" and model.run.flow.objective == "ddpm":
+        check_fits(model, decoder)
+        decoder = folded(decoder) if decoder else None
     beside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         write = write_diffusers if format == "diffusers" else write_safetensors
@@ -107,7 +112,6 @@ def opened(
 ) -> Opened:
     """A model from wherever it lies. Raises as `export`."""
     if isinstance(source, Trained):
-        _is_flow(source, source.run.name)
         return Opened(source, record_of(source))
     if isinstance(source, Pretrained):
         model = as_trained(source)
@@ -117,7 +121,6 @@ def opened(
         raise ConfigError(f"{folder} says itself what it is; leave out {', '.join(told)}")
     if is_run(folder):
         model = load(folder, checkpoint=checkpoint)
-        _is_flow(model, folder)
         return Opened(model, record_of(model, _run_folder(folder, model)))
     if checkpoint != "last":
         raise ConfigError(f"{folder} is no run, so it has no checkpoint {checkpoint}; leave it out")
@@ -144,7 +147,7 @@ def as_trained(found: Pretrained) -> Trained:
     """
     file = found.origin.file
     if found.run is None:
-        raise _no_flow(file)
+        raise CheckpointError(f"{file} is a DiT; erw convert --to diffusers-dit writes it")
     net = copy.deepcopy(found.net)
     parameters = dict(net.named_parameters())
     if missing := parameters.keys() - found.origin.loaded:
@@ -157,18 +160,6 @@ def as_trained(found: Pretrained) -> Trained:
     return Trained(net, found.run, found.vae, (), 0, source=file)
 
 
-def _is_flow(model: Trained, where: str | Path) -> None:
-    if model.run.flow.objective != "flow":
-        raise _no_flow(where)
-
-
-def _no_flow(where: str | Path) -> CheckpointError:
-    return CheckpointError(
-        f"{where} is a DiT, which predicts noise at steps 0..999; erw convert --to diffusers-dit "
-        "writes it for diffusers"
-    )
-
-
 def write_safetensors(model: Trained, folder: Path) -> None:
     """The weights by their names in erw."""
     write_beside(dict(model.net.named_parameters()), folder / PLAIN_FILE, header={"format": "pt"})
@@ -176,6 +167,9 @@ def write_safetensors(model: Trained, folder: Path) -> None:
 
 def write_diffusers(model: Trained, folder: Path) -> None:
     """Transformer with its code, scheduler and pipeline; the VAE and the index come beside."""
+    if model.run.flow.objective == "ddpm":
+        write_dit(model, folder)
+        return
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from erw.interop.exported.transformer import FlowTransformer
@@ -204,11 +198,15 @@ def model_index(model: Trained, vae: VAE | None) -> dict[str, Any]:
     """What diffusers reads first: which class of which file each part is of."""
     import diffusers
 
-    return {
+    parts: dict[str, Any] = {
         "_class_name": ["pipeline", "FlowPipeline"],
-        "_diffusers_version": diffusers.__version__,
         "transformer": [CODE.removesuffix(".py"), "FlowTransformer"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    }
+    if model.run.flow.objective == "ddpm":
+        parts = {"_class_name": "DiTPipeline", **DIT_CODE}
+    return parts | {
+        "_diffusers_version": diffusers.__version__,
         "vae": ["diffusers", type(vae.network).__name__] if vae else [None, None],
         "id2label": {str(i): name for i, name in enumerate(model.class_names)},
     }

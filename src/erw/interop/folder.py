@@ -8,6 +8,7 @@ from torch import Tensor
 
 from erw.config import Run, from_dict
 from erw.errors import CheckpointError
+from erw.interop.dit import from_folder
 from erw.interop.files import FOLDER_FILE, read_weights
 from erw.interop.layouts import Parts, depth_of
 from erw.interop.measure import fitting
@@ -46,9 +47,12 @@ def from_pretrained(
     if file is None:
         raise CheckpointError(f"{folder} has no {' or '.join(WEIGHTS)}; get it again")
     tensors = {k.removeprefix("net."): v for k, v in read_weights(file).tensors.items()}
+    if any(name.startswith("transformer_blocks.") for name in tensors):
+        tensors = from_folder(tensors, run.model.num_classes or 0, file)
     net = _network(run, tensors, file)
-    beside = (folder / "vae" / "config.json").is_file()  # its config has the scaling
-    vae, scaling = (str(folder / "vae"), None) if beside else (record["vae"], record.get("scaling"))
+    vae, scaling = record["vae"], record.get("scaling")
+    if (folder / "vae" / "config.json").is_file():  # which has the scaling too
+        vae, scaling = str(folder / "vae"), None
     names = tuple(record["class_names"])
     if names and len(names) != net.null_class:
         raise CheckpointError(
