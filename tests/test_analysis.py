@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import erw
 from erw.cli import main
+from erw.config import Flow, Run, Sample
 from erw.draws import generator
 from erw.errors import CheckpointError, ConfigError, DataError
 from erw.evaluate import alignment
@@ -237,7 +238,7 @@ def test_images_in_no_cache_and_a_released_checkpoint(tmp_path: Path) -> None:
 
 def test_a_dit_is_shown_the_step_of_its_chain() -> None:
     class Dit(torch.nn.Module):
-        run, depth = None, 1
+        run, depth = Run(flow=Flow(objective="ddpm"), sample=Sample(solver="ddim")), 1
 
         def __init__(self) -> None:
             super().__init__()
@@ -250,13 +251,15 @@ def test_a_dit_is_shown_the_step_of_its_chain() -> None:
             return self.net(x, t, y, tap=tap)
 
     dit, images = Dit(), shown(4)
+    hidden_states(dit, images, time=0.0)
+    assert torch.equal(dit.seen[0], images.latents) and dit.seen[1].tolist() == [0] * 4
     hidden_states(dit, images, time=0.5)
     x_t, told = dit.seen
-    abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[500]
+    abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[499]
     noise = start_noise(images.rows, (3, 8, 8))
     expected = abar.sqrt() * images.latents + (1 - abar).sqrt() * noise
     torch.testing.assert_close(x_t.double(), expected.double(), rtol=1e-5, atol=1e-5)
-    assert told.tolist() == [500] * 4
+    assert told.tolist() == [499] * 4
 
 
 def test_spatial_score_of_a_grid_of_16_is_irepas() -> None:

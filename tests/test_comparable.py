@@ -46,6 +46,7 @@ def test_a_result_can_be_compared_with_itself_and_with_another_model(
         ("vae", "sd-vae", "VAE"),
         ("shift", 3.0, "time shift of sampling not stated here, 3.0 there"),
         ("autoguidance_weights", "f00", "weaker model"),
+        ("rtol", 1e-3, "relative tolerance of sampling not stated here, 0.001 there"),
         ("vae_weights", "f00", "VAE's weights"),
         ("labels", "given", "labels"),
         ("ema", 0.9, "EMA decay 0.9999 here, 0.9 there"),

@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import erw
-from erw import diffusion
 from erw.config import Flow, Model, Run, Sample
 from erw.encoders import load_vae
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained
 from erw.interop.bundle import bundled
 from erw.plan import PRESETS
+from erw.sample.guidance import classifier_free
+from erw.sample.model import asked_of
 from erw.sample.seeds import start_noise
+from erw.sample.solvers import SOLVERS
 from erw.train.build import build_model
 from erw.train.load import Trained
 from parts import vae_folder
@@ -134,10 +136,10 @@ def test_diffusers_own_pipeline_draws_our_dit(exported: Path, tmp_path: Path, na
     again = erw.from_pretrained(case / "export")
     assert again.num_classes == 2 and again.run == first.run
     assert torch.equal(again.net(noise, torch.tensor([3, 700]), torch.tensor([1, 2])), want)
-    at, vae = diffusion.respaced(diffusion.chain(), 7), load_vae(first.vae)
+    ddim, vae = SOLVERS["ddim"], load_vae(first.vae)
     for kind, scale in (("plain", 1.0), ("guided", 2.5)):
-        ask = diffusion.guided_network(first.net, torch.tensor([1, 0]), 2, scale=scale)
-        latents = diffusion.ddim(ask, noise, at).float()
+        ask = classifier_free(asked_of(first), torch.tensor([1, 0]), 2, scale=scale, channels=4)
+        latents = ddim.solve(ask, noise, ddim.times(7)).float()
         shift, spread = vae.scaling
         images = vae.network.decode(latents / spread + shift).sample
         assert (drawn[kind] - (images / 2 + 0.5).clamp(0, 1)).abs().max() < 1e-4

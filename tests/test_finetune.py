@@ -10,6 +10,7 @@ from erw.cli import main
 from erw.config import Flow
 from erw.data.cache import Cache
 from erw.errors import CheckpointError, ConfigError
+from erw.flow import velocity_from
 from erw.interop import adopted, load_pretrained, open_start, starting_point
 from erw.interop.start import TABLE, label_rows
 from erw.models import SiT
@@ -20,7 +21,7 @@ from erw.train.start import begin_with
 from erw.train.state import State
 from reference import relative
 from test_pretrained import LIGHTNING, peer, save
-from tiny import tiny_cache, tiny_run
+from tiny import as_dit, tiny_cache, tiny_run
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -45,19 +46,26 @@ def before(cache, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("layout", "options"), [("sit", {"out_channels": 8}), ("lightningdit", LIGHTNING)]
+    ("layout", "options", "prediction"),
+    [
+        ("sit", {"out_channels": 8}, "velocity"),
+        ("sit", {"out_channels": 8}, "noise"),
+        ("lightningdit", LIGHTNING, "velocity"),
+    ],
 )
-def test_files_of_the_other_time_are_turned(tmp_path, layout, options):
+def test_files_of_the_other_time_are_turned(tmp_path, layout, options, prediction):
     """The weights that training begins with, in a plain SiT, are the file's network in our time."""
-    path = save(peer(**options), tmp_path / "a.pt")
+    args = {"prediction": prediction}
+    path = save({"ema": peer(**options), "args": args}, tmp_path / "a.pt")
     start = open_start(path, layout=layout, num_heads=4)
     run = adopted(tiny_run("none"), start)
+    assert run.flow.prediction == prediction
     init = starting_point(start, run, (), num_classes=1000)
     net = SiT(input_size=8, num_classes=1000, **architecture(run))
     begin_with(net, init)
     x, t, y = torch.randn(3, 4, 8, 8), torch.tensor([0.0, 0.3, 1.0]), torch.tensor([3, 7, 1000])
     want = load_pretrained(path, layout, num_heads=4)(x, t, y)
-    assert relative(net(x, t, y), want) < 1e-5
+    assert relative(velocity_from(prediction, net(x, t, y), x, t), want) < 1e-5
 
 
 def architecture(run):
@@ -149,8 +157,15 @@ def test_erw_train_init(cache, before, tmp_path, capsys):
 
 def test_what_cannot_start_a_run(tmp_path):
     path = save(peer(out_channels=8), tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="is a DiT, which predicts noise"):
-        open_start(path, layout="dit", num_heads=4)
+    start = open_start(path, layout="dit", num_heads=4)
+    with pytest.raises(ConfigError, match=r"is a DiT, .* but flow.objective is flow; choose"):
+        starting_point(start, adopted(tiny_run("none"), start), (), num_classes=1000)
+    run = adopted(as_dit(tiny_run("none")), start)
+    init = starting_point(start, run, (), num_classes=1000)
+    net = SiT(input_size=8, num_classes=1000, out_channels=8, **architecture(run))
+    begin_with(net, init)
+    x, told = torch.randn(2, 4, 8, 8), torch.tensor([0, 700])
+    assert torch.equal(net(x, told), start.net(x, told))
     start = open_start(path, layout="sit", num_heads=4)
     run = adopted(tiny_run("none"), start).replace(flow=Flow(prediction="x"))
     with pytest.raises(ConfigError, match=r"prediction is x, but .* predicts velocity"):

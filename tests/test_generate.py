@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from erw.config import Run
+from erw.config import Flow, Run, Sample
 from erw.errors import ConfigError, DataError
 from erw.models.sit import SiT
 from erw.sample.files import read_images, read_settings, write
@@ -20,31 +20,57 @@ from erw.sample.model import ready
 from erw.sample.seeds import start_noise
 from erw.sample.steps import Step
 from erw.train.load import Trained
+from reference import relative
+
+RUN = Run()
 
 
-def trained(num_classes: int = 3, *, seed: int = 0) -> Trained:
+def trained(num_classes: int = 3, *, seed: int = 0, run: Run = RUN) -> Trained:
     """A tiny pixel-space model (VAE "none") with random weights everywhere, the zero layers too."""
     net = SiT(
-        input_size=8, channels=3, depth=2, width=32, heads=2, patch=2, num_classes=num_classes
+        input_size=8,
+        channels=3,
+        depth=2,
+        width=32,
+        heads=2,
+        patch=2,
+        num_classes=num_classes,
+        out_channels=3 * run.flow.outputs,
     )
     rng = torch.Generator().manual_seed(seed)
     for weight in net.parameters():
         weight.data.normal_(0, 0.15, generator=rng)
     names = tuple(f"class {i}" for i in range(num_classes))
-    return Trained(net.eval().requires_grad_(False), Run(), "none", names, 0)
+    return Trained(net.eval().requires_grad_(False), run, "none", names, 0)
 
 
 MODEL = trained()
+DIT = trained(run=Run(flow=Flow(objective="ddpm"), sample=Sample(solver="ddpm")))
 SDE = {"solver": "euler_maruyama", "steps": 4}
 
 
-@pytest.mark.parametrize("how", [{"solver": "heun", "steps": 3}, SDE], ids=["heun", "sde"])
-def test_a_sample_does_not_depend_on_its_batch(how: dict) -> None:
-    together = generate(MODEL, range(7), guidance=2.0, **how).collect()
-    apart = generate(MODEL, range(7), guidance=2.0, batch_size=3, **how).collect()
-    alone = generate(MODEL, [5], guidance=2.0, **how).collect()
-    assert torch.allclose(together.latents, apart.latents, atol=1e-5)
-    assert torch.allclose(together.latents[5:6], alone.latents, atol=1e-5)
+@pytest.mark.parametrize(
+    ("model", "how"),
+    [
+        (MODEL, {"solver": "heun", "steps": 3}),
+        (MODEL, SDE),
+        (MODEL, {"solver": "dopri5", "rtol": 1e-5}),
+        (DIT, {"solver": "ddpm", "steps": 4}),
+        (DIT, {"solver": "ddim", "steps": 4, "guided_channels": 2}),
+    ],
+    ids=["heun", "sde", "dopri5", "ddpm", "ddim"],
+)
+def test_a_sample_does_not_depend_on_its_batch(model: Trained, how: dict) -> None:
+    together = generate(model, range(7), guidance=2.0, **how).collect()
+    apart = generate(model, range(7), guidance=2.0, batch_size=3, **how).collect()
+    alone = generate(model, [5], guidance=2.0, **how).collect()
+    assert together.evaluations == apart.evaluations
+    assert together.evaluations[5:6] == alone.evaluations
+    if how["solver"] == "dopri5":  # each sample has its own steps, to the bit
+        assert torch.equal(together.latents, apart.latents)
+        assert len(set(together.evaluations)) > 1
+    assert relative(together.latents, apart.latents) < 1e-5
+    assert relative(together.latents[5:6], alone.latents) < 1e-5
     assert together.seeds == tuple(range(7))
     assert together.images.dtype == torch.uint8 and together.images.shape == (7, 3, 8, 8)
     assert together.latents.dtype == torch.float32
@@ -209,6 +235,7 @@ def test_interrupted_generation_goes_on(
         with np.load(out) as arrays:
             images, labels = arrays["arr_0"], arrays["labels"]
             assert arrays["seeds"].tolist() == list(range(12))
+            assert arrays["evaluations"].tolist() == [3] * 12
         assert labels.tolist() == [seed % 3 for seed in range(12)]
         assert np.array_equal(np.concatenate(list(read_images(out, rows=5))), images)
     else:
@@ -216,7 +243,8 @@ def test_interrupted_generation_goes_on(
 
         assert len(list(out.glob("*.png"))) == 12
         with Image.open(out / "00000007.png") as image:
-            assert image.info["seed"] == "7" and image.info["label"] == "1"
+            said = {"seed": "7", "label": "1", "evaluations": "3"}
+            assert {name: image.info[name] for name in said} == said
         images = np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))])
     assert np.array_equal(images[:10], expected.permute(0, 2, 3, 1).numpy())
 

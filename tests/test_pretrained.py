@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from erw import diffusion
+from erw import flow
 from erw.cli import main
-from erw.config import Flow, Model, Run, to_dict
+from erw.config import Flow, Model, Run, Sample, to_dict
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained, save_pretrained
 from erw.interop.convert import convert
@@ -19,7 +19,7 @@ from erw.models import SiT
 from erw.plan import PRESETS
 from erw.sample import generate
 from erw.train.checkpoint import write_beside
-from reference import relative, tensors, weight
+from reference import array, relative, tensors, weight
 
 SIZE = dict(input_size=8, patch=2, width=64, depth=4, heads=4, num_classes=1000)
 LIGHTNING = {"rope": True, "norm": "rms", "mlp": "swiglu"}
@@ -102,7 +102,7 @@ def test_dit_through_its_file_and_diffusers(golden, tmp_path):
     path = save(state, tmp_path / "DiT.pt")
     model = load_pretrained(path, "dit", num_heads=4)
     assert relative(model(data["x"], data["t"], data["y"]), data["out"]) < 1e-5
-    with pytest.raises(ConfigError, match=r"erw.diffusion.ddim"):
+    with pytest.raises(ConfigError, match="a DiT predicts noise and has no velocity"):
         model.velocity(data["x"], data["t"])
 
     theirs = save_pretrained(model, tmp_path / "dit.safetensors", layout="diffusers-dit")
@@ -114,16 +114,29 @@ def test_dit_through_its_file_and_diffusers(golden, tmp_path):
     same(torch.load(save_pretrained(again, tmp_path / "back.pt", layout="dit")), state)
 
 
-def test_dit_samples_and_losses_through_a_file(golden, tmp_path):
-    path = save(peer(out_channels=8), tmp_path / "DiT.pt")
-    model = load_pretrained(path, "dit", num_heads=4)
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_a_dit_generates_from_its_file(golden, tmp_path, monkeypatch, solver):
+    """The golden samples, seed by seed: the noise that belongs to seed k is the k-th of the file's,
+    so any batch size draws them."""
+    model = load_pretrained(save(peer(out_channels=8), tmp_path / "a.pt"), "dit", num_heads=4)
     data, _ = tensors(golden("dit_sample"))
-    at = diffusion.respaced(diffusion.chain(), 10)
-    got = diffusion.ddim(lambda x, s: model(x, s, data["y"]), data["latents"], at)
-    assert relative(got, data["ddim"]) < 1e-4
-    data, meta = tensors(golden("dit_cfg"))
-    ask = diffusion.guided_network(model, data["y"], 1000, scale=meta["scale"], channels=3)
-    assert relative(ask(data["x"], data["t"]), data["out"][:3]) < 1e-5
+    latents, y = data["latents"], data["y"].tolist()
+    drawn = {("start",): latents}
+    for i in range(10):
+        drawn["step", i] = torch.from_numpy(array(f"ddpm{i}", *latents.shape))
+    monkeypatch.setattr(
+        "erw.sample.seeds._normal", lambda seeds, shape, *tags, token: drawn[tags][list(seeds)]
+    )
+    how = {"steps": 10, "solver": solver, "decode": False}
+    for batch_size in (64, 1):
+        got = generate(model, range(len(y)), y, batch_size=batch_size, **how).collect().latents
+        assert relative(got, data[solver]) < 1e-4
+    settings = generate(model, range(2), **how, guidance=4.0, guided_channels=3).settings
+    kept = {k: settings[k] for k in ("solver", "steps", "evaluations", "path", "guided_channels")}
+    assert list(kept.values()) == [solver, 10, 10, "linear betas", 3]
+    with pytest.raises(ConfigError, match=r"'heun' cannot draw a DiT, .* choose ddpm, ddim"):
+        generate(model, range(2), solver="heun", decode=False)
+    assert generate(model, range(2), decode=False).solver == "ddim"
 
 
 def test_diffusers_itself_reads_what_we_write(tmp_path):
@@ -169,7 +182,10 @@ def test_wrappers_prefixes_and_arguments(tmp_path):
     model = load_pretrained(path, num_heads=4)
     assert "weights ema" in model.origin.seen and "1 projector" in model.origin.seen
     assert model.run.flow.path == "cosine"
-    same(torch.load(save_pretrained(model, tmp_path / "back.pt")), state)
+    back = torch.load(save_pretrained(model, tmp_path / "back.pt"))
+    same(back["ema"], state)
+    again = load_pretrained(tmp_path / "back.pt", num_heads=4)
+    assert again.run.flow.path == "cosine" and again.origin.layout == "repa"
     path = save({"model": other, "ema": state, "args": args}, tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="pos_embed is not the frozen table"):
         load_pretrained(path, num_heads=4, which="model")  # + 1 on positions too
@@ -187,12 +203,36 @@ def test_arguments_tell_sit_from_dit(tmp_path):
         model = load_pretrained(path, num_heads=4)
         assert model.origin.layout == layout
         assert model.net.out_channels == (8 if layout == "dit" else 4)
-    args = argparse.Namespace(path_type="Linear", prediction="score")
-    with pytest.raises(CheckpointError, match="predicts score; only velocity"):
+    args = argparse.Namespace(path_type="Quadratic")
+    with pytest.raises(CheckpointError, match="it says path_type 'quadratic'; known: linear"):
         load_pretrained(save({"ema": state, "args": args}, tmp_path / "x.pt"), num_heads=4)
-    args = argparse.Namespace(path_type="VP")
-    with pytest.raises(CheckpointError, match="has the path 'vp'; known: linear"):
-        load_pretrained(save({"ema": state, "args": args}, tmp_path / "x.pt"), num_heads=4)
+
+
+@pytest.mark.parametrize(("prediction", "path"), [("noise", "GVP"), ("score", "VP"), ("x", "VP")])
+def test_sit_files_of_other_predictions(golden, tmp_path, prediction, path):
+    """Stated by the user or by the file's arguments; kept when written, whatever the format."""
+    state = peer(out_channels=8)
+    file = save(state, tmp_path / "a.pt")
+    model = load_pretrained(file, "sit", num_heads=4, prediction=prediction, path_type=path)
+    ours = flow.PATHS["cosine" if path == "GVP" else "vp"]
+    assert f"predicts the {prediction}, {ours.name} path" in model.origin.seen
+    data, _ = tensors(golden("sit_official_forward"))
+    x, t, y = data["x"], 1 - data["t"], data["y"]  # the file's time runs the other way
+    v = model(x, t, y)
+    assert relative(v, flow.velocity_from(prediction, data["out"], x, t, path=ours)) < 1e-4
+    args = argparse.Namespace(path_type=path, prediction=prediction)
+    files = [save({"ema": state, "args": args}, tmp_path / "trained.pt")]
+    for name in ("b.pt", "b.safetensors"):
+        files.append(tmp_path / name)
+        told = {"prediction": prediction, "path_type": path, "num_heads": 4}
+        convert(file, files[-1], to="sit", layout="sit", **told)
+    for other in files:
+        again = load_pretrained(other, num_heads=4)
+        assert torch.equal(again(x, t, y), v)
+    with pytest.raises(CheckpointError, match=f"says prediction {prediction}, you say velocity"):
+        load_pretrained(other, num_heads=4, prediction="velocity")
+    with pytest.raises(ConfigError, match="is a DiT, which predicts noise on its chain"):
+        load_pretrained(file, "dit", num_heads=4, prediction="noise")
 
 
 def test_projectors_are_kept_or_dropped(tmp_path):
@@ -350,26 +390,29 @@ def test_erw_convert_there_and_back(tmp_path, capsys):
     assert main(["convert", source, middle, "--to", "pixart"]) == 2
 
 
-def test_a_run_of_ours_becomes_repas(tmp_path):
-    """Its file, read as REPA's, gives the velocity that the run gives."""
+@pytest.mark.parametrize("to", ["repa", "dit"])
+def test_a_run_of_ours_becomes_theirs(tmp_path, to):
+    """Its file, read as REPA's or DiT's, gives what the run's network gives."""
     sizes = SIZE | {"num_classes": 3, "channels": 4}
-    net = SiT(**sizes).eval()
+    net = SiT(**sizes, out_channels=8 if to == "dit" else 4).eval()
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    model = Model(**sizes)
-    run = Run(model=model, plan=PRESETS["sit"])
+    run = Run(model=Model(**sizes), plan=PRESETS["sit"])
+    if to == "dit":
+        run = run.replace(flow=Flow(objective="ddpm"), sample=Sample(solver="ddpm"))
     recipe = {"resolved": to_dict(run), "cache": {"vae": "none", "class_names": ["a", "b", "c"]}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     weights = dict(net.named_parameters())
     write_beside(weights, tmp_path / "ema.safetensors", header={"step": "5"})
-    out = tmp_path / "repa.safetensors"
-    assert main(["convert", str(tmp_path), str(out), "--to", "repa"]) == 0
+    out = tmp_path / "theirs.safetensors"
+    assert main(["convert", str(tmp_path), str(out), "--to", to]) == 0
     x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 3])
-    assert torch.equal(load_pretrained(out, "repa", num_heads=4)(x, t, y), net(x, t, y))
+    assert torch.equal(load_pretrained(out, to, num_heads=4)(x, t, y), net(x, t, y))
     with pytest.raises(CheckpointError, match="counts time"):
         convert(tmp_path, out, to="sit")
 
-    run = run.replace(flow=Flow(prediction="x"))
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"resolved": to_dict(run)}))
-    with pytest.raises(CheckpointError, match="predicts x; the released layouts"):
-        convert(tmp_path, out, to="repa")
+    if to == "repa":
+        run = run.replace(flow=Flow(prediction="x"))
+        (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"resolved": to_dict(run)}))
+        with pytest.raises(CheckpointError, match="predicts the x; the released layouts"):
+            convert(tmp_path, out, to="repa")

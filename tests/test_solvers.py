@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from erw.errors import ConfigError
+from erw.errors import ConfigError, NumericsError
 from erw.flow import PATHS, Path, ends, velocity_from
 from erw.models.sit import SiT
 from erw.sample.guidance import classifier_free, conditional, guided
 from erw.sample.solvers import (
     SOLVERS,
     adams,
+    dopri5,
     euler,
     euler_maruyama,
     heun,
@@ -156,17 +157,18 @@ def test_every_prediction_on_every_path_draws_the_same_gaussian(
     x = torch.randn(20_000, dtype=torch.float64, generator=rng)
     noise = lambda step, like: torch.randn(len(like), generator=rng)  # noqa: E731
     high = ends("noise", path)[1]  # the same times for all
-    for solve, times in ((heun, uniform_times(50)), (euler_maruyama, sde_times(250, last=0.01))):
-        times = [high * t for t in times]
+    sde = (euler_maruyama, sde_times(250, last=0.01))
+    for solve, times in ((heun, uniform_times(50)), sde, (dopri5, [1.0, 1e-3, 0.0])):
+        times = [high * times[0], *times[1:]]
         out = solve(velocity, x, times, path=path, noise=noise)
         assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
         assert out.std().item() == pytest.approx(SPREAD, abs=0.02)
-        if solve is heun:
+        if solve is not euler_maruyama:
             plain = lambda x, t: exact("velocity", path, x, torch.tensor(t).double())  # noqa: E731
             torch.testing.assert_close(out, solve(plain, x, times, path=path), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("name", [name for name in SOLVERS if not SOLVERS[name].adaptive])
 def test_evaluations_times_and_callback(name: str) -> None:
     chosen, calls, seen = SOLVERS[name], [], []
 
@@ -182,6 +184,34 @@ def test_evaluations_times_and_callback(name: str) -> None:
     assert [step.number for step in seen] == list(range(7))
     assert isinstance(seen[0], Step)
     assert times[0] == 1 and times[-1] == 0
+
+
+def test_dopri5_keeps_its_tolerance_inside_the_interval_and_counts_as_one_step() -> None:
+    # dx = (-x + 3 sin 6 t) dt, whose solution is known.
+    seen: list[Step] = []
+    asked: list[float] = []
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        asked.append(t)
+        return -x + 3 * np.sin(6 * t)
+
+    def particular(t: float) -> float:
+        return 3 * (np.sin(6 * t) - 6 * np.cos(6 * t)) / 37
+
+    x, wanted = torch.tensor([[1.0]], dtype=torch.float64), particular(0.0)
+    wanted += (1 - particular(1.0)) * np.e
+    errors = []
+    for tolerance in (1e-4, 1e-8):
+        out = dopri5(velocity, x, [1.0, 0.0], atol=tolerance, rtol=tolerance, callback=seen.append)
+        errors.append(abs(out.item() - wanted))
+    assert errors[0] < 1e-3 and errors[1] < 1e-7
+    assert 0 <= min(asked) < 1e-9 and max(asked) == 1  # never beyond the ends
+    assert [(s.number, s.t, s.t_next, s.x.item()) for s in seen[1:]] == [(0, 1.0, 0.0, out.item())]
+    # Behind the interval that it decides about, one Euler step.
+    ends = [dopri5(velocity, x, times, rtol=1e-9) for times in ([1.0, 0.1], [1.0, 0.1, 0.0])]
+    torch.testing.assert_close(ends[1], ends[0] - 0.1 * velocity(ends[0], 0.1))
+    with pytest.raises(NumericsError, match="no step small enough"):
+        dopri5(lambda x, t: x * float("nan"), x, [1.0, 0.0])
 
 
 def test_shifted_times_keep_their_ends() -> None:

@@ -130,6 +130,14 @@ def respaced(full: Chain, count: int) -> Chain:
     return chain(1 - abar / before, told=full.told[kept])
 
 
+def step_at(t: Tensor) -> Tensor:
+    """The steps (B,) of the full chain of 1,000 at times t (B,) in [0, 1].
+
+    Step s is at t = (s + 1) / 1000. t = 0 is clean data, which has no step: the network is told 0.
+    """
+    return ((t * 1000).round().long() - 1).clamp(min=0)
+
+
 def noised(at: Chain, x: Tensor, eps: Tensor, step: Tensor) -> Tensor:
     """The clean batch x (B, ...) at the steps `step` (B,), with the noise `eps`."""
     table = _at(at, step, x)
@@ -162,40 +170,6 @@ def hybrid_terms(at: Chain, output: Tensor, x: Tensor, eps: Tensor, step: Tensor
     nll = -_discretised_log_likelihood(x, p.mean, p.log_variance / 2)
     bound = torch.where(_over(step == 0, x).bool(), nll, kl)
     return Terms(bound.flatten(1).mean(1) / math.log(2), (guess - eps).square().flatten(1).mean(1))
-
-
-def guided(output: Tensor, null: Tensor, *, scale: float, channels: int | None = None) -> Tensor:
-    """Classifier-free guidance of the noise: null + scale (output - null), on its first `channels`.
-
-    Shapes (B, 2C, H, W), of the class and of none. The rest, with the variance, stays that of the
-    class. `channels` None: all C of the noise; the released DiT guides 3 of its 4 (`channels=3`).
-    """
-    noise = output.shape[1] // 2
-    count = noise if channels is None else channels
-    if not 0 < count <= noise:
-        raise ConfigError(f"guidance on {count} channels; the noise has {noise}")
-    kept = null[:, :count]
-    return torch.cat([kept + scale * (output[:, :count] - kept), output[:, count:]], dim=1)
-
-
-def guided_network(
-    network: Callable[[Tensor, Tensor, Tensor], Tensor],
-    y: Tensor,
-    null: int,
-    *,
-    scale: float,
-    channels: int | None = None,
-) -> Network:
-    """`network(x, told, y)` for the labels y (B,) under guidance: one batch of 2 B a call."""
-    if scale == 1:
-        return lambda x, told: network(x, told, y)
-    both = torch.cat([y, torch.full_like(y, null)])
-
-    def ask(x: Tensor, told: Tensor) -> Tensor:
-        output, none = network(torch.cat([x, x]), torch.cat([told, told]), both).chunk(2)
-        return guided(output, none, scale=scale, channels=channels)
-
-    return ask
 
 
 def ddpm(

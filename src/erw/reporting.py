@@ -13,25 +13,29 @@ class Sample:
 
     Attributes:
         steps: of the solver.
-        solver: euler, heun, adams (ODE) or euler_maruyama (SDE).
+        solver: euler, heun, adams, dopri5 (ODE) or euler_maruyama (SDE); of a DiT ddpm or ddim.
         guidance: its scale; 1: none.
         interval: times within which there is guidance; 0 is data, 1 is noise.
         guided_channels: so many of the latent's first channels are guided; none: all.
         shift: of the solver's times: above 1 more steps near the noise, below 1 near the data.
+        atol, rtol: of dopri5, which chooses its own steps.
     """
 
     steps: int = 50
-    solver: Literal["euler", "heun", "adams", "euler_maruyama", "ddpm", "ddim"] = "heun"
+    solver: Literal["euler", "heun", "adams", "euler_maruyama", "dopri5", "ddpm", "ddim"] = "heun"
     guidance: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     guided_channels: int | None = None
     shift: float = 1.0
+    atol: float = 1e-6
+    rtol: float = 1e-3
 
     def __post_init__(self) -> None:
         at_least("sample", "steps", self.steps, 1)
         between("sample", "interval", self.interval[0], 0.0, 1.0)
         between("sample", "interval", self.interval[1], self.interval[0], 1.0)
-        above_zero("sample", "shift", self.shift)
+        for name in ("shift", "atol", "rtol"):
+            above_zero("sample", name, getattr(self, name))
         if self.guided_channels is not None:
             at_least("sample", "guided_channels", self.guided_channels, 1)
 

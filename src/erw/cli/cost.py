@@ -126,14 +126,19 @@ def by_part(parts: Parts) -> list[str]:
             f"warm-up step  {flops(warm * (step.warmup + step.projector))}, {warm} images: "
             f"{depth} of {model.depth} blocks, {flops(step.warmup)} an image"
         ]
-    each, images, total = sampling(parts)
     if step.teacher:
         lines.append(f"teacher       {flops(step.teacher)} an image, once each from a cache")
     lines += [
         f"VAE           {flops(parts.encode)} to encode, {flops(parts.decode)} to decode",
-        f"sampling      {flops(each)} an image: {images}; {flops(50_000 * total)} for 50,000 "
-        "with the VAE",
     ]
+    if drawn := sampling(parts):
+        each, images, total = drawn
+        lines.append(
+            f"sampling      {flops(each)} an image: {images}; {flops(50_000 * total)} for 50,000 "
+            "with the VAE"
+        )
+    else:
+        lines.append(f"sampling      not known: {run.sample.solver} chooses its own steps")
     return lines + paper(parts)
 
 
@@ -175,8 +180,7 @@ def on(parts: Parts, found: Any) -> list[str]:
         return f"{took / 3600:,.1f} h" if took >= 3600 else f"{took / 60:,.1f} min"
 
     prepare = parts.rows * (parts.encode + parts.cost.teacher)
-    *_, total = sampling(parts)
-    return [
+    lines = [
         f"on {found.gpus} x {found.gpu} at {found.utilisation:g} of its bf16 peak (an estimate; "
         "`erw bench` measures):",
         f"  memory      {need / 2**30:.1f} of {gpu.memory / 2**30:.0f} GiB a GPU, {per_rank} "
@@ -184,17 +188,21 @@ def on(parts: Parts, found: Any) -> list[str]:
         f"  training    {hours(spent.total)}, {flops(spent.total)} in {run.steps:,} steps"
         + f" (warm-up {flops(spent.warmup)})" * bool(spent.warmup),
         f"  prepare     {hours(prepare)} for {parts.rows:,} images",
-        f"  50,000      {hours(50_000 * total)} to sample",
     ]
+    if drawn := sampling(parts):
+        lines.append(f"  50,000      {hours(50_000 * drawn[-1])} to sample")
+    return lines
 
 
-def sampling(parts: Parts) -> tuple[int, str, int]:
-    """FLOPs of one image by the network, how, and with the VAE."""
+def sampling(parts: Parts) -> tuple[int, str, int] | None:
+    """FLOPs of one image by the network, how, and with the VAE; None where the solver decides."""
     from erw.models.estimate import sampling_flops
     from erw.sample.solvers import SOLVERS
 
     how = parts.run.sample
     solver, (low, high) = SOLVERS[how.solver], how.interval
+    if solver.evaluations is None:
+        return None
     evaluations, times = solver.evaluations(how.steps), solver.times(how.steps, shift=how.shift)
     inside = sum(low <= t <= high for t in times[:-1])
     share = inside / how.steps if how.guidance != 1 else 0.0

@@ -23,6 +23,8 @@ class Read:
         num_heads: attention heads, where neither width nor shapes say it.
         input_size: side of the latent, where the file does not say it or another is wanted.
         depth: blocks of the full model, for a warm-up's file.
+        prediction: of a flow model whose file does not say it: velocity, noise, score or x.
+        path_type: linear, cosine (SiT's GVP) or vp, likewise; both are kept beside the weights.
     """
 
     layout: Literal["auto", "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"] = (
@@ -32,6 +34,8 @@ class Read:
     num_heads: int | None = None
     input_size: int | None = None
     depth: int | None = None
+    prediction: str | None = None
+    path_type: str | None = None
 
 
 def convert(args: Sequence[str]) -> None:

@@ -31,6 +31,8 @@ GENERATED = {
     "guided_channels": "guided channels",
     "autoguidance_weights": "weaker model of autoguidance",
     "shift": "time shift of sampling",
+    "atol": "absolute tolerance of sampling",
+    "rtol": "relative tolerance of sampling",
     "path": "path",
     "labels": "labels",
     "vae": "VAE",

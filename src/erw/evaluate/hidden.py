@@ -5,7 +5,7 @@ of n images, noised to time t (0: clean, 1: noise alone). Depths count blocks fr
 of each block is the mean over its tokens, as REPA compares them, and how spatial its tokens are.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,16 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erw import diffusion, flow
-from erw.config import Run
 from erw.errors import CheckpointError, ConfigError, DataError
 from erw.evaluate.material import Material, local_over_distant
+from erw.sample.model import flow_of
 from erw.sample.seeds import start_noise
 from erw.train import checkpoint
 from erw.train.load import Trained, load
 
 Labels = Literal["null", "given"]
-RUN = Run()
-"""What a bare network is taken for: a flow model on the linear path."""
 
 
 class States(NamedTuple):
@@ -63,7 +61,6 @@ def hidden_states(
     if wrong := [depth for depth in depths if not 1 <= depth <= blocks]:
         raise ConfigError(f"depth {wrong[0]}: the model has blocks 1 to {blocks}")
     _check(model, shown, labels)
-    noised = _noising(model, time)
     clean, given, joint = _inputs(getattr(net, "net", net), shown)
     device = next(net.parameters()).device
     pooled: dict[int, list[Tensor]] = {depth: [] for depth in depths}
@@ -73,8 +70,8 @@ def hidden_states(
         x, rows = clean[part].to(device), shown.rows[part]
         eps = start_noise(rows, tuple(shown.latents.shape[1:]), token=joint).to(device)
         y = given[part].to(device) if labels == "given" else None
-        x_t, t = noised(x, eps)
-        for depth, h in net(x_t, t, y, tap=depths).hidden.items():
+        x_t, told = _noised(model, x, eps, time)
+        for depth, h in net(x_t, told, y, tap=depths).hidden.items():
             h = h[:, 1:] if joint else h  # the patches alone
             pooled[depth].append(h.float().mean(1).cpu())
             spatial[depth] += float(local_over_distant(h).sum()) / len(shown.rows)
@@ -95,27 +92,14 @@ def checkpoints(
         yield step, load(folder, checkpoint=step, device=device)
 
 
-def _noising(model: Any, time: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(latents, noise) -> (noised latents, what the network is told), at a noise time.
-
-    A DiT has steps instead of times: it is shown step 999 t of its chain.
-    """
-    run = getattr(model, "run", RUN)
-    if run is not None and run.flow.objective == "flow":
-        path = flow.PATHS[run.flow.path]
-
-        def noise(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-            t = torch.full((len(x),), time, device=x.device)
-            return flow.noise(x, eps, t, path=path).x_t, t
-
-        return noise
-    table = diffusion.chain()
-
-    def step(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        at = torch.full((len(x),), round(time * (len(table) - 1)), device=x.device)
-        return diffusion.noised(table, x, eps, at), at.float()
-
-    return step
+def _noised(model: Any, x: Tensor, eps: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    """Latents at a noise time as the model's objective has them, and what its network is told: the
+    time or, of a DiT, the step of its chain (the first for clean latents)."""
+    t, of = torch.full((len(x),), time, device=x.device), flow_of(model)
+    if of.objective == "flow":
+        return flow.noise(x, eps, t, path=flow.PATHS[of.path]).x_t, t
+    step = diffusion.step_at(t)
+    return (diffusion.noised(diffusion.chain(), x, eps, step) if time else x), step
 
 
 def _inputs(sit: Any, shown: Material) -> tuple[Tensor, Tensor, int]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.files import Which, write_weights
+from erw.interop.known import unusual
 from erw.interop.layouts import LAYOUTS, TIMES, Parts, peers, unshifted, with_sigma
 from erw.interop.measure import positions
 from erw.interop.pretrained import Origin, Pretrained, load_pretrained
@@ -29,7 +30,8 @@ CAN = {  # what a layout's own code can build
 
 
 def save_pretrained(model: Pretrained, path: str | Path, *, layout: str | None = None) -> Path:
-    """Write a model in a released layout, its own by default, as a bare state dict.
+    """Write a model in a released layout, its own by default, as a bare state dict; what a network
+    predicts and its path lie beside, where they are not the velocity and linear.
 
     A file read and written in its own layout has the same bits: sigma channels, stored positions
     and projectors come back, a warm-up's file has the blocks it had.
@@ -67,7 +69,13 @@ def save_pretrained(model: Pretrained, path: str | Path, *, layout: str | None =
         if name in origin.buffers or not origin.buffers
     }
     heads = {f"projectors.{k}": v for k, v in model.projectors.state_dict().items()}
-    write_weights(peers(Parts(net, heads, buffers), layout), path)
+    flow = model.run.flow
+    settings = {"layout": layout, "prediction": flow.prediction, "path_type": flow.path}
+    write_weights(
+        peers(Parts(net, heads, buffers), layout),
+        path,
+        settings=settings if unusual(flow) else None,
+    )
     return path
 
 
@@ -82,7 +90,8 @@ def convert(
 ) -> Pretrained:
     """Read a checkpoint, or a run folder of ours, and write it in the layout `to`.
 
-    `told` is passed to `load_pretrained` (num_heads, input_size, depth). Returns what was read.
+    `told` is passed to `load_pretrained` (num_heads, input_size, depth, prediction, path_type).
+    Returns what was read.
     Raises as `load_pretrained` and `save_pretrained` do.
     """
     source = Path(source).expanduser()
@@ -95,22 +104,25 @@ def convert(
 
 
 def from_run(trained: Trained, folder: str | Path) -> Pretrained:
-    """A run of ours, which counts time as REPA and ERW do, as a model to be written.
+    """A run of ours as a model to be written: a flow model counts time as REPA and ERW do.
 
     Raises:
-        CheckpointError: it predicts something else than the velocity.
+        CheckpointError: it has another prediction or path than those two know.
     """
     run, net = trained.run, trained.net
-    if run.flow.prediction != "velocity":
+    if run.flow.prediction != "velocity" or run.flow.path == "vp":
         raise CheckpointError(
-            f"{folder} predicts {run.flow.prediction}; the released layouts are for the velocity"
+            f"{folder} {' on the '.join(unusual(run.flow))}; the released layouts that count time "
+            "as it does are for the velocity on the linear or cosine path"
         )
+    layout = "reg" if net.class_token else "erw" if net.rope is not None else "repa"
+    if run.flow.objective == "ddpm":
+        layout = "dit"
     names = frozenset(name for name, _ in net.named_parameters())
     if net.representation:
         raise CheckpointError(
             f"{folder} is conditioned on representations; no released layout has them"
         )
-    layout = "reg" if net.class_token else "erw" if net.rope is not None else "repa"
     origin = Origin(layout, f"run {run.name}", str(folder), names)
     return Pretrained(net, origin, projectors=nn.ModuleList(), run=run, vae=trained.vae)
 

@@ -61,8 +61,8 @@ def export(
     """Write a model into the folder `out`, whole or not at all.
 
     Args:
-        source: a run's folder (its EMA weights), an exported folder, a released checkpoint of a
-            flow model, or a loaded model.
+        source: a run's folder (its EMA weights), an exported folder, a released checkpoint,
+            or a loaded model.
         out: a folder that is not there yet, or empty.
         format: "diffusers" or "safetensors" (see the module).
         vae: the VAE by name or folder where it should be another than the model's own.
@@ -72,7 +72,7 @@ def export(
 
     Raises:
         ConfigError: unknown format, or an `out` that holds something.
-        CheckpointError, FileNotFoundError: the source cannot be read, is a DiT or a warm-up, or its
+        CheckpointError, FileNotFoundError: the source cannot be read, is a warm-up, or its
             VAE is not at hand or does not fit.
     """
     if format not in FORMATS:
@@ -140,14 +140,12 @@ def _run_folder(path: Path, model: Trained) -> Path | None:
 
 
 def as_trained(found: Pretrained) -> Trained:
-    """A released flow model with our time in its weights.
+    """A released model, a flow model with our time in its weights.
 
     Raises:
-        CheckpointError: a DiT, or a warm-up, whose last blocks are not trained.
+        CheckpointError: a warm-up, whose last blocks are not trained.
     """
     file = found.origin.file
-    if found.run is None:
-        raise CheckpointError(f"{file} is a DiT; erw convert --to diffusers-dit writes it")
     net = copy.deepcopy(found.net)
     parameters = dict(net.named_parameters())
     if missing := parameters.keys() - found.origin.loaded:
@@ -156,7 +154,9 @@ def as_trained(found: Pretrained) -> Trained:
             "train on from it (erw train RECIPE --init), then export the run"
         )
     if TIMES[found.origin.layout] == "flipped":
-        net.load_state_dict(in_our_time(parameters))
+        net.load_state_dict(
+            in_our_time(parameters, negated=found.run.flow.prediction == "velocity")
+        )
     return Trained(net, found.run, found.vae, (), 0, source=file)
 
 

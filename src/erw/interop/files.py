@@ -59,8 +59,11 @@ def read_weights(path: str | Path, *, which: Which = "ema") -> Found:
         return _read_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
-    found = _unwrap(content, path, which)
+    if _is_safetensors(path):
+        tensors, header = _read_safetensors(path)
+        found = _unwrap(tensors, path, which)._replace(settings=header)
+    else:
+        found = _unwrap(_read_pickle(path), path, which)
     promised = sum(t.numel() * t.element_size() for t in found.tensors.values())
     if promised > path.stat().st_size:
         raise CheckpointError(
@@ -70,20 +73,26 @@ def read_weights(path: str | Path, *, which: Which = "ema") -> Found:
     return found
 
 
-def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a bare state dict, safetensors or (`.pt`, `.pth`, `.bin`) torch's format, whole or not
-    at all."""
+def write_weights(
+    tensors: Mapping[str, Tensor], path: Path, *, settings: Mapping[str, str] | None = None
+) -> None:
+    """Write a state dict, safetensors or (`.pt`, `.pth`, `.bin`) torch's format, whole or not at
+    all.
+
+    It is bare, or has `settings` beside it where the peers' training code leaves its arguments: in
+    `args` beside `ema`; in safetensors in the header.
+    """
     # Clones: a tensor written under several names must be stored as often.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     if path.suffix == ".safetensors":
-        write_beside(tensors, path, header={"format": "pt"})
+        write_beside(tensors, path, header={"format": "pt", **(settings or {})})
         return
     if path.suffix not in (".pt", ".pth", ".bin"):
         raise CheckpointError(f"{path}: end the name in .pt, .pth, .bin or .safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        torch.save(tensors, beside)
+        torch.save({"ema": tensors, "args": dict(settings)} if settings else tensors, beside)
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"could not write {path}: {error}") from error
@@ -98,10 +107,12 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors" or start[8:] == b"{"
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors, and the texts in the header."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError, struct.error) as error:
         raise CheckpointError(
             f"{path} is truncated or not safetensors ({_line(error)}); get it again"
@@ -164,7 +175,7 @@ def _read_folder(folder: Path) -> Found:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    return Found(_read_safetensors(folder / FOLDER_FILE), "", plain(config))
+    return Found(_read_safetensors(folder / FOLDER_FILE)[0], "", plain(config))
 
 
 def _unwrap(content: Any, path: Path, which: Which) -> Found:

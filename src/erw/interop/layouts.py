@@ -73,6 +73,8 @@ def tell(found: Found, path: object) -> tuple[str, str]:
             what they mean.
     """
     keys, beside = found.tensors.keys(), found.settings
+    if beside.get("layout") in LAYOUTS:
+        return str(beside["layout"]), "as it says"
     if any(key.startswith("transformer_blocks.") for key in keys):
         return "diffusers-dit", "transformer_blocks.*"
     if reg := [key for key in REG_KEYS if key in keys]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from erw.align import Projector
 from erw.config import Run
 from erw.errors import CheckpointError, ConfigError
+from erw.flow import PATHS, velocity_from
 from erw.interop.files import Found, Which, read_weights
-from erw.interop.known import known_run, vae_of
+from erw.interop.known import known_run, unusual, vae_of
 from erw.interop.layouts import LAYOUTS, TIMES, ours, tell, without_sigma
 from erw.interop.measure import check_buffers, depth_of, fitting, measure
 from erw.models import SiT
@@ -43,18 +44,18 @@ class Origin:
 
 class Pretrained(nn.Module):
     """A network in our convention: t = 0 is data, t = 1 is noise, and flow models give the velocity
-    noise - data. `erw.generate` samples flow models; a DiT is for `erw.diffusion.ddim` and `ddpm`.
+    noise - data, whatever their file's network predicts. `erw.generate` draws all of them.
 
     Attributes:
         net: the transformer, in its file's own convention of time.
         projectors: one per encoder that it was aligned with; may be empty.
         origin: where it came from; `origin.seen` says what was read.
-        run: its settings as a run's; None for a DiT.
+        run: its settings as a run's.
         vae: name of the VAE whose latents it makes.
     """
 
     def __init__(
-        self, net: SiT, origin: Origin, *, projectors: nn.ModuleList, run: Run | None, vae: str
+        self, net: SiT, origin: Origin, *, projectors: nn.ModuleList, run: Run, vae: str
     ) -> None:
         super().__init__()
         self.net, self.projectors = net, projectors
@@ -75,22 +76,29 @@ class Pretrained(nn.Module):
         takes steps 0..999 for t and gives noise and variance (B, 2C, H, W). `tap` and `stop_at` as
         in `erw.SiT`.
         """
-        flipped = TIMES[self.origin.layout] == "flipped"
+        told = 1 - t if self._flipped else t
         if not tap and stop_at is None:
-            out = self.net(x, 1 - t if flipped else t, y)
-            return -out if flipped else out
-        tapped = self.net(x, 1 - t if flipped else t, y, tap=tap, stop_at=stop_at)
-        if flipped and tapped.velocity is not None:
-            return Tapped(-tapped.velocity, tapped.hidden)
-        return tapped
+            return self._ours(self.net(x, told, y), x, t)
+        tapped = self.net(x, told, y, tap=tap, stop_at=stop_at)
+        if tapped.velocity is None:
+            return tapped
+        return Tapped(self._ours(tapped.velocity, x, t), tapped.hidden)
+
+    @property
+    def _flipped(self) -> bool:
+        return TIMES[self.origin.layout] == "flipped"
+
+    def _ours(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity, or a DiT's own, from what the file's network gives."""
+        of = self.run.flow
+        if of.prediction == "velocity":
+            return -output if self._flipped else output
+        return velocity_from(of.prediction, output, x, t, path=PATHS[of.path])
 
     def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The velocity, for `erw.generate`. Raises ConfigError for a DiT."""
-        if TIMES[self.origin.layout] == "steps":
-            raise ConfigError(
-                "a DiT predicts noise at steps 0..999 and has no velocity; sample it with "
-                "erw.diffusion.ddim or erw.diffusion.ddpm"
-            )
+        """The velocity, for `erw.generate`. Raises ConfigError for a DiT, which has none."""
+        if self.run.flow.objective == "ddpm":
+            raise ConfigError("a DiT predicts noise and has no velocity; draw it with ddpm or ddim")
         out = self(x, t, y)
         assert isinstance(out, Tensor)
         return out
@@ -128,6 +136,8 @@ def load_pretrained(
     input_size: int | None = None,
     depth: int | None = None,
     projectors: bool = True,
+    prediction: str | None = None,
+    path_type: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Pretrained:
     """A released checkpoint of DiT, SiT, REPA, ERW, REG or LightningDiT as our model.
@@ -144,6 +154,9 @@ def load_pretrained(
         depth: blocks of the full model, for a warm-up's file without its last blocks: those are
             loaded, the others start fresh.
         projectors: False drops the alignment heads.
+        prediction: what a flow model's network gives, "velocity", "noise", "score" or "x", where
+            the file does not say it; the velocity if you neither.
+        path_type: the path it was trained on, "linear", "cosine" (SiT's GVP) or "vp", likewise.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -156,10 +169,6 @@ def load_pretrained(
     why = "as told"
     if layout == "auto":
         layout, why = tell(found, path)
-    if found.settings.get("prediction", "v") not in ("v", "velocity"):
-        raise CheckpointError(
-            f"{path} predicts {found.settings['prediction']}; only velocity files can be loaded"
-        )
     told: dict[str, int | None] = {
         "num_heads": num_heads,
         "depth": depth,
@@ -168,7 +177,8 @@ def load_pretrained(
     if layout == "diffusers-dit":  # its folder says them
         told["num_heads"] = num_heads or found.settings.get("num_attention_heads")
         told["input_size"] = input_size or found.settings.get("sample_size")
-    model = _model(found, layout, path, told, why=why, projectors=projectors)
+    means = {"prediction": prediction, "path_type": path_type}
+    model = _model(found, layout, path, told, means, why=why, projectors=projectors)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -177,6 +187,7 @@ def _model(
     layout: str,
     path: str | Path,
     told: dict[str, int | None],
+    means: dict[str, str | None],
     *,
     why: str,
     projectors: bool,
@@ -200,16 +211,17 @@ def _model(
     net = _filled(sizes, parts.net, warm=warm)
     same = check_buffers(net, parts.buffers, path)
     heads = _projectors(parts.projectors if projectors else {}, net.width, path)
+    run = known_run(path, sizes, found.settings, layout, **means)
+    seen = _seen(layout, why, sizes, found.wrapper, warm, depth_of(parts.net), sigma, heads)
     origin = Origin(
         layout=layout,
-        seen=_seen(layout, why, sizes, found.wrapper, warm, depth_of(parts.net), sigma, heads),
+        seen=", ".join([seen, *unusual(run.flow)]),
         file=str(path),
         loaded=frozenset(parts.net),
         sigma={k: v.clone() for k, v in sigma.items()},
         buffers={k: v.clone() for k, v in parts.buffers.items()} if same else {},
         dtypes={k: v.dtype for k, v in parts.net.items() if v.dtype != torch.float32},
     )
-    run = None if steps else known_run(path, sizes, found.settings, layout)
     return Pretrained(net, origin, projectors=heads, run=run, vae=vae_of(net.channels))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erw.config import Flow, Model, Run
-from erw.errors import CheckpointError, ConfigError
+from erw.errors import ConfigError
 from erw.interop.layouts import TIMES
 from erw.interop.pretrained import Pretrained, load_pretrained
 from erw.models import SiT
@@ -45,13 +45,12 @@ def open_start(
     num_heads: int | None = None,
     depth: int | None = None,
 ) -> Start:
-    """Open a run (whatever `erw.load` takes) or a released checkpoint of a flow model.
+    """Open a run (whatever `erw.load` takes) or a released checkpoint.
 
     `num_heads` and `depth` as in `load_pretrained`.
 
     Raises:
-        CheckpointError, FileNotFoundError: as `load_pretrained`; or it is a DiT, whose network
-            predicts something else.
+        CheckpointError, FileNotFoundError: as `load_pretrained`.
     """
     path = Path(path).expanduser()
     if is_run(path):
@@ -62,11 +61,6 @@ def open_start(
         flow, classes = run.flow, trained.class_names
         return Start(str(path), trained.net, run.model, flow, classes, names, False, said)
     found = load_pretrained(path, layout, num_heads=num_heads, depth=depth)
-    if found.run is None:
-        raise CheckpointError(
-            f"{path} is a DiT, which predicts noise at steps 0..999; a run of erw's starts from a "
-            "flow model (SiT, REPA, ERW, LightningDiT or a run)"
-        )
     origin, run = found.origin, found.run
     flipped = TIMES[origin.layout] == "flipped"
     return Start(str(path), found.net, run.model, run.flow, (), origin.loaded, flipped, origin.seen)
@@ -96,8 +90,11 @@ def is_model(path: str | Path) -> bool:
 def adopted(run: Run, start: Start) -> Run:
     """The run with the architecture, path and prediction of what it starts from."""
     taken = {name: getattr(start.model, name) for name in ARCHITECTURE}
+    run = run.replace(model=dataclasses.replace(run.model, **taken))
+    if run.flow.objective != start.flow.objective:  # `starting_point` says so, after all settings
+        return run
     flow = dataclasses.replace(run.flow, path=start.flow.path, prediction=start.flow.prediction)
-    return run.replace(model=dataclasses.replace(run.model, **taken), flow=flow)
+    return run.replace(flow=flow)
 
 
 def starting_point(start: Start, run: Run, class_names: Sequence[str], *, num_classes: int) -> Init:
@@ -108,8 +105,15 @@ def starting_point(start: Start, run: Run, class_names: Sequence[str], *, num_cl
     know begins as its null class: the model draws it as it drew anything.
 
     Raises:
-        ConfigError: the run asks for another prediction than the start makes.
+        ConfigError: the run has another objective, or asks for another prediction than the start
+            makes.
     """
+    if run.flow.objective != start.flow.objective:
+        kinds = {"flow": "a flow model", "ddpm": "a DiT, which predicts noise on its chain"}
+        raise ConfigError(
+            f"{start.source} is {kinds[start.flow.objective]}, but flow.objective is "
+            f"{run.flow.objective}; choose a recipe of {start.flow.objective}"
+        )
     if run.flow.prediction != start.flow.prediction:
         raise ConfigError(
             f"flow.prediction is {run.flow.prediction}, but {start.source} predicts "
@@ -117,7 +121,7 @@ def starting_point(start: Start, run: Run, class_names: Sequence[str], *, num_cl
         )
     tensors = {k: p.detach() for k, p in start.net.named_parameters() if k in start.loaded}
     if start.flipped:
-        tensors = in_our_time(tensors)
+        tensors = in_our_time(tensors, negated=start.flow.prediction == "velocity")
     old = tensors[TABLE]
     rows, said = label_rows(start.class_names, len(old) - 1, class_names, num_classes)
     tensors[TABLE] = old[torch.tensor([*rows, len(old) - 1])]
@@ -149,11 +153,12 @@ def label_rows(
     return [null] * new_count, f"{new_count} classes, all from no class"
 
 
-def in_our_time(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of -net(x, 1 - t) from those of net(x, t), equal up to rounding.
+def in_our_time(tensors: Mapping[str, Tensor], *, negated: bool) -> dict[str, Tensor]:
+    """The weights of net(x, 1 - t), or of its negative, from those of net(x, t), up to rounding.
 
     The sinusoids of 1 - t are a fixed rotation and reflection of those of t, which the first layer
-    of the time embedding takes in; the last layer changes its sign.
+    of the time embedding takes in. Of a velocity the last layer changes the sign; noise, score and
+    clean latent are the same in either direction.
     """
     turned = dict(tensors)
     first = tensors["t_embedder.mlp.0.weight"].double()
@@ -163,6 +168,6 @@ def in_our_time(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     c, s = omega.cos(), omega.sin()
     turned["t_embedder.mlp.0.weight"] = torch.cat([cos * c + sin * s, cos * s - sin * c], 1).float()
     for kind in ("weight", "bias"):
-        if (name := f"final_layer.linear.{kind}") in turned:
+        if negated and (name := f"final_layer.linear.{kind}") in turned:
             turned[name] = -turned[name]
     return turned

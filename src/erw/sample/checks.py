@@ -2,11 +2,28 @@
 
 from erw.config import nearest
 from erw.errors import ConfigError
-from erw.sample.model import Model, path_of
+from erw.sample.model import Model, flow_of
 from erw.sample.solvers import SOLVERS
 
 
+def chosen_solver(model: Model, name: str | None) -> str:
+    """The solver of that name; None: the usual one for what the model was trained for.
+
+    Raises ConfigError if there is none of that name, or it is for other models.
+    """
+    objective = flow_of(model).objective
+    name = name or ("heun" if objective == "flow" else "ddim")
+    if name not in SOLVERS:
+        raise ConfigError(f"unknown solver {name!r}{nearest(name, SOLVERS)}")
+    if SOLVERS[name].objective != objective:
+        kind = "a flow model" if objective == "flow" else "a DiT, which predicts noise on a chain"
+        fit = [other for other in SOLVERS if SOLVERS[other].objective == objective]
+        raise ConfigError(f"solver {name!r} cannot draw {kind}; choose {', '.join(fit)}")
+    return name
+
+
 def check(
+    model: Model,
     solver: str,
     steps: int,
     batch_size: int,
@@ -14,12 +31,8 @@ def check(
     interval: tuple[float, float],
     shift: float,
     guided_channels: int | None,
-    *,
-    class_token: int = 0,
 ) -> None:
     """Raise ConfigError for settings that are impossible."""
-    if solver not in SOLVERS:
-        raise ConfigError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}")
     SOLVERS[solver].times(steps, shift=shift)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
@@ -27,21 +40,25 @@ def check(
         raise ConfigError(f"precision is {precision!r}; expected 'fp32', 'bf16' or 'auto'")
     if not 0 <= interval[0] <= interval[1] <= 1:
         raise ConfigError(f"guidance interval {interval}; expected 0 <= low <= high <= 1")
-    if guided_channels is not None and guided_channels < 1:
-        raise ConfigError(f"guided_channels is {guided_channels}; expected 1 or more, or none: all")
-    if guided_channels is not None and class_token:
+    channels = model.latent_shape[0]
+    if guided_channels is not None and not 1 <= guided_channels <= channels:
+        raise ConfigError(
+            f"guided_channels is {guided_channels}; expected 1 to {channels}, or none: all"
+        )
+    if guided_channels is not None and getattr(model.net, "class_token", False):
         raise ConfigError(
             "guided_channels are of latents alone; with a class token leave it at none"
         )
 
 
 def check_pair(model: Model, weak: Model) -> None:
-    """Raise ConfigError unless `weak` can guide `model`: same latents, classes and path."""
+    """Raise ConfigError unless `weak` can guide `model`: same latents, classes, objective, path."""
     for what, of in (
         ("latents", lambda m: m.latent_shape),
         ("class token", lambda m: getattr(m.net, "class_token", 0)),
         ("number of classes", lambda m: m.num_classes),
-        ("path", lambda m: path_of(m).name),
+        ("objective", lambda m: flow_of(m).objective),
+        ("path", lambda m: flow_of(m).path),
     ):
         if of(model) != of(weak):
             raise ConfigError(

@@ -4,10 +4,10 @@ Both carry the settings and can be interrupted: run the same command again and o
 seeds are made. Under torchrun every rank makes its share. Memory does not grow with the number of
 images.
 
-    DIR/00000012.png        one image per seed, seed and label in its text chunk
+    DIR/00000012.png        one image per seed; seed, label and evaluations in its text chunks
     DIR/settings.json       how the images were made
 
-    FILE.npz                arr_0 (N, H, W, 3) uint8, labels (N,), seeds (N,), settings (JSON text)
+    FILE.npz                arr_0 (N, H, W, 3) uint8; labels, seeds, evaluations; settings (JSON)
     FILE.npz.parts/         finished seeds, until the file is whole
 """
 
@@ -27,6 +27,7 @@ import torch.distributed as dist
 
 from erw.errors import DataError
 from erw.sample.generate import OPTIONS, Generation, Samples
+from erw.sample.png import png_path, png_text, read_png, replace_file, write_png
 
 Progress = Callable[[int], None]
 _SETTINGS = "settings.json"
@@ -66,8 +67,8 @@ def write(generation: Generation, out: str | Path, *, progress: Progress | None 
     if progress and done and rank == 0:
         progress(len(done))
     for samples in generation.rows(lambda i, seed: seed not in done and i % world == rank):
-        for seed, label, image in _each(samples):
-            _write_png(png_path(folder, seed), image, seed=seed, label=label)
+        for seed, image, text in _each(samples):
+            write_png(png_path(folder, seed), image, text)
         if progress:
             progress(len(samples.seeds))
     _wait()
@@ -166,7 +167,9 @@ def _claim(folder: Path, settings: dict[str, Any], *, made: Path | None) -> None
             f"{settings.get(name)}; choose another --out or delete it"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / _SETTINGS, lambda file: file.write(json.dumps(settings, indent=1).encode()))
+    replace_file(
+        folder / _SETTINGS, lambda file: file.write(json.dumps(settings, indent=1).encode())
+    )
 
 
 def _join(generation: Generation, folder: Path, out: Path) -> None:
@@ -179,6 +182,9 @@ def _join(generation: Generation, folder: Path, out: Path) -> None:
     }
     if generation.labels is not None:
         small["labels"] = np.asarray(generation.labels, np.int64)
+    asked = [png_text(png_path(folder, seed), "evaluations") for seed in seeds]
+    if None not in asked:  # images of older versions do not say it
+        small["evaluations"] = np.asarray(asked, np.int64)
 
     def fill(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -192,49 +198,18 @@ def _join(generation: Generation, folder: Path, out: Path) -> None:
                 with archive.open(f"{name}.npy", "w") as stream:
                     np.lib.format.write_array(stream, value, allow_pickle=False)
 
-    _replace(out, fill)
+    replace_file(out, fill)
 
 
-def _each(samples: Samples) -> Iterator[tuple[int, int | None, np.ndarray]]:
-    """(seed, label, image (H, W, 3)) of a batch."""
+def _each(samples: Samples) -> Iterator[tuple[int, np.ndarray, dict[str, int]]]:
+    """(seed, image (H, W, 3), its text) of a batch."""
     assert samples.images is not None
     images = samples.images.permute(0, 2, 3, 1).cpu().numpy()
-    labels = [None] * len(images) if samples.labels is None else samples.labels.tolist()
-    yield from zip(samples.seeds, labels, images, strict=True)
-
-
-def png_path(folder: Path, seed: int) -> Path:
-    return folder / f"{seed:08d}.png"
-
-
-def _write_png(path: Path, image: np.ndarray, *, seed: int, label: int | None) -> None:
-    from PIL import Image, PngImagePlugin
-
-    text = PngImagePlugin.PngInfo()
-    text.add_text("seed", str(seed))
-    if label is not None:
-        text.add_text("label", str(label))
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    _replace(path, lambda file: picture.save(file, format="PNG", pnginfo=text, compress_level=1))
-
-
-def read_png(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _replace(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
-    """Write beside and rename: a file that is there is whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("w+b") as file:
-            fill(file)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    columns = {"seed": samples.seeds, "evaluations": samples.evaluations}
+    if samples.labels is not None:
+        columns["label"] = tuple(samples.labels.tolist())
+    for i, (seed, image) in enumerate(zip(samples.seeds, images, strict=True)):
+        yield seed, image, {name: column[i] for name, column in columns.items()}
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -253,25 +228,23 @@ def _same(path: Path, generation: Generation) -> bool:
 
 def _unpack(path: Path, folder: Path) -> None:
     """The images of a `.npz` of ours as PNGs again."""
+    names = {"seed": "seeds", "label": "labels", "evaluations": "evaluations"}
     with np.load(path) as arrays:
-        seeds = arrays["seeds"].tolist()
-        labels = arrays["labels"].tolist() if "labels" in arrays.files else [None] * len(seeds)
+        columns = {k: arrays[v].tolist() for k, v in names.items() if v in arrays.files}
     images = (image for block in read_images(path) for image in block)
-    for seed, label, image in zip(seeds, labels, images, strict=True):
+    for i, (seed, image) in enumerate(zip(columns["seed"], images, strict=True)):
         if not png_path(folder, seed).exists():
-            _write_png(png_path(folder, seed), image, seed=seed, label=label)
+            text = {name: column[i] for name, column in columns.items()}
+            write_png(png_path(folder, seed), image, text)
 
 
 def _check_labels(folder: Path, generation: Generation, done: set[int]) -> None:
     """Other labels, given one by one, do not show in the settings: ask the images themselves."""
-    from PIL import Image
-
     if generation.labels is None or generation.label_rule != "given":
         return
     for seed, label in zip(generation.seeds, generation.labels, strict=True):
         if seed in done:
-            with Image.open(png_path(folder, seed)) as image:
-                made = image.info.get("label")
+            made = png_text(png_path(folder, seed), "label")
             if made != str(label):
                 raise DataError(
                     f"{png_path(folder, seed)} was made with label {made}, now {label} is asked "

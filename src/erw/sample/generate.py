@@ -8,46 +8,38 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from erw import __version__
 from erw.errors import ConfigError
-from erw.flow import Path
-from erw.sample.checks import check, check_pair
+from erw.flow import Path, ends
+from erw.records import above_zero
+from erw.sample.checks import check, check_pair, chosen_solver
 from erw.sample.guidance import classifier_free, conditional, guided
 from erw.sample.model import (
     Decoder,
     Model,
+    asked_of,
     chosen_precision,
     decoder_of,
     device_of,
+    flow_of,
     latents_in,
     path_of,
     ready,
     weights_hash,
 )
+from erw.sample.samples import Samples as Samples
+from erw.sample.samples import joined
 from erw.sample.seeds import Labels, labels_of, start_noise, step_noise
 from erw.sample.solvers import SOLVERS, Callback, Velocity
 
 Precision = Literal["fp32", "bf16", "auto"]
-OPTIONS = ("shift", "guided_channels", "autoguidance_weights")
+OPTIONS = ("shift", "guided_channels", "autoguidance_weights", "atol", "rtol")
 """Settings that a generation tells only where they have an effect."""
-
-
-class Samples(NamedTuple):
-    """A batch of samples.
-
-    seeds: their seeds. labels (B,) int64, None when unconditional. latents (B, C, h, w) float32, as
-    the network gives them (shifted and scaled). images (B, 3, H, W) uint8, None without a VAE.
-    """
-
-    seeds: tuple[int, ...]
-    labels: Tensor | None
-    latents: Tensor
-    images: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +60,8 @@ class Generation:
     guided_channels: int | None
     autoguidance: Model | None
     shift: float
+    atol: float
+    rtol: float
     precision: str
     batch_size: int
     path: Path
@@ -78,20 +72,13 @@ class Generation:
         return len(self.seeds)
 
     def __iter__(self) -> Iterator[Samples]:
-        for lo in range(0, len(self), self.batch_size):
-            yield self._batch(slice(lo, lo + self.batch_size))
+        size = 1 if SOLVERS[self.solver].adaptive else self.batch_size
+        for lo in range(0, len(self), size):
+            yield self._batch(slice(lo, lo + size))
 
     def collect(self) -> Samples:
         """All samples as one record, on the CPU."""
-        parts = [Samples(s.seeds, _cpu(s.labels), s.latents.cpu(), _cpu(s.images)) for s in self]
-        images = [part.images for part in parts if part.images is not None]
-        labels = [part.labels for part in parts if part.labels is not None]
-        return Samples(
-            self.seeds,
-            torch.cat(labels) if labels else None,
-            torch.cat([part.latents for part in parts]),
-            torch.cat(images) if images else None,
-        )
+        return joined(self)
 
     def rows(self, keep: Callable[[int, int], bool]) -> "Generation":
         """The part whose (position, seed) pass `keep`: to shard, or to leave out what is done."""
@@ -105,17 +92,18 @@ class Generation:
         run = getattr(self.model, "run", None)
         vae_hash = getattr(self.vae, "weight_hash", None)
         scaling = getattr(self.model, "scaling", None)
+        evaluations = SOLVERS[self.solver].evaluations
         return {
             "recipe": getattr(run, "name", None),
             "step": getattr(self.model, "step", None),
             "weights": weights_hash(self.model.net),
             "ema": getattr(self.model, "ema", None),
             "solver": self.solver,
-            "steps": self.steps,
-            "evaluations": SOLVERS[self.solver].evaluations(self.steps),
+            "steps": self.steps if evaluations else "adaptive",
+            "evaluations": evaluations(self.steps) if evaluations else "adaptive",
             "guidance": self.guidance,
             "interval": list(self.interval),
-            "path": self.path.name,
+            "path": self.path.name if flow_of(self.model).objective == "flow" else "linear betas",
             "labels": self.label_rule,
             "precision": self.precision,
             "vae": getattr(self.vae, "name", None),
@@ -131,6 +119,8 @@ class Generation:
         found: dict[str, Any] = {}
         if self.shift != 1:
             found["shift"] = self.shift
+        if SOLVERS[self.solver].adaptive:
+            found |= {"atol": self.atol, "rtol": self.rtol}
         if self.guided_channels is not None and self.guidance != 1:
             found["guided_channels"] = self.guided_channels
         if self.autoguidance is not None:
@@ -150,37 +140,56 @@ class Generation:
         shape = model.latent_shape
         token = getattr(model.net, "class_token", 0)  # drawn beside the latents
         x = start_noise(seeds, shape, token=token).to(device)
-        half = self.precision == "bf16"
+        half, asked = self.precision == "bf16", 0
+        velocity = self._velocity(labels)
+
+        def ask(x: Tensor, t: float) -> Tensor:
+            nonlocal asked
+            asked += 1
+            return velocity(x, t)
+
+        tolerances = {"atol": self.atol, "rtol": self.rtol} if solver.adaptive else {}
         with torch.no_grad(), ExitStack() as stack:
             for one in (model, self.autoguidance):
                 if one is not None:
                     stack.enter_context(ready(one.net, half=half))
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 x = solver.solve(
-                    self._velocity(labels),
+                    ask,
                     x,
-                    solver.times(self.steps, shift=self.shift),
+                    self._times(),
                     path=self.path,
                     noise=step_noise(seeds, shape, token=token),
                     callback=self.callback,
+                    **tolerances,
                 )
             latents = latents_in(model.net, x).float()
             images = None if self.vae is None else _decode(self.vae, latents)
-        return Samples(seeds, labels, latents, images)
+        return Samples(seeds, labels, latents, images, (asked,) * len(seeds))
+
+    def _times(self) -> list[float]:
+        """The solver's times; an adaptive one decides where the prediction says the velocity."""
+        solver = SOLVERS[self.solver]
+        times = solver.times(self.steps, shift=self.shift)
+        if not solver.adaptive:
+            return times
+        low, high = ends(flow_of(self.model).prediction, self.path)
+        return [high, low, 0.0] if low else [high, 0.0]
 
     def _velocity(self, labels: Tensor | None) -> Velocity:
-        """The model's velocity for these labels, guided as asked."""
-        how: dict[str, Any] = {
-            "scale": self.guidance,
-            "interval": self.interval,
-            "channels": self.guided_channels,
-        }
+        """What the solver asks of the model for these labels, guided as wanted."""
+        channels = self.guided_channels
+        if SOLVERS[self.solver].objective == "ddpm":  # a DiT's variance is never guided
+            channels = channels or self.model.latent_shape[0]
+        how: dict[str, Any] = {"scale": self.guidance, "interval": self.interval}
+        how["channels"] = channels
+        ask = asked_of(self.model)
         if self.autoguidance is not None:
-            pair = (conditional(m.velocity, labels) for m in (self.model, self.autoguidance))
+            pair = (conditional(one, labels) for one in (ask, asked_of(self.autoguidance)))
             return guided(*pair, **how)
         if labels is None:
-            return conditional(self.model.velocity, None)
-        return classifier_free(self.model.velocity, labels, self.model.num_classes, **how)
+            return conditional(ask, None)
+        return classifier_free(ask, labels, self.model.num_classes, **how)
 
 
 def generate(
@@ -189,12 +198,14 @@ def generate(
     labels: Labels = None,
     *,
     steps: int = 50,
-    solver: str = "heun",
+    solver: str | None = None,
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
     guided_channels: int | None = None,
     autoguidance: Model | None = None,
     shift: float = 1.0,
+    atol: float = 1e-6,
+    rtol: float = 1e-3,
     compile: bool = False,
     batch_size: int = 64,
     vae: Decoder | str | None = None,
@@ -211,13 +222,16 @@ def generate(
             Unconditional models take None.
         steps: solver steps; `heun` evaluates the network 2 steps - 1 times.
         solver: "euler", "heun", "adams" (ODE) or "euler_maruyama" (SDE). For equal
-            evaluations "adams" is the most exact ODE solver: one a step, second order.
+            evaluations "adams" is the most exact ODE solver: one a step, second order. "dopri5"
+            chooses its own steps, sample by sample. A DiT takes "ddpm" or "ddim", on 2 to 1,000
+            steps of its chain. None: "heun", for a DiT "ddim".
         guidance: scale of guidance within the times of `interval`; 1 is none. It is classifier-free
             (away from the null class), or away from `autoguidance`, a weaker model of the same
             data (smaller or less trained; arXiv 2406.02507), told the same class.
         guided_channels: only so many first channels are guided; None: all. DiT, SiT and
             LightningDiT are released with 3.
         shift: of the solver's times, see `erw.flow.shifted`; 1 is none.
+        atol, rtol: of "dopri5", whose estimated error stays within atol + rtol |x|.
         compile: compile the network's blocks first; pays from some hundred images on.
         batch_size: images per forward pass, twice that under guidance. Does not change the images.
         vae: decoder of the latents, its name or the object; None: the model's own.
@@ -227,13 +241,16 @@ def generate(
         callback: is given every finished solver step.
 
     Raises:
-        ConfigError: an unknown solver, impossible settings, labels out of range or too few.
+        ConfigError: an unknown solver or one for other models, impossible settings, labels out of
+            range or too few.
     """
     seeds = tuple(int(seed) for seed in seeds)
     if not seeds:
         raise ConfigError("no seeds: give at least one, such as range(16)")
-    token = getattr(model.net, "class_token", 0)
-    check(solver, steps, batch_size, precision, interval, shift, guided_channels, class_token=token)
+    solver = chosen_solver(model, solver)
+    check(model, solver, steps, batch_size, precision, interval, shift, guided_channels)
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        above_zero("sample", name, value)
     if autoguidance is not None:
         check_pair(model, autoguidance)
         if guidance == 1:
@@ -256,6 +273,8 @@ def generate(
         guided_channels=guided_channels,
         autoguidance=autoguidance,
         shift=float(shift),
+        atol=float(atol),
+        rtol=float(rtol),
         precision=chosen_precision(model, precision),
         batch_size=batch_size,
         path=path_of(model),
@@ -267,7 +286,3 @@ def generate(
 def _decode(vae: Decoder, latents: Tensor) -> Tensor:
     """A few at a time: fits the caches of a CPU and bounds the decoder's memory on a GPU."""
     return torch.cat([vae.decode(part) for part in latents.split(16)])
-
-
-def _cpu(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.cpu()

@@ -1,13 +1,15 @@
 """What sampling asks of a model and of a VAE, and what it reads off them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from erw.flow import LINEAR, PATHS, Path
+from erw import diffusion
+from erw.config import Flow
+from erw.flow import PATHS, Path
 from erw.runtime.dist import precision as precision_of
 
 
@@ -51,10 +53,23 @@ def device_of(model: Model) -> torch.device:
     return next(model.net.parameters()).device
 
 
+def flow_of(model: Model) -> Flow:
+    """The objective that the model was trained for; of a bare one the velocity, linear path."""
+    run = getattr(model, "run", None)
+    return Flow() if run is None else run.flow
+
+
 def path_of(model: Model) -> Path:
     """The path that the model was trained on."""
-    run = getattr(model, "run", None)
-    return PATHS[run.flow.path] if run is not None else LINEAR
+    return PATHS[flow_of(model).path]
+
+
+def asked_of(model: Model) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """What solvers ask at (x, t, y): the velocity or, of a DiT, noise and variance (B, 2C, h, w) at
+    the step of t."""
+    if flow_of(model).objective == "flow":
+        return model.velocity
+    return lambda x, t, y: model.net(x, diffusion.step_at(t), y)
 
 
 def chosen_precision(model: Model, wanted: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from erw.errors import ConfigError
 from erw.flow import LINEAR, Path, score_from_velocity, shifted
+from erw.sample.adaptive import dopri5, whole_interval
 from erw.sample.chain import chain_times, ddim, ddpm
 from erw.sample.steps import Callback as Callback
 from erw.sample.steps import Noise as Noise
@@ -169,13 +170,18 @@ class Times(Protocol):
 
 
 class Solver(NamedTuple):
-    """A named way to sample: the solver, its times, how often it evaluates the network, and the
-    objective that the network was trained for."""
+    """A named way to sample: the solver, its times, how often it evaluates the network (None: it
+    decides, from sample to sample), and the objective that the network was trained for."""
 
     solve: Solve
     times: Times
-    evaluations: Callable[[int], int]
+    evaluations: Callable[[int], int] | None
     objective: Literal["flow", "ddpm"] = "flow"
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it chooses its steps; it is then given one sample at a time."""
+        return self.evaluations is None
 
 
 SOLVERS: dict[str, Solver] = {
@@ -183,6 +189,7 @@ SOLVERS: dict[str, Solver] = {
     "heun": Solver(heun, uniform_times, lambda steps: 2 * steps - 1),
     "adams": Solver(adams, uniform_times, lambda steps: steps),
     "euler_maruyama": Solver(euler_maruyama, sde_times, lambda steps: steps),
+    "dopri5": Solver(dopri5, whole_interval, None),
     "ddpm": Solver(ddpm, chain_times, lambda steps: steps, "ddpm"),
     "ddim": Solver(ddim, chain_times, lambda steps: steps, "ddpm"),
 }
