@@ -348,6 +348,9 @@ def test_eval_of_a_run_and_of_images(erw: Erw, run: Path, images: Path, tmp_path
     assert said.code == 0 and said.out.startswith("fd_lite2 ")
     kept = json.loads((run / "scores.jsonl").read_text())
     assert kept["count"] == 8 and kept["reference_count"] == 16 and kept["settings"]["steps"] == 1
+    said = erw("memory", run, "--training", images, *short)
+    assert said.code == 0 and said.out.startswith("least ")
+    refused(erw("memory", run, *short), "holds latents", "--images")
     out = tmp_path / "scores.json"
     said = erw("eval", images / "cats", "--reference", images / "cats", "--out", out)
     assert said.code == 0 and abs(json.loads(out.read_text())["values"]["fd_lite2"]) < 1e-3

@@ -1,11 +1,14 @@
 """Memorised samples are found, with the training image that they repeat; new ones are not."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from erw.cli import main
 from erw.errors import DataError
 from erw.evaluate.memory import memorisation, pairs_picture
 from test_evaluate import pictures, save_pngs
@@ -54,3 +57,26 @@ def test_the_picture_has_each_sample_over_its_image(tmp_path: Path) -> None:
     assert torch.equal(picture[:, :8], picture[:, 8:])
     with pytest.raises(DataError, match="one size"):
         pairs_picture(pictures(3, side=16), training, found)
+
+
+def test_the_command_line_writes_distances_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = pictures(20, side=32, seed=1)
+    samples = torch.cat([pictures(9, side=32), training[[7]]])
+    paths = {"samples": samples, "train": training, "held": pictures(15, side=32, seed=2)}
+    where = {name: str(save_pngs(tmp_path / name, held)) for name, held in paths.items()}
+    asked = ["memory", where["samples"], "--training", where["train"]]
+    assert main([*asked, "--held-out", where["held"], "--out", str(tmp_path / "found")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("least       0.0000   held out 0.") and "suspicious  " in said
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["nearest"][0]["sample"] == 9 and record["nearest"][0]["image"] == 7
+    assert record["held_out"]["count"] == 15 and record["encoder_weights"]
+    with Image.open(tmp_path / "found-light.png") as picture:
+        assert picture.size == (1600, 1080)
+    assert main(asked) == 0 and "held out" not in capsys.readouterr().out
+    assert main(asked[:2]) == 2 and "--training is missing" in capsys.readouterr().err
+    save_pngs(tmp_path / "small", pictures(3))
+    assert main([*asked[:3], str(tmp_path / "small")]) == 2
+    assert "8 x 8" in capsys.readouterr().err

@@ -24,6 +24,7 @@ VERBS = {
     "sample": ("images:sample", "RUN --out DIR", "draw images from a trained run"),
     "eval": ("scores:evaluate", "RUN|IMAGES", "score samples or images against a reference"),
     "ema": ("averages:ema", "RUN --sigma-rel S --out F", "average a run's weights afterwards"),
+    "memory": ("memory:memory", "RUN|IMAGES", "the nearest training image of every sample"),
     "analyze": ("analysis:analyze", "RUN...", "what runs know at which depth, noise and step"),
     "report": ("studies:report", "RUN... --out FILE", "one page of plots from runs or a study"),
     "show": ("runs:show", "[RECIPE]", "list recipes, or one with its settings and cost"),

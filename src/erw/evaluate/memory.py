@@ -5,12 +5,12 @@ held-out images are measured against the same training images, and a sample coun
 it is nearer than all but one percent of those.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from erw.errors import DataError
@@ -56,6 +56,7 @@ def memorisation(
     held_out: Images | None = None,
     encoder: PooledEncoder | None = None,
     batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
 ) -> Nearest:
     """The nearest training image of every sample, and of every held-out image to compare with.
 
@@ -64,6 +65,7 @@ def memorisation(
     Args:
         samples, training, held_out: what `erw.evaluate` takes.
         encoder: of pooled features; None: EfficientNet-Lite2.
+        progress: is given the number of images of any of the three after each batch.
 
     Raises:
         DataError: fewer than 2 images in a set, or images of another type.
@@ -72,14 +74,16 @@ def memorisation(
         from erw.encoders.registry import load_encoder
 
         encoder = load_encoder("efficientnet-lite2")
-    asked = [_unit(samples, encoder, batch_size, "samples")]
-    if held_out is not None:
-        asked.append(_unit(held_out, encoder, batch_size, "held-out images"))
+    asked = []
+    for images, what in ((samples, "samples"), (held_out, "held-out images")):
+        if images is not None:
+            found = list(_features(images, encoder, batch_size, what, progress))
+            asked.append(F.normalize(torch.cat(found), dim=1))
     queries = torch.cat(asked)
     best = torch.full((len(queries),), -torch.inf)
     index = torch.zeros(len(queries), dtype=torch.int64)
     seen = 0
-    for features in _features(training, encoder, batch_size, "training images"):
+    for features in _features(training, encoder, batch_size, "training images", progress):
         value, where = (queries @ F.normalize(features, dim=1).T).max(1)
         nearer = value > best
         best, index = torch.where(nearer, value, best), torch.where(nearer, where + seen, index)
@@ -97,7 +101,18 @@ def pairs_picture(samples: Images, training: Images, found: Nearest, *, columns:
 
     Raises DataError where the two sets are of different sizes.
     """
-    order = found.distance.argsort()[:columns].tolist()
+    above, below = nearest_pairs(samples, training, found, count=columns)
+    return torch.cat([torch.cat(above, 2), torch.cat(below, 2)], 1)
+
+
+def nearest_pairs(
+    samples: Images, training: Images, found: Nearest, *, count: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The `count` nearest samples, and the training image of each, uint8 (3, H, W).
+
+    Raises DataError where the two sets are of different sizes.
+    """
+    order = found.distance.argsort()[:count].tolist()
     above = _pick(samples, order)
     below = _pick(training, [int(found.index[i]) for i in order])
     if above[0].shape != below[0].shape:
@@ -105,27 +120,26 @@ def pairs_picture(samples: Images, training: Images, found: Nearest, *, columns:
             f"samples are {tuple(above[0].shape[1:])}, training images "
             f"{tuple(below[0].shape[1:])}: a picture of both needs one size"
         )
-    return torch.cat([torch.cat(above, 2), torch.cat(below, 2)], 1)
+    return above, below
 
 
 def _pick(images: Images, wanted: Sequence[int]) -> list[Tensor]:
-    found: dict[int, Tensor] = {}
-    seen = 0
-    for batch in image_set(images).batches(64):
-        found |= {i: batch[i - seen].cpu() for i in wanted if seen <= i < seen + len(batch)}
-        seen += len(batch)
-    return [found[i] for i in wanted]
+    found = image_set(images)
+    return [next(found.batches(1, i, i + 1))[0].cpu() for i in wanted]
 
 
 def _features(
-    images: Images, encoder: PooledEncoder, batch_size: int, what: str
+    images: Images,
+    encoder: PooledEncoder,
+    batch_size: int,
+    what: str,
+    progress: Callable[[int], None] | None,
 ) -> Iterator[Tensor]:
+    device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
     for batch in image_set(images, what=what).batches(batch_size):
-        yield encoder.pooled(batch).float().cpu()
-
-
-def _unit(images: Images, encoder: PooledEncoder, batch_size: int, what: str) -> Tensor:
-    return F.normalize(torch.cat(list(_features(images, encoder, batch_size, what))), dim=1)
+        yield encoder.pooled(batch.to(device)).float().cpu()
+        if progress:
+            progress(len(batch))
 
 
 def _quantiles(distance: Tensor) -> dict[str, float]:
