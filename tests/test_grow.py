@@ -16,7 +16,7 @@ from PIL import Image
 
 from erw.cli import main
 from erw.data import Cache, open_source
-from erw.data.pca import load, numbers
+from erw.data.pca import components, numbers
 from erw.data.prepare import add_encoders
 from erw.encoders import load_encoder
 from erw.errors import CacheError, ConfigError
@@ -249,7 +249,7 @@ def reduced(made: Parts) -> Cache:
 def test_components_are_those_of_the_features(made: Parts, reduced: Cache) -> None:
     full = Cache.open(made.root / "first").read(range(24), features=[ENCODER]).features[0]
     told = reduced.manifest.pca[ENCODER]
-    pca = load(reduced.path / "shards" / told["file"], told)
+    pca = components(reduced, ENCODER)
     flat = full.flatten(0, 1).double()
     centred = flat - flat.mean(0)
     values = torch.linalg.svdvals(centred).square()
@@ -262,6 +262,8 @@ def test_components_are_those_of_the_features(made: Parts, reduced: Cache) -> No
     torch.testing.assert_close(got, pca.reduce(full), atol=0.05, rtol=0.02)
     left = (pca.expand(pca.reduce(full)) - full).square().sum() / centred.square().sum()
     assert float(left) == pytest.approx(1 - told["variance"], rel=0.02)
+    with pytest.raises(CacheError, match="holds no components for"):
+        components(Cache.open(made.root / "first"), ENCODER)
     report = json.loads((reduced.path / "report.json").read_text())
     assert report["pca"][ENCODER]["of"] == 112
 

@@ -100,11 +100,21 @@ def read(folder: Path, encoder: int) -> Pca | None:
     told = read_record(folder, encoder)
     if told is None or not path(folder, encoder).is_file():
         return None
-    return load(path(folder, encoder), told)
+    return _load(path(folder, encoder), told)
 
 
-def load(file: Path, told: dict[str, Any]) -> Pca:
-    """The components in a file of which a record or manifest tells the hash."""
+def components(cache: Any, encoder: str) -> Pca:
+    """What reduced the features of an encoder in an open cache.
+
+    Raises `CacheError` if they are whole, or the file is damaged.
+    """
+    told = cache.manifest.pca.get(encoder)
+    if told is None:
+        raise CacheError(f"cache {cache.path} holds no components for {encoder}")
+    return _load(cache.path / "shards" / told["file"], told)
+
+
+def _load(file: Path, told: dict[str, Any]) -> Pca:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -114,8 +124,8 @@ def load(file: Path, told: dict[str, Any]) -> Pca:
         held = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CacheError(f"{file} cannot be read ({error}): erw prepare --repair") from error
-    mean, components = (torch.from_numpy(np.array(held[key])) for key in ("mean", "components"))
-    return Pca(mean, components, told["variance"])
+    mean, kept = (torch.from_numpy(np.array(held[key])) for key in ("mean", "components"))
+    return Pca(mean, kept, told["variance"])
 
 
 def read_record(folder: Path, encoder: int) -> dict[str, Any] | None:
