@@ -304,6 +304,19 @@ def test_growing_keeps_the_components(made: Parts, reduced: Cache, tmp_path: Pat
     assert files(out) == whole
 
 
+def test_a_grown_cache_at_a_url(
+    made: Parts, reduced: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERW_SHARD_CACHE", str(tmp_path / "store"))
+    out = Path(shutil.copytree(reduced.path, tmp_path / "pca"))
+    near = add(made.folder, out)
+    far = Cache.open(f"file://{out}")
+    names = [ENCODER, OTHER]
+    a, b = (cache.read([3, 20], features=names).features for cache in (near, far))
+    assert all(map(torch.equal, a, b)) and far.verify() == []
+    assert torch.equal(components(far, ENCODER).mean, components(near, ENCODER).mean)
+
+
 def test_impossible_numbers_of_components(made: Parts, tmp_path: Path) -> None:
     for kept in (0, 112):
         with pytest.raises(ConfigError, match=rf"pca is {kept}: expected 1 to 111"):

@@ -16,7 +16,7 @@ from .batch import Batch as Batch
 from .batch import FeatureSpec as FeatureSpec
 from .codec import SCALED, Packed, float32, from_numpy, unpack
 from .manifest import Manifest
-from .shards import DTYPES, ShardReader, hash_file
+from .shards import DTYPES, ShardReader, Written, hash_file
 
 
 class Cache:
@@ -123,11 +123,11 @@ class Cache:
 
     def verify(self) -> list[str]:
         """Rehash every shard; the names of files that are damaged, cut short or missing."""
-        folder, files = self.path / "shards", self.manifest.files
+        files = self.manifest.files
 
-        def whole(file: Any) -> bool:
+        def whole(file: Written) -> bool:
             try:
-                return hash_file(folder / file.file) == file.blake3
+                return hash_file(self.file(file)) == file.blake3
             except OSError:
                 return False
 
@@ -197,6 +197,10 @@ class Cache:
         """A hash of everything that the cache holds."""
         return hash_file(self.path / "manifest.json")[:32]
 
+    def file(self, file: Written) -> Path:
+        """One of its files on this machine."""
+        return self.path / "shards" / file.file
+
     def _wrong(self, what: str, option: str) -> None:
         raise CacheError(
             f"cache {self.where} holds {what}: make one with "
@@ -235,8 +239,7 @@ class Cache:
 
     def _open(self, number: int) -> ShardReader:
         shard = self._shards[number]
-        paths = [self.path / "shards" / file.file for file in shard.files]
-        return ShardReader(paths, rows=shard.rows)
+        return ShardReader([self.file(file) for file in shard.files], rows=shard.rows)
 
 
 class _Rows(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CacheError, DataError
-from .shards import Column, hash_file, write_shard, write_text
+from .shards import Column, Written, hash_file, write_shard, write_text
 
 IMAGES = 2048
 
@@ -110,8 +110,8 @@ def components(cache: Any, encoder: str) -> Pca:
     """
     told = cache.manifest.pca.get(encoder)
     if told is None:
-        raise CacheError(f"cache {cache.path} holds no components for {encoder}")
-    return _load(cache.path / "shards" / told["file"], told)
+        raise CacheError(f"cache {cache.where} holds no components for {encoder}")
+    return _load(cache.file(Written(told["file"], told["bytes"], told["blake3"])), told)
 
 
 def _load(file: Path, told: dict[str, Any]) -> Pca:

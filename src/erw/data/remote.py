@@ -66,7 +66,7 @@ class Remote(Cache):
         bad = []
         for file in self.manifest.files:
             try:
-                whole = hash_file(self._path(file)) == file.blake3
+                whole = hash_file(self.file(file)) == file.blake3
             except CacheError:
                 whole = False
             bad += [] if whole else [file.file]
@@ -94,13 +94,14 @@ class Remote(Cache):
         self._shard.cache_clear()  # what is open stays on the disk, also where nobody reads it now
         self._ahead.want(shards().tolist())
 
-    def _path(self, file: Written) -> Path:
+    def file(self, file: Written) -> Path:
+        """One of its files on this machine, fetched if it is not here."""
         name = f"shards/{file.file}"
         get = partial(self._far.download, name)
         return self._store.fetch(file, get, source=f"{self._far.url}/{name}")
 
     def _fetch(self, number: int) -> list[Path]:
-        return [self._path(file) for file in self._shards[number].files]
+        return [self.file(file) for file in self._shards[number].files]
 
     def _open(self, number: int) -> ShardReader:
         for _ in range(TRIES):
