@@ -6,17 +6,26 @@ import json
 import pytest
 import torch
 
+import parts
 from erw.cli import main
 from erw.config import Flow
 from erw.data.cache import Cache
 from erw.errors import CheckpointError, ConfigError
 from erw.flow import velocity_from
-from erw.interop import adopted, load_pretrained, open_start, starting_point
+from erw.interop import (
+    adopted,
+    export,
+    load_pretrained,
+    open_start,
+    starting_point,
+    with_heads,
+)
 from erw.interop.start import TABLE, label_rows
 from erw.models import SiT
 from erw.runtime.dist import World
 from erw.runtime.log import Silent
 from erw.train import build, load, train
+from erw.train.checkpoint import paths, read
 from erw.train.start import begin_with
 from erw.train.state import State
 from reference import relative
@@ -153,6 +162,68 @@ def test_erw_train_init(cache, before, tmp_path, capsys):
     assert "cannot start this run" in capsys.readouterr().err
     assert main([*args, "--init", str(tmp_path / "nowhere")]) == 2
     assert "no checkpoint at" in capsys.readouterr().err
+
+
+def started(cache, init, out, *more):
+    """The exit code of a short run from `init`."""
+    args = ["train", "debug", "--out", str(out), "--data.cache", str(cache), "--init", str(init)]
+    args += ["--steps", "2", "--plan.warmup", "1", "--optim.precision", "fp32"]
+    return main([*args, *more])
+
+
+def test_heads_are_taken_over_when_asked_for(cache, before, tmp_path, capsys):
+    """Those of the average, by encoder; a recorded run is not gone on with under the other name."""
+    out, flag = tmp_path / "a", "--init-projectors"
+    assert started(cache, before, out, flag, "--model.patch", "8", "--optim.lr", "1e-30") == 0
+    assert "with its alignment heads for efficientnet-lite0" in capsys.readouterr().err
+    heads = [
+        {k: v for k, v in read(paths(run / "checkpoints")[-1])[0].items() if "ema.proj" in k}
+        for run in (before, out)
+    ]
+    assert len(heads[0]) == 6
+    for name, value in heads[0].items():
+        assert torch.equal(heads[1][name], value), name
+    assert started(cache, before, out, "--model.patch", "8", "--optim.lr", "1e-30") == 2
+    assert "what it begins with" in capsys.readouterr().err
+
+    assert started(cache, before, tmp_path / "b", flag, "--model.projector", "16") == 2
+    said = capsys.readouterr().err
+    assert "0.2.bias is (32,) not (16,)" in said and "leave out --init-projectors" in said
+    assert started(cache, before, tmp_path / "c", flag, "--plan.warmup", "0", "--plan.align.value",
+                   "0") == 2  # fmt: skip
+    assert "the run aligns with nothing" in capsys.readouterr().err
+    folder = export(before, tmp_path / "folder", format="safetensors")
+    assert started(cache, folder, tmp_path / "d", flag) == 2
+    assert "holds no alignment heads" in capsys.readouterr().err
+    assert started(cache, folder, tmp_path / "d") == 0  # an exported folder starts a run too
+    assert main(["train", "debug", "--out", str(out), "--data.cache", str(cache), flag]) == 2
+    assert "--init-projectors takes heads over from --init" in capsys.readouterr().err
+
+
+def test_heads_of_a_released_file(tmp_path):
+    state = peer(projector=True)
+    path = save(state, tmp_path / "a.pt")
+    start = open_start(path, num_heads=4)
+    init = starting_point(start, adopted(tiny_run("none"), start), (), num_classes=1000)
+    init = with_heads(init, ["dinov2-b"], num_heads=4)
+    assert init.projectors.keys() == {f"0.{i}.{k}" for i in (0, 2, 4) for k in ("weight", "bias")}
+    assert torch.equal(init.projectors["0.2.weight"], state["projectors.0.2.weight"])
+    with pytest.raises(CheckpointError, match="has alignment heads for 1 without names"):
+        with_heads(init, ["dinov2-b", "clip-l"], num_heads=4)
+
+
+def test_to_no_classes_to_other_ones_and_to_another_size(cache, before, tmp_path):
+    """From the command line, with warm-up and without: 9 classes to none, to two, to 32 pixels."""
+    assert started(cache, before, tmp_path / "none", "--model.num-classes", "0") == 0
+    bare = load(tmp_path / "none")
+    assert bare.num_classes == 0 and bare.class_names == ()
+    two = parts.make(parts.photos(tmp_path / "photos", each=2), tmp_path / "two", "none",
+                     encoder=True).path  # fmt: skip
+    no_warmup = ["--plan.warmup", "0", "--data.batch-size", "2"]
+    assert started(two, tmp_path / "none", tmp_path / "three", *no_warmup) == 0
+    found = load(tmp_path / "three")
+    assert found.class_names == parts.CLASSES and found.latent_shape == (3, 32, 32)
+    assert found.run.model.width == 48
 
 
 def test_what_cannot_start_a_run(tmp_path):

@@ -31,6 +31,9 @@ def train(args: Sequence[str]) -> None:
         parser.add_argument(
             "--init-layout", metavar="LAYOUT", default="auto", help="of a released checkpoint"
         )
+        parser.add_argument(
+            "--init-projectors", action="store_true", help="take over its alignment heads too"
+        )
 
     run, found = read_recipe("train", args, usage="--out DIR [--SETTING VALUE ...]", more=more)
     if found.dry_run:
@@ -80,12 +83,21 @@ def together(found: Sequence[Watch]) -> dict[str, Any]:
 def _init(found: argparse.Namespace, run: Run) -> Init | None:
     """What `--init` names, with labels as the run's cache has them."""
     if not found.init:
+        if found.init_projectors:
+            raise ConfigError("--init-projectors takes heads over from --init, which is missing")
         return None
     from erw.data.cache import Cache
-    from erw.interop import starting_point
+    from erw.interop import starting_point, with_heads
+    from erw.train import build
 
     cache = Cache.open(run.data.cache)
-    return starting_point(found.start, run, cache.class_names, num_classes=cache.num_classes)
+    resolved = build.resolve(run, cache)
+    count = resolved.model.num_classes or 0
+    names = cache.class_names if count else ()
+    init = starting_point(found.start, run, names, num_classes=count)
+    if found.init_projectors:
+        init = with_heads(init, resolved.data.features, **found.init_how)
+    return init
 
 
 def show(args: Sequence[str]) -> None:
@@ -135,12 +147,12 @@ def read_recipe(
         from erw.interop import adopted, open_start
 
         given = vars(found)
-        found.start = open_start(
-            found.init,
-            layout=found.init_layout,
-            num_heads=given.get("model.heads"),
-            depth=given.get("model.depth"),
-        )
+        found.init_how = {
+            "layout": found.init_layout,
+            "num_heads": given.get("model.heads"),
+            "depth": given.get("model.depth"),
+        }
+        found.start = open_start(found.init, **found.init_how)
         run = adopted(run, found.start)
     return changed(run, found), found
 

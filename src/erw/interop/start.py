@@ -10,8 +10,10 @@ from torch import Tensor
 
 from erw.config import Flow, Model, Run
 from erw.errors import ConfigError
+from erw.interop.folder import from_pretrained
 from erw.interop.layouts import TIMES
 from erw.interop.pretrained import Pretrained, load_pretrained
+from erw.interop.record import RECORD
 from erw.models import SiT
 from erw.sample.model import weights_hash
 from erw.train.load import Trained, is_run, load
@@ -45,7 +47,7 @@ def open_start(
     num_heads: int | None = None,
     depth: int | None = None,
 ) -> Start:
-    """Open a run (whatever `erw.load` takes) or a released checkpoint.
+    """Open a run (whatever `erw.load` takes), an exported folder or a released checkpoint.
 
     `num_heads` and `depth` as in `load_pretrained`.
 
@@ -53,8 +55,8 @@ def open_start(
         CheckpointError, FileNotFoundError: as `load_pretrained`.
     """
     path = Path(path).expanduser()
-    if is_run(path):
-        trained = load(path)
+    if is_run(path) or (path / RECORD).is_file():
+        trained = load(path) if is_run(path) else from_pretrained(path)
         names = frozenset(name for name, _ in trained.net.named_parameters())
         run = trained.run
         said = f"run {run.name} after {trained.step} steps"

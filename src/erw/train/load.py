@@ -102,7 +102,7 @@ def load(
         net,
         run,
         cache["vae"],
-        tuple(cache["class_names"]),
+        tuple(cache["class_names"]) if run.model.num_classes else (),  # labels may go unused
         int(told["step"]),
         cache.get("scaling"),
         str(path),
