@@ -116,3 +116,19 @@ def test_impossible_settings(settings, words):
 def test_index_beyond_the_end():
     with pytest.raises(IndexError):
         OpenMojiSet("train", count=5)[5]
+
+
+def test_some_groups_alone():
+    two = OpenMojiSet("train", size=16, count=4, groups=("flags", "smileys-emotion"))
+    assert two.class_names == ("smileys-emotion", "flags")  # the table's order, not the request's
+    glyphs = split_glyphs("train")
+    for index in range(4):
+        how = two.composition(index)
+        assert how.label == index % 2 and how.hexcode in glyphs[two.class_names[how.label]]
+    others = OpenMojiSet("train", size=16, count=4, groups=("flags", "objects"))
+    everything = OpenMojiSet("train", size=16, count=4)
+    assert len({s.fingerprint() for s in (two, others, everything)}) == 3
+    named = OpenMojiSet("train", size=16, count=4, groups=tuple(groups()))
+    assert named.fingerprint() == everything.fingerprint()
+    with pytest.raises(DataError, match="no group 'dogs' of built-in images; smileys-emotion"):
+        OpenMojiSet("train", groups=("dogs",))

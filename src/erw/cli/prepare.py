@@ -32,6 +32,7 @@ class Prepare:
             or a folder as transformers saves it; docs/data.md lists the names.
         image_size: side of the cropped square.
         count: how many of the built-in images to compose; folders are taken whole.
+        groups: which classes of the built-in images, such as flags food-drink; empty: all 9.
         classes: labels from dataset.json or folders (auto), folders, the innermost folder, or none.
         split: which part of a data set of the hub, or of a folder in its layout, such as train.
         subset: which of its configurations, if it has several.
@@ -56,6 +57,7 @@ class Prepare:
     encoders: tuple[str, ...] = ("efficientnet-lite0",)
     image_size: int = 64
     count: int = 50_000
+    groups: tuple[str, ...] = ()
     classes: Literal["auto", "folders", "leaf", "none"] = "auto"
     split: str | None = None
     subset: str | None = None
@@ -126,7 +128,7 @@ def prepare(args: Sequence[str]) -> None:
     from erw.data.prepare import prepare as go
 
     options = to_dict(how)
-    for name in ("count", *READING):  # the source has taken them
+    for name in ("count", "groups", *READING):  # the source has taken them
         del options[name]
     if there:  # encoders that were added may be stored in another way
         options |= {name: getattr(found, name, None) for name in ("features", "pca")}
@@ -159,7 +161,8 @@ def _add(source: Source | None, how: Prepare, found: Any) -> Any:
     """Add the encoders named to a cache; what does not concern them may not be given."""
     from erw.data.prepare import add_encoders
 
-    may = ("features", "pca", "class_token", "batch_size", "workers", "device", "count", "seed")
+    may = ("features", "pca", "class_token", "batch_size", "workers", "device", "count", "seed",
+        "groups")  # fmt: skip
     given = [setting.name for setting in settings(Prepare()) if setting.name in found]
     given += [name for name in ("append", "online", "dry_run") if getattr(found, name)]
     for name in given:
@@ -179,7 +182,11 @@ def _open(where: str, how: Prepare, *, counted: bool) -> Source:
     from erw.data.sources import open_source
 
     if where.startswith(BUILT_IN):
-        return open_source(where, size=how.image_size, count=how.count, seed=how.seed)
+        return open_source(
+            where, size=how.image_size, count=how.count, seed=how.seed, groups=how.groups
+        )
+    if how.groups:
+        raise ConfigError(f"--groups chooses built-in images; {where} has classes of its own")
     if counted:
         raise ConfigError(f"--count composes built-in images; {where} is taken whole, leave it out")
     return open_source(where, **{name: getattr(how, name) for name in READING})
@@ -191,6 +198,7 @@ def _online(where: str, out: str, how: Prepare, *, precise: bool) -> Any:
 
     if where in (BUILT_IN, f"{BUILT_IN}-test"):
         options: dict[str, Any] = {"size": how.image_size, "count": how.count}
+        options |= {"groups": how.groups} if how.groups else {}
     else:
         options = {name: getattr(how, name) for name in READING}
     return write(

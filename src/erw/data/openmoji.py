@@ -15,6 +15,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -74,19 +75,31 @@ def split_glyphs(split: str) -> dict[str, tuple[str, ...]]:
 class OpenMojiSet:
     """A source of ``count`` composed images, uint8 (size, size, 3), with the group as label.
 
-    Raises ``DataError`` for an unknown split, a size or count that makes no sense, or a missing
-    package. The first use rasterises all glyphs (a few seconds) into the user's cache folder.
+    ``groups`` names some of the 9 groups, in any order; none: all.
+
+    Raises ``DataError`` for an unknown split or group, a size or count that makes no sense, or a
+    missing package. The first use rasterises all glyphs (a few seconds) into the user's cache
+    folder.
     """
 
     def __init__(
-        self, split: str = "train", *, size: int = 64, count: int = 50_000, seed: int = 0
+        self,
+        split: str = "train",
+        *,
+        size: int = 64,
+        count: int = 50_000,
+        seed: int = 0,
+        groups: Sequence[str] = (),
     ) -> None:
         if not 8 <= size <= 512:
             raise DataError(f"size of the built-in images is {size}: expected 8 to 512 pixels")
         if count < 1:
             raise DataError(f"count of the built-in images is {count}: expected at least 1")
-        self._glyphs = tuple(split_glyphs(split).values())
-        self.class_names = tuple(groups())
+        glyphs = split_glyphs(split)
+        if unknown := [name for name in groups if name not in glyphs]:
+            raise DataError(f"no group {unknown[0]!r} of built-in images; {', '.join(glyphs)}")
+        self.class_names = tuple(name for name in glyphs if name in groups or not groups)
+        self._glyphs = tuple(glyphs[name] for name in self.class_names)
         self.name = f"openmoji-{split}"
         self.split, self.size, self.count, self.seed = split, size, count, seed
         self._oversample = max(2, math.ceil(128 / size))  # rasters are drawn this much larger
@@ -128,8 +141,9 @@ class OpenMojiSet:
         )
 
     def fingerprint(self) -> str:
-        """Changes when any image would: package, composition, split, size, count, seed."""
-        made = (_version(), COMPOSITION, self.split, self.size, self.count, self.seed)
+        """Changes when any image would: package, composition, split, size, count, seed, groups."""
+        made: tuple[object, ...] = (_version(), COMPOSITION, self.split, self.size, self.count)
+        made += (self.seed, *(self.class_names if len(self.class_names) < len(groups()) else ()))
         return hashlib.blake2b(repr(made).encode(), digest_size=16).hexdigest()
 
 
