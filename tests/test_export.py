@@ -155,6 +155,16 @@ def test_the_released_file_and_its_export_are_one_model(exported: Path, tmp_path
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
 
+def test_a_released_dit_there_and_back(tmp_path: Path) -> None:
+    path = save(peer(out_channels=8), tmp_path / "DiT.pt")
+    vae = str(vae_folder(tmp_path / "vae"))
+    folder = erw.export(path, tmp_path / "a", vae=vae, layout="dit", num_heads=4)
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "DiTPipeline"
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([5, 1000])
+    want = load_pretrained(path, "dit", num_heads=4)(x, t, y)
+    assert torch.equal(erw.from_pretrained(folder).net(x, t, y), want)
+
+
 def test_what_lies_in_the_folder(exported: Path) -> None:
     folder = exported / "classes" / "export"
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}

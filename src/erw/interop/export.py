@@ -61,8 +61,8 @@ def export(
     """Write a model into the folder `out`, whole or not at all.
 
     Args:
-        source: a run's folder (its EMA weights), an exported folder, a released checkpoint,
-            or a loaded model.
+        source: a run's folder or file of weights, an exported folder, a released checkpoint, or
+            a loaded model.
         out: a folder that is not there yet, or empty.
         format: "diffusers" or "safetensors" (see the module).
         vae: the VAE by name or folder where it should be another than the model's own.
@@ -72,8 +72,8 @@ def export(
 
     Raises:
         ConfigError: unknown format, or an `out` that holds something.
-        CheckpointError, FileNotFoundError: the source cannot be read, is a warm-up, or its
-            VAE is not at hand or does not fit.
+        CheckpointError, FileNotFoundError: the source cannot be read, is a warm-up, or has no
+            place in the format; its VAE is not at hand or does not fit.
     """
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; expected {', '.join(FORMATS)}")
@@ -154,9 +154,8 @@ def as_trained(found: Pretrained) -> Trained:
             "train on from it (erw train RECIPE --init), then export the run"
         )
     if TIMES[found.origin.layout] == "flipped":
-        net.load_state_dict(
-            in_our_time(parameters, negated=found.run.flow.prediction == "velocity")
-        )
+        negated = found.run.flow.prediction == "velocity"
+        net.load_state_dict(in_our_time(parameters, negated=negated))
     return Trained(net, found.run, found.vae, (), 0, source=file)
 
 
