@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..errors import ConfigError, DataError
 from .base import Encoder, resize, resize_bytes
+from .dinov2 import released_positions
 from .pretrained import Hub, model_type, pretrained
 
 PIXELS_A_TOKEN = 16
@@ -34,7 +36,8 @@ class Family(NamedTuple):
     ``model``: its class in transformers; ``types``: ``model_type`` of the folders it reads;
     ``before``: tokens before the patches, from the config; ``call``: what to pass beside pixels;
     ``options``: what to build the model with; ``pool``: its output -> pooled features, of images of
-    ``side``, by default the config's; ``width``: of pooled features, from the config.
+    ``side``, by default the config's; ``width``: of pooled features, from the config;
+    ``positions``: parameters to replace for ``pooled``, from the network and its tokens a side.
     """
 
     model: str
@@ -46,6 +49,7 @@ class Family(NamedTuple):
     pool: Callable[[Any], Tensor] = lambda out: out.last_hidden_state[:, 0]
     side: int | None = None
     width: Callable[[Any], int] = lambda config: int(config.hidden_size)
+    positions: Callable[[Any, int], dict[str, Tensor]] = lambda network, tokens: {}
 
 
 def _plain(batch: int, tokens: int, device: torch.device) -> dict[str, Any]:
@@ -81,16 +85,18 @@ def _direction(out: Any) -> Tensor:
     return F.normalize(out.image_embeds, dim=1)
 
 
-DINOV2_SIDE = 224  # its config states the 518 px of its last steps; evaluators feed 224
 FAMILIES = {
-    "dinov2": Family("Dinov2Model", ("dinov2",), IMAGENET, _cls, _plain, side=DINOV2_SIDE),
+    # Its config states the 518 px of its last steps; evaluators feed 224.
+    "dinov2": Family(
+        "Dinov2Model", ("dinov2",), IMAGENET, _cls, _plain, side=224, positions=released_positions
+    ),
     "dinov2-reg": Family(
         "Dinov2WithRegistersModel",
         ("dinov2_with_registers",),
         IMAGENET,
         _registers,
         _plain,
-        side=DINOV2_SIDE,
+        side=224,
     ),
     "dino": Family(
         "ViTModel", ("vit",), IMAGENET, _cls, _interpolated, (("add_pooling_layer", False),)
@@ -251,12 +257,14 @@ class VisionTransformer(Encoder):
     def pooled(self, images: Tensor) -> Tensor:
         side = self._side or self._family.side or int(self.network.config.image_size)
         pixels = resize_bytes(images, side).to(self.mean.device)  # type: ignore[arg-type]
-        return self._family.pool(self._run(pixels.float())).float().contiguous()
+        out = self._run(pixels.float(), self._family.positions(self.network, side // self.patch))
+        return self._family.pool(out).float().contiguous()
 
-    def _run(self, pixels: Tensor) -> Any:
-        """The model's output for pixels (B, 3, s, s) of 0..255."""
+    def _run(self, pixels: Tensor, replaced: dict[str, Tensor] | None = None) -> Any:
+        """The model's output for pixels (B, 3, s, s) of 0..255, some parameters `replaced`."""
         more = self._family.call(len(pixels), (pixels.shape[-1] // self.patch) ** 2, pixels.device)
-        return self.network(pixel_values=(pixels - self.mean) / self.deviation, **more)  # type: ignore[operator]
+        more["pixel_values"] = (pixels - self.mean) / self.deviation  # type: ignore[operator]
+        return functional_call(self.network, replaced or {}, kwargs=more)
 
     def train(self, mode: bool = True) -> "VisionTransformer":
         """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
