@@ -26,13 +26,13 @@ ORDER = ["repa", "erw", "erw compiled"]
 
 
 class Contender:
-    """A process that takes steps when told to."""
+    """A process that does its work when told to."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], *, script: str = "contenders.py") -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(spec["threads"])}
         self.name = spec["title"]
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "contenders.py"), json.dumps(spec)],
+            [sys.executable, str(HERE / script), json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -41,13 +41,18 @@ class Contender:
 
     def turn(self, precision: str, phase: str, steps: int, *, clock: str = "wall") -> float:
         """The median seconds of some steps."""
-        assert self.process.stdin and self.process.stdout
         order = {"precision": precision, "phase": phase, "steps": steps}
+        return statistics.median(self.ask(order)[clock])
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """The answer to an order."""
+        assert self.process.stdin and self.process.stdout
         print(json.dumps(order), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} ended without an answer; its error is above")
-        return statistics.median(json.loads(line)[clock])
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def close(self) -> None:
         """Let the process end."""

@@ -69,7 +69,9 @@ def sample(args: Sequence[str]) -> None:
         console.step(done, len(drawing))
 
     with world() as here:
-        print(write(drawing, found.out, progress=progress))
+        made = write(drawing, found.out, progress=progress)
+        if here.first:
+            print(made)
         if found.preview and here.first:
             from erw.sample.preview import beside
 
