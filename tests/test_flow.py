@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from erw import flow
+from reference import tensors
 
 X, EPS = torch.randn(5, 3, 4, 4, dtype=torch.float64), torch.randn(5, 3, 4, 4, dtype=torch.float64)
 T = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
@@ -59,6 +60,22 @@ def test_every_perfect_prediction_gives_the_same_velocity(path, prediction):
     assert torch.allclose(off, torch.zeros_like(off))
     v = flow.velocity_from(prediction, output, noised.x_t, T, path=path)
     assert torch.allclose(v, noised.velocity)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@pytest.mark.parametrize("theirs", ["Linear", "GVP", "VP"])
+def test_velocities_and_losses_of_sits_transport(golden, theirs, prediction):
+    """Its time runs the other way: velocities change sign, noise and score do not."""
+    data, _ = tensors(golden("sit_transport"))
+    path = flow.PATHS[{"Linear": "linear", "GVP": "cosine", "VP": "vp"}[theirs]]
+    x, t, out = data["x"], 1 - data["t"], data["out"]
+    noised = flow.noise(x, data["noise"], t, path=path)
+    torch.testing.assert_close(noised.x_t, data[f"{theirs}_x_t"])
+    out = -out if prediction == "velocity" else out
+    v = flow.velocity_from(prediction, out, noised.x_t, t, path=path)
+    torch.testing.assert_close(-v, data[f"{theirs}_{prediction}_drift"])
+    loss = flow.residual(prediction, out, x, noised, path=path).square().flatten(1).mean(1)
+    torch.testing.assert_close(loss, data[f"{theirs}_{prediction}_loss"])
 
 
 @EVERY

@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from erw import diffusion
 from erw import plan as plans
+from erw.config import Flow
 from erw.data.cache import Cache
 from erw.errors import CheckpointError, ConfigError, NumericsError
 from erw.recipes import names, recipe, tiny
 from erw.runtime.dist import World
 from erw.runtime.log import Silent, read_metrics
+from erw.sample import generate
 from erw.train import build, load, train
 from erw.train.checkpoint import paths
 from erw.train.state import State
@@ -310,6 +312,25 @@ def test_a_dit_is_told_its_step_and_shown_the_latent_there(cache, tmp_path, clea
     terms = diffusion.hybrid_terms(chain, s.model(x_s, step, y), x, eps, step)
     assert torch.equal(full.flow, terms.loss.mean()) and full.total > full.flow
     assert warm.flow == 0 and warm.align != 0
+
+
+OBJECTIVES = {
+    "score on vp": Flow(prediction="score", path="vp"),
+    "velocity on vp": Flow(path="vp", times="logit_normal"),
+    "noise on linear": Flow(prediction="noise"),
+}
+
+
+@pytest.mark.parametrize("name", ["DiT", *OBJECTIVES])
+def test_every_objective_trains_and_draws(cache, tmp_path, name):
+    run = tiny_run(cache)
+    run = as_dit(run) if name == "DiT" else run.replace(flow=OBJECTIVES[name])
+    go(run, tmp_path / "run")
+    model, how = load(tmp_path / "run"), {"steps": 4, "decode": False, "guidance": 2.0}
+    assert model.run.flow == run.flow
+    for solver in ["ddpm", "ddim"] if name == "DiT" else ["heun", "euler_maruyama", "dopri5"]:
+        drawn = generate(model, range(3), solver=solver, **how).collect()
+        assert drawn.latents.isfinite().all() and len(drawn.evaluations) == 3
 
 
 def test_sit_has_no_projector(cache, tmp_path):
