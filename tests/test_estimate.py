@@ -120,6 +120,11 @@ def test_cost_without_a_cache_stands_beside_the_paper(capsys: pytest.CaptureFixt
     assert main(["cost", "sit_b2_in256_base", "--gpu", "rtx4090", "--gpus", "1"]) == 0
     said = capsys.readouterr().out
     assert "does NOT fit" in said and "warm-up step" not in said and "Figure 4" not in said
+    assert main(["cost", "dit_xl2_in256_repa"]) == 0
+    said = capsys.readouterr().out
+    assert "250 evaluations (ddpm" in said and "Figure 4" not in said  # whose model is a SiT
+    assert main(["cost", "sit_b2_in256_base", "--sample.solver", "dopri5"]) == 0
+    assert "sampling      not known: dopri5 chooses its own steps" in capsys.readouterr().out
     assert main(["cost", "quickstart", "--gpu", "h1000"]) == 2
     assert "did you mean h100" in capsys.readouterr().err
     assert main(["cost", "quickstart", "--gpus", "0"]) == 2

@@ -1,6 +1,7 @@
 """Solvers and guidance: REPA's samplers reproduced, known flows integrated."""
 
 import json
+import sys
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
@@ -212,6 +213,12 @@ def test_dopri5_keeps_its_tolerance_inside_the_interval_and_counts_as_one_step()
     torch.testing.assert_close(ends[1], ends[0] - 0.1 * velocity(ends[0], 0.1))
     with pytest.raises(NumericsError, match="no step small enough"):
         dopri5(lambda x, t: x * float("nan"), x, [1.0, 0.0])
+
+
+def test_dopri5_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ConfigError, match=r"dopri5 needs torchdiffeq: pip install 'erw\[ode\]'"):
+        dopri5(lambda x, t: x, torch.zeros(1, 1), [1.0, 0.0])
 
 
 def test_shifted_times_keep_their_ends() -> None:

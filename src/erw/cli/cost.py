@@ -146,7 +146,7 @@ def paper(parts: Parts) -> list[str]:
     """Ours beside Figure 4, where the recipe is its model."""
     model = parts.run.model
     same = (model.depth, model.width, parts.tokens) == tuple(list(PAPER.values())[:3])
-    if not same or model.patch != 2 or not parts.dims:
+    if not same or model.patch != 2 or not parts.dims or parts.run.flow.objective != "flow":
         return []
     four = training_step_flops(
         depth=28, width=1152, tokens=256, patch=2, channels=parts.channels, warmup_depth=4,
