@@ -159,6 +159,22 @@ def test_paper_scale() -> None:
     assert cost.ratio == pytest.approx(0.208, abs=0.001)
 
 
+@pytest.mark.parametrize(("depth", "width"), [(12, 384), (12, 768)])
+def test_the_teacher_is_what_torch_counts(depth: int, width: int) -> None:
+    """DINOv2 of transformers at 224: the patches and a class token."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64, image_size=224
+    )
+    with torch.device("meta"):
+        net, image = Dinov2Model(config), torch.zeros(1, 3, 224, 224)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(image)
+    ours = vit_flops(depth=depth, width=width, patch=14, image_size=224)
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
 def test_stop_depth_is_checked() -> None:
     with pytest.raises(ValueError, match="blocks 1 to 3"):
         sit_flops(**sizes(TINY), stop_at=4)

@@ -196,3 +196,45 @@ def test_bad_input_says_so(wrong: Callable[[], object], error: type, message: st
     with pytest.raises(error, match=message) as raised:
         wrong()
     assert "\n" not in str(raised.value)
+
+
+def balls(real: Tensor, fake: Tensor, *, k: int) -> tuple[float, float, float, float]:
+    """Precision, recall, density, coverage from differences of features in float64."""
+    a, b = real.double(), fake.double()
+
+    def apart(x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([(y - row).square().sum(1) for row in x])
+
+    def radii(x: Tensor) -> Tensor:
+        return apart(x, x).fill_diagonal_(torch.inf).topk(k, dim=1, largest=False).values[:, -1]
+
+    near, own = apart(b, a), radii(a)
+    hits = near <= own
+    recalled = (near <= radii(b)[:, None]).any(0)
+    shares = (hits.any(1), recalled, hits.any(0))
+    precision, recall, coverage = (share.double().mean().item() for share in shares)
+    return precision, recall, hits.sum().item() / (k * len(b)), coverage
+
+
+@pytest.mark.parametrize("kind", ["plain", "duplicates", "outlier", "constant"])
+@pytest.mark.parametrize("rows", [32, 1024])
+def test_float32_decides_as_float64_does(kind: str, rows: int) -> None:
+    """Whole blocks and parts of them, images twice, on the edge of balls, and one far away."""
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randn(150, 48, generator=rng) + 3
+    fake = 1.1 * torch.randn(100, 48, generator=rng) + 3
+    if kind == "duplicates":
+        real[::2], fake[::3] = real[0].clone(), real[1].clone()
+    elif kind == "outlier":
+        real[7] *= 1e4
+    elif kind == "constant":
+        real[:], fake[:] = real[0].clone(), real[0].clone()
+    for k in (1, 3):
+        found = precision_recall(real, fake, k=k, rows=rows)
+        found += density_coverage(real, fake, k=k, rows=rows)
+        assert found == pytest.approx(balls(real, fake, k=k), abs=1e-12)
+    torch.set_float32_matmul_precision("high")  # products may round to less: float64 throughout
+    try:
+        assert precision_recall(real, fake, k=3, rows=rows) == balls(real, fake, k=3)[:2]
+    finally:
+        torch.set_float32_matmul_precision("highest")

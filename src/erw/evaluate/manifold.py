@@ -2,8 +2,12 @@
 
 A ball belongs to each feature; its radius is the distance to the k-th nearest *other* feature of
 the same set. Distances are made a block of rows at a time, so memory is `rows` x N, never N x N.
+
+On a CPU most of the work is in float32 and the outcome is that of float64: a distance in float32 is
+known up to a bound, and rows with a comparison that lies within it are made again in float64.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -34,13 +38,13 @@ def precision_recall(
     Source: Kynkäänniemi et al. (arXiv 1904.06991). A point on the ball's edge is
     inside.
     """
-    real, fake = _centred(real, fake, k=k)
-    real_radius, fake_radius = _radii(real, k, rows), _radii(fake, k, rows)
+    real_set, fake_set = _sets(real, fake, k=k)
+    real_radius, fake_radius = _radii(real_set, k, rows), _radii(fake_set, k, rows)
     in_real, in_fake = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for lo in range(0, len(fake), rows):
-        squared = _squared(fake[lo : lo + rows], real)
-        in_real.append((squared <= real_radius).any(1))
-        in_fake |= (squared <= fake_radius[lo : lo + rows, None]).any(0)
+    for lo, near in _blocks(fake_set, real_set, rows):
+        part = slice(lo, lo + rows)
+        in_real.append(_hits(near, real_radius, fake_set, real_set, part).any(1))
+        in_fake |= _hits(near, fake_radius[part, None], fake_set, real_set, part).any(0)
     return PrecisionRecall(
         torch.cat(in_real).double().mean().item(), in_fake.double().mean().item()
     )
@@ -50,18 +54,33 @@ def density_coverage(
     real: Tensor, fake: Tensor, *, k: int = 5, rows: int = 1024
 ) -> DensityCoverage:
     """Density and coverage of features (N, D), (M, D) (Naeem et al., arXiv 2002.09797)."""
-    real, fake = _centred(real, fake, k=k)
-    radius = _radii(real, k, rows)
+    real_set, fake_set = _sets(real, fake, k=k)
+    radius = _radii(real_set, k, rows)
     inside, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for part in fake.split(rows):
-        hits = _squared(part, real) <= radius
+    for lo, near in _blocks(fake_set, real_set, rows):
+        hits = _hits(near, radius, fake_set, real_set, slice(lo, lo + rows))
         inside += int(hits.sum())
         covered |= hits.any(0)
     return DensityCoverage(inside / (k * len(fake)), covered.double().mean().item())
 
 
-def _centred(real: Tensor, fake: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """Both in float64 about the real mean: |a|^2 + |b|^2 - 2 a.b then loses the fewest digits."""
+class _Set(NamedTuple):
+    """Features in float64 and as they are multiplied, and their lengths (N,)."""
+
+    exact: Tensor
+    quick: Tensor
+    norm: Tensor
+
+
+class _Near(NamedTuple):
+    """Squared distances of a block; `bound` (M,) by how much they may be off, None in float64."""
+
+    squared: Tensor
+    bound: Tensor | None
+
+
+def _sets(real: Tensor, fake: Tensor, *, k: int) -> tuple[_Set, _Set]:
+    """Both about the real mean: |a|^2 + |b|^2 - 2 a.b then loses the fewest digits."""
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise DataError(
             f"features of shapes {tuple(real.shape)} and {tuple(fake.shape)}; "
@@ -73,17 +92,113 @@ def _centred(real: Tensor, fake: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
             "each set needs more than k"
         )
     mean = real.double().mean(0)
-    return real.double() - mean, fake.double() - mean
+    # A product in float32 is one in float32 only where nothing lower was allowed in its place.
+    single = real.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    found = []
+    for x in (real.double() - mean, fake.double() - mean):
+        norm = x.square().sum(1).sqrt()
+        low = single and 1e-15 < norm.max() < 1e15  # squares within the range of float32
+        found.append(_Set(x, x.float() if low else x, norm))
+    if found[0].quick.dtype != found[1].quick.dtype:
+        found = [one._replace(quick=one.exact) for one in found]
+    return found[0], found[1]
 
 
-def _radii(x: Tensor, k: int, rows: int) -> Tensor:
-    """Squared distance (N,) from each feature to its k-th nearest other one."""
-    radii = []
-    for lo in range(0, len(x), rows):
-        squared = _squared(x[lo : lo + rows], x)
-        squared.diagonal(offset=lo).fill_(torch.inf)  # a feature is not its own neighbour
-        radii.append(squared.topk(k, dim=1, largest=False).values[:, -1])
-    return torch.cat(radii)
+def _blocks(x: _Set, y: _Set, rows: int) -> Iterator[tuple[int, _Near]]:
+    """(first row, distances of `rows` rows of x to all of y), block by block."""
+    squares = y.quick.square().sum(1)
+    for lo in range(0, len(x.quick), rows):
+        yield lo, _near(x, y, slice(lo, lo + rows), slice(0, None), squares)
+
+
+def _near(x: _Set, y: _Set, rows: slice, columns: slice, squares: Tensor) -> _Near:
+    """Distances of some rows of x to some of y, whose squared lengths are known."""
+    part = x.quick[rows]
+    near = torch.addmm(squares[columns], part, y.quick[columns].T, alpha=-2)
+    near.add_(part.square().sum(1, keepdim=True)).clamp_(min=0)
+    if near.dtype == torch.float64:
+        return _Near(near, None)
+    return _Near(near, _rounding(x.norm[rows].max(), y.norm[columns], x.quick))
+
+
+def _rounding(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """By how much a squared distance between features of lengths a and b may be off.
+
+    Sums of D products round as random signs add up, by sqrt(D) eps; 8 times that is never met.
+    """
+    off = 8 * like.shape[1] ** 0.5 * torch.finfo(like.dtype).eps
+    return (off * (a + b).square()).to(like.dtype)
+
+
+def _hits(near: _Near, radius: Tensor, x: _Set, y: _Set, rows: slice) -> Tensor:
+    """Where those rows of x lie within squared `radius` (M,) or (rows, 1) of y."""
+    if near.bound is None:
+        return _within(near.squared, radius, x.norm[rows], y)
+    low = radius.float()
+    hits = near.squared + near.bound <= low
+    unsure = (hits != (near.squared - near.bound <= low)).any(1)
+    if unsure.any():
+        own = radius if radius.ndim == 1 else radius[unsure]
+        part = x.exact[rows][unsure]
+        hits[unsure] = _within(_squared(part, y.exact), own, x.norm[rows][unsure], y)
+    return hits
+
+
+def _within(squared: Tensor, radius: Tensor, norm: Tensor, y: _Set) -> Tensor:
+    """The comparison in float64; a point on the edge, to rounding, is inside."""
+    return squared <= radius + _rounding(norm[:, None], y.norm, y.exact)
+
+
+def _radii(x: _Set, k: int, rows: int, spare: int = 3) -> Tensor:
+    """Squared distance (N,), float64, from each feature to its k-th nearest other one.
+
+    Each block of distances serves its rows and, mirrored, its columns. The nearest k + `spare` by
+    quick distances are measured exactly; where they may not hold the k nearest, all are.
+    """
+    count = len(x.exact)
+    kept = min(k + spare, count - 1)
+    best = torch.full((count, kept), torch.inf, dtype=x.quick.dtype, device=x.quick.device)
+    index = torch.zeros((count, kept), dtype=torch.int64, device=x.quick.device)
+    squares = x.quick.square().sum(1)
+
+    def take(which: slice, squared: Tensor, first: int) -> None:
+        """The nearest of what is known and of `squared`, whose columns begin with `first`."""
+        found = squared.topk(min(kept, squared.shape[1]), dim=1, largest=False)
+        both = torch.cat([best[which], found.values], 1).topk(kept, dim=1, largest=False)
+        at = torch.cat([index[which], found.indices + first], 1)
+        best[which], index[which] = both.values, at.gather(1, both.indices)
+
+    for lo in range(0, count, rows):
+        own, rest = slice(lo, lo + rows), slice(lo + rows, None)
+        near = _near(x, x, own, slice(lo, None), squares)
+        near.squared.fill_diagonal_(torch.inf)  # a feature is not its own neighbour
+        take(own, near.squared, lo)
+        if lo + rows < count:
+            take(rest, near.squared[:, rows:].T.contiguous(), lo)
+    if best.dtype == torch.float64:
+        return best[:, k - 1]
+    radii = torch.cat([_measured(x.exact, part) for part in _parts(index, rows)])
+    radii = radii.sort(1).values[:, k - 1]
+    off = _rounding(x.norm.max(), x.norm, x.quick)
+    # All others are at least as far as the last one kept, to rounding.
+    unsure = radii > best[:, -1] - 2 * off if kept < count - 1 else radii < 0
+    for part in unsure.nonzero()[:, 0].split(rows):
+        squared = _squared(x.exact[part], x.exact)
+        squared[torch.arange(len(part)), part] = torch.inf
+        radii[part] = squared.topk(k, dim=1, largest=False).values[:, -1]
+    return radii
+
+
+def _parts(index: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows) of some rows at a time, few enough for their features to be gathered."""
+    size = max(1, rows // 8)
+    return ((lo, index[lo : lo + size]) for lo in range(0, len(index), size))
+
+
+def _measured(x: Tensor, part: tuple[int, Tensor]) -> Tensor:
+    """Exact squared distances (rows, c) of features to those that `part` numbers for each."""
+    lo, index = part
+    return (x[index] - x[lo : lo + len(index), None]).square_().sum(2)
 
 
 def _squared(x: Tensor, y: Tensor) -> Tensor:
