@@ -17,7 +17,7 @@ from PIL import Image
 from erw.cli import main
 from erw.data import Cache, open_source
 from erw.data.pca import components, numbers
-from erw.data.prepare import add_encoders
+from erw.data.prepare import abandon, add_encoders
 from erw.encoders import load_encoder
 from erw.errors import CacheError, ConfigError
 from parts import ENCODER, files, make, photos, picture, vae_folder
@@ -114,8 +114,13 @@ def test_a_killed_append_goes_on_and_the_cache_stays_readable(made: Parts, copy:
     process.wait()
     assert not (copy / "shards" / "00005.json").exists(), "it was too fast to be killed"
     assert len(Cache.open(copy)) == 24
-    with pytest.raises(CacheError, match=r"still being grown \(by more\)"):
+    with pytest.raises(CacheError, match=r"still being grown \(by more\).*--abandon"):
         add(made.folder, copy)
+    again = Path(shutil.copytree(copy, copy.with_name("abandoned")))
+    abandon(again)
+    assert files(again) == files(made.root / "first")
+    with pytest.raises(CacheError, match="nothing to abandon"):
+        abandon(again)
     kept = (copy / "shards" / "00004.safetensors").stat().st_mtime_ns
     make(made.more, copy, made.vae, encoder=True, append=True)
     assert files(copy) == made.grown
@@ -185,6 +190,9 @@ def test_adding_again_goes_on_or_verifies_and_is_repaired(made: Parts, copy: Pat
     with pytest.raises(CacheError, match=r"shards \[1, 3\] of other processes"):
         add(made.folder, copy, rank=0, **how)
     assert set(Cache.open(copy).features) == {ENCODER}
+    again = Path(shutil.copytree(copy, copy.with_name("abandoned")))
+    assert main(["prepare", "--out", str(again), "--abandon"]) == 0
+    assert files(again) == files(made.root / "first")
     cache = add(made.folder, copy)
     whole, before = files(copy), times(copy)
     assert set(cache.features) == {ENCODER, OTHER}
@@ -352,3 +360,5 @@ def test_on_the_command_line(made: Parts, copy: Path, capsys: pytest.CaptureFixt
     code, _, err = erw("prepare", "--out", copy, "--add-encoder", "efficientnet-lite0@32")
     assert code == 2 and "holds no images" in err
     assert erw("prepare", "--out", copy, "--append")[0] == 2
+    code, _, err = erw("prepare", made.more, "--out", "s3://bucket/cache")
+    assert code == 2 and "made in a local folder, not at s3://bucket/cache" in err

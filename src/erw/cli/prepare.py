@@ -94,18 +94,27 @@ def prepare(args: Sequence[str]) -> None:
         "--add-encoder", nargs="+", default=[], metavar="NAME",
         help="add features to the cache in DIR, made of the same IMAGES (or of those it holds)",
     )  # fmt: skip
+    parser.add_argument(
+        "--abandon", action="store_true", help="forget what was being added to DIR and not finished"
+    )
     parser.add_argument("--dry-run", action="store_true", help="count images and bytes only")
     parser.add_argument("--verify", action="store_true", help="recheck every hash of DIR only")
     parser.add_argument("--online", action="store_true", help="store nothing, encode in training")
     add_settings(parser, Prepare())
     found = parser.read(args)
-    if found.out is None or (found.source is None and not (found.verify or found.add_encoder)):
+    alone = found.verify or found.abandon or found.add_encoder
+    if found.out is None or (found.source is None and not alone):
         parser.error("the following arguments are required: IMAGES, --out")
     if found.verify:
         from erw.data.prepare import verify
 
         cache = verify(found.out)
         print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
+        return
+    if found.abandon:
+        from erw.data.prepare import abandon
+
+        print(abandon(found.out))
         return
     how, there = _settings(found)
     source = None

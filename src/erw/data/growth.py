@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheError, DataError
+from .claims import Claims
 from .images import Unreadable
-from .manifest import MANIFEST, Manifest, Record, shard_path
+from .manifest import MANIFEST, Manifest, Record, record_path, shard_path
 from .rows import Span
 from .shards import DTYPES, ShardReader, hash_file
 from .sources import FileSource, Source
@@ -100,13 +101,33 @@ def finished(out: Path, settings: dict[str, Any]) -> Manifest:
         new = [told["name"] for told in now if told not in before]
         raise CacheError(
             f"{out} is still being grown (by {', '.join(new)}): finish that first, with the same "
-            "command as before"
+            "command as before, or forget it with --abandon"
         )
     for span in spans(settings):
         if Record.read(out / "shards", span.shard, span.added) is None:
             name = shard_path(out / "shards", span.shard, span.added).name
             raise CacheError(f"{out}: {name} or its record is damaged: erw prepare --repair first")
     return manifest
+
+
+def abandon(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Remove what was added to the cache in `out` and not finished; settings of what is left.
+
+    Raises `CacheError` if another process is still at it, or what came first is not finished.
+    """
+    manifest = Manifest.read(out)
+    folder, before = out / "shards", set(spans(manifest.settings))
+    new = [span for span in spans(settings) if span not in before]
+    with Claims(folder) as claims:
+        if not all(claims.take(span.shard, span.added) for span in new):
+            raise CacheError(f"another process is adding to {out}: stop it first")
+        for span in new:
+            record_path(folder, span.shard, span.added).unlink(missing_ok=True)
+            shard_path(folder, span.shard, span.added).unlink(missing_ok=True)
+        for number in range(len(manifest.settings["encoders"]), len(settings["encoders"])):
+            for file in folder.glob(f"pca.{number}.*"):
+                file.unlink()
+    return manifest.settings
 
 
 class Part:

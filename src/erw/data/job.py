@@ -107,7 +107,7 @@ def damaged(job: Job, *, repair: bool) -> bool:
     return bool(bad)
 
 
-def named(out: Path, bad: list[str]) -> CacheError:
+def named(out: Path | str, bad: list[str]) -> CacheError:
     """The error that names damaged files."""
     shown = ", ".join(bad[:8]) + (" ..." if len(bad) > 8 else "")
     return CacheError(f"{out}: damaged shards {shown}: make them again with --repair")

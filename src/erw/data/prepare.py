@@ -87,7 +87,7 @@ def prepare(
     rank, world = _place(rank, world)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
-    source, out = open_source(source), Path(out).expanduser()
+    source, out = open_source(source), _local(out)
     found = begun(out)
     networks = load_networks(vae, encoders, precision=precision, device=device)
     wanted = describe(
@@ -133,7 +133,7 @@ def add_encoders(
     Raises `CacheError` if the images are others, have changed, or the cache is not finished.
     """
     rank, world = _place(rank, world)
-    out = Path(out).expanduser()
+    out = _local(out)
     found = begun(out)
     if found is None:
         raise CacheError(f"no cache at {out}: make one with erw prepare IMAGES --out {out}")
@@ -166,9 +166,26 @@ def verify(out: str | Path) -> Cache:
 
     Raises `CacheError` that names the damaged shards, or says that the cache is unfinished.
     """
-    out = Path(out).expanduser()
-    if bad := Cache(out, Manifest.read(out)).verify():
-        raise named(out, bad)
+    if "://" in str(out):
+        cache = Cache.open(out)
+    else:  # what is cut short or missing is named with the rest, not refused at once
+        out = Path(out).expanduser()
+        cache = Cache(out, Manifest.read(out))
+    if bad := cache.verify():
+        raise named(cache.where, bad)
+    return Cache.open(out)
+
+
+def abandon(out: str | Path) -> Cache:
+    """Forget images or encoders that were being added to a cache and not finished; open the rest.
+
+    Raises `CacheError` if there is nothing to forget, or another process is still at it.
+    """
+    out = _local(out)
+    found = begun(out)
+    if found is None or Manifest.read(out).settings == found:
+        raise CacheError(f"nothing is being added to {out}: there is nothing to abandon")
+    _write(out, growth.abandon(out, found))
     return Cache.open(out)
 
 
@@ -259,6 +276,14 @@ def _place(rank: int | None, world: int | None) -> tuple[int, int]:
     if not 0 <= rank < world:
         raise ConfigError(f"rank {rank} of {world}: expected 0 to {world - 1}")
     return rank, world
+
+
+def _local(out: str | Path) -> Path:
+    if "://" in str(out):
+        raise CacheError(
+            f"a cache is made in a local folder, not at {out}: copy it there when done"
+        )
+    return Path(out).expanduser()
 
 
 def _foreign(item: Path) -> bool:
