@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from erw.data import Batch, Cache, open_source
-from erw.data.codec import FORMATS, fidelity, from_numpy, pack, to_numpy, unpack
+from erw.data.codec import FORMATS, SCALED, fidelity, from_numpy, pack, to_numpy, unpack
 from erw.data.crops import adm_center_crop
 from erw.data.shards import Column, ShardReader, hash_file, write_shard
 from erw.encoders import load_encoder, load_vae
@@ -161,6 +161,27 @@ def test_int8_keeps_real_features(made: Parts, tmp_path: Path) -> None:
     cosine = torch.nn.functional.cosine_similarity(full, small, dim=-1)
     assert cosine.mean() >= 0.9999
     assert abs(float(cosine.mean()) - report["mean"]) < 1e-4
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_a_device_unpacks_is_what_is_read(made: Parts, tmp_path: Path, kind: str) -> None:
+    cache = make(made.folder, tmp_path / kind, made.vae, encoder=True, features=kind)
+    rows = [5, 1, 20]
+    stored = cache.read_stored(rows, features=[ENCODER])
+    assert stored.packed[0].values.dtype.itemsize == (1 if kind in SCALED else 2)
+    unpacked = cache.read(rows, features=[ENCODER]).features[0]
+    assert torch.equal(stored.to("cpu").features[0], unpacked)
+    assert torch.equal(stored.to("cpu").mean, cache.read(rows).mean)
+
+
+def test_threads_share_the_reading_of_a_large_batch(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = made.cache.read(range(24), features=[ENCODER], flipped=np.arange(24) % 2 > 0)
+    monkeypatch.setattr("erw.data.cache._SHARED", 0)
+    monkeypatch.setattr("erw.data.cache._READERS", 5)
+    shared = made.cache.read(range(24), features=[ENCODER], flipped=np.arange(24) % 2 > 0)
+    assert torch.equal(whole.features[0], shared.features[0]) and torch.equal(whole.std, shared.std)
 
 
 def test_one_flipped_bit_is_found_and_the_shard_named(copy: Path) -> None:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .codec import Packed, unpack
+
 
 class Batch(NamedTuple):
     """Rows of a cache. mean, std: float32 (B, C, h, w), shifted and scaled; labels: int64 (B,).
@@ -34,6 +36,25 @@ class Batch(NamedTuple):
         )
         token = None if self.token is None else change(self.token)
         return Batch(mean, std, labels, tuple(features), token)
+
+
+class Stored(NamedTuple):
+    """Rows whose features are still as they lie in the cache: a half or a quarter of the bytes.
+
+    `rows` has none; `packed` has those of each encoder asked for.
+    """
+
+    rows: Batch
+    packed: tuple[Packed, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The rows on another device, which unpacks them: the same numbers as unpacked here."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        features = (Packed(move(v), None if s is None else move(s)) for v, s in self.packed)
+        return self.rows.to(device)._replace(features=tuple(map(unpack, features)))
 
 
 class FeatureSpec(NamedTuple):

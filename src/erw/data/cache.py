@@ -1,11 +1,11 @@
 """A prepared cache: latents' moments, teacher features and labels, read row by row."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,13 @@ from torch import Tensor
 from ..errors import CacheError
 from .batch import Batch as Batch
 from .batch import FeatureSpec as FeatureSpec
+from .batch import Stored as Stored
 from .codec import SCALED, Packed, float32, from_numpy, unpack
 from .manifest import Manifest
-from .shards import DTYPES, ShardReader, Written, hash_file
+from .shards import DTYPES, Located, Run, ShardReader, Written, hash_file, runs_of
+
+_READERS = min(8, os.cpu_count() or 1)  # threads that read one batch
+_SHARED = 4 << 20  # bytes from which they share it
 
 
 class Cache:
@@ -97,6 +101,18 @@ class Cache:
         `token` names the encoder whose class token is wanted. `flipped` (bool, one a row) takes the
         mirrored variant where the cache holds one.
         """
+        found = self.read_stored(indices, features=features, token=token, flipped=flipped)
+        return found.rows._replace(features=tuple(map(unpack, found.packed)))
+
+    def read_stored(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        features: Sequence[str] = (),
+        token: str = "",
+        flipped: np.ndarray | None = None,
+    ) -> Stored:
+        """As `read`, but the features stay packed until the rows are on their device."""
         self.require(encoders=features, token=token)
         rows = self._locate(indices, flipped)
         scale, shift = (_per_channel(self.vae[key]) for key in ("scale", "shift"))
@@ -108,8 +124,8 @@ class Cache:
                 f"cache {self.where} has label {int(labels.max())} but {self.num_classes} classes"
             )
         whole = float32(self._gather(f"class.{token}", rows)) if token else None
-        tokens = tuple(self._features(name, rows) for name in features)
-        return Batch(mean, std, labels, tokens, whole)
+        packed = tuple(self._packed(name, rows) for name in features)
+        return Stored(Batch(mean, std, labels, (), whole), packed)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
@@ -128,7 +144,7 @@ class Cache:
         def whole(file: Written) -> bool:
             try:
                 return hash_file(self.file(file)) == file.blake3
-            except OSError:
+            except (OSError, CacheError):
                 return False
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -207,7 +223,7 @@ class Cache:
             f"erw prepare IMAGES --out OTHER_DIR {option}"
         )
 
-    def _locate(self, indices: Sequence[int] | np.ndarray, flipped: np.ndarray | None) -> "_Rows":
+    def _locate(self, indices: Sequence[int] | np.ndarray, flipped: np.ndarray | None) -> Located:
         index = np.asarray(indices, dtype=np.int64)
         if index.ndim != 1 or (len(index) and not 0 <= index.min() <= index.max() < len(self)):
             raise IndexError(f"rows {index} of a cache of {len(self)}")
@@ -217,50 +233,37 @@ class Cache:
         place = np.argsort(index, kind="stable")  # visit each shard once
         shard = np.searchsorted(self._ends, index[place], side="right")
         row = index[place] - np.concatenate([[0], self._ends])[shard]
-        return _Rows(shard, row, variant[place], place)
+        return Located(shard, row, variant[place], place)
 
-    def _gather(self, name: str, rows: "_Rows") -> Tensor:
+    def _gather(self, name: str, rows: Located) -> Tensor:
         """One column of the located rows, in batch order, as it is stored."""
         span = self._shard(int(rows.shard[0]) if len(rows.shard) else 0).columns[name]
         varied = self.variants == 2 and name not in ("label", "item", "image")
         shape, width = span.shape[1 if varied else 0 :], span.row_bytes // (2 if varied else 1)
         out = np.empty((len(rows.place), *shape), DTYPES[span.dtype][1])
         flat = out.reshape(-1).view(np.uint8).data
-        for shard, row, variant, place, length in _runs(rows, varied=varied):
-            into = flat[place * width : (place + length) * width]
-            self._shard(shard).read(name, row, into, skip=variant * width)
+
+        def copy(runs: Iterable[Run]) -> None:
+            for shard, row, variant, place, length in runs:
+                into = flat[place * width : (place + length) * width]
+                self._shard(shard).read(name, row, into, skip=variant * width)
+
+        runs = list(runs_of(rows, varied=varied))
+        if len(flat) < _SHARED:
+            copy(runs)
+        else:  # copying is what it costs, and a cold disk wants many requests at once
+            with ThreadPoolExecutor(_READERS) as pool:
+                list(pool.map(copy, (runs[i::_READERS] for i in range(_READERS))))
         return from_numpy(out, span.dtype)
 
-    def _features(self, name: str, rows: "_Rows") -> Tensor:
+    def _packed(self, name: str, rows: Located) -> Packed:
         values = self._gather(f"features.{name}", rows)
-        if self.features[name].format not in SCALED:
-            return float32(values)
-        return unpack(Packed(values, self._gather(f"scale.{name}", rows)))
+        scaled = self.features[name].format in SCALED
+        return Packed(values, self._gather(f"scale.{name}", rows) if scaled else None)
 
     def _open(self, number: int) -> ShardReader:
         shard = self._shards[number]
         return ShardReader([self.file(file) for file in shard.files], rows=shard.rows)
-
-
-class _Rows(NamedTuple):
-    """Located rows, shard by shard: which shard, row and variant in it, place in the batch."""
-
-    shard: np.ndarray
-    row: np.ndarray
-    variant: np.ndarray
-    place: np.ndarray
-
-
-def _runs(rows: _Rows, *, varied: bool) -> "Iterator[tuple[int, int, int, int, int]]":
-    """(shard, row, variant, place, length) of rows that lie and go next to each other."""
-    if not len(rows.place):
-        return iter(())
-    steps = [np.diff(rows.shard) != 0, np.diff(rows.row) != 1, np.diff(rows.place) != 1]
-    breaks = np.ones(len(rows.place) - 1, bool) if varied else np.logical_or.reduce(steps)
-    starts = np.flatnonzero(np.concatenate([[True], breaks]))
-    lengths = np.diff(np.append(starts, len(rows.place)))
-    columns = (rows.shard, rows.row, rows.variant if varied else 0 * rows.variant, rows.place)
-    return zip(*(column[starts].tolist() for column in columns), lengths.tolist(), strict=True)
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..draws import seeded
 from ..errors import DataError
-from .cache import Batch, Cache
+from .cache import Cache
 
 T = TypeVar("T")
 Words = NDArray[np.uint64]
@@ -28,6 +28,7 @@ class Loader:
 
     With a `window` of shards the permutation is of fewer: shards come in a random order, and rows
     are mixed within groups of so many. For caches that lie far away and do not fit on this disk.
+    `stored` leaves features packed, for another device to unpack: that moves a half or a quarter.
     """
 
     def __init__(
@@ -39,19 +40,21 @@ class Loader:
         token: str = "",
         flip: bool | None = None,
         window: int = 0,
+        stored: bool = False,
     ) -> None:
         self.flip = cache.variants > 1 if flip is None else flip
         cache.require(encoders=features, token=token, flip=self.flip)
         cache.admit(window)
         self.cache, self.seed, self.features, self.token = cache, seed, tuple(features), token
-        self.window = window
+        self.window, self.stored = window, stored
         self._told: tuple[int, int] | None = None
         self._windows = lru_cache(maxsize=2)(self._make_windows)
 
-    def batch(self, start: int, count: int, *, lo: int = 0, hi: int | None = None) -> Batch:
+    def batch(self, start: int, count: int, *, lo: int = 0, hi: int | None = None) -> Any:
         """Rows `lo:hi` of the batch of `count` images that starts at position `start`.
 
-        The same whoever asks and whatever was asked before: ranks take slices of one batch.
+        The same whoever asks and whatever was asked before: ranks take slices of one batch. A
+        `Batch`, or with `stored` a `Stored`, whose `to(device)` gives one.
         """
         hi = count if hi is None else hi
         if start < 0 or not 0 <= lo <= hi <= count:
@@ -59,9 +62,8 @@ class Loader:
         self._tell(start)
         positions = np.arange(start + lo, start + hi, dtype=np.int64)
         flipped = self.flipped(positions) if self.flip else None
-        return self.cache.read(
-            self.rows(positions), features=self.features, token=self.token, flipped=flipped
-        )
+        read = self.cache.read_stored if self.stored else self.cache.read
+        return read(self.rows(positions), features=self.features, token=self.token, flipped=flipped)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Row of the cache at each position of the stream, int64."""

@@ -117,6 +117,10 @@ class Online(Cache):
         tokens = tuple(given[name][0] for name in features)
         return Batch(mean, std, labels.to(mean.device), tokens, whole)
 
+    def read_stored(self, *args: Any, **options: Any) -> Any:
+        """As `read`: nothing is stored, and the features are on the device already."""
+        return self.read(*args, **options)
+
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W)."""
         return self._images(indices)[0]

@@ -21,7 +21,7 @@ from blake3 import blake3
 from ..errors import CacheError
 from .cache import Cache
 from .manifest import MANIFEST, Manifest
-from .shards import ShardReader, Written, hash_file
+from .shards import ShardReader, Written
 from .store import SIZE, TRIES, NoRoom, Store
 
 THREADS = 8  # that fetch ahead: object stores give their bandwidth to many connections
@@ -60,17 +60,6 @@ class Remote(Cache):
     def identity(self) -> str:
         """A hash of everything that the cache holds, the same as on a local disk."""
         return blake3(self._text).hexdigest()[:32]
-
-    def verify(self) -> list[str]:
-        """Fetch what is not here and rehash all; the names of files that are damaged or missing."""
-        bad = []
-        for file in self.manifest.files:
-            try:
-                whole = hash_file(self.file(file)) == file.blake3
-            except CacheError:
-                whole = False
-            bad += [] if whole else [file.file]
-        return bad
 
     def admit(self, window: int) -> None:
         """Raise `CacheError` unless what is read together fits on this machine.

@@ -8,7 +8,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -182,6 +182,30 @@ def _columns(file: int, number: int, *, rows: int) -> dict[str, Span]:
             raise ValueError(f"column {name} has {found} rows of {row_bytes} bytes, not {rows}")
         columns[name] = Span(number, start, row_bytes, dtype, tuple(shape))
     return columns
+
+
+Run = tuple[int, int, int, int, int]  # shard, row, variant, place, length
+
+
+class Located(NamedTuple):
+    """Located rows, shard by shard: which shard, row and variant in it, place in the batch."""
+
+    shard: np.ndarray
+    row: np.ndarray
+    variant: np.ndarray
+    place: np.ndarray
+
+
+def runs_of(rows: Located, *, varied: bool) -> Iterator[Run]:
+    """(shard, row, variant, place, length) of rows that lie and go next to each other."""
+    if not len(rows.place):
+        return iter(())
+    steps = [np.diff(rows.shard) != 0, np.diff(rows.row) != 1, np.diff(rows.place) != 1]
+    breaks = np.ones(len(rows.place) - 1, bool) if varied else np.logical_or.reduce(steps)
+    starts = np.flatnonzero(np.concatenate([[True], breaks]))
+    lengths = np.diff(np.append(starts, len(rows.place)))
+    columns = (rows.shard, rows.row, rows.variant if varied else 0 * rows.variant, rows.place)
+    return zip(*(column[starts].tolist() for column in columns), lengths.tolist(), strict=True)
 
 
 def hash_file(path: Path) -> str:

@@ -46,8 +46,9 @@ class State:
         self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
         self.optimizer = make_optimizer(self.net, run.optim)
         order = partial(
-            Loader, cache, seed=run.seed, token=run.data.class_token or "", window=run.data.window
-        )
+            Loader, cache, seed=run.seed, token=run.data.class_token or "", window=run.data.window,
+            stored=here.device.type != "cpu",
+        )  # fmt: skip
         self.loader, self.without_features = order(features=run.data.features), order()
         if run.optim.compile:
             for block in self.model.blocks:
