@@ -75,7 +75,7 @@ class Model:
             )
         for name in ("depth", "width", "heads", "patch", "projector"):
             at_least("model", name, getattr(self, name), 1)
-        if self.width % self.heads:
+        if self.net == "sit" and self.width % self.heads:
             raise ConfigError(
                 f"model.width {self.width} is not a multiple of model.heads {self.heads}"
             )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from erw.cli.runs import flops, known_cost, read_recipe
 from erw.config import Run, nearest
 from erw.errors import CacheError, ConfigError
-from erw.models.cost import StepCost, sit_flops, sit_parameters, training_step_flops
+from erw.models.cost import StepCost, training_step_flops
 
 PAPER = {"depth": 28, "width": 1152, "tokens": 256, "warm": 42.2e12, "full": 224.8e12}
 """SiT-XL/2 of Figure 4 (arXiv 2504.10188): FLOPs of a batch of 256; its warm-up has 4 blocks."""
@@ -22,7 +22,6 @@ class Parts(NamedTuple):
     run: Run
     tokens: int
     channels: int
-    classes: int
     dims: tuple[int, ...]
     cost: StepCost
     encode: int
@@ -63,40 +62,43 @@ def cost(args: Sequence[str]) -> None:
 def from_cache(run: Run) -> Parts:
     """Everything as the recipe's cache has it. Raises CacheError without one."""
     from erw.data.cache import Cache
-    from erw.models.sit import grid_of
 
     known, cache = known_cost(run), Cache.open(run.data.cache)
     model = known.run.model
     assert model.channels and model.input_size and model.num_classes is not None
     encode, decode = vae_flops(cache.vae["name"], cache.image_size)
     return Parts(
-        known.run, grid_of(model.input_size, model.patch) ** 2, model.channels, model.num_classes,
+        known.run, tokens_of(known.run), model.channels,
         known.dims, known.cost, encode, decode, len(cache),
         f"by the cache {run.data.cache}, {len(cache):,} images, VAE {cache.vae['name']}",
     )  # fmt: skip
 
 
+def tokens_of(run: Run) -> int:
+    """Tokens that run through the network's blocks; an rdm has one."""
+    from erw.models.sit import grid_of
+
+    model = run.model
+    assert model.input_size
+    return 1 if model.net == "rdm" else grid_of(model.input_size, model.patch) ** 2
+
+
 def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     """ImageNet in latents of Stable Diffusion's VAE, with a teacher that is known."""
     from erw.models.estimate import TEACHERS, sd_vae_flops
-    from erw.models.sit import grid_of
-    from erw.train.build import token_sizes
+    from erw.train.build import network_cost
 
-    if run.model.needs_token:
-        model = dataclasses.replace(run.model, class_dim=TEACHERS[teacher].dim)
-        run = run.replace(model=model)
-    model = run.model
+    known, model = TEACHERS[teacher], run.model
     size, channels = model.input_size or image_size // 8, model.channels or 4
-    tokens = grid_of(size, model.patch) ** 2
-    known = TEACHERS[teacher]
-    dims = (known.dim,) if run.plan.aligns else ()
-    cost = training_step_flops(
-        depth=model.depth, width=model.width, tokens=tokens, patch=model.patch, channels=channels,
-        warmup_depth=min(run.plan.depth, model.depth), dims=dims, projector_hidden=model.projector,
-        mlp=model.mlp, adaln_shift=model.adaln_shift, outputs=run.flow.outputs,
-        **token_sizes(model), teacher=known.flops if dims or model.needs_token else 0,
+    model = dataclasses.replace(
+        model, input_size=size, channels=channels,
+        class_dim=known.dim if model.needs_token else None,
+        num_classes=1000 if model.num_classes is None else model.num_classes,
     )  # fmt: skip
-    classes = 1000 if model.num_classes is None else model.num_classes
+    run = run.replace(model=model)
+    dims = (known.dim,) if run.plan.aligns else ()
+    taught = bool(dims) or model.needs_token
+    cost = network_cost(run, dims=dims, teacher=known.flops if taught else 0)
     encode, decode = sd_vae_flops(image_size)
     said = (
         f"assumed, there is no cache {run.data.cache}: ImageNet at {image_size}, latents "
@@ -104,7 +106,7 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
         f"Stable Diffusion's{' VAE' if channels == 4 else ' does'}"
     )
     said += f", teacher {teacher}" * bool(cost.teacher)
-    return Parts(run, tokens, channels, classes, dims, cost, encode, decode, 1_281_167, said)
+    return Parts(run, tokens_of(run), channels, dims, cost, encode, decode, 1_281_167, said)
 
 
 def by_part(parts: Parts) -> list[str]:
@@ -213,29 +215,18 @@ def sampling(parts: Parts) -> tuple[int, str, int] | None:
 
 def forward(parts: Parts) -> int:
     """FLOPs of the network's forward on one image."""
-    from erw.train.build import token_sizes
+    from erw.train.build import network_flops
 
-    model = parts.run.model
-    return sit_flops(
-        depth=model.depth, width=model.width, tokens=parts.tokens, patch=model.patch,
-        channels=parts.channels, mlp=model.mlp, adaln_shift=model.adaln_shift,
-        outputs=parts.run.flow.outputs, **token_sizes(model),
-    ).forward  # fmt: skip
+    return network_flops(parts.run).forward
 
 
 def parameters(parts: Parts) -> tuple[int, int]:
     """Trainable parameters of the network, and of the projectors."""
-    from erw.train.build import token_sizes
+    from erw.train.build import parameter_count
 
-    model = parts.run.model
-    count = sit_parameters(
-        depth=model.depth, width=model.width, patch=model.patch, channels=parts.channels,
-        num_classes=parts.classes, mlp=model.mlp, norm=model.norm, adaln_shift=model.adaln_shift,
-        outputs=parts.run.flow.outputs, **token_sizes(model),
-    )  # fmt: skip
-    hidden = model.projector
-    heads = sum(model.width * hidden + hidden**2 + hidden * (d + 2) + d for d in parts.dims)
-    return count, heads
+    width, hidden = parts.run.model.width, parts.run.model.projector
+    heads = sum(width * hidden + hidden**2 + hidden * (d + 2) + d for d in parts.dims)
+    return parameter_count(parts.run), heads
 
 
 def vae_flops(name: str, image_size: int) -> tuple[int, int]:

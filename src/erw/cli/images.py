@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from erw.cli.settings import Parser, add_settings, changed
@@ -34,6 +34,8 @@ class Draw:
         precision: bf16 runs the network under autocast.
         compile: torch.compile of the network's blocks; pays from some hundred images on.
         vae: decoder of the latents; none: the one that the run was trained with.
+        rdm: run that makes the representations, for a run that is given them; none: rdm in its
+            own folder.
         checkpoint: last; best, by the scores taken while training; or a step that the run keeps.
         layout: of a released file; auto tells it from keys and shapes.
     """
@@ -45,6 +47,7 @@ class Draw:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     vae: str | None = None
+    rdm: str | None = None
     checkpoint: str = "last"
     layout: str = "auto"
 
@@ -123,6 +126,8 @@ def generation(model: Trained | Pretrained, found: Any, draw: Draw = Draw()) -> 
     how = changed(model.run.sample if model.run else Sample(), found)
     what = changed(draw, found)
     seeds = numbers(what.seeds, name="--seeds")
+    if what.rdm:
+        model = _with_rdm(model, what.rdm)
     labels: Any = what.labels
     if labels not in (None, "random"):
         given = [_label(text, model.class_names) for text in labels.split(",")]
@@ -139,6 +144,17 @@ def generation(model: Trained | Pretrained, found: Any, draw: Draw = Draw()) -> 
         compile=what.compile,
         vae=what.vae,
     )
+
+
+def _with_rdm(model: Trained | Pretrained, path: str) -> Trained:
+    """The run with its representations from the run at `path`."""
+    from erw.train import Trained as Run
+    from erw.train.load import fitting_rdm, load
+
+    if not (isinstance(model, Run) and model.run.model.class_token == "given"):
+        raise ConfigError("--rdm is for a run that is given representations: leave it out")
+    rdm = fitting_rdm(load(path, device=pick_device("auto")), model.run)
+    return replace(model, rdm=rdm, class_names=rdm.class_names)
 
 
 def numbers(text: str, *, name: str) -> list[int]:

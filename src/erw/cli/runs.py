@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from erw.cli.settings import Parser, add_settings, changed, settings, typed
 from erw.config import Run
 from erw.errors import CacheError, ConfigError
-from erw.models.cost import StepCost, sit_parameters
+from erw.models.cost import StepCost
 
 if TYPE_CHECKING:
     from erw.train import Init, Trained
@@ -56,8 +57,21 @@ class Watch(NamedTuple):
 
 
 def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
-    """Everything that the settings ask to look at a run while it trains."""
-    found = []
+    """Everything that the settings ask to look at a run while it trains.
+
+    Raises ConfigError where there is nothing to be seen: without images, or representations.
+    """
+    from erw.train.load import RDM
+
+    found: list[Watch] = []
+    asked = bool(run.eval.every or run.log.preview)
+    if asked and run.model.net == "rdm":
+        raise ConfigError("an rdm makes no images: leave eval.every and log.preview at 0")
+    if asked and run.model.class_token == "given" and not (Path(out) / RDM).is_dir():
+        raise ConfigError(
+            f"images are drawn from representations, but there is no {RDM} in {out}: train it "
+            f"first (--out {out}/{RDM}), or leave eval.every and log.preview at 0"
+        )
     if run.eval.every:
         from erw.evaluate.during import scored_steps, scoring
 
@@ -180,22 +194,10 @@ def costs(run: Run) -> list[str]:
         known = known_cost(run)
     except CacheError as error:
         return [f"cost: not known without the cache ({error})"]
-    from erw.train.build import token_sizes
+    from erw.train.build import parameter_count
 
     model, step = known.run.model, known.cost
-    assert model.channels and model.num_classes is not None
-    count = sit_parameters(
-        depth=model.depth,
-        width=model.width,
-        patch=model.patch,
-        channels=model.channels,
-        num_classes=model.num_classes,
-        mlp=model.mlp,
-        norm=model.norm,
-        adaln_shift=model.adaln_shift,
-        outputs=run.flow.outputs,
-        **token_sizes(model),
-    )
+    count = parameter_count(known.run)
     heads = sum(
         model.width * model.projector + model.projector**2 + model.projector * (dim + 2) + dim
         for dim in known.dims

@@ -107,8 +107,9 @@ def _inputs(sit: Any, shown: Material) -> tuple[Tensor, Tensor, int]:
     channels of a class token in the states."""
     joint, given = (getattr(sit, name, 0) for name in ("class_token", "representation"))
     token = shown.token
+    labels = shown.labels if getattr(sit, "null_class", 1) else torch.zeros_like(shown.labels)
     if not (joint or given):
-        return shown.latents, shown.labels, 0
+        return shown.latents, labels, 0
     if token is None or token.shape[1] != (joint or given):
         raise DataError(
             f"the model needs class tokens of {joint or given} channels, which {shown.encoder} has "
@@ -116,7 +117,7 @@ def _inputs(sit: Any, shown: Material) -> tuple[Tensor, Tensor, int]:
         )
     if given:
         return shown.latents, F.layer_norm(token, token.shape[1:]), 0
-    return torch.cat([shown.latents.flatten(1), token], 1), shown.labels, joint
+    return torch.cat([shown.latents.flatten(1), token], 1), labels, joint
 
 
 def _check(model: Any, shown: Material, labels: Labels) -> None:

@@ -81,6 +81,11 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; export into a new folder, or delete it first")
     model, record = opened(source, **told)
+    if model.run.model.net == "rdm" or model.run.model.class_token == "given":
+        raise CheckpointError(
+            f"{model.run.name} is half of a pair, representations and images from them; an export "
+            "holds one network: copy the run's folder as it is"
+        )
     name = vae or model.vae
     if vae:
         record["vae"] = public_name(vae)

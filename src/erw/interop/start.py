@@ -21,7 +21,7 @@ from erw.train.start import Init
 
 ARCHITECTURE = (
     *("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp", "adaln_shift"),
-    *("class_token", "class_dim"),
+    *("net", "class_token", "class_dim"),
 )
 FILES = (".pt", ".pth", ".bin", ".safetensors")
 TABLE = "y_embedder.embedding_table.weight"
@@ -124,9 +124,11 @@ def starting_point(start: Start, run: Run, class_names: Sequence[str], *, num_cl
     tensors = {k: p.detach() for k, p in start.net.named_parameters() if k in start.loaded}
     if start.flipped:
         tensors = in_our_time(tensors, negated=start.flow.prediction == "velocity")
-    old = tensors[TABLE]
-    rows, said = label_rows(start.class_names, len(old) - 1, class_names, num_classes)
-    tensors[TABLE] = old[torch.tensor([*rows, len(old) - 1])]
+    said = "given representations"
+    if TABLE in tensors:
+        old = tensors[TABLE]
+        rows, said = label_rows(start.class_names, len(old) - 1, class_names, num_classes)
+        tensors[TABLE] = old[torch.tensor([*rows, len(old) - 1])]
     names = {name for name, _ in start.net.named_parameters()}
     return Init(
         source=start.source,

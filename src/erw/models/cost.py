@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from erw.models.layers import MlpKind, NormKind, modulations, swiglu_hidden
+from erw.models.rdm import CONDITION
 
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding in DiT and SiT
 
@@ -156,6 +157,14 @@ def sit_parameters(
     final = linear(width, 2 * width) + linear(width, outputs * pixels) + gain
     final += linear(width, class_token) if class_token else 0
     return embedders + depth * block + final
+
+
+def rdm_flops(*, dim: int, width: int, depth: int) -> Flops:
+    """FLOPs of an `erw.models.rdm.Rdm` on one representation of `dim` channels."""
+    block = linear_flops(1, width, width).times(2) + linear_flops(1, CONDITION, width)
+    cost = linear_flops(1, dim, width, first=True) + linear_flops(1, width, dim)
+    cost += linear_flops(1, TIME_FREQUENCIES, CONDITION, first=True)
+    return cost + linear_flops(1, CONDITION, CONDITION) + block.times(depth)
 
 
 def projector_flops(*, tokens: int, width: int, dim: int, hidden: int = 2048) -> Flops:

@@ -56,6 +56,7 @@ def check_pair(model: Model, weak: Model) -> None:
     for what, of in (
         ("latents", lambda m: m.latent_shape),
         ("class token", lambda m: getattr(m.net, "class_token", 0)),
+        ("representation", lambda m: getattr(m.net, "representation", 0)),
         ("number of classes", lambda m: m.num_classes),
         ("objective", lambda m: flow_of(m).objective),
         ("path", lambda m: flow_of(m).path),

@@ -32,13 +32,14 @@ from erw.sample.model import (
     ready,
     weights_hash,
 )
+from erw.sample.representations import check_images, given, settings_of, told
 from erw.sample.samples import Samples as Samples
 from erw.sample.samples import joined
 from erw.sample.seeds import Labels, labels_of, start_noise, step_noise
 from erw.sample.solvers import SOLVERS, Callback, Velocity
 
 Precision = Literal["fp32", "bf16", "auto"]
-OPTIONS = ("shift", "guided_channels", "autoguidance_weights", "atol", "rtol")
+OPTIONS = ("shift", "guided_channels", "autoguidance_weights", "atol", "rtol", "representations")
 """Settings that a generation tells only where they have an effect."""
 
 
@@ -116,7 +117,7 @@ class Generation:
 
     def _options(self) -> dict[str, Any]:
         """`OPTIONS` and what belongs to them, absent where they are without effect."""
-        found: dict[str, Any] = {}
+        found = settings_of(self.model)
         if self.shift != 1:
             found["shift"] = self.shift
         if SOLVERS[self.solver].adaptive:
@@ -141,7 +142,7 @@ class Generation:
         token = getattr(model.net, "class_token", 0)  # drawn beside the latents
         x = start_noise(seeds, shape, token=token).to(device)
         half, asked = self.precision == "bf16", 0
-        velocity = self._velocity(labels)
+        velocity = self._velocity(*told(model, seeds, labels))
 
         def ask(x: Tensor, t: float) -> Tensor:
             nonlocal asked
@@ -176,8 +177,9 @@ class Generation:
         low, high = ends(flow_of(self.model).prediction, self.path)
         return [high, low, 0.0] if low else [high, 0.0]
 
-    def _velocity(self, labels: Tensor | None) -> Velocity:
-        """What the solver asks of the model for these labels, guided as wanted."""
+    def _velocity(self, y: Tensor | None, null: int) -> Velocity:
+        """What the solver asks of the model for these labels or representations, guided as
+        wanted."""
         channels = self.guided_channels
         if SOLVERS[self.solver].objective == "ddpm":  # a DiT's variance is never guided
             channels = channels or self.model.latent_shape[0]
@@ -185,11 +187,11 @@ class Generation:
         how["channels"] = channels
         ask = asked_of(self.model)
         if self.autoguidance is not None:
-            pair = (conditional(one, labels) for one in (ask, asked_of(self.autoguidance)))
+            pair = (conditional(one, y) for one in (ask, asked_of(self.autoguidance)))
             return guided(*pair, **how)
-        if labels is None:
+        if y is None:
             return conditional(ask, None)
-        return classifier_free(ask, labels, self.model.num_classes, **how)
+        return classifier_free(ask, y, null, **how)
 
 
 def generate(
@@ -248,6 +250,7 @@ def generate(
     if not seeds:
         raise ConfigError("no seeds: give at least one, such as range(16)")
     solver = chosen_solver(model, solver)
+    check_images(model, decode=decode)
     check(model, solver, steps, batch_size, precision, interval, shift, guided_channels)
     for name, value in (("atol", atol), ("rtol", rtol)):
         above_zero("sample", name, value)
@@ -255,7 +258,7 @@ def generate(
         check_pair(model, autoguidance)
         if guidance == 1:
             raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
-    elif guidance != 1 and not model.num_classes:
+    elif guidance != 1 and not (model.num_classes or given(model)):
         raise ConfigError(f"guidance {guidance}: an unconditional model has no classes to guide by")
     chosen, rule = labels_of(labels, seeds, model.num_classes)
     for one in filter(None, (model, autoguidance)) if compile else ():

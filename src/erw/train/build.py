@@ -14,7 +14,8 @@ from erw.data.cache import Cache
 from erw.draws import seeded
 from erw.errors import ConfigError
 from erw.models import SiT
-from erw.models.cost import StepCost, training_step_flops
+from erw.models.cost import Flops, StepCost, rdm_flops, sit_flops, training_step_flops
+from erw.models.rdm import Rdm
 from erw.models.sit import grid_of
 from erw.plan import Plan
 from erw.train.step import Diffusion, FlowMatching, Step
@@ -57,7 +58,8 @@ def resolve(run: Run, cache: Cache) -> Run:
     if not run.plan.aligns:
         features = ()
     model = dataclasses.replace(run.model, **told)
-    cache.require(encoders=features, tokens=grid_of(size, model.patch) ** 2)
+    if model.net == "sit":
+        cache.require(encoders=features, tokens=grid_of(size, model.patch) ** 2)
     data = dataclasses.replace(run.data, features=features, class_token=token or None)
     return run.replace(model=model, data=data)
 
@@ -83,14 +85,18 @@ def token_encoder(run: Run, cache: Cache) -> str:
     return held[0]
 
 
-def build_model(model: Model, *, outputs: int = 1, seed: int = 0) -> SiT:
-    """The transformer of resolved settings, initialised as a function of `seed`.
+def build_model(model: Model, *, outputs: int = 1, seed: int = 0) -> Any:
+    """The network of resolved settings, a `SiT` or an `Rdm`, initialised as a function of `seed`.
 
     `outputs`: numbers given for each of the latent, as the run's `flow.outputs` says.
     """
     assert model.input_size and model.channels and model.num_classes is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(seed, "init"))
+        if model.net == "rdm":
+            assert model.class_dim
+            sizes = {name: getattr(model, name) for name in ("depth", "width", "num_classes")}
+            return Rdm(dim=model.class_dim, **sizes)
         return SiT(
             input_size=model.input_size,
             channels=model.channels,
@@ -164,25 +170,51 @@ def build_step(run: Run) -> Step:
 
 def step_cost(run: Run, cache: Cache) -> StepCost:
     """FLOPs per image of a resolved run's steps, by part."""
-    model = run.model
-    assert model.input_size and model.channels
     used = dict.fromkeys((*run.data.features, *filter(None, [run.data.class_token])))
     dims = tuple(cache.features[name].dim for name in run.data.features)
+    teacher = sum(cache.features[name].flops for name in used)
+    return network_cost(run, dims=dims, teacher=teacher)
+
+
+def network_cost(run: Run, *, dims: tuple[int, ...], teacher: int) -> StepCost:
+    """As `step_cost`, from the widths of the features aligned with and the teachers' FLOPs."""
+    model = run.model
+    if model.net == "rdm":
+        return StepCost(0, network_flops(run).total, 0, teacher, always_taught=True)
     return training_step_flops(
-        depth=model.depth,
-        width=model.width,
-        tokens=grid_of(model.input_size, model.patch) ** 2,
-        patch=model.patch,
-        channels=model.channels,
+        **_sizes(run),
         warmup_depth=min(run.plan.depth, model.depth),
         dims=dims,
         projector_hidden=model.projector,
-        mlp=model.mlp,
-        adaln_shift=model.adaln_shift,
-        outputs=run.flow.outputs,
-        **token_sizes(model),
-        teacher=sum(cache.features[name].flops for name in used),
+        teacher=teacher,
     )
+
+
+def network_flops(run: Run) -> Flops:
+    """Forward and backward of a resolved run's whole network on one image."""
+    if run.model.net == "rdm":
+        assert run.model.class_dim
+        return rdm_flops(dim=run.model.class_dim, width=run.model.width, depth=run.model.depth)
+    return sit_flops(**_sizes(run))
+
+
+def parameter_count(run: Run) -> int:
+    """Parameters of a resolved run's network."""
+    with torch.device("meta"):
+        net = build_model(run.model, outputs=run.flow.outputs)
+    return sum(p.numel() for p in net.parameters())
+
+
+def _sizes(run: Run) -> dict[str, Any]:
+    """A resolved SiT's sizes, in the words of its cost."""
+    model = run.model
+    assert model.input_size and model.channels
+    return {
+        **{name: getattr(model, name) for name in ("depth", "width", "patch", "channels")},
+        **{"mlp": model.mlp, "adaln_shift": model.adaln_shift, "outputs": run.flow.outputs},
+        "tokens": grid_of(model.input_size, model.patch) ** 2,
+        **token_sizes(model),
+    }
 
 
 def token_sizes(model: Model) -> dict[str, int]:

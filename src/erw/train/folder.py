@@ -15,7 +15,7 @@ from erw.config import Run, from_dict, to_dict
 from erw.data.cache import Cache
 from erw.errors import CheckpointError
 from erw.models.cost import StepCost
-from erw.train.load import RECIPE, read_recipe
+from erw.train.load import RDM, RECIPE, read_recipe
 from erw.train.start import Init
 
 MAY_CHANGE = (
@@ -84,7 +84,7 @@ def claim(
                 f"{folder} holds another run, which differs in {'; '.join(different[:4])}; "
                 "choose another --out, or give the same settings to go on with it"
             )
-    elif any(path.name != ".lock" for path in folder.iterdir()):
+    elif any(path.name not in (".lock", RDM) for path in folder.iterdir()):
         raise CheckpointError(f"{folder} holds other files and no run; choose an empty --out")
     recipe = {
         "erw": erw.__version__,

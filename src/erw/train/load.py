@@ -18,6 +18,8 @@ from erw.train.checkpoint import fill, header, paths, read, step_of
 WEIGHTS = "ema.safetensors"
 BEST = "best.safetensors"
 RECIPE = "recipe.json"
+RDM = "rdm"
+"""Folder, in a run's folder, of the run that makes its representations."""
 NAMED = {
     "last": (WEIGHTS, "train it first (it is written with each checkpoint)"),
     "best": (BEST, "it is written by scores while training: --eval.every STEPS"),
@@ -39,6 +41,8 @@ class Trained:
             those of the VAE.
         source: path that it was loaded from.
         average: the average that its weights are, where it is not the run's own (`optim.ema`).
+        rdm: what makes the representations that it is given, where it is given any and the run's
+            folder holds one, in `rdm`.
     """
 
     net: SiT
@@ -49,10 +53,12 @@ class Trained:
     scaling: dict[str, list[float]] | None = None
     source: str = ""
     average: str = ""
+    rdm: "Trained | None" = None
 
     @property
     def num_classes(self) -> int:
-        return self.net.null_class
+        """Classes that it can be asked for; those of `rdm` where that stands between."""
+        return self.rdm.num_classes if self.rdm else self.net.null_class
 
     @property
     def ema(self) -> float | str:
@@ -98,16 +104,43 @@ def load(
     fill(net, tensors, file)
     net = net.to(device).eval().requires_grad_(False)
     cache = recipe["cache"]
+    rdm = _rdm(path, run, device) if net.representation else None
+    classes = rdm.class_names if rdm else cache["class_names"] if net.null_class else ()
     return Trained(
         net,
         run,
         cache["vae"],
-        tuple(cache["class_names"]) if run.model.num_classes else (),  # labels may go unused
+        tuple(classes),
         int(told["step"]),
         cache.get("scaling"),
         str(path),
         told.get("average", ""),
+        rdm,
     )
+
+
+def _rdm(path: Path, run: Run, device: torch.device | str) -> Trained | None:
+    """The representation diffusion model in the folder of a run, or of one of its files."""
+    inside = path if path.is_dir() else path.parent
+    folder = (inside.parent if inside.name == "checkpoints" else inside) / RDM
+    if not (folder / WEIGHTS).is_file():
+        return None
+    return fitting_rdm(load(folder, device=device), run)
+
+
+def fitting_rdm(rdm: Trained, run: Run) -> Trained:
+    """`rdm`, if it makes the representations that `run` is given.
+
+    Raises:
+        CheckpointError: it makes others, or images.
+    """
+    makes = rdm.run.data.class_token if rdm.run.model.net == "rdm" else "no representations"
+    if makes != run.data.class_token:
+        raise CheckpointError(
+            f"{rdm.source} makes {makes}, but {run.name} is given {run.data.class_token}; train "
+            "one on the same cache"
+        )
+    return rdm
 
 
 def is_run(path: str | Path) -> bool:

@@ -214,7 +214,8 @@ def _introduce(console: Reporter, state: State, ledger: Ledger) -> None:
     run, here = state.run, state.here
     millions = sum(p.numel() for p in state.model.parameters()) / 1e6
     spent = ledger.spent(run.steps)
-    kind = "SiT" if run.flow.objective == "flow" else "DiT"
+    kind = {"sit": "SiT", "rdm": "RDM"}[run.model.net]
+    kind = "DiT" if run.flow.objective == "ddpm" else kind
     console.say(
         f"{run.name}: {kind} of {millions:.1f} M parameters, {run.steps} steps on {state.cache!r}"
     )
