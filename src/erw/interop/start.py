@@ -75,18 +75,23 @@ def open_model(
     layout: str = "auto",
     device: torch.device | str = "cpu",
 ) -> Trained | Pretrained:
-    """A model to be sampled: whatever `erw.load` takes, or a released checkpoint's file.
+    """A model to be sampled: whatever `erw.load` takes, an exported folder or a released file.
 
-    Raises as `erw.load` and `load_pretrained` do.
+    Raises as `erw.load`, `from_pretrained` and `load_pretrained` do.
     """
-    if is_model(path) and not is_run(path):
-        return load_pretrained(path, layout, device=device)
-    return load(path, checkpoint=checkpoint, device=device)
+    path = Path(path).expanduser()
+    if is_run(path) or not is_model(path):  # which says what is missing
+        return load(path, checkpoint=checkpoint, device=device)
+    if path.is_dir():
+        return from_pretrained(path, device=device)
+    return load_pretrained(path, layout, device=device)
 
 
 def is_model(path: str | Path) -> bool:
     """Whether the path is what `open_model` takes, by its name and by what lies there."""
-    return is_run(path) or (Path(path).is_file() and Path(path).suffix in FILES)
+    path = Path(path).expanduser()
+    exported = (path / RECORD).is_file()
+    return is_run(path) or exported or (path.is_file() and path.suffix in FILES)
 
 
 def adopted(run: Run, start: Start) -> Run:

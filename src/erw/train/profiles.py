@@ -10,7 +10,6 @@ that was tracked, at a step that was stored, it gives just what is stored.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +82,7 @@ def snapshots(folder: str | Path) -> list[Snapshot]:
 def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None) -> Average:
     """The average of the profile `sigma_rel` after `step`, one with a snapshot; None: the last.
 
-    Reads each snapshot up to there once.
+    Reads the snapshots up to there once.
 
     Raises:
         ConfigError: no such width, or no snapshot at that step.
@@ -100,33 +99,18 @@ def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None
     used = [one for one in found if one.step <= last]
     stored = [Profile(sigma, one.t) for one in used for sigma in one.sigma_rels]
     mixed = mix(stored, Profile(sigma_rel, used[-1].t))
-    weights = dict(zip(stored, mixed.weights.tolist(), strict=True))
+    weights = iter(mixed.weights.tolist())
     total: dict[str, Tensor] = {}
-    for one, sigma, tensors in _averages(used):
-        if weight := weights[Profile(sigma, one.t)]:
-            for name, value in tensors.items():
-                part = weight * value.double()
-                total[name] = total[name] + part if name in total else part
-    return Average(
-        {name: value.float() for name, value in total.items()}, last, tuple(stored), mixed
-    )
-
-
-def _averages(used: list[Snapshot]) -> Iterator[tuple[Snapshot, float, dict[str, Tensor]]]:
-    """(snapshot, sigma_rel, tensors by parameter) one after the other, a file in memory."""
     for one in used:
-        tensors, _ = read(one.path)
-        for sigma in one.sigma_rels:
-            prefix = f"{sigma:g}."
-            yield (
-                one,
-                sigma,
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in tensors.items()
-                    if name.startswith(prefix)
-                },
-            )
+        parts = {f"{sigma:g}.": next(weights) for sigma in one.sigma_rels}
+        tensors = read(one.path)[0] if any(parts.values()) else {}
+        for prefix, weight in parts.items():
+            for name, value in tensors.items():
+                if weight and name.startswith(prefix):
+                    parameter = name.removeprefix(prefix)
+                    total[parameter] = total.get(parameter, 0) + weight * value.double()
+    averaged = {name: value.float() for name, value in total.items()}
+    return Average(averaged, last, tuple(stored), mixed)
 
 
 def save(average: Average, folder: str | Path, sigma_rel: float, path: str | Path) -> None:
