@@ -80,31 +80,7 @@ class Prepare:
 
 def prepare(args: Sequence[str]) -> None:
     """Encode images into a cache; the same command goes on, or verifies what is there."""
-    what = (
-        "IMAGES: a folder, zip or tar, WebDataset shards, Parquet, Arrow or NumPy files, "
-        "hf:OWNER/NAME, a data set of the Hugging Face hub, or "
-        f"{BUILT_IN} or {BUILT_IN}-test, the built-in sets. Settings that are not given are those "
-        "of the cache in DIR, if there is one."
-    )
-    parser = Parser("erw prepare", what, usage="IMAGES --out DIR [--SETTING VALUE ...]")
-    parser.add_argument("source", metavar="IMAGES", nargs="?")
-    parser.add_argument("--out", metavar="DIR", help="folder of the cache")
-    parser.add_argument("--append", action="store_true", help="add IMAGES to the cache in DIR")
-    parser.add_argument(
-        "--add-encoder", nargs="+", default=[], metavar="NAME",
-        help="add features to the cache in DIR, made of the same IMAGES (or of those it holds)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--abandon", action="store_true", help="forget what was being added to DIR and not finished"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="count images and bytes only")
-    parser.add_argument("--verify", action="store_true", help="recheck every hash of DIR only")
-    parser.add_argument("--online", action="store_true", help="store nothing, encode in training")
-    add_settings(parser, Prepare())
-    found = parser.read(args)
-    alone = found.verify or found.abandon or found.add_encoder
-    if found.out is None or (found.source is None and not alone):
-        parser.error("the following arguments are required: IMAGES, --out")
+    found = _read(args)
     if found.verify:
         from erw.data.prepare import verify
 
@@ -143,6 +119,36 @@ def prepare(args: Sequence[str]) -> None:
         options |= {name: getattr(found, name, None) for name in ("features", "pca")}
     options |= {"append": found.append, "device": pick_device(how.device)}
     print(go(source, found.out, **options))
+
+
+def _read(args: Sequence[str]) -> Any:
+    """The options, with what is missing refused."""
+    what = (
+        "IMAGES: a folder, zip or tar, WebDataset shards, Parquet, Arrow or NumPy files, "
+        "hf:OWNER/NAME, a data set of the Hugging Face hub, or "
+        f"{BUILT_IN} or {BUILT_IN}-test, the built-in sets. Settings that are not given are those "
+        "of the cache in DIR, if there is one."
+    )
+    parser = Parser("erw prepare", what, usage="IMAGES --out DIR [--SETTING VALUE ...]")
+    parser.add_argument("source", metavar="IMAGES", nargs="?")
+    parser.add_argument("--out", metavar="DIR", help="folder of the cache")
+    parser.add_argument("--append", action="store_true", help="add IMAGES to the cache in DIR")
+    parser.add_argument(
+        "--add-encoder", nargs="+", default=[], metavar="NAME",
+        help="add features to the cache in DIR, made of the same IMAGES (or of those it holds)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--abandon", action="store_true", help="forget what was being added to DIR and not finished"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="count images and bytes only")
+    parser.add_argument("--verify", action="store_true", help="recheck every hash of DIR only")
+    parser.add_argument("--online", action="store_true", help="store nothing, encode in training")
+    add_settings(parser, Prepare())
+    found = parser.read(args)
+    alone = found.verify or found.abandon or found.add_encoder
+    if found.out is None or (found.source is None and not alone):
+        parser.error("the following arguments are required: IMAGES, --out")
+    return found
 
 
 def _settings(found: Any) -> tuple[Prepare, dict[str, Any]]:

@@ -218,9 +218,21 @@ def open_source(
         return OpenMojiSet("test" if str(where).endswith("test") else "train", **options)
     if options:
         raise DataError(f"{where} is no built-in set, so it has no option {sorted(options)[0]!r}")
+    how = {"classes": classes, "background": background}
+    return _located(where, how, split=split, subset=subset, columns=columns)
+
+
+def _located(
+    where: str | Path,
+    how: dict[str, Any],
+    *,
+    split: str | None,
+    subset: str | None,
+    columns: Sequence[str],
+) -> Source:
+    """The source in files, on this machine or the hub."""
     from .packed import packed
 
-    how: dict[str, Any] = {"classes": classes, "background": background}
     if str(where).startswith(HUB) or ((split or subset) and Path(where).expanduser().is_dir()):
         from .hub import files_of
 
