@@ -64,9 +64,10 @@ def saved(entry: str, folder: Path) -> nn.Module:
     return model
 
 
-def library_tokens(entry: str, model: Any, pixels: Tensor) -> Tensor:
-    """Patch tokens as the library's own model gives them for normalised pixels."""
-    before = FAMILIES[entry][4]
+def library_tokens(entry: str, model: Any, pixels: Tensor, *, before: int | None = None) -> Tensor:
+    """Tokens as the library's own model gives them for normalised pixels, those of patches or all
+    from `before` on."""
+    before = FAMILIES[entry][4] if before is None else before
     more: dict[str, Any] = {} if entry.startswith("dinov") else {"interpolate_pos_encoding": True}
     if entry in ("clip-l", "siglip2-b"):
         model = model.vision_model
@@ -93,6 +94,11 @@ def test_tokens_are_those_of_the_librarys_model(entry: str, tmp_path: Path) -> N
     tokens = encoder(batch)
     assert tokens.shape == (2, 256, 24) and tokens.dtype == torch.float32
     torch.testing.assert_close(tokens, library_tokens(entry, model, pixels), atol=1e-4, rtol=1e-4)
+    patches, token = encoder.both(batch)
+    assert torch.equal(patches, tokens) and token.shape == (2, encoder.dim_class)
+    if entry.startswith("dino") or entry == "mae-l":  # CLS after the last norm, of the same pass
+        whole = library_tokens(entry, model, pixels, before=0)
+        torch.testing.assert_close(token, whole[:, 0], atol=1e-4, rtol=1e-4)
     assert encoder.flops(256) > 0 and not encoder.train().training
     smaller = load_encoder(f"{entry}={tmp_path / 'weights'}@{side // 2}")
     assert smaller.name == f"{entry}@{side // 2}" and smaller.grid(64) == (8, 8)

@@ -108,11 +108,10 @@ class Online(Cache):
         mean, std = self._encode(vae.encode, images)[0].chunk(2, 1)
         shift, scale = vae.scaling
         mean, std = (mean - shift) * scale, std * scale
-        given = {
-            name: self._encode(part.both if name == token else part, images)
-            for name in {*features, token} - {""}
-            if (part := self._part(name))
-        }
+        given = {}
+        for name in {*features, token} - {""}:
+            part = self._part(name)
+            given[name] = self._encode(part.both if name == token else part, images)
         whole = given[token][1] if token else None
         tokens = tuple(given[name][0] for name in features)
         return Batch(mean, std, labels.to(mean.device), tokens, whole)
