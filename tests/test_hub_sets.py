@@ -2,7 +2,10 @@
 
 import io
 import json
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -13,9 +16,9 @@ from erw.data import Cache, open_source
 from erw.data.hub import sets
 from erw.errors import DataError
 from parts import CLASSES, picture
+from test_hub import COMMIT, Hub, _endpoint
 
 pyarrow = pytest.importorskip("pyarrow")
-COMMIT = "a" * 40
 HEADER = """---
 configs:
 - config_name: small
@@ -97,6 +100,49 @@ def test_a_split_by_name_or_by_folder(offline: Path, tmp_path: Path) -> None:
     by_name, by_folder = (open_source(w, split="train") for w in ("hf:someone/pictures", local))
     assert by_name.fingerprint() == by_folder.fingerprint()
     assert (by_name.name, by_folder.name) == ("someone/pictures:train", "copy:train")
+
+
+class DataHub(Hub):
+    """One data set, as `dataset_info` and `snapshot_download` ask for it."""
+
+    files: dict[str, bytes] = {}  # noqa: RUF012 - shared on purpose
+    asked: list[str] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/datasets/someone/pictures") and "/tree/" not in self.path:
+            siblings = [{"rfilename": name} for name in self.files]
+            self.reply({"id": "someone/pictures", "sha": COMMIT, "siblings": siblings})
+        else:
+            super().do_GET()
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), DataHub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    _endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield DataHub
+    server.shutdown()
+    server.server_close()
+
+
+def test_only_the_split_is_downloaded_and_once(
+    hub: type[Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = pushed(tmp_path / "copy")
+    hub.files |= {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*.parquet")}
+    for _ in range(2):
+        source = open_source("hf:someone/pictures", split="test")
+        assert len(source) == 2 and np.array_equal(source[1][0], picture(21))
+    got = [name for name in hub.asked if name.endswith(".parquet")]
+    assert set(got) == {"data/test-00000-of-00001.parquet"}
+    capsys.readouterr()  # the bars of the downloads
+    assert main(["prepare", "hf:someone/other", "--out", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "someone/other on the Hugging Face hub cannot be fetched" in said[0]
 
 
 def test_no_network_is_said_in_one_line(

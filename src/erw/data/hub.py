@@ -125,7 +125,8 @@ def _listed(repo: str, revision: str | None) -> list[str]:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        return HfApi().list_repo_files(repo, revision=revision, repo_type="dataset")
+        told = HfApi().dataset_info(repo, revision=revision, timeout=20)
+        return [file.rfilename for file in told.siblings or ()]
     except Exception as error:  # network, gate and a name that is not there come as many types
         try:
             root = Path(
