@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,7 +129,10 @@ def _read_pickle(path: Path) -> Any:
     ]
     stand_ins += [(Inert, f"pathlib._local.{kind}") for kind in ("PosixPath", "WindowsPath")]
     try:
-        with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
+        with (
+            torch.serialization.safe_globals(stand_ins),  # type: ignore[arg-type]
+            warnings.catch_warnings(action="ignore"),  # of a protocol newer than torch's own
+        ):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle fails in any way there is
         text = str(error)
@@ -141,7 +145,7 @@ def _read_pickle(path: Path) -> Any:
             ) from error
         if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run it after all
             text = text.rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-        reason = " ".join(text.split())[:120] or type(error).__name__
+        reason = " ".join(text.split()).partition(". ")[0][:120] or type(error).__name__
         raise CheckpointError(
             f"{path} is truncated or no file of weights ({reason}); get it again"
         ) from error

@@ -89,10 +89,10 @@ def tell(found: Found, path: object) -> tuple[str, str]:
         return "lightningdit", "SwiGLU or RMSNorm"
     if unshifted(found.tensors):
         return "lightningdit", "modulations without shift"
-    if any(key.startswith("projectors.") for key in keys):
-        return ("erw", "projectors and RoPE") if rope else ("repa", "projectors")
     if "final_layer.linear.weight" not in keys:
         return "erw", "no final layer: a warm-up"
+    if any(key.startswith("projectors.") for key in keys):
+        return ("erw", "projectors and RoPE") if rope else ("repa", "projectors")
     if "enc_type" in beside:
         return ("erw" if rope else "repa"), "enc_type among its arguments"
     if "path_type" in beside:
