@@ -20,6 +20,7 @@ from erw.encoders import load_encoder
 from erw.encoders.base import resize_bytes
 from erw.errors import ConfigError, DataError
 from erw.evaluate import evaluate
+from erw.evaluate.confidence import frechet_bootstrap, frechet_infinity
 from erw.evaluate.distances import Moments, cmmd, frechet_moments, kid
 from erw.evaluate.manifold import precision_recall
 from erw.evaluate.metrics import FDR6, SPACES, metric_of
@@ -205,6 +206,18 @@ def test_fdr_is_the_mean_of_ratios_to_held_out_images(tmp_path: Path) -> None:
         evaluate(fake, metric="fdr", **options)
     with pytest.raises(DataError, match="the reference itself"):
         evaluate(fake, metric="fdr-lite0", validation=real, **options)
+
+
+def test_a_distance_comes_with_its_bounds_and_its_limit(tmp_path: Path) -> None:
+    real, fake = pictures(60), pictures(40, seed=1)
+    names = ["fd-lite2", "fdinf-lite2", "fdci-lite2"]
+    found = evaluate(fake, reference=real, metric=names, encoder=Pixels(), cache=tmp_path)
+    moments, features = Moments.of(Pixels().pooled(real)), Pixels().pooled(fake)
+    low, high = found["fd-low-lite2"], found["fd-high-lite2"]
+    assert found["fdinf-lite2"] == pytest.approx(frechet_infinity(features, moments), rel=1e-9)
+    assert (found["fd-lite2"], low, high) == pytest.approx(
+        frechet_bootstrap(features, moments), rel=1e-6
+    )
 
 
 def test_names_of_metrics(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from erw.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from erw.evaluate.inputs import Images
+    from erw.evaluate.inputs import Images, ImageSet
     from erw.evaluate.memory import Nearest
 
 SHOWN = 8
@@ -41,18 +41,24 @@ class Memory:
 
 def memory(args: Sequence[str]) -> None:
     """The nearest training image of every sample: distances, pairs and a picture."""
+    from erw.evaluate.inputs import image_set
+
     what = "RUN: the folder of a run, whose samples are held against training images; or IMAGES."
     parser = Parser("erw memory", what, usage="RUN|IMAGES [--training IMAGES] [--SETTING VALUE ..]")
     parser.add_argument("--out", metavar="STEM", help="write STEM.json, STEM-light.png and others")
     add_settings(parser, Memory())
     model, found = run_or_images("memory", parser, args)
     how = changed(Memory(), found)
-    samples, size = images_of(args[0], model, found, count=how.count)
-    training = _training(how, model, size=size)
-    held = _images(how.held_out, how.count, size)
+    images, size = images_of(args[0], model, found, count=how.count)
+    samples = image_set(images, what="samples")
+    training = image_set(_training(how, model, size=size), what="training images")
+    held = how.held_out
     if held is None and str(how.training).startswith(BUILT_IN):
-        held = _images(f"{BUILT_IN}-test", how.count, size)
-    near, record = measured(samples, training, held, how)
+        held = f"{BUILT_IN}-test"
+    sets = {"samples": samples, "training": training}
+    if held is not None:
+        sets["held_out"] = image_set(_images(held, how.count, size), what="held-out images")
+    near, record = measured(sets, how)
     for name, value in record["distances"]["samples"].items():
         beside = (record["distances"]["held_out"] or {}).get(name)
         print(
@@ -69,21 +75,15 @@ def memory(args: Sequence[str]) -> None:
         print("\n".join(str(path) for path in drawn))
 
 
-def measured(
-    samples: Images, training: Images, held: Images | None, how: Memory
-) -> tuple[Nearest, dict[str, Any]]:
+def measured(sets: dict[str, ImageSet], how: Memory) -> tuple[Nearest, dict[str, Any]]:
     """The nearest images, and distances with everything that they depend on as JSON values."""
     from erw import __version__
     from erw.encoders.registry import load_encoder
-    from erw.evaluate.inputs import image_set
     from erw.evaluate.memory import memorisation
     from erw.evaluate.sides import same_resolution
     from erw.runtime.log import Console
     from erw.sample.generate import weights_hash
 
-    sets = {"samples": image_set(samples), "training": image_set(training, what="training images")}
-    if held is not None:
-        sets["held_out"] = image_set(held, what="held-out images")
     for name in sets:
         sides = sets["samples"].resolution, sets[name].resolution
         same_resolution(*sides, sets["samples"].name, f"{name} {sets[name].name}")
@@ -96,7 +96,11 @@ def measured(
         console.step(done, total)
 
     near = memorisation(
-        samples, training=training, held_out=held, encoder=encoder, progress=progress
+        sets["samples"],
+        training=sets["training"],
+        held_out=sets.get("held_out"),
+        encoder=encoder,
+        progress=progress,
     )
     distances = near.to_dict(top=64)
     told = {n: {"name": s.name, "hash": s.content, "count": s.count} for n, s in sets.items()}
@@ -149,9 +153,7 @@ def figure(near: Nearest, pairs: tuple[list[Tensor], list[Tensor]], theme: Any) 
 
 def _training(how: Memory, model: Any, *, size: int | None) -> Images:
     if how.training is not None:
-        found = _images(how.training, how.count, size)
-        assert found is not None
-        return found
+        return _images(how.training, how.count, size)
     run = getattr(model, "run", None)
     if run is None:
         raise ConfigError("--training is missing: the images that were trained on")
@@ -160,9 +162,7 @@ def _training(how: Memory, model: Any, *, size: int | None) -> Images:
     return Cache.open(run.data.cache)
 
 
-def _images(name: str | None, count: int, size: int | None) -> Images | None:
-    if name is None:
-        return None
+def _images(name: str, count: int, size: int | None) -> Images:
     from erw.evaluate.during import reference_images
 
     return reference_images(name, (), size=size, count=count)

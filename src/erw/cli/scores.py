@@ -32,8 +32,8 @@ class Score:
             downloaded), or a built-in set; none: the built-in test set, for runs trained on the
             built-in images.
         metric: one or more, also as --metrics: fid, sfid, is, pr, kid of Inception's features; adm,
-            the first four; cmmd; fdr; or fd-, kid-, mmd-, pr-, dc- and lite0, lite2, dinov2,
-            inception, or any encoder.
+            the first four; cmmd; fdr; or fd-, fdinf-, fdci-, kid-, mmd-, pr-, dc- followed by
+            lite0, lite2, dinov2, inception, or any encoder.
         weights: file of the Inception network's weights; SPACE=PATH for another encoder's, such as
             dinov2=FOLDER; see docs/evaluation.md.
         validation: held-out real images, which fdr is relative to.
@@ -168,6 +168,7 @@ def scored(
     """The scores with everything that they depend on, as JSON values."""
     from erw.evaluate import evaluate as score
     from erw.evaluate.during import reference_images
+    from erw.evaluate.inputs import image_set
     from erw.runtime.log import Console, Silent
 
     how = changed(Score(), found)
@@ -177,17 +178,16 @@ def scored(
     validation = None
     if how.validation is not None:
         validation = reference_images(how.validation, (), size=size, count=how.reference_count)
-    console, done = Console("eval") if here.first else Silent(), 0
-    total = len(images) if hasattr(images, "__len__") and not isinstance(images, str) else 0
+    given, done = image_set(images), 0
+    console, total = Console("eval") if here.first else Silent(), given.count or 0
 
     def progress(count: int) -> None:
         nonlocal done
         done += count * here.size  # the others are about as far
-        if total:
-            console.step(min(done, total), total)
+        console.step(min(done, total), total)
 
     scores = score(
-        images,
+        given,
         reference=reference,
         metric=how.metric,
         weights=_weights(how.weights),

@@ -18,8 +18,6 @@ from erw.errors import CacheError, DataError, NumericsError
 from erw.sample.files import image_shape, read_images, read_settings
 from erw.sample.generate import Generation, Samples
 
-Images = Tensor | np.ndarray | Samples | Generation | Source | Cache | Iterable[Any] | str | Path
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -41,6 +39,20 @@ class ImageSet:
     batches: Callable[..., Iterator[Tensor]]
     settings: dict[str, Any] | None = None
     resolution: tuple[int, int] | None = None
+
+
+Images = (
+    Tensor
+    | np.ndarray
+    | Samples
+    | Generation
+    | Source
+    | Cache
+    | ImageSet
+    | Iterable[Any]
+    | str
+    | Path
+)
 
 
 def image_set(images: Images, *, what: str = "images") -> ImageSet:
@@ -71,6 +83,8 @@ def image_set(images: Images, *, what: str = "images") -> ImageSet:
 
 
 def _open(images: Images, what: str) -> ImageSet:
+    if isinstance(images, ImageSet):
+        return images
     if isinstance(images, Samples):
         if images.images is None:
             raise DataError(f"{what} are latents without images: generate with a VAE")

@@ -2,6 +2,8 @@
 
 | distance | scores of "...-lite2"          | of                                                 |
 | fd       | fd_lite2                       | Fréchet distance                                   |
+| fdinf    | fdinf_lite2                    | Fréchet distance extrapolated to infinite images   |
+| fdci     | fd_low_lite2, fd_high_lite2    | 95 % of it over the choice of images, by bootstrap |
 | kid      | kid_lite2                      | kernel distance, cubic kernel, unbiased            |
 | mmd      | mmd_lite2                      | kernel distance, Gaussian kernel, biased, x 1000   |
 | pr       | precision_lite2, recall_lite2  | k-nearest-neighbour balls                          |
@@ -21,6 +23,7 @@ from torch import Tensor
 from erw.config import nearest
 from erw.errors import ConfigError, DataError
 from erw.evaluate.adm import AdmFeatures, frechet_part, score_of_classes
+from erw.evaluate.confidence import frechet_bootstrap, frechet_infinity
 from erw.evaluate.distances import Moments, cmmd, frechet_moments, kid
 from erw.evaluate.features import PooledEncoder, Statistics
 from erw.evaluate.manifold import density_coverage, precision_recall
@@ -80,8 +83,19 @@ class Distance(NamedTuple):
     needs_features: bool
 
 
+def _infinity(pair: Pair) -> dict[str, float]:
+    return {"fdinf": frechet_infinity(pair.features[1], pair.moments[0])}
+
+
+def _interval(pair: Pair) -> dict[str, float]:
+    found = frechet_bootstrap(pair.features[1], pair.moments[0])
+    return {"fd_low": found.low, "fd_high": found.high}
+
+
 DISTANCES: dict[str, Distance] = {
     "fd": Distance(lambda pair: {"fd": frechet_moments(*pair.moments)}, False),
+    "fdinf": Distance(_infinity, True),
+    "fdci": Distance(_interval, True),
     "kid": Distance(lambda pair: {"kid": kid(*pair.features).mean}, True),
     "mmd": Distance(lambda pair: {"mmd": cmmd(*pair.features)}, True),
     "pr": Distance(
