@@ -224,8 +224,9 @@ def test_sit_files_of_other_predictions(golden, tmp_path, prediction, path):
     files = [save({"ema": state, "args": args}, tmp_path / "trained.pt")]
     for name in ("b.pt", "b.safetensors"):
         files.append(tmp_path / name)
-        told = {"prediction": prediction, "path_type": path, "num_heads": 4}
-        convert(file, files[-1], to="sit", layout="sit", **told)
+        told = ["--prediction", prediction, "--path-type", path, "--num-heads", "4"]
+        named = [str(file), str(files[-1]), "--to", "sit", "--layout", "sit"]
+        assert main(["convert", *named, *told]) == 0
     for other in files:
         again = load_pretrained(other, num_heads=4)
         assert torch.equal(again(x, t, y), v)

@@ -24,7 +24,6 @@ from erw.sample.solvers import (
     euler_maruyama,
     heun,
     sde_times,
-    solver,
     uniform_times,
 )
 from erw.sample.steps import Step
@@ -285,7 +284,6 @@ def test_bad_settings_say_so() -> None:
         lambda: uniform_times(5, shift=0.0),
         lambda: sde_times(1),
         lambda: sde_times(5, last=1.0),
-        lambda: solver("dopri"),
         lambda: classifier_free(
             lambda x, t, y: x, torch.zeros(1), 0, scale=2.0, interval=(0.7, 0.1)
         ),

@@ -193,10 +193,3 @@ SOLVERS: dict[str, Solver] = {
     "ddpm": Solver(ddpm, chain_times, lambda steps: steps, "ddpm"),
     "ddim": Solver(ddim, chain_times, lambda steps: steps, "ddpm"),
 }
-
-
-def solver(name: str) -> Solver:
-    """The solver called `name`; raises ConfigError with the known names otherwise."""
-    if name not in SOLVERS:
-        raise ConfigError(f"unknown solver {name!r}; there are {', '.join(SOLVERS)}")
-    return SOLVERS[name]
