@@ -162,6 +162,22 @@ def test_several_runs_share_the_figures(tmp_path):
     assert "2 training runs" in words and "first" in words and "second" in words
 
 
+def test_scores_while_training_are_drawn(tmp_path):
+    runs = [run_folder(tmp_path / name) for name in ("first", "second")]
+    for shift, run in enumerate(runs):
+        lines = [
+            {"kind": "eval", "step": step, "flops_total": 10**9 * step,
+             "values": {"fd_lite2": 700.0 - step - shift, "recall": 0.1 * shift}}
+            for step in (10, 20, 40)
+        ]  # fmt: skip
+        with (run / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    text = report(runs, out=tmp_path / "r.html").read_text()
+    words = " ".join(Page(text).words)
+    assert "Scores while training" in words and "fd_lite2 over flops (lower is better)" in words
+    assert "recall over flops (higher is better)" in words and "second 659" in words
+
+
 def test_curves_know_the_phases(tmp_path):
     curve = curve_from(read_metrics(run_folder(tmp_path / "run", steps=1000)), points=50)
     assert len(curve["step"]) <= 52

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from erw.data.openmoji import ATTRIBUTION
 from erw.errors import DataError
+from erw.runtime.log import read_metrics as log_lines
 from erw.study import page, sections
 from erw.study.compare import Verdict, verdict
 from erw.study.merge import merge
+from erw.study.plots import target_figure
 from erw.study.results import (
     Results,
     curve_from,
@@ -20,6 +23,8 @@ from erw.study.results import (
     read_json,
     read_metrics,
 )
+from erw.study.style import Theme
+from erw.study.target import Track
 
 PICTURES_AT_MOST = 36
 
@@ -109,7 +114,7 @@ def runs_page(runs: Sequence[RunFolder]) -> str:
     lines = "".join(
         f"<p class='lead'>{escape(_sum_up(run, alone=len(runs) == 1))}</p>" for run in runs
     )
-    parts = [sections.training(results)]
+    parts = [_scores(runs, keys), sections.training(results)]
     for key, run in zip(keys, runs, strict=True):
         if run.pictures:
             strip = "".join(f"<figure>{page.picture(p, alt=p.stem)}</figure>" for p in run.pictures)
@@ -126,6 +131,37 @@ def runs_page(runs: Sequence[RunFolder]) -> str:
     built_in = any(_vae(run).startswith("openmoji") for run in runs)
     footer = _footer(f"Images: {ATTRIBUTION}." if built_in else "")
     return page.page(_header("Training run", title, lines) + _main(parts) + footer, title=title)
+
+
+def _scores(runs: Sequence[RunFolder], keys: Sequence[str]) -> str:
+    """The scores taken while training, one figure for each name, a line for each run."""
+    tracks: dict[str, list[Track]] = {}
+    for key, run in zip(keys, runs, strict=True):
+        lines = [line for line in log_lines(run.path / "metrics.jsonl") if line["kind"] == "eval"]
+        for name in dict.fromkeys(name for line in lines for name in line["values"]):
+            mine = [line for line in lines if name in line["values"]]
+            steps, costs = (tuple(line[k] for line in mine) for k in ("step", "flops_total"))
+            scores = tuple(line["values"][name] for line in mine)
+            tracks.setdefault(name, []).append(Track(key, 0, steps, costs, scores))
+    if not tracks:
+        return ""
+    figures = [
+        page.figure(
+            partial(score_over_cost, {"metric": name, "tracks": [t._asdict() for t in found]}),
+            name=f"while-training-{name.replace('_', '-')}",
+            label=f"{name} over training compute, a line for each run",
+            half=len(tracks) > 1,
+        )
+        for name, found in tracks.items()
+    ]
+    note = "A few samples of the EMA model, the same seeds each time: for following a run."
+    return page.section("Scores while training", *figures, note=note)
+
+
+def score_over_cost(record: dict[str, Any], size: tuple[float, float], theme: Theme) -> Any:
+    """`target_figure` over FLOPs without a target."""
+    whole = {"over": "flops", "target": None, "reached": [], **record}
+    return target_figure(whole, theme, size=size)
 
 
 def _vae(run: RunFolder) -> str:
