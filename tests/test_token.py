@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erw import flow
-from erw.align import Aligned
+from erw.align import Aligned, Projector
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader
 from erw.data.online import write
@@ -215,6 +215,15 @@ def test_another_resolution_of_regs_files(tmp_path):
     model = load_pretrained(path, "reg", num_heads=4, input_size=16)
     assert model.latent_shape == (4, 16, 16)
     assert model(torch.randn(1, 4 * 256 + 24), torch.rand(1)).shape == (1, 4 * 256 + 24)
+
+
+def test_xl_has_the_parameters_of_regs_file():
+    """685,017,360, the projector and the frozen positions included."""
+    with torch.device("meta"):
+        net = SiT(depth=28, width=1152, heads=16, class_token=768)
+        head = Projector(1152, 2048, 768)
+    parameters = sum(p.numel() for module in (net, head) for p in module.parameters())
+    assert parameters + (1 + net.grid**2) * net.width == 685_017_360
 
 
 @pytest.mark.parametrize("options", [{}, {"rope": True, "norm": "rms", "qk_norm": True}])
