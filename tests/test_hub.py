@@ -149,7 +149,10 @@ def test_the_card_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     score = {
         "values": {"fd_lite2": 12.5}, "count": 100, "reference_count": 200, "encoder": "lite2",
         "reference": "openmoji-test",
-        "settings": {"solver": "heun", "steps": 4, "guidance": 1.5, "interval": [0, 1]},
+        "settings": {
+            "vae": f"sd-vae-ft-ema={tmp_path}", "solver": "heun", "steps": 4, "guidance": 1.5,
+            "interval": [0, 1],
+        },
     }  # fmt: skip
     weights = erw.generate(erw.load(tmp_path / "run"), [0], decode=False).settings["weights"]
     lines = [
@@ -170,6 +173,11 @@ def test_the_card_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert str(tmp_path) not in text + (tmp_path / "a" / "erw.json").read_text()
     record = json.loads((tmp_path / "a" / "erw.json").read_text())
     assert record["spent"]["step"] == record["step"] == 12 and record["spent"]["flops_total"] > 0
+    assert record["scores"][0]["settings"]["vae"] == "sd-vae-ft-ema"
+    early = ["export", str(tmp_path / "run"), "--out", str(tmp_path / "b"), "--checkpoint", "8"]
+    assert main([*early, "--format", "safetensors"]) == 0
+    record = json.loads((tmp_path / "b" / "erw.json").read_text())
+    assert record["spent"]["step"] == record["step"] == 8 and not record["scores"]
 
 
 def test_the_card_of_a_released_file(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def export(
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; export into a new folder, or delete it first")
-    model, record = opened(source, **told)
+    model, record = opened(source, checkpoint=checkpoint, **told)
     if model.run.model.net == "rdm" or model.run.model.class_token == "given":
         raise CheckpointError(
             f"{model.run.name} is half of a pair, representations and images from them; an export "

@@ -31,8 +31,6 @@ def record_of(model: Trained, folder: Path | None = None, *, origin: str = "") -
         origin: what a released checkpoint was read as, in words.
     """
     recipe = read_recipe(folder) if folder else {}
-    run = to_dict(model.run)
-    run["data"]["cache"] = Path(run["data"]["cache"]).name
     weights = weights_hash(model.net)
     metrics = folder / "metrics.jsonl" if folder else None
     log = read_metrics(metrics) if metrics and metrics.exists() else []
@@ -45,14 +43,14 @@ def record_of(model: Trained, folder: Path | None = None, *, origin: str = "") -
         "weights": weights,
         "origin": origin,
         "made_by": {name: recipe[name] for name in ("erw", "torch") if name in recipe},
-        "run": run,
+        "run": _public(to_dict(model.run)),
         "vae": public_name(model.vae),
         "scaling": model.scaling,
         "class_names": list(model.class_names),
         "data": _data(model, recipe),
         "begins_with": _begins_with(recipe.get("init")),
         "spent": _spent(log, model.step),
-        "scores": _scores(log, folder / SCORES, weights) if folder else [],
+        "scores": _public(_scores(log, folder / SCORES, weights) if folder else []),
     }
 
 
@@ -102,11 +100,20 @@ def known_vae(name: str) -> bool:
 
 
 def public_name(vae: str) -> str:
-    """A VAE's name without the path that it may have been read from."""
+    """A name, of a VAE or anything, without the path that it may have been read from."""
     if known_vae(vae):
         return vae
     kind, _, local = vae.partition("=")
     return kind if local else Path(vae).name
+
+
+def _public(values: Any) -> Any:
+    """JSON values in which nothing is a path: of each the last name is left."""
+    if isinstance(values, dict):
+        return {key: _public(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_public(value) for value in values]
+    return public_name(values) if isinstance(values, str) and "/" in values else values
 
 
 def _data(model: Trained, recipe: dict[str, Any]) -> dict[str, Any]:
