@@ -31,7 +31,12 @@ from erw.models import SiT
 from erw.models.sit import SIZES
 from step import HERE, Contender, commit, machine, summary, table
 
-PEERS = {"erw": "repa", "erw compiled": "repa", "erw dit": "diffusers"}
+PEERS = {
+    "erw": "repa",
+    "erw compiled": "repa",
+    "erw dit": "diffusers",
+    "erw dit compiled": "diffusers",
+}
 
 
 def weights(folder: Path, sizes: dict[str, int]) -> None:
@@ -79,12 +84,14 @@ def specs(args: argparse.Namespace, folder: Path, sizes: dict[str, int]) -> list
         if name != "repa" or not path:
             raise SystemExit(f"--peer {args.peer}: expected repa=PATH, a clone of sihyun-yu/REPA")
         found.insert(0, {"name": "repa", "title": "repa", "path": str(Path(path).resolve())})
-    if args.compile:
-        found.append({"name": "erw", "title": "erw compiled", "compile": True})
-    if not args.no_diffusers:
-        found.append({"name": "diffusers", "title": "diffusers"})
-        found.append({"name": "erw", "title": "erw dit", "layout": "dit"})
-    return [common | spec for spec in found]
+    compiled = {"name": "erw", "compile": True}
+    found += [
+        compiled | {"title": "erw compiled"},
+        {"name": "diffusers", "title": "diffusers"},
+        {"name": "erw", "title": "erw dit", "layout": "dit"},
+        compiled | {"title": "erw dit compiled", "layout": "dit"},
+    ]
+    return [common | spec for spec in found if not args.only or spec["title"] in args.only]
 
 
 def measure(args: argparse.Namespace, all_specs: list[dict[str, Any]]) -> dict[Any, list[float]]:
@@ -152,8 +159,9 @@ def main() -> None:
     parser.add_argument(
         "--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"]
     )
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--no-diffusers", action="store_true")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help=f"of repa, diffusers, {', '.join(PEERS)}"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--turns", type=int, default=1, help="batches a turn; the median counts")
     parser.add_argument("--threads", type=int, default=2)
