@@ -101,6 +101,7 @@ def test_appending_again_only_verifies(made: Parts, tmp_path: Path) -> None:
         make(made.folder, out, made.vae, encoder=True, repair=True)
     make(made.more, out, made.vae, encoder=True, repair=True)
     damage(out / "shards" / "00001.safetensors")
+    (out / "shards" / "00002.json").unlink()
     make(made.folder, out, made.vae, encoder=True, repair=True)
     assert files(out) == made.grown
 

@@ -86,6 +86,8 @@ def damaged(job: Job, *, repair: bool) -> bool:
     if bad and not repair:
         raise named(job.out, bad)
     own = {shard_path(job.folder, s.shard, s.added).name: s for s in job.own()}
+    if repair:  # a file whose record is lost cannot be joined again, whole as it may be
+        bad += [name for name, span in own.items() if name not in bad and not job.done(span)]
     fitted = {
         pca.path(job.folder, i).name for i in range(len(job.settings["encoders"])) if not job.number
     }
