@@ -86,7 +86,7 @@ def test_tokens_are_those_of_the_librarys_model(entry: str, tmp_path: Path) -> N
     encoder = load_encoder(f"{entry}={tmp_path / 'weights'}")
     assert encoder.name == entry and encoder.grid(256) == (16, 16) and encoder.dim == 24
     batch = images()
-    _, _, (mean, std), side, _ = FAMILIES[entry]
+    _, _, (mean, std), side, first = FAMILIES[entry]
     pixels = batch.float()
     if side != 256:
         pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
@@ -99,7 +99,12 @@ def test_tokens_are_those_of_the_librarys_model(entry: str, tmp_path: Path) -> N
     if entry.startswith("dino") or entry == "mae-l":  # CLS after the last norm, of the same pass
         whole = library_tokens(entry, model, pixels, before=0)
         torch.testing.assert_close(token, whole[:, 0], atol=1e-4, rtol=1e-4)
-    assert encoder.flops(256) > 0 and not encoder.train().training
+    width, tokens = TINY["hidden_size"], 256 + first
+    hidden = 4 * width if entry.startswith("dinov2") else TINY["intermediate_size"]
+    block = 8 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * hidden
+    embedding = 2 * 3 * width * side**2  # every pixel takes part once
+    assert 0.99 < encoder.flops(256) / (2 * block + embedding) < 1.1  # more: a head for pooling
+    assert not encoder.train().training
     smaller = load_encoder(f"{entry}={tmp_path / 'weights'}@{side // 2}")
     assert smaller.name == f"{entry}@{side // 2}" and smaller.grid(64) == (8, 8)
     assert smaller(images(1, 64)).shape == (1, 64, 24)

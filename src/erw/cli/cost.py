@@ -232,9 +232,8 @@ def parameters(parts: Parts) -> tuple[int, int]:
 def vae_flops(name: str, image_size: int) -> tuple[int, int]:
     """(encode, decode) FLOPs of a VAE on one image, as torch counts; 0 without a network."""
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
+    from erw.encoders.base import counted_flops
     from erw.encoders.vae import load_vae
 
     vae = load_vae(name)
@@ -242,12 +241,5 @@ def vae_flops(name: str, image_size: int) -> tuple[int, int]:
         return 0, 0
     vae = vae.scaled([0.0] * vae.channels, [1.0] * vae.channels)  # it may be left to the data
     image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
-    counts = []
-    with sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as counter:
-            moments = vae.encode(image)
-        counts.append(counter.get_total_flops())
-        with FlopCounterMode(display=False) as counter:
-            vae.decode(moments[:, : vae.channels])
-        counts.append(counter.get_total_flops())
-    return counts[0], counts[1]
+    latent = vae.encode(image)[:, : vae.channels]
+    return counted_flops(lambda: vae.encode(image)), counted_flops(lambda: vae.decode(latent))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+from ..encoders.base import counted_flops
 from ..errors import CacheError, ConfigError
 from .codec import FORMATS
 from .crops import CROPS
@@ -190,12 +191,8 @@ def weight_hash(module: Any) -> str:
 
 def _encode_flops(networks: Networks, image_size: int) -> int:
     """FLOPs of encoding one image, counted by torch."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=networks.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        networks.vae.encode(image)
-    return counter.get_total_flops()
+    return counted_flops(lambda: networks.vae.encode(image))
 
 
 def _choice(what: str, value: str, choices: Sequence[str]) -> None:

@@ -1,5 +1,7 @@
 """What the rest of erw asks of a vision encoder, and the steps that all of them share."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,13 +45,23 @@ class Encoder(nn.Module):
     def flops(self, image_size: int, *, pooled: bool = False, both: bool = False) -> int:
         """FLOPs of ``forward`` (or ``pooled``, or ``both``) for one image of that side; only
         layers that run."""
-        from torch.utils.flop_counter import FlopCounterMode
-
         device = next(self.parameters()).device
         images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
-        with FlopCounterMode(display=False) as counter:
-            (self.pooled if pooled else self.both if both else self)(images)
-        return counter.get_total_flops()
+        forward = self.pooled if pooled else self.both if both else self
+        return counted_flops(lambda: forward(images))
+
+
+def counted_flops(run: Callable[[], object]) -> int:
+    """FLOPs of what `run` does, as torch counts them; only layers that run.
+
+    Attention runs unfused: torch counts a GPU's fused kernels, but not those of a CPU.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def resize(images: Tensor, side: int) -> Tensor:
