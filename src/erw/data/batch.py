@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .codec import Packed, unpack
+from .codec import Packed, float32, unpack
 
 
 class Batch(NamedTuple):
@@ -39,22 +39,35 @@ class Batch(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Rows whose features are still as they lie in the cache: a half or a quarter of the bytes.
+    """Rows as they lie in the cache, a half or a quarter of the bytes of a `Batch`.
 
-    `rows` has none; `packed` has those of each encoder asked for.
+    moments: raw float16 (B, 2C, h, w), means then deviations; scale, shift: float32 (C, 1, 1).
+    `packed` has the features of each encoder asked for, `token` a class token (B, D).
     """
 
-    rows: Batch
-    packed: tuple[Packed, ...]
+    moments: Tensor
+    scale: Tensor
+    shift: Tensor
+    labels: Tensor
+    packed: tuple[Packed, ...] = ()
+    token: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The rows on another device, which unpacks them: the same numbers as unpacked here."""
+        """The rows on a device, which scales and unpacks them: the same numbers on any."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 
+        mean, std = float32(move(self.moments)).chunk(2, 1)
+        scale, shift = move(self.scale), move(self.shift)
         features = (Packed(move(v), None if s is None else move(s)) for v, s in self.packed)
-        return self.rows.to(device)._replace(features=tuple(map(unpack, features)))
+        return Batch(
+            (mean - shift).mul_(scale),
+            std * scale,
+            move(self.labels),
+            tuple(map(unpack, features)),
+            None if self.token is None else float32(move(self.token)),
+        )
 
 
 class FeatureSpec(NamedTuple):

@@ -15,7 +15,7 @@ from ..errors import CacheError
 from .batch import Batch as Batch
 from .batch import FeatureSpec as FeatureSpec
 from .batch import Stored as Stored
-from .codec import SCALED, Packed, float32, from_numpy, unpack
+from .codec import SCALED, Packed, from_numpy
 from .manifest import Manifest
 from .shards import DTYPES, Located, Run, ShardReader, Written, hash_file, runs_of
 
@@ -102,7 +102,7 @@ class Cache:
         mirrored variant where the cache holds one.
         """
         found = self.read_stored(indices, features=features, token=token, flipped=flipped)
-        return found.rows._replace(features=tuple(map(unpack, found.packed)))
+        return found.to("cpu")
 
     def read_stored(
         self,
@@ -112,20 +112,22 @@ class Cache:
         token: str = "",
         flipped: np.ndarray | None = None,
     ) -> Stored:
-        """As `read`, but the features stay packed until the rows are on their device."""
+        """As `read`, but nothing is scaled or unpacked until the rows are on their device."""
         self.require(encoders=features, token=token)
         rows = self._locate(indices, flipped)
-        scale, shift = (_per_channel(self.vae[key]) for key in ("scale", "shift"))
-        mean, std = float32(self._gather("moments", rows)).chunk(2, 1)
-        mean, std = (mean - shift).mul_(scale), std * scale
         labels = self._gather("label", rows).long()
         if len(labels) and int(labels.max()) >= max(1, self.num_classes):
             raise CacheError(
                 f"cache {self.where} has label {int(labels.max())} but {self.num_classes} classes"
             )
-        whole = float32(self._gather(f"class.{token}", rows)) if token else None
-        packed = tuple(self._packed(name, rows) for name in features)
-        return Stored(Batch(mean, std, labels, (), whole), packed)
+        return Stored(
+            self._gather("moments", rows),
+            _per_channel(self.vae["scale"]),
+            _per_channel(self.vae["shift"]),
+            labels,
+            tuple(self._packed(name, rows) for name in features),
+            self._gather(f"class.{token}", rows) if token else None,
+        )
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
