@@ -1,0 +1,268 @@
+"""Shuffled batches of moments and features: erw's cache beside REPA's `CustomDataset`.
+
+    python benchmarks/loader.py --peer repa=PATH_TO_CLONE
+    python benchmarks/loader.py --memory 10000 1000000      # peak memory by rows, sparse shards
+
+erw reads moments (8 x 32 x 32, float16) and features (256 tokens of 768). REPA's loader, as its
+`train.py` builds it, reads moments (.npy, float32) and the 256 px image (a plain PNG) from which
+its step computes the features. The page cache is warm for both. They take turns; a turn of each is
+one round, and ratios are taken within rounds.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from erw.data import Cache, Loader, prefetch
+from erw.data.codec import SCALED
+from erw.data.manifest import Manifest, Shard
+from erw.data.shards import Column, Written, write_shard
+from step import HERE, commit, machine, summary
+
+LATENT, GRID, DIM, TEACHER = (4, 32, 32), (16, 16), 768, "teacher"
+PER_SHARD = 1024
+MEGABYTE = 1 << 20
+
+
+def make_cache(folder: Path, rows: int, *, kind: str = "float16", sparse: bool = False) -> Cache:
+    """A cache of these shapes. All shards are links to one; sparse ones hold zeros, on no disk."""
+    (folder / "shards").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    shards, known = [], {}
+    for index, first in enumerate(range(0, rows, PER_SHARD)):
+        count = min(PER_SHARD, rows - first)
+        path = folder / "shards" / f"{index:05d}.safetensors"
+        if count in known:
+            source, size = known[count]
+            os.link(source, path)
+        else:
+            size = write_rows(path, count, kind=kind, random=None if sparse else random)
+            known[count] = path, size
+        shards.append(Shard(index, first, count, count, (Written(path.name, size, ""),)))
+    settings = {
+        "image_size": 256, "flip": False, "images": False,
+        "vae": {"name": "synthetic", "scale": 1.0, "shift": 0.0, "factor": 8, "weight_hash": ""},
+        "encoders": [{"name": TEACHER, "dim": DIM, "grid": GRID, "flops": 0, "weight_hash": "",
+                      "format": kind}],
+    }  # fmt: skip
+    manifest = Manifest(
+        1, settings, rows, 0, ("one",), (rows,), LATENT, (0.0,) * 4, (1.0,) * 4, {}, tuple(shards)
+    )
+    manifest.write(folder)
+    return Cache.open(folder)
+
+
+def write_rows(path: Path, rows: int, *, kind: str, random: np.random.Generator | None) -> int:
+    """One shard, of noise or (without `random`) all holes; its size in bytes."""
+    tokens = GRID[0] * GRID[1]
+    shapes = {
+        "moments": ("float16", (2 * LATENT[0], *LATENT[1:])),
+        f"features.{TEACHER}": (kind, (tokens, DIM)),
+    }
+    columns = {"label": Column("int32", np.zeros(rows, np.int32))}
+    columns["item"] = Column("int64", np.arange(rows))
+    if kind in SCALED:
+        columns[f"scale.{TEACHER}"] = Column("float32", np.ones((rows, tokens), np.float32))
+    for name, (dtype, shape) in shapes.items():
+        if random is None:
+            values = np.zeros((rows, *shape), dtype)
+        else:
+            few = (16 * random.standard_normal((64, *shape), np.float32)).astype(dtype)
+            values = np.resize(few, (rows, *shape))  # noise takes long to make
+        columns[name] = Column(dtype, values)
+    size = write_shard(path, columns).bytes
+    if random is None:
+        with open(path, "r+b") as file:  # keep the header, let the rest be a hole
+            length = 8 + int.from_bytes(file.read(8), "little")
+            file.truncate(length)
+            file.truncate(size)
+    return size
+
+
+def make_peer(folder: Path, rows: int) -> None:
+    """The layout that REPA's `dataset_tools.py` leaves: uncompressed PNGs, moments, one table.
+
+    Rows after the first shardful are links to those, as they are on erw's side.
+    """
+    random = np.random.default_rng(0)
+    labels = []
+    for number in range(rows):
+        names = [f"{n:08d}" for n in (number, number % PER_SHARD)]
+        image, first_image = (folder / "images" / n[:5] / f"img{n}.png" for n in names)
+        latent, first = (folder / "vae-sd" / n[:5] / f"img-mean-std-{n}.npy" for n in names)
+        for path in (image, latent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if number < PER_SHARD:
+            pixels = Image.fromarray(random.integers(0, 256, (256, 256, 3), dtype=np.uint8))
+            pixels.save(image, compress_level=0)
+            np.save(latent, random.standard_normal((2 * LATENT[0], *LATENT[1:]), np.float32))
+        else:
+            os.link(first_image, image)
+            os.link(first, latent)
+        labels.append([latent.relative_to(folder / "vae-sd").as_posix(), 0])
+    (folder / "vae-sd" / "dataset.json").write_text(json.dumps({"labels": labels}))
+
+
+def ours(cache: Cache, batch: int, *, stored: bool = True, features: bool = True) -> Iterator[int]:
+    """Rows as they come, one batch ahead."""
+    loader = Loader(cache, seed=0, features=[TEACHER] if features else [], stored=stored)
+    for found in prefetch(lambda step: loader.batch(step * batch, batch), range(1 << 30)):
+        yield len(found.labels)
+
+
+def theirs(clone: Path, folder: Path, batch: int, workers: int) -> Iterator[int]:
+    """REPA's dataset from the clone in a DataLoader with the settings of its train.py."""
+    spec = importlib.util.spec_from_file_location("repa_dataset", clone / "dataset.py")
+    if spec is None or spec.loader is None or not (clone / "dataset.py").exists():
+        raise SystemExit(f"error: {clone} has no dataset.py: expected a clone of sihyun-yu/REPA")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    data = module.CustomDataset(str(folder))
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=batch, shuffle=True, num_workers=workers, drop_last=True,
+        pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
+    while True:
+        for _, _, labels in loader:
+            yield len(labels)
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and its loader's workers so far."""
+    total, tick = time.process_time(), os.sysconf("SC_CLK_TCK")
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / tick
+    return total
+
+
+def rates(stream: Iterator[int], seconds: float) -> dict[str, float]:
+    """Samples a second and a CPU second, after first batches that start workers and threads."""
+    for _ in range(3):
+        next(stream)
+    began, cpu, samples = time.monotonic(), cpu_seconds(), 0
+    while (spent := time.monotonic() - began) < seconds:
+        samples += next(stream)
+    return {"wall": samples / spent, "cpu": samples / (cpu_seconds() - cpu)}
+
+
+def peak_memory(rows: int, batch: int, seconds: float) -> float:
+    """MB of a process of its own that reads a sparse cache of so many rows for a while."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_cache(Path(folder) / "cache", rows, sparse=True)
+        command = [sys.executable, __file__, "--child", f"{folder}/cache", "--batch", str(batch)]
+        command += ["--seconds", str(seconds)]
+        out = subprocess.run(command, check=True, capture_output=True, text=True)
+        return float(out.stdout.split()[-1])
+
+
+def contenders(root: Path, args: argparse.Namespace) -> dict[str, Callable[[], Iterator[int]]]:
+    """What takes part, on data made below `root`."""
+    whole = make_cache(root / "float16", args.rows)
+    small = make_cache(root / "int8", args.rows, kind="int8")
+    found: dict[str, Callable[[], Iterator[int]]] = {}
+    if args.peer:
+        name, _, clone = args.peer.partition("=")
+        if name != "repa" or not clone:
+            raise SystemExit(f"--peer {args.peer}: expected repa=PATH, a clone of sihyun-yu/REPA")
+        make_peer(root / "repa", args.rows)
+        found["repa"] = partial(theirs, Path(clone), root / "repa", args.batch, args.workers)
+    return found | {
+        "erw int8": partial(ours, small, args.batch),
+        "erw float16": partial(ours, whole, args.batch),
+        "erw float16, unpacked to float32 on the CPU": partial(
+            ours, whole, args.batch, stored=False
+        ),
+        "erw, moments alone": partial(ours, whole, args.batch, features=False),
+    }
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each contender: samples a second by both clocks, and ratios to REPA."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = contenders(Path(folder), args)
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        for number in range(args.rounds):
+            for name, start in sides.items():
+                found[name].append(rates(start(), args.seconds))
+                told = {clock: round(value) for clock, value in found[name][-1].items()}
+                print(f"round {number + 1} {name:<48} {told}", file=sys.stderr)
+    rows = []
+    for name, rounds in found.items():
+        row: dict[str, Any] = {"contender": name}
+        for clock, unit in (("wall", "second"), ("cpu", "CPU second")):
+            row[f"samples a {unit}"] = summary([one[clock] for one in rounds])
+            if name != "repa" and "repa" in found:
+                pairs = zip(rounds, found["repa"], strict=True)
+                row[f"times REPA's, {clock}"] = summary([a[clock] / b[clock] for a, b in pairs])
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--peer", metavar="repa=PATH", help="clone of sihyun-yu/REPA")
+    parser.add_argument("--rows", type=int, default=16384)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of reading, each turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=4, help="of REPA's DataLoader")
+    parser.add_argument("--memory", type=int, nargs="*", metavar="ROWS", default=())
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--child", metavar="CACHE", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        rates(ours(Cache.open(args.child), args.batch, stored=False), args.seconds)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE)
+        return
+    peer = Path(args.peer.partition("=")[2]) if args.peer else None
+    named = {args.peer: "repa=CLONE", str(args.out): args.out.name if args.out else ""}
+    record: dict[str, Any] = {
+        "what": "samples a second and a CPU second (all threads and workers), median (min to max)",
+        "command": shlex.join(
+            ["python", "benchmarks/loader.py", *(named.get(word, word) for word in sys.argv[1:])]
+        ),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {"erw": commit(HERE)}
+        | ({"repa": commit(peer)} if peer else {}),
+        "erw reads": "moments 8 x 32 x 32 float16, 256 tokens of 768; read one batch ahead, "
+        "handed over as stored (a GPU unpacks it) unless said otherwise",
+        "repa reads": f"moments float32 (.npy), image 256 px (PNG); {args.workers} workers; no "
+        "features: its step computes them from the image",
+    }
+    if args.memory:
+        record["peak MB by rows"] = {
+            str(rows): round(peak_memory(rows, args.batch, args.seconds)) for rows in args.memory
+        }
+    else:
+        record["rows"] = compare(args)
+    print(json.dumps(record, indent=1))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
