@@ -96,7 +96,7 @@ def _sets(real: Tensor, fake: Tensor, *, k: int) -> tuple[_Set, _Set]:
     single = real.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
     found = []
     for x in (real.double() - mean, fake.double() - mean):
-        norm = x.square().sum(1).sqrt()
+        norm = torch.linalg.vector_norm(x, dim=1)
         low = single and 1e-15 < norm.max() < 1e15  # squares within the range of float32
         found.append(_Set(x, x.float() if low else x, norm))
     if found[0].quick.dtype != found[1].quick.dtype:
@@ -106,19 +106,23 @@ def _sets(real: Tensor, fake: Tensor, *, k: int) -> tuple[_Set, _Set]:
 
 def _blocks(x: _Set, y: _Set, rows: int) -> Iterator[tuple[int, _Near]]:
     """(first row, distances of `rows` rows of x to all of y), block by block."""
-    squares = y.quick.square().sum(1)
+    squares = _squares(y)
     for lo in range(0, len(x.quick), rows):
         yield lo, _near(x, y, slice(lo, lo + rows), slice(0, None), squares)
 
 
 def _near(x: _Set, y: _Set, rows: slice, columns: slice, squares: Tensor) -> _Near:
     """Distances of some rows of x to some of y, whose squared lengths are known."""
-    part = x.quick[rows]
-    near = torch.addmm(squares[columns], part, y.quick[columns].T, alpha=-2)
-    near.add_(part.square().sum(1, keepdim=True)).clamp_(min=0)
+    near = torch.addmm(squares[columns], x.quick[rows], y.quick[columns].T, alpha=-2)
+    near.add_(_squares(x)[rows, None]).clamp_(min=0)
     if near.dtype == torch.float64:
         return _Near(near, None)
     return _Near(near, _rounding(x.norm[rows].max(), y.norm[columns], x.quick))
+
+
+def _squares(x: _Set) -> Tensor:
+    """Squared lengths, as they are added to products."""
+    return x.norm.square().to(x.quick.dtype)
 
 
 def _rounding(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
@@ -139,8 +143,8 @@ def _hits(near: _Near, radius: Tensor, x: _Set, y: _Set, rows: slice) -> Tensor:
     unsure = (hits != (near.squared - near.bound <= low)).any(1)
     if unsure.any():
         own = radius if radius.ndim == 1 else radius[unsure]
-        part = x.exact[rows][unsure]
-        hits[unsure] = _within(_squared(part, y.exact), own, x.norm[rows][unsure], y)
+        part = unsure.nonzero()[:, 0] + rows.start
+        hits[unsure] = _within(_squared(x, part, y), own, x.norm[part], y)
     return hits
 
 
@@ -149,7 +153,7 @@ def _within(squared: Tensor, radius: Tensor, norm: Tensor, y: _Set) -> Tensor:
     return squared <= radius + _rounding(norm[:, None], y.norm, y.exact)
 
 
-def _radii(x: _Set, k: int, rows: int, spare: int = 3) -> Tensor:
+def _radii(x: _Set, k: int, rows: int, spare: int = 2) -> Tensor:
     """Squared distance (N,), float64, from each feature to its k-th nearest other one.
 
     Each block of distances serves its rows and, mirrored, its columns. The nearest k + `spare` by
@@ -159,7 +163,7 @@ def _radii(x: _Set, k: int, rows: int, spare: int = 3) -> Tensor:
     kept = min(k + spare, count - 1)
     best = torch.full((count, kept), torch.inf, dtype=x.quick.dtype, device=x.quick.device)
     index = torch.zeros((count, kept), dtype=torch.int64, device=x.quick.device)
-    squares = x.quick.square().sum(1)
+    squares = _squares(x)
 
     def take(which: slice, squared: Tensor, first: int) -> None:
         """The nearest of what is known and of `squared`, whose columns begin with `first`."""
@@ -177,13 +181,13 @@ def _radii(x: _Set, k: int, rows: int, spare: int = 3) -> Tensor:
             take(rest, near.squared[:, rows:].T.contiguous(), lo)
     if best.dtype == torch.float64:
         return best[:, k - 1]
-    radii = torch.cat([_measured(x.exact, part) for part in _parts(index, rows)])
+    radii = torch.cat([_measured(x, part) for part in _parts(index, rows)])
     radii = radii.sort(1).values[:, k - 1]
     off = _rounding(x.norm.max(), x.norm, x.quick)
     # All others are at least as far as the last one kept, to rounding.
     unsure = radii > best[:, -1] - 2 * off if kept < count - 1 else radii < 0
     for part in unsure.nonzero()[:, 0].split(rows):
-        squared = _squared(x.exact[part], x.exact)
+        squared = _squared(x, part, x)
         squared[torch.arange(len(part)), part] = torch.inf
         radii[part] = squared.topk(k, dim=1, largest=False).values[:, -1]
     return radii
@@ -195,13 +199,16 @@ def _parts(index: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
     return ((lo, index[lo : lo + size]) for lo in range(0, len(index), size))
 
 
-def _measured(x: Tensor, part: tuple[int, Tensor]) -> Tensor:
-    """Exact squared distances (rows, c) of features to those that `part` numbers for each."""
+def _measured(x: _Set, part: tuple[int, Tensor]) -> Tensor:
+    """Squared distances (rows, c), in float64, of features to those that `part` numbers."""
     lo, index = part
-    return (x[index] - x[lo : lo + len(index), None]).square_().sum(2)
+    own = slice(lo, lo + len(index))
+    products = torch.bmm(x.exact[index], x.exact[own, :, None])[:, :, 0]
+    squares = x.norm.square()
+    return (squares[index] + squares[own, None] - 2 * products).clamp_(min=0)
 
 
-def _squared(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances (N, M)."""
-    products = torch.addmm(y.square().sum(1), x, y.T, alpha=-2)
-    return products.add_(x.square().sum(1, keepdim=True)).clamp_(min=0)
+def _squared(x: _Set, rows: Tensor, y: _Set) -> Tensor:
+    """Squared distances (n, M), in float64, of some rows of x to y."""
+    products = torch.addmm(y.norm.square(), x.exact[rows], y.exact.T, alpha=-2)
+    return products.add_(x.norm[rows, None].square()).clamp_(min=0)
