@@ -36,7 +36,7 @@ VERBS = {
 }
 USAGE = (
     "usage: erw VERB ... [--help]\n\n"
-    + "\n".join(f"  {f'{verb} {args}':<28}{text}" for verb, (_, args, text) in VERBS.items())
+    + "\n".join(f"  {f'{verb} {args}':<34}{text}" for verb, (_, args, text) in VERBS.items())
     + "\n\n`erw train RECIPE --help` lists all settings of a recipe with their values."
     "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 130 interrupted"
 )
