@@ -75,7 +75,7 @@ class OneBatch:
     def expect(self, shards: Any) -> None:
         """So nothing needs to be fetched."""
 
-    def read(self, rows: Any, *, features: Sequence[str] = (), flipped: Any = None) -> Batch:
+    def read(self, rows: Any, *, features: Sequence[str] = (), **_: Any) -> Batch:
         """The batch: the rows are all of it, and their order does not matter to a clock."""
         data = self.data
         return Batch(
