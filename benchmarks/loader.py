@@ -35,6 +35,7 @@ from erw.data import Cache, Loader, prefetch
 from erw.data.codec import SCALED
 from erw.data.manifest import Manifest, Shard
 from erw.data.shards import Column, Written, write_shard
+from erw.runtime.memory import keep_freed
 from step import HERE, commit, machine, summary
 
 LATENT, GRID, DIM, TEACHER = (4, 32, 32), (16, 16), 768, "teacher"
@@ -122,7 +123,8 @@ def make_peer(folder: Path, rows: int) -> None:
 
 
 def ours(cache: Cache, batch: int, *, stored: bool = True, features: bool = True) -> Iterator[int]:
-    """Rows as they come, one batch ahead."""
+    """Rows as they come, one batch ahead, in a process that keeps what it frees, as training's."""
+    keep_freed()
     loader = Loader(cache, seed=0, features=[TEACHER] if features else [], stored=stored)
     for found in prefetch(lambda step: loader.batch(step * batch, batch), range(1 << 30)):
         yield len(found.labels)
@@ -146,8 +148,9 @@ def theirs(clone: Path, folder: Path, batch: int, workers: int) -> Iterator[int]
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and its loader's workers so far."""
-    total, tick = time.process_time(), os.sysconf("SC_CLK_TCK")
+    """CPU seconds of this process and its loader's workers so far, those that have ended too."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total, tick = time.process_time() + ended.ru_utime + ended.ru_stime, os.sysconf("SC_CLK_TCK")
     for worker in multiprocessing.active_children():
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / tick

@@ -39,8 +39,7 @@ class State:
         self.dtype, self.why_dtype = precision(run.optim.precision, here.device)
         if here.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        else:
-            keep_freed()
+        keep_freed()
         self.net: Aligned = build.build_net(run, cache).to(here.device)
         self.ema = Ema(self.net, decay=run.optim.ema)
         self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
