@@ -40,14 +40,22 @@ def precision_recall(
     """
     real_set, fake_set = _sets(real, fake, k=k)
     real_radius, fake_radius = _radii(real_set, k, rows), _radii(fake_set, k, rows)
-    in_real, in_fake = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for lo, near in _blocks(fake_set, real_set, rows):
+    # By how much the distance to the nearest ball's centre exceeds its radius: a squared distance
+    # is |f|^2 + |r|^2 - 2 f.r, and what does not vary along a minimum is added after it.
+    beyond_real = torch.empty_like(fake_set.quick[:, 0])
+    beyond_fake = torch.full_like(real_set.quick[:, 0], torch.inf)
+    columns = (real_set.norm.square() - real_radius).to(beyond_real.dtype)
+    own = (fake_set.norm.square() - fake_radius).to(beyond_real.dtype)
+    for lo in range(0, len(fake), rows):
         part = slice(lo, lo + rows)
-        in_real.append(_hits(near, real_radius, fake_set, real_set, part).any(1))
-        in_fake |= _hits(near, fake_radius[part, None], fake_set, real_set, part).any(0)
-    return PrecisionRecall(
-        torch.cat(in_real).double().mean().item(), in_fake.double().mean().item()
-    )
+        sums = torch.addmm(columns, fake_set.quick[part], real_set.quick.T, alpha=-2)
+        beyond_real[part] = sums.amin(1)
+        beyond_fake = torch.minimum(beyond_fake, sums.add_(own[part, None]).amin(0))
+    beyond_real += _squares(fake_set)
+    beyond_fake += real_radius.to(beyond_fake.dtype)
+    in_real = _inside(beyond_real, fake_set, real_set, real_radius, rows)
+    in_fake = _inside(beyond_fake, real_set, fake_set, fake_radius, rows)
+    return PrecisionRecall(in_real.double().mean().item(), in_fake.double().mean().item())
 
 
 def density_coverage(
@@ -146,6 +154,16 @@ def _hits(near: _Near, radius: Tensor, x: _Set, y: _Set, rows: slice) -> Tensor:
         part = unsure.nonzero()[:, 0] + rows.start
         hits[unsure] = _within(_squared(x, part, y), own, x.norm[part], y)
     return hits
+
+
+def _inside(beyond: Tensor, x: _Set, y: _Set, radius: Tensor, rows: int) -> Tensor:
+    """Which of x (N,) lie in a ball of y, by how far they are beyond the nearest one's edge; where
+    that is less than rounding, by all distances in float64."""
+    inside = beyond <= 0
+    unsure = beyond.abs() <= _rounding(x.norm, y.norm.max(), x.quick)
+    for part in unsure.nonzero()[:, 0].split(rows):
+        inside[part] = _within(_squared(x, part, y), radius, x.norm[part], y).any(1)
+    return inside
 
 
 def _within(squared: Tensor, radius: Tensor, norm: Tensor, y: _Set) -> Tensor:
