@@ -143,16 +143,15 @@ def _rounding(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
 
 
 def _hits(near: _Near, radius: Tensor, x: _Set, y: _Set, rows: slice) -> Tensor:
-    """Where those rows of x lie within squared `radius` (M,) or (rows, 1) of y."""
+    """Where those rows of x lie within squared `radius` (M,) of y."""
     if near.bound is None:
         return _within(near.squared, radius, x.norm[rows], y)
     low = radius.float()
     hits = near.squared + near.bound <= low
     unsure = (hits != (near.squared - near.bound <= low)).any(1)
     if unsure.any():
-        own = radius if radius.ndim == 1 else radius[unsure]
         part = unsure.nonzero()[:, 0] + rows.start
-        hits[unsure] = _within(_squared(x, part, y), own, x.norm[part], y)
+        hits[unsure] = _within(_squared(x, part, y), radius, x.norm[part], y)
     return hits
 
 
