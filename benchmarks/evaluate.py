@@ -16,7 +16,6 @@ timed.
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import shlex
@@ -25,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from step import HERE, Contender, commit, machine, summary, table
+from step import HERE, Contender, commit, machine, summary, table, write
 
 TASKS = {"fid": ("torch-fidelity", "pytorch-fid", "erw"), "pr": ("prdc", "erw")}
 AIMS = {"torch-fidelity": 1.0, "pytorch-fid": 1.0, "prdc": 3.0}
@@ -134,9 +133,7 @@ def main() -> None:
         if key != "rows":
             print(f"{key}: {value}")
     print(f"\n{table(record['rows'])}")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.out)
 
 
 if __name__ == "__main__":

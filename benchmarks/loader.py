@@ -36,7 +36,7 @@ from erw.data.codec import SCALED
 from erw.data.manifest import Manifest, Shard
 from erw.data.shards import Column, Written, write_shard
 from erw.runtime.memory import keep_freed
-from step import HERE, commit, machine, summary
+from step import HERE, commit, machine, summary, write
 
 LATENT, GRID, DIM, TEACHER = (4, 32, 32), (16, 16), 768, "teacher"
 PER_SHARD = 1024
@@ -262,9 +262,7 @@ def main() -> None:
     else:
         record["rows"] = compare(args)
     print(json.dumps(record, indent=1))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.out)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from step import HERE, commit, machine, summary
+from step import HERE, commit, machine, summary, write
 
 SIZE = 256
 CLOCK = """
@@ -181,9 +181,7 @@ def main() -> None:
         "rows": compare(args, clone),
     }
     print(json.dumps(record, indent=1))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.out)
 
 
 if __name__ == "__main__":

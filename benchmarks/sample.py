@@ -11,7 +11,6 @@ their own and take turns; ratios are taken within a round.
 
 import argparse
 import datetime
-import json
 import platform
 import shlex
 import statistics
@@ -29,7 +28,7 @@ from erw.interop.layouts import Parts, peers
 from erw.interop.measure import positions
 from erw.models import SiT
 from erw.models.sit import SIZES
-from step import HERE, Contender, commit, machine, summary, table
+from step import HERE, Contender, commit, machine, summary, table, write
 
 PEERS = {
     "erw": "repa",
@@ -196,9 +195,7 @@ def main() -> None:
         if key != "rows":
             print(f"{key}: {value}")
     print(f"\n{table(record['rows'])}")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.out)
 
 
 if __name__ == "__main__":

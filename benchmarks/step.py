@@ -155,6 +155,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write(record: dict[str, Any], out: Path | None) -> None:
+    """The record as JSON, if a file was named for it."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
 def machine() -> dict[str, Any]:
     """What the numbers were taken on."""
     import torch
@@ -232,9 +239,7 @@ def main() -> None:
     for key in ("what", "command", "model", "machine", "versions", "stand-ins"):
         print(f"{key}: {record.get(key, '')}")
     print(f"\n{table(record['rows'])}")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.out)
 
 
 if __name__ == "__main__":
