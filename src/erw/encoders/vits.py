@@ -134,7 +134,7 @@ FAMILIES = {
     ),
 }
 
-# name -> (family, weights on the hub). A revision of None: the newest at the time of download.
+# name -> (family, weights on the hub, at a pinned revision)
 HUB: dict[str, tuple[str, Hub]] = {
     "dinov2-s": (
         "dinov2",
@@ -169,7 +169,10 @@ HUB: dict[str, tuple[str, Hub]] = {
         Hub("facebook/dinov2-with-registers-giant", "8d0d49f77fb8b5dd78842496ff14afe7dd4d85cb"),
     ),
     "dino-b": ("dino", Hub("facebook/dino-vitb16", "f205d5d8e640a89a2b8ef0369670dfc37cc07fc2")),
-    "dinov3-s": ("dinov3", Hub("facebook/dinov3-vits16-pretrain-lvd1689m", None)),
+    "dinov3-s": (
+        "dinov3",
+        Hub("facebook/dinov3-vits16-pretrain-lvd1689m", "114c1379950215c8b35dfcd4e90a5c251dde0d32"),
+    ),
     "dinov3-b": (
         "dinov3",
         Hub("facebook/dinov3-vitb16-pretrain-lvd1689m", "3a0fa61ff39414e2d3be4a1d50c7dfbf459aa8b8"),
@@ -186,7 +189,10 @@ HUB: dict[str, tuple[str, Hub]] = {
         "clip-embedding",
         Hub("openai/clip-vit-large-patch14-336", "ce19dc912ca5cd21c8a653c79e251e808ccabcd1"),
     ),
-    "siglip2-b": ("siglip2", Hub("google/siglip2-base-patch16-256", None)),
+    "siglip2-b": (
+        "siglip2",
+        Hub("google/siglip2-base-patch16-256", "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab"),
+    ),
     "siglip2-l": (
         "siglip2",
         Hub("google/siglip2-large-patch16-256", "787800c8990e6f058423089178e718139608408c"),
