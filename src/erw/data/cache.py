@@ -15,6 +15,7 @@ from ..errors import CacheError
 from .batch import Batch as Batch
 from .batch import FeatureSpec as FeatureSpec
 from .batch import Stored as Stored
+from .buffers import BUFFERS
 from .codec import SCALED, Packed, from_numpy
 from .manifest import Manifest
 from .shards import DTYPES, Located, Run, ShardReader, Written, hash_file, runs_of
@@ -242,7 +243,7 @@ class Cache:
         span = self._shard(int(rows.shard[0]) if len(rows.shard) else 0).columns[name]
         varied = self.variants == 2 and name not in ("label", "item", "image")
         shape, width = span.shape[1 if varied else 0 :], span.row_bytes // (2 if varied else 1)
-        out = np.empty((len(rows.place), *shape), DTYPES[span.dtype][1])
+        out = BUFFERS.empty((len(rows.place), *shape), DTYPES[span.dtype][1])
         flat = out.reshape(-1).view(np.uint8).data
 
         def copy(runs: Iterable[Run]) -> None:
@@ -251,11 +252,13 @@ class Cache:
                 self._shard(shard).read(name, row, into, skip=variant * width)
 
         runs = list(runs_of(rows, varied=varied))
-        if len(flat) < _SHARED:
-            copy(runs)
-        else:  # copying is what it costs, and a cold disk wants many requests at once
-            with ThreadPoolExecutor(_READERS) as pool:
-                list(pool.map(copy, (runs[i::_READERS] for i in range(_READERS))))
+        # Copying is what it costs, and a cold disk wants many requests at once.
+        threads = _READERS if len(flat) >= _SHARED else 1
+        own, *others = (runs[i::threads] for i in range(threads))
+        with ThreadPoolExecutor(threads) as pool:
+            rest = pool.map(copy, others)
+            copy(own)
+            list(rest)
         return from_numpy(out, span.dtype)
 
     def _packed(self, name: str, rows: Located) -> Packed:
