@@ -25,12 +25,7 @@ from erw.sample.seeds import start_noise
 from erw.study.knowledge import axes_of, lines_over
 from erw.train import load, train
 from parts import ENCODER, make, photos, vae_folder
-from tiny import tiny_cache, tiny_run
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_cache(tmp_path_factory.mktemp("cache") / "cache").path
+from tiny import tiny_run
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,9 @@ from erw.evaluate.during import better, keep_if_best, scored_steps
 from erw.runtime.log import Silent, read_metrics
 from erw.train import load, train
 from erw.train.checkpoint import paths
-from tiny import tiny_cache, tiny_run
+from tiny import tiny_run
 
 SMALL = Eval(every=2, samples=8, reference_count=16)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_cache(tmp_path_factory.mktemp("during") / "cache").path
 
 
 def watched(run: Run, out: Path) -> Path:

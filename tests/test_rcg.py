@@ -27,14 +27,9 @@ from erw.sample.representations import told
 from erw.train import FlowMatching, build, load, train
 from erw.train.load import RDM, fitting_rdm
 from erw.train.start import begin_with
-from tiny import tiny_cache, tiny_run
+from tiny import tiny_run
 
 FULL = Phase("full", False, 1, flow_weight=1.0, align_weight=0.0)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tiny_cache(tmp_path_factory.mktemp("rcg") / "cache").path
 
 
 def rdm_run(cache, **model):

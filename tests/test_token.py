@@ -31,7 +31,7 @@ from erw.train import FlowMatching, build, load, train
 from parts import ENCODER, make, photos
 from reference import relative, weight
 from test_pretrained import same, save
-from tiny import tiny_cache, tiny_run
+from tiny import tiny_run
 
 SIZE = dict(input_size=8, patch=2, width=64, depth=3, heads=4, num_classes=10)
 
@@ -273,11 +273,6 @@ def test_the_step_noises_both_alike_and_weighs_their_losses():
 def token_run(cache, kind: str = "denoised", **changes):
     run = tiny_run(cache)
     return run.replace(model=dataclasses.replace(run.model, class_token=kind), **changes)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tiny_cache(tmp_path_factory.mktemp("runs") / "cache").path
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_every_entry_of_the_hub_is_of_a_family_and_registered() -> None:
     assert set(vits.HUB) | set(moco.SIZES) < set(ENCODERS)
     for family, hub in vits.HUB.values():
         assert hasattr(transformers, vits.FAMILIES[family].model)
-        assert hub.revision is None or len(hub.revision) == 40
+        assert hub.revision and len(hub.revision) == 40
 
 
 def test_a_bare_folder_tells_its_family(tmp_path: Path) -> None:
