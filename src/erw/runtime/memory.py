@@ -10,11 +10,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def keep_freed() -> bool:
     """Let this process keep the memory that it frees; whether its malloc can be told so.
 
-    A step on a CPU frees its activations and gradients, the reading of every batch its rows, and
-    the next one asks for the same sizes again. By default glibc hands large blocks back to the
-    system, which then clears every page of them anew: about 6 % of the quickstart's time, and a
-    third of the time that batches of int8 features take to read. The most that the process ever
-    holds stays the same; it only holds it longer.
+    A step on a CPU frees its activations and gradients, and the next one asks for the same sizes
+    again. By default glibc hands large blocks back to the system, which then clears every page of
+    them anew: about 6 % of the quickstart's time. The most that the process ever holds stays the
+    same; it only holds it longer.
     """
     if sys.platform != "linux":
         return False
