@@ -6,19 +6,19 @@ import inspect
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
 from erw.plan import SIT, Plan, constant, stop_at
 
-REPA = Plan(align=constant(1.0), align_depth=4)
-REPA_STOPPED = Plan(align=stop_at(1.0, over=300), align_depth=4)
+REPA = Plan(align=constant(2.0), align_depth=4)
+REPA_STOPPED = Plan(align=stop_at(2.0, over=300), align_depth=4)
 # A quarter of the rate and fresh moments: what a faster warm-up leaves behind slows later learning.
 ERW = Plan(
-    warmup=200,
+    warmup=400,
     depth=2,
-    align=constant(0.0),
+    align=constant(2.0),
     align_depth=4,
     warmup_input="noisy",
     warmup_lr=0.25,
     optimizer="fresh",
 )
-PAPER = Plan(warmup=200, depth=2, align=constant(0.5), align_depth=8, loss="nt_xent")
+PAPER = Plan(warmup=400, depth=2, align=constant(0.5), align_depth=8, loss="nt_xent")
 
 QUICKSTART = Run(
     name="quickstart",
