@@ -241,5 +241,5 @@ def vae_flops(name: str, image_size: int) -> tuple[int, int]:
         return 0, 0
     vae = vae.scaled([0.0] * vae.channels, [1.0] * vae.channels)  # it may be left to the data
     image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
-    latent = vae.encode(image)[:, : vae.channels]
+    latent = torch.zeros(1, vae.channels, image_size // vae.factor, image_size // vae.factor)
     return counted_flops(lambda: vae.encode(image)), counted_flops(lambda: vae.decode(latent))

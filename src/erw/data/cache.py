@@ -18,7 +18,7 @@ from .batch import Stored as Stored
 from .buffers import BUFFERS
 from .codec import SCALED, Packed, from_numpy
 from .manifest import Manifest
-from .shards import DTYPES, Located, Run, ShardReader, Written, hash_file, runs_of
+from .shards import DTYPES, Located, Run, ShardReader, Written, hash_file, in_threads, runs_of
 
 _READERS = min(8, os.cpu_count() or 1)  # threads that read one batch
 _SHARED = 4 << 20  # bytes from which they share it
@@ -253,12 +253,7 @@ class Cache:
 
         runs = list(runs_of(rows, varied=varied))
         # Copying is what it costs, and a cold disk wants many requests at once.
-        threads = _READERS if len(flat) >= _SHARED else 1
-        own, *others = (runs[i::threads] for i in range(threads))
-        with ThreadPoolExecutor(threads) as pool:
-            rest = pool.map(copy, others)
-            copy(own)
-            list(rest)
+        in_threads(copy, runs, threads=_READERS if len(flat) >= _SHARED else 1)
         return from_numpy(out, span.dtype)
 
     def _packed(self, name: str, rows: Located) -> Packed:

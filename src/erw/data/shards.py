@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -206,6 +207,17 @@ def runs_of(rows: Located, *, varied: bool) -> Iterator[Run]:
     lengths = np.diff(np.append(starts, len(rows.place)))
     columns = (rows.shard, rows.row, rows.variant if varied else 0 * rows.variant, rows.place)
     return zip(*(column[starts].tolist() for column in columns), lengths.tolist(), strict=True)
+
+
+def in_threads(work: Callable[[Sequence[Run]], None], runs: Sequence[Run], *, threads: int) -> None:
+    """`work` on shares of `runs`, one of them in this thread; with one share it is a plain call."""
+    own, *others = (runs[i::threads] for i in range(threads))
+    if not others:
+        return work(own)
+    with ThreadPoolExecutor(len(others)) as pool:
+        rest = pool.map(work, others)
+        work(own)
+        list(rest)
 
 
 def hash_file(path: Path) -> str:
