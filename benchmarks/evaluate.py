@@ -15,16 +15,13 @@ timed.
 """
 
 import argparse
-import datetime
 import os
-import platform
-import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from step import HERE, Contender, commit, machine, summary, table, write
+from record import begun, machine, summary, write
+from step import Contender, table
 
 TASKS = {"fid": ("torch-fidelity", "pytorch-fid", "erw"), "pr": ("prdc", "erw")}
 AIMS = {"torch-fidelity": 1.0, "pytorch-fid": 1.0, "prdc": 3.0}
@@ -107,17 +104,13 @@ def main() -> None:
     add("--threads", type=int, default=os.cpu_count())
     add("--out", type=Path, metavar="FILE", help="write everything as JSON")
     args = parser.parse_args()
-    named = {str(args.peers): "PEERS", str(args.out): args.out.name if args.out else ""}
-    words = [named.get(word, word) for word in sys.argv[1:]]
     sys.path.append(str(args.peers))
-    packages = ("torch", "numpy", "scikit-learn", "torch-fidelity", "pytorch-fid", "prdc")
-    record: dict[str, Any] = {
-        "what": "seconds of a turn, median over rounds (min to max)",
-        "command": shlex.join(["python", "benchmarks/evaluate.py", *words]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine() | {"threads": args.threads},
-        "versions": {name: version(name) for name in packages}
-        | {"python": platform.python_version(), "erw": commit(HERE)},
+    record = begun(
+        "seconds of a turn, median over rounds (min to max)",
+        packages=("torch", "numpy", "scikit-learn", "torch-fidelity", "pytorch-fid", "prdc"),
+        hidden={str(args.peers): "PEERS"}, out=args.out, threads=args.threads,
+    )  # fmt: skip
+    record |= {
         "stand-ins": "torchvision's Inception blocks and pytorch-fid's loop over decoded images",
         "rows": [],
         "found": {},

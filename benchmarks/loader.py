@@ -10,14 +10,11 @@ one round, and ratios are taken within rounds.
 """
 
 import argparse
-import datetime
 import importlib.util
 import json
 import multiprocessing
 import os
-import platform
 import resource
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -36,7 +33,7 @@ from erw.data.codec import SCALED
 from erw.data.manifest import Manifest, Shard
 from erw.data.shards import Column, Written, write_shard
 from erw.runtime.memory import keep_freed
-from step import HERE, commit, machine, summary, write
+from record import begun, beside_repa, write
 
 LATENT, GRID, DIM, TEACHER = (4, 32, 32), (16, 16), 768, "teacher"
 PER_SHARD = 1024
@@ -208,16 +205,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
                 found[name].append(rates(start(), args.seconds))
                 told = {clock: round(value) for clock, value in found[name][-1].items()}
                 print(f"round {number + 1} {name:<48} {told}", file=sys.stderr)
-    rows = []
-    for name, rounds in found.items():
-        row: dict[str, Any] = {"contender": name}
-        for clock, unit in (("wall", "second"), ("cpu", "CPU second")):
-            row[f"samples a {unit}"] = summary([one[clock] for one in rounds])
-            if name != "repa" and "repa" in found:
-                pairs = zip(rounds, found["repa"], strict=True)
-                row[f"times REPA's, {clock}"] = summary([a[clock] / b[clock] for a, b in pairs])
-        rows.append(row)
-    return rows
+    return beside_repa(found, "samples")
 
 
 def main() -> None:
@@ -239,17 +227,11 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE)
         return
     peer = Path(args.peer.partition("=")[2]) if args.peer else None
-    named = {args.peer: "repa=CLONE", str(args.out): args.out.name if args.out else ""}
-    record: dict[str, Any] = {
-        "what": "samples a second and a CPU second (all threads and workers), median (min to max)",
-        "command": shlex.join(
-            ["python", "benchmarks/loader.py", *(named.get(word, word) for word in sys.argv[1:])]
-        ),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__}
-        | {"erw": commit(HERE)}
-        | ({"repa": commit(peer)} if peer else {}),
+    record = begun(
+        "samples a second and a CPU second (all threads and workers), median (min to max)",
+        clone=peer, hidden={args.peer: "repa=CLONE"}, out=args.out,
+    )  # fmt: skip
+    record |= {
         "erw reads": "moments 8 x 32 x 32 float16, 256 tokens of 768; read one batch ahead, "
         "handed over as stored (a GPU unpacks it) unless said otherwise",
         "repa reads": f"moments float32 (.npy), image 256 px (PNG); {args.workers} workers; no "

@@ -13,20 +13,16 @@ round, and ratios are taken within rounds.
 """
 
 import argparse
-import datetime
 import json
-import platform
-import shlex
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from step import HERE, commit, machine, summary, write
+from record import begun, beside_repa, write
 
 SIZE = 256
 CLOCK = """
@@ -134,18 +130,15 @@ def compare(args: argparse.Namespace, clone: Path | None) -> list[dict[str, Any]
                 found.setdefault(f"erw {precision}", []).append(run(OURS, *told))
             latest = {name: rounds[-1] for name, rounds in found.items()}
             print(f"round {turn + 1} seconds (wall, CPU): {latest}", file=sys.stderr)
-    rows = []
-    for name, rounds in found.items():
-        row: dict[str, Any] = {"contender": name}
-        for clock, unit in ((0, "second"), (1, "CPU second")):
-            row[f"images a {unit}"] = summary([args.images / one["all"][clock] for one in rounds])
-            if name != "repa" and clone:
-                pairs = zip(rounds, found["repa"], strict=True)
-                faster = [b["all"][clock] / a["all"][clock] for a, b in pairs]
-                row[f"times REPA's, {('wall', 'cpu')[clock]}"] = summary(faster)
-        row["seconds [wall, CPU] by part"] = rounds
-        rows.append(row)
-    return rows
+    rates = {
+        name: [
+            dict(zip(("wall", "cpu"), (args.images / t for t in one["all"]), strict=True))
+            for one in rounds
+        ]
+        for name, rounds in found.items()
+    }
+    rows = beside_repa(rates, "images")
+    return [row | {"seconds [wall, CPU] by part": found[row["contender"]]} for row in rows]
 
 
 def main() -> None:
@@ -165,18 +158,12 @@ def main() -> None:
         clone = Path(told).resolve()
         if name != "repa" or not (clone / "preprocessing" / "dataset_tools.py").exists():
             raise SystemExit(f"--peer {args.peer}: expected repa=PATH, a clone of sihyun-yu/REPA")
-    named = {args.peer: "repa=CLONE", str(args.out): args.out.name if args.out else ""}
-    command = [named.get(word, word) for word in sys.argv[1:]]
-    packages = ("torch", "pillow", "diffusers")
-    record = {
-        "what": "images a second and a CPU second (all threads), median over rounds (min to max)",
-        "command": shlex.join(["python", "benchmarks/prepare.py", *command]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in packages}
-        | {"erw": commit(HERE)}
-        | ({"repa": commit(clone)} if clone else {}),
+    record = begun(
+        "images a second and a CPU second (all threads), median over rounds (min to max)",
+        packages=("torch", "pillow", "diffusers"),
+        clone=clone, hidden={args.peer: "repa=CLONE"}, out=args.out,
+    )  # fmt: skip
+    record |= {
         "images": f"{args.images} JPEGs of 500 x 375 to {SIZE}, features: {args.encoder or None}",
         "rows": compare(args, clone),
     }

@@ -10,13 +10,9 @@ their own and take turns; ratios are taken within a round.
 """
 
 import argparse
-import datetime
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +24,8 @@ from erw.interop.layouts import Parts, peers
 from erw.interop.measure import positions
 from erw.models import SiT
 from erw.models.sit import SIZES
-from step import HERE, Contender, commit, machine, summary, table, write
+from record import begun, machine, summary, write
+from step import Contender, table
 
 PEERS = {
     "erw": "repa",
@@ -170,17 +167,12 @@ def main() -> None:
     size, patch = args.model.split("/")
     sizes = dict(zip(("depth", "width", "heads"), SIZES[size], strict=True)) | {"patch": int(patch)}
     peer = Path(args.peer.partition("=")[2]) if args.peer else None
-    named = {args.peer: "repa=CLONE", str(args.out): args.out.name if args.out else ""}
-    record: dict[str, Any] = {
-        "what": "images per second of sampling, median over rounds (min to max)",
-        "command": shlex.join(
-            ["python", "benchmarks/sample.py", *(named.get(word, word) for word in sys.argv[1:])]
-        ),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine() | {"threads": args.threads},
-        "versions": {name: version(name) for name in ("torch", "diffusers")}
-        | {"python": platform.python_version(), "erw": commit(HERE)}
-        | ({"repa": commit(peer)} if peer else {}),
+    record = begun(
+        "images per second of sampling, median over rounds (min to max)",
+        packages=("torch", "diffusers"),
+        clone=peer, hidden={args.peer: "repa=CLONE"}, out=args.out, threads=args.threads,
+    )  # fmt: skip
+    record |= {
         "model": f"SiT-{args.model} and DiT-{args.model}, latents 4 x 32 x 32, batch {args.batch}, "
         f"{args.steps} steps, guidance {args.guidance} (SiT: within 0 to {args.high})",
         "stand-ins": "in REPA's process: three timm layers; bf16 is autocast around its sampler, "

@@ -9,19 +9,16 @@ taken within rounds. Two steps of each are not counted. On a GPU the same comman
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from record import HERE, begun, summary, write
+
 ORDER = ["repa", "erw", "erw compiled"]
 
 
@@ -106,16 +103,6 @@ def measure(args: argparse.Namespace) -> dict[tuple[str, str, str], list[float]]
     return times
 
 
-def summary(values: list[float]) -> dict[str, Any]:
-    """Median and spread."""
-    return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "rounds": values,
-    }
-
-
 def results(times: dict[tuple[str, str, str], list[float]]) -> list[dict[str, Any]]:
     """One row per (precision, contender, phase); ratios against REPA, and of warm-up to full."""
     rows = []
@@ -155,46 +142,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write(record: dict[str, Any], out: Path | None) -> None:
-    """The record as JSON, if a file was named for it."""
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
-    import torch
-
-    found: dict[str, Any] = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-    }
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in info.read_text().splitlines()
-            if ":" in line
-        )
-        flags = fields.get("flags", "").split()
-        found["cpu"] = fields.get("model name", found["cpu"])
-        found["bf16"] = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
-    if hasattr(os, "getloadavg"):
-        found["load_before"] = round(os.getloadavg()[0], 2)
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["cuda"] = torch.version.cuda
-    return found
-
-
-def commit(folder: Path) -> str:
-    """The commit of a checkout, or 'unknown'."""
-    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -221,18 +168,11 @@ def main() -> None:
     args = parser.parse_args()
 
     peer = Path(args.peer.partition("=")[2]) if args.peer else None
-    named = {args.peer: "repa=CLONE", str(args.out): args.out.name if args.out else ""}
-    command = [named.get(word, word) for word in sys.argv[1:]]
-    record = {
-        "what": f"seconds ({args.clock} clock) of a training step, median over rounds (min to max)",
-        "command": shlex.join(["python", "benchmarks/step.py", *command]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine() | {"threads": args.threads},
-        "versions": {"python": platform.python_version(), "torch": version("torch")}
-        | {"erw": commit(HERE)}
-        | ({"repa": commit(peer)} if peer else {}),
-        "model": f"SiT-{args.model}, latents 4 x 32 x 32, batch {args.batch}, features given",
-    }
+    record = begun(
+        f"seconds ({args.clock} clock) of a training step, median over rounds (min to max)",
+        clone=peer, hidden={args.peer: "repa=CLONE"}, out=args.out, threads=args.threads,
+    )  # fmt: skip
+    record["model"] = f"SiT-{args.model}, latents 4 x 32 x 32, batch {args.batch}, features given"
     if peer:
         record["stand-ins"] = "in the peer's process: three timm layers, accelerate's casting"
     record["rows"] = results(measure(args))
