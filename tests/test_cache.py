@@ -117,7 +117,7 @@ def test_a_shard_reads_back_and_equal_rows_give_equal_bytes(tmp_path: Path) -> N
     reader = ShardReader([tmp_path / "x.safetensors"], rows=5)
     for name, column in columns.items():
         got = bytearray(column.values[1:4].nbytes)
-        reader.read(name, 1, memoryview(got))
+        reader.read(name, column.values[:1].nbytes, memoryview(got))
         assert got == column.values[1:4].tobytes()
     with pytest.raises(CacheError, match="column d has 5 rows"):
         ShardReader([tmp_path / "x.safetensors"], rows=4)
@@ -178,8 +178,8 @@ def test_threads_share_the_reading_of_a_large_batch(
     made: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = made.cache.read(range(24), features=[ENCODER], flipped=np.arange(24) % 2 > 0)
-    monkeypatch.setattr("erw.data.cache._SHARED", 0)
-    monkeypatch.setattr("erw.data.cache._READERS", 5)
+    monkeypatch.setattr("erw.data.gather._SHARED", 0)
+    monkeypatch.setattr("erw.data.gather._READERS", 5)
     shared = made.cache.read(range(24), features=[ENCODER], flipped=np.arange(24) % 2 > 0)
     assert torch.equal(whole.features[0], shared.features[0]) and torch.equal(whole.std, shared.std)
 

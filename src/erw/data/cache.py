@@ -1,7 +1,7 @@
 """A prepared cache: latents' moments, teacher features and labels, read row by row."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,13 +15,10 @@ from ..errors import CacheError
 from .batch import Batch as Batch
 from .batch import FeatureSpec as FeatureSpec
 from .batch import Stored as Stored
-from .buffers import BUFFERS
-from .codec import SCALED, Packed, from_numpy
+from .codec import SCALED, Packed
+from .gather import Located, gather
 from .manifest import Manifest
-from .shards import DTYPES, Located, Run, ShardReader, Written, hash_file, in_threads, runs_of
-
-_READERS = min(8, os.cpu_count() or 1)  # threads that read one batch
-_SHARED = 4 << 20  # bytes from which they share it
+from .shards import ShardReader, Written, hash_file
 
 
 class Cache:
@@ -115,30 +112,37 @@ class Cache:
     ) -> Stored:
         """As `read`, but nothing is scaled or unpacked until the rows are on their device."""
         self.require(encoders=features, token=token)
-        rows = self._locate(indices, flipped)
-        labels = self._gather("label", rows).long()
+        names = ["label", "moments", *(f"features.{name}" for name in features)]
+        names += [f"scale.{name}" for name in features if self.features[name].format in SCALED]
+        names += [f"class.{token}"] if token else []
+        found = self._gather(names, self._locate(indices, flipped))
+        columns = dict(zip(names, found, strict=True))
+        labels = columns["label"].long()
         if len(labels) and int(labels.max()) >= max(1, self.num_classes):
             raise CacheError(
                 f"cache {self.where} has label {int(labels.max())} but {self.num_classes} classes"
             )
         return Stored(
-            self._gather("moments", rows),
+            columns["moments"],
             _per_channel(self.vae["scale"]),
             _per_channel(self.vae["shift"]),
             labels,
-            tuple(self._packed(name, rows) for name in features),
-            self._gather(f"class.{token}", rows) if token else None,
+            tuple(
+                Packed(columns[f"features.{name}"], columns.get(f"scale.{name}"))
+                for name in features
+            ),
+            columns.get(f"class.{token}"),
         )
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
         if not self.manifest.settings["images"]:
             raise CacheError(f"cache {self.where} holds no images: prepare it with --images")
-        return self._gather("image", self._locate(indices, None))
+        return self._gather(["image"], self._locate(indices, None))[0]
 
     def items(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Numbers of these rows' images in the source, int64: rejected images leave gaps."""
-        return self._gather("item", self._locate(indices, None)).numpy()
+        return self._gather(["item"], self._locate(indices, None))[0].numpy()
 
     def verify(self) -> list[str]:
         """Rehash every shard; the names of files that are damaged, cut short or missing."""
@@ -238,28 +242,11 @@ class Cache:
         row = index[place] - np.concatenate([[0], self._ends])[shard]
         return Located(shard, row, variant[place], place)
 
-    def _gather(self, name: str, rows: Located) -> Tensor:
-        """One column of the located rows, in batch order, as it is stored."""
-        span = self._shard(int(rows.shard[0]) if len(rows.shard) else 0).columns[name]
-        varied = self.variants == 2 and name not in ("label", "item", "image")
-        shape, width = span.shape[1 if varied else 0 :], span.row_bytes // (2 if varied else 1)
-        out = BUFFERS.empty((len(rows.place), *shape), DTYPES[span.dtype][1])
-        flat = out.reshape(-1).view(np.uint8).data
-
-        def copy(runs: Iterable[Run]) -> None:
-            for shard, row, variant, place, length in runs:
-                into = flat[place * width : (place + length) * width]
-                self._shard(shard).read(name, row, into, skip=variant * width)
-
-        runs = list(runs_of(rows, varied=varied))
-        # Copying is what it costs, and a cold disk wants many requests at once.
-        in_threads(copy, runs, threads=_READERS if len(flat) >= _SHARED else 1)
-        return from_numpy(out, span.dtype)
-
-    def _packed(self, name: str, rows: Located) -> Packed:
-        values = self._gather(f"features.{name}", rows)
-        scaled = self.features[name].format in SCALED
-        return Packed(values, self._gather(f"scale.{name}", rows) if scaled else None)
+    def _gather(self, names: Sequence[str], rows: Located) -> list[Tensor]:
+        """Columns of the located rows, in batch order, as they are stored."""
+        twice = self.variants == 2
+        columns = [(name, twice and name not in ("label", "item", "image")) for name in names]
+        return gather(columns, rows, shard=self._shard)
 
     def _open(self, number: int) -> ShardReader:
         shard = self._shards[number]

@@ -176,7 +176,7 @@ class Stored:
         if number not in rows:
             raise Unreadable("rejected when the cache was made")
         image = np.empty((3, self._size, self._size), np.uint8)
-        reader.read("image", rows[number], image.reshape(-1).data)
+        reader.read("image", rows[number] * image.nbytes, image.reshape(-1).data)
         return np.ascontiguousarray(image.transpose(1, 2, 0)), labels[number]
 
     def fingerprint(self) -> str:

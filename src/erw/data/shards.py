@@ -8,8 +8,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -149,15 +148,19 @@ class ShardReader:
         for file in self._files:
             fcntl.flock(file, fcntl.LOCK_SH)
 
-    def read(self, name: str, row: int, into: memoryview, *, skip: int = 0) -> None:
-        """Fill `into` with a column's bytes from byte `skip` of row `row` on."""
+    def where(self, name: str) -> tuple[int, int]:
+        """A column's file, open as long as this reader is, and its first byte there."""
         span = self.columns[name]
-        start = span.start + row * span.row_bytes + skip
-        got = os.preadv(self._files[span.file], [into], start)
+        return self._files[span.file], span.start
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        """Fill `into` with a column's bytes from byte `start` on."""
+        file, first = self.where(name)
+        got = 0
         while got < len(into):  # a single request is capped at 2 GiB
-            more = os.preadv(self._files[span.file], [into[got:]], start + got)
+            more = os.preadv(file, [into[got:]], first + start + got)
             if not more:
-                path = self._paths[span.file]
+                path = self._paths[self.columns[name].file]
                 raise CacheError(f"shard {path} is cut short: erw prepare --repair")
             got += more
 
@@ -183,41 +186,6 @@ def _columns(file: int, number: int, *, rows: int) -> dict[str, Span]:
             raise ValueError(f"column {name} has {found} rows of {row_bytes} bytes, not {rows}")
         columns[name] = Span(number, start, row_bytes, dtype, tuple(shape))
     return columns
-
-
-Run = tuple[int, int, int, int, int]  # shard, row, variant, place, length
-
-
-class Located(NamedTuple):
-    """Located rows, shard by shard: which shard, row and variant in it, place in the batch."""
-
-    shard: np.ndarray
-    row: np.ndarray
-    variant: np.ndarray
-    place: np.ndarray
-
-
-def runs_of(rows: Located, *, varied: bool) -> Iterator[Run]:
-    """(shard, row, variant, place, length) of rows that lie and go next to each other."""
-    if not len(rows.place):
-        return iter(())
-    steps = [np.diff(rows.shard) != 0, np.diff(rows.row) != 1, np.diff(rows.place) != 1]
-    breaks = np.ones(len(rows.place) - 1, bool) if varied else np.logical_or.reduce(steps)
-    starts = np.flatnonzero(np.concatenate([[True], breaks]))
-    lengths = np.diff(np.append(starts, len(rows.place)))
-    columns = (rows.shard, rows.row, rows.variant if varied else 0 * rows.variant, rows.place)
-    return zip(*(column[starts].tolist() for column in columns), lengths.tolist(), strict=True)
-
-
-def in_threads(work: Callable[[Sequence[Run]], None], runs: Sequence[Run], *, threads: int) -> None:
-    """`work` on shares of `runs`, one of them in this thread; with one share it is a plain call."""
-    own, *others = (runs[i::threads] for i in range(threads))
-    if not others:
-        return work(own)
-    with ThreadPoolExecutor(len(others)) as pool:
-        rest = pool.map(work, others)
-        work(own)
-        list(rest)
 
 
 def hash_file(path: Path) -> str:
