@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-import threading
+import subprocess
+import sys
 
 import pytest
 
@@ -261,20 +262,31 @@ def test_a_finished_study_does_nothing_again_but_the_page(study):
     assert (study / "report.html").read_text().count("<img") == len(rows) + 2
 
 
-def test_two_do_not_write_one_study(study):
+def test_two_processes_share_a_study_and_score_as_one(study, tmp_path):
+    kept = ("train_images", "reference_images", "samples", "sample_steps", "steps")
+    settings = [t for k in kept for t in (f"--{k.replace('_', '-')}", str(getattr(TINY, k)))]
+    two = tmp_path / "two"
+    argv = [sys.executable, "-m", "erw", "study", "smoke", "--out", str(two), *settings]
+    both = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    rows = {(r.method, r.fraction): r.fd_lite2 for r in read_results(study).rows}
+    shared = {(r.method, r.fraction): r.fd_lite2 for r in read_results(two).rows}
+    assert shared == pytest.approx(rows, rel=1e-3)
+    scores = [line for text in said for line in text.splitlines() if "FD-Lite2" in line]
+    assert len(scores) == len(rows), "each run was made by one of them"
+    assert all("FD-Lite2" in text for text in said), "both had their share"
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(study, capsys):
     from erw.study import demo
     from erw.train.folder import locked
 
-    errors = []
-
-    def second():
-        try:
-            demo.run_study(TINY, study)
-        except CheckpointError as error:
-            errors.append(str(error))
-
-    with locked(study):
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
-    assert len(errors) == 1 and "another process" in errors[0]
+    (study / "points").joinpath("sit-0-00000016.json").rename(study / "kept")
+    with locked(study / "runs" / "sit-0"):
+        demo.run_study(TINY, study)
+    assert "sit-0  left to the process that is at it" in capsys.readouterr().err
+    assert len(read_results(study).rows) == 3 * len(TINY.fractions) - 1
+    (study / "kept").rename(study / "points" / "sit-0-00000016.json")
+    demo.run_study(TINY, study)
+    assert len(read_results(study).rows) == 3 * len(TINY.fractions)

@@ -7,7 +7,7 @@ from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
 from erw.plan import SIT, Plan, constant, stop_at
 
 REPA = Plan(align=constant(2.0), align_depth=4)
-REPA_STOPPED = Plan(align=stop_at(2.0, over=300), align_depth=4)
+REPA_STOPPED = Plan(align=stop_at(2.0, over=3750), align_depth=4)
 # A quarter of the rate and fresh moments: what a faster warm-up leaves behind slows later learning.
 ERW = Plan(
     warmup=400,
@@ -62,7 +62,7 @@ RECIPES = {
     ),
     "quickstart_repa_stopped": (
         QUICKSTART.replace(name="quickstart_repa_stopped", plan=REPA_STOPPED),
-        "REPA whose alignment ends after 300 steps (as in HASTE): what ERW must be held against.",
+        "REPA whose alignment ends after 3,750 steps (as in HASTE); for runs of about twice that.",
     ),
     "quickstart_paper": (
         QUICKSTART.replace(name="quickstart_paper", plan=PAPER),

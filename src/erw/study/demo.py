@@ -22,7 +22,7 @@ from erw.data.openmoji import ATTRIBUTION, OpenMojiSet
 from erw.data.prepare import prepare
 from erw.encoders import load_vae
 from erw.encoders.vae import VAE
-from erw.errors import CheckpointError
+from erw.errors import CheckpointError, FolderInUseError
 from erw.sample.grid import write_bytes
 from erw.sample.preview import picture, write_picture
 from erw.study import budget, measure, point, sizing
@@ -61,30 +61,42 @@ class Study(NamedTuple):
 def run_study(plan: StudyPlan, out: str | Path) -> Path:
     """Run a study in the folder `out`, or go on with it; returns the path of its report.
 
-    Raises CheckpointError if another process is at it, or the folder holds another study.
+    Several processes may be at one folder: the first prepares, and each then takes the next run
+    that nobody is at. Whoever ends last leaves the whole results.
+
+    Raises CheckpointError if the folder holds another study.
     """
     out = Path(out)
-    with locked(out):
-        sizing.claim(plan, out)
-        guess = sizing.guess(plan)
-        with display(Work(guess.totals, expected=guess.seconds)) as shown:
-            shown.say(
-                f"{plan.title}: everything goes to {out}; the same command goes on after a stop"
-            )
-            cache = prepared(plan, out, shown)
-            vae = load_vae(plan.vae, device=device())
-            scorer = held_out(plan, out, vae, shown)
-            plan = sizing.sized(plan, out, cache, scorer=scorer, vae=vae, shown=shown)
-            study = Study(plan, out, cache, vae, scorer, shown)
-            shares = study_shares(study)
-            _plan_work(study, shares)
-            for seed in plan.seeds:
-                for method, _ in plan.methods:
+    guess = sizing.guess(plan)
+    with display(Work(guess.totals, expected=guess.seconds)) as shown:
+        study = opened(plan, out, shown)
+        plan, shares = study.plan, study_shares(study)
+        for seed in plan.seeds:
+            for method, _ in plan.methods:
+                _plan_work(study, shares)
+                try:
                     train_and_score(study, method, seed, shares[method])
+                except FolderInUseError:
+                    shown.say(f"{method}-{seed}  left to the process that is at it")
+                    continue
+                with locked(out, wait=True):
                     write_results(collect(study, shares), out / "results.json")
                     report([out], out=out / "report.html")
-            shown.say(f"results in {out / 'results.json'}, report in {out / 'report.html'}")
+        shown.say(f"results in {out / 'results.json'}, report in {out / 'report.html'}")
     return out / "report.html"
+
+
+def opened(plan: StudyPlan, out: Path, shown: Display) -> Study:
+    """The study with all that its runs share, made by one process while others wait for it."""
+    shown.show("waiting for the process that prepares")
+    with locked(out, wait=True):
+        sizing.claim(plan, out)
+        shown.say(f"{plan.title}: everything goes to {out}; the same command goes on after a stop")
+        cache = prepared(plan, out, shown)
+        vae = load_vae(plan.vae, device=device())
+        scorer = held_out(plan, out, vae, shown)
+        plan = sizing.sized(plan, out, cache, scorer=scorer, vae=vae, shown=shown)
+    return Study(plan, out, cache, vae, scorer, shown)
 
 
 def prepared(plan: StudyPlan, out: Path, shown: Display) -> Cache:
@@ -150,14 +162,13 @@ def train_and_score(study: Study, method: str, seed: int, share: budget.Share) -
     """One run from its first step to its last, scored at its points; what is done is skipped."""
     name = f"{method}-{seed}"
     shown, folder = study.shown, study.out / "runs" / name
-    left = [step for step in share.points if not _point(study, name, step).is_file()]
-    if not left:
+    if all(_point(study, name, step).is_file() for step in share.points):
         return
     run = share.run.replace(seed=seed)
     reporter = StepReporter(shown, name=name, flops_at=lambda step: share.ledger.spent(step).total)
 
     def score(step: int, model: Trained) -> None:
-        if step not in left:
+        if step not in share.points or _point(study, name, step).is_file():
             return
         began = time.monotonic()
         tick = _ticker(shown, "samples", f"{name}  scoring at step {step}")
@@ -218,18 +229,18 @@ def _point(study: Study, name: str, step: int) -> Path:
 
 
 def _plan_work(study: Study, shares: dict[str, budget.Share]) -> None:
-    """Put the exact amount of work into the display, and what of it is done already."""
-    work, plan = study.shown.work, study.plan
-    total = sum(s.ledger.spent(s.points[-1]).total for s in shares.values())
-    work.kinds["train"].total = total * len(plan.seeds)
-    points = len(plan.fractions) * len(shares) * len(plan.seeds)
-    work.kinds["samples"].total = sizing.TICKS * plan.samples * points
-    for seed in plan.seeds:
-        for method, s in shares.items():
-            done = [step for step in s.points if _point(study, f"{method}-{seed}", step).is_file()]
-            work.skip("samples", sizing.TICKS * plan.samples * len(done))
-            if len(done) == len(s.points):
-                work.skip("train", s.ledger.spent(s.points[-1]).total)
+    """Put the exact amount of work into the display, and what of it is done by now."""
+    train, samples = study.shown.work.kinds["train"], study.shown.work.kinds["samples"]
+    runs = [(m, seed, s) for m, s in shares.items() for seed in study.plan.seeds]
+    costs = {m: s.ledger.spent(s.points[-1]).total for m, s in shares.items()}
+    scored = {
+        (m, seed): sum(_point(study, f"{m}-{seed}", step).is_file() for step in s.points)
+        for m, seed, s in runs
+    }
+    train.total = sum(costs[m] for m, _, _ in runs)
+    train.done = sum(costs[m] for m, seed, s in runs if scored[m, seed] == len(s.points))
+    samples.total = sizing.TICKS * study.plan.samples * sum(len(s.points) for _, _, s in runs)
+    samples.done = sizing.TICKS * study.plan.samples * sum(scored.values())
 
 
 def _ticker(shown: Display, kind: str, what: str) -> measure.Tick:

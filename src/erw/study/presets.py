@@ -99,7 +99,7 @@ FULL = StudyPlan(
     steps=None,
     hours=3.0,
     seeds=(0, 1, 2),
-    fractions=(0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0),
+    fractions=tuple(k / 6 for k in range(1, 7)),
     train_images=16_384,
     samples=2000,
 )

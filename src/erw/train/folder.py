@@ -13,7 +13,7 @@ import torch
 import erw
 from erw.config import Run, from_dict, to_dict
 from erw.data.cache import Cache
-from erw.errors import CheckpointError
+from erw.errors import CheckpointError, FolderInUseError
 from erw.models.cost import StepCost
 from erw.train.load import RDM, RECIPE, read_recipe
 from erw.train.start import Init
@@ -36,18 +36,18 @@ A cache may lie elsewhere: what it holds is compared by its hash.
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder; released by the system however the process ends.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder; released by the system however the process ends.
 
     Raises:
-        CheckpointError: another process is writing there.
+        FolderInUseError: another process holds it, and `wait` is not asked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise CheckpointError(
+            raise FolderInUseError(
                 f"another process is training in {folder}; wait for it, or choose another --out"
             ) from error
         yield
