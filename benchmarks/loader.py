@@ -33,7 +33,7 @@ from erw.data.codec import SCALED
 from erw.data.manifest import Manifest, Shard
 from erw.data.shards import Column, Written, write_shard
 from erw.runtime.memory import keep_freed
-from record import begun, beside_repa, write
+from record import add_peer, begun, beside_repa, write
 
 LATENT, GRID, DIM, TEACHER = (4, 32, 32), (16, 16), 768, "teacher"
 PER_SHARD = 1024
@@ -130,8 +130,7 @@ def ours(cache: Cache, batch: int, *, stored: bool = True, features: bool = True
 def theirs(clone: Path, folder: Path, batch: int, workers: int) -> Iterator[int]:
     """REPA's dataset from the clone in a DataLoader with the settings of its train.py."""
     spec = importlib.util.spec_from_file_location("repa_dataset", clone / "dataset.py")
-    if spec is None or spec.loader is None or not (clone / "dataset.py").exists():
-        raise SystemExit(f"error: {clone} has no dataset.py: expected a clone of sihyun-yu/REPA")
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     data = module.CustomDataset(str(folder))
@@ -180,11 +179,8 @@ def contenders(root: Path, args: argparse.Namespace) -> dict[str, Callable[[], I
     small = make_cache(root / "int8", args.rows, kind="int8")
     found: dict[str, Callable[[], Iterator[int]]] = {}
     if args.peer:
-        name, _, clone = args.peer.partition("=")
-        if name != "repa" or not clone:
-            raise SystemExit(f"--peer {args.peer}: expected repa=PATH, a clone of sihyun-yu/REPA")
         make_peer(root / "repa", args.rows)
-        found["repa"] = partial(theirs, Path(clone), root / "repa", args.batch, args.workers)
+        found["repa"] = partial(theirs, args.peer, root / "repa", args.batch, args.workers)
     return found | {
         "erw int8": partial(ours, small, args.batch),
         "erw float16": partial(ours, whole, args.batch),
@@ -212,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--peer", metavar="repa=PATH", help="clone of sihyun-yu/REPA")
+    add_peer(parser)
     parser.add_argument("--rows", type=int, default=16384)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=10.0, help="of reading, each turn")
@@ -226,10 +222,9 @@ def main() -> None:
         rates(ours(Cache.open(args.child), args.batch, stored=False), args.seconds)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE)
         return
-    peer = Path(args.peer.partition("=")[2]) if args.peer else None
     record = begun(
         "samples a second and a CPU second (all threads and workers), median (min to max)",
-        clone=peer, hidden={args.peer: "repa=CLONE"}, out=args.out,
+        clone=args.peer, out=args.out,
     )  # fmt: skip
     record |= {
         "erw reads": "moments 8 x 32 x 32 float16, 256 tokens of 768; read one batch ahead, "

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from record import begun, beside_repa, write
+from record import add_peer, begun, beside_repa, write
 
 SIZE = 256
 CLOCK = """
@@ -113,7 +113,7 @@ def run(program: str, *args: str | Path | int) -> dict[str, list[float]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(args: argparse.Namespace, clone: Path | None) -> list[dict[str, Any]]:
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each contender: images a second and a CPU second, and ratios to REPA."""
     found: dict[str, list[dict[str, list[float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -121,8 +121,8 @@ def compare(args: argparse.Namespace, clone: Path | None) -> list[dict[str, Any]
         make_images(root / "photos", args.images)
         make_vae(root / "vae")
         for turn in range(args.rounds):
-            if clone:
-                told = clone, root / "vae", root / "photos", root / f"repa-{turn}", SIZE
+            if args.peer:
+                told = args.peer, root / "vae", root / "photos", root / f"repa-{turn}", SIZE
                 found.setdefault("repa", []).append(run(PEER, *told))
             for precision in args.precision:
                 out = root / f"erw-{precision}-{turn}"
@@ -145,27 +145,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--peer", metavar="repa=PATH", help="clone of sihyun-yu/REPA")
+    add_peer(parser)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--encoder", default="", help="erw also stores these features (not REPA)")
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     args = parser.parse_args()
-    clone = None
-    if args.peer:
-        name, _, told = args.peer.partition("=")
-        clone = Path(told).resolve()
-        if name != "repa" or not (clone / "preprocessing" / "dataset_tools.py").exists():
-            raise SystemExit(f"--peer {args.peer}: expected repa=PATH, a clone of sihyun-yu/REPA")
     record = begun(
         "images a second and a CPU second (all threads), median over rounds (min to max)",
         packages=("torch", "pillow", "diffusers"),
-        clone=clone, hidden={args.peer: "repa=CLONE"}, out=args.out,
+        clone=args.peer, out=args.out,
     )  # fmt: skip
     record |= {
         "images": f"{args.images} JPEGs of 500 x 375 to {SIZE}, features: {args.encoder or None}",
-        "rows": compare(args, clone),
+        "rows": compare(args),
     }
     print(json.dumps(record, indent=1))
     write(record, args.out)

@@ -1,5 +1,6 @@
 """What every benchmark writes down beside its numbers, and the clone that it compares with."""
 
+import argparse
 import datetime
 import json
 import os
@@ -16,6 +17,19 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
+def add_peer(parser: argparse.ArgumentParser) -> None:
+    """The option `--peer repa=PATH`; read, it is the clone's path or None."""
+    parser.add_argument("--peer", type=_repa, metavar="repa=PATH", help="clone of sihyun-yu/REPA")
+
+
+def _repa(text: str) -> Path:
+    name, _, path = text.partition("=")
+    clone = Path(path).resolve()
+    if name != "repa" or not (clone / "models" / "sit.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text}: expected repa=PATH, a clone of sihyun-yu/REPA")
+    return clone
+
+
 def begun(
     what: str,
     *,
@@ -27,10 +41,11 @@ def begun(
 ) -> dict[str, Any]:
     """The head of a record: what is measured, by which command, when, on what, with which versions.
 
-    In the command, words of `hidden` and `out` stand without the folders of this machine.
+    In the command, the clone, words of `hidden` and `out` stand without this machine's folders.
     """
     named = dict(hidden or {}) | ({str(out): out.name} if out else {})
-    words = [named.get(word, word) for word in sys.argv[1:]]
+    words = ["repa=CLONE" if word.startswith("repa=") else word for word in sys.argv[1:]]
+    words = [named.get(word, word) for word in words]
     script = f"benchmarks/{Path(sys.argv[0]).name}"
     return {
         "what": what,

@@ -24,7 +24,7 @@ from erw.interop.layouts import Parts, peers
 from erw.interop.measure import positions
 from erw.models import SiT
 from erw.models.sit import SIZES
-from record import begun, machine, summary, write
+from record import add_peer, begun, machine, summary, write
 from step import Contender, table
 
 PEERS = {
@@ -76,10 +76,7 @@ def specs(args: argparse.Namespace, folder: Path, sizes: dict[str, int]) -> list
     }
     found = [{"name": "erw", "title": "erw"}]
     if args.peer:
-        name, _, path = args.peer.partition("=")
-        if name != "repa" or not path:
-            raise SystemExit(f"--peer {args.peer}: expected repa=PATH, a clone of sihyun-yu/REPA")
-        found.insert(0, {"name": "repa", "title": "repa", "path": str(Path(path).resolve())})
+        found.insert(0, {"name": "repa", "title": "repa", "path": str(args.peer)})
     compiled = {"name": "erw", "compile": True}
     found += [
         compiled | {"title": "erw compiled"},
@@ -146,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--peer", metavar="repa=PATH", help="clone of sihyun-yu/REPA")
+    add_peer(parser)
     parser.add_argument("--model", default="B/2", help="size and patch: S, B, L, XL / 2, 4, 8")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4, help="of Euler and of DDIM")
@@ -166,11 +163,10 @@ def main() -> None:
 
     size, patch = args.model.split("/")
     sizes = dict(zip(("depth", "width", "heads"), SIZES[size], strict=True)) | {"patch": int(patch)}
-    peer = Path(args.peer.partition("=")[2]) if args.peer else None
     record = begun(
         "images per second of sampling, median over rounds (min to max)",
         packages=("torch", "diffusers"),
-        clone=peer, hidden={args.peer: "repa=CLONE"}, out=args.out, threads=args.threads,
+        clone=args.peer, out=args.out, threads=args.threads,
     )  # fmt: skip
     record |= {
         "model": f"SiT-{args.model} and DiT-{args.model}, latents 4 x 32 x 32, batch {args.batch}, "

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from record import HERE, begun, summary, write
+from record import HERE, add_peer, begun, summary, write
 
 ORDER = ["repa", "erw", "erw compiled"]
 
@@ -69,10 +69,7 @@ def specs(args: argparse.Namespace) -> list[dict[str, Any]]:
     }
     found = []
     if args.peer:
-        name, _, path = args.peer.partition("=")
-        if name != "repa" or not path:
-            raise SystemExit(f"--peer {args.peer}: expected repa=PATH, a clone of sihyun-yu/REPA")
-        found.append({"name": "repa", "title": "repa", "path": str(Path(path).resolve())})
+        found.append({"name": "repa", "title": "repa", "path": str(args.peer)})
     compiled = {"no": [False], "yes": [True], "both": [False, True]}[args.compile]
     for on in compiled:
         found.append({"name": "erw", "title": "erw compiled" if on else "erw", "compile": on})
@@ -146,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--peer", metavar="repa=PATH", help="clone of sihyun-yu/REPA")
+    add_peer(parser)
     parser.add_argument("--model", default="B/2", help="size and patch: S, B, L, XL / 1, 2, 4, 8")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--align-depth", type=int, default=4, help="REPA: 4 for B/2, 8 for XL/2")
@@ -167,13 +164,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     args = parser.parse_args()
 
-    peer = Path(args.peer.partition("=")[2]) if args.peer else None
     record = begun(
         f"seconds ({args.clock} clock) of a training step, median over rounds (min to max)",
-        clone=peer, hidden={args.peer: "repa=CLONE"}, out=args.out, threads=args.threads,
+        clone=args.peer, out=args.out, threads=args.threads,
     )  # fmt: skip
     record["model"] = f"SiT-{args.model}, latents 4 x 32 x 32, batch {args.batch}, features given"
-    if peer:
+    if args.peer:
         record["stand-ins"] = "in the peer's process: three timm layers, accelerate's casting"
     record["rows"] = results(measure(args))
     for key in ("what", "command", "model", "machine", "versions", "stand-ins"):
