@@ -162,10 +162,16 @@ def train_and_score(study: Study, method: str, seed: int, share: budget.Share) -
     """One run from its first step to its last, scored at its points; what is done is skipped."""
     name = f"{method}-{seed}"
     shown, folder = study.shown, study.out / "runs" / name
-    if all(_point(study, name, step).is_file() for step in share.points):
+    done = _scored(study, name, share)
+    if len(done) == len(share.points):
         return
     run = share.run.replace(seed=seed)
-    reporter = StepReporter(shown, name=name, flops_at=lambda step: share.ledger.spent(step).total)
+    reporter = StepReporter(
+        shown,
+        name=name,
+        flops_at=lambda step: share.ledger.spent(step).total,
+        done=max(done, default=0),
+    )
 
     def score(step: int, model: Trained) -> None:
         if step not in share.points or _point(study, name, step).is_file():
@@ -188,8 +194,7 @@ def train_and_score(study: Study, method: str, seed: int, share: budget.Share) -
         )
 
     train(run, folder, at=share.points, evaluate=score, reporter=reporter)
-    missing = [step for step in share.points if not _point(study, name, step).is_file()]
-    if missing:
+    if missing := sorted(set(share.points) - set(_scored(study, name, share))):
         raise CheckpointError(
             f"{_point(study, name, missing[0])} is gone and so is its checkpoint; delete {folder} "
             "to train that run anew"
@@ -224,6 +229,11 @@ def collect(study: Study, shares: dict[str, budget.Share]) -> Results:
     )
 
 
+def _scored(study: Study, name: str, share: budget.Share) -> list[int]:
+    """The steps of a run whose scores are there."""
+    return [step for step in share.points if _point(study, name, step).is_file()]
+
+
 def _point(study: Study, name: str, step: int) -> Path:
     return study.out / "points" / f"{name}-{step:08d}.json"
 
@@ -231,16 +241,15 @@ def _point(study: Study, name: str, step: int) -> Path:
 def _plan_work(study: Study, shares: dict[str, budget.Share]) -> None:
     """Put the exact amount of work into the display, and what of it is done by now."""
     train, samples = study.shown.work.kinds["train"], study.shown.work.kinds["samples"]
-    runs = [(m, seed, s) for m, s in shares.items() for seed in study.plan.seeds]
-    costs = {m: s.ledger.spent(s.points[-1]).total for m, s in shares.items()}
-    scored = {
-        (m, seed): sum(_point(study, f"{m}-{seed}", step).is_file() for step in s.points)
-        for m, seed, s in runs
-    }
-    train.total = sum(costs[m] for m, _, _ in runs)
-    train.done = sum(costs[m] for m, seed, s in runs if scored[m, seed] == len(s.points))
-    samples.total = sizing.TICKS * study.plan.samples * sum(len(s.points) for _, _, s in runs)
-    samples.done = sizing.TICKS * study.plan.samples * sum(scored.values())
+    runs = [(f"{m}-{seed}", s) for m, s in shares.items() for seed in study.plan.seeds]
+    scored = [_scored(study, name, s) for name, s in runs]
+    samples.total = sizing.TICKS * study.plan.samples * sum(len(s.points) for _, s in runs)
+    samples.done = sizing.TICKS * study.plan.samples * sum(len(steps) for steps in scored)
+    train.total = sum(s.ledger.spent(s.points[-1]).total for _, s in runs)
+    train.done = sum(
+        s.ledger.spent(max(steps, default=0)).total
+        for (_, s), steps in zip(runs, scored, strict=True)
+    )
 
 
 def _ticker(shown: Display, kind: str, what: str) -> measure.Tick:

@@ -124,12 +124,15 @@ def display(work: Work) -> Iterator[Display]:
 class StepReporter:
     """The training loop's reporter inside a study: its steps move the study's display.
 
-    `flops_at(step)` is the run's total cost after `step` steps.
+    `flops_at(step)` is the run's total cost after `step` steps; up to step `done` the display has
+    counted it.
     """
 
-    def __init__(self, shown: Display, *, name: str, flops_at: Callable[[int], int]) -> None:
+    def __init__(
+        self, shown: Display, *, name: str, flops_at: Callable[[int], int], done: int = 0
+    ) -> None:
         self.shown, self.name, self.flops_at = shown, name, flops_at
-        self.line, self.done, self.time = "", 0, 0.0
+        self.line, self.done, self.time = "", done, 0.0
 
     def say(self, text: str) -> None:
         """The loop's introduction is in the run's folder; here it would crowd the display."""
