@@ -99,7 +99,8 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
         assert len(said.stdout.splitlines()) == 5  # the first process alone prints
         found[processes] = json.loads(out.read_text())
     one, two = found[1], found[2]
-    assert two["values"] == pytest.approx(one["values"], rel=1e-6)
+    # A KID is a small difference of kernel means, which are of order 1.
+    assert two["values"] == pytest.approx(one["values"], rel=1e-6, abs=1e-7)
     assert {**one, "values": 0} == {**two, "values": 0}
 
 

@@ -27,7 +27,8 @@ SLOW = """
 import json, sys, time
 from pathlib import Path
 from parts import make
-from erw.data.sources import FileSource, Folder
+from erw.data.files import Folder
+from erw.data.sources import FileSource
 
 class Slow(FileSource):
     def __getitem__(self, index):

@@ -23,7 +23,7 @@ from erw.cli import main
 from erw.config import Data
 from erw.data import Cache, Loader, remote
 from erw.data.remote import Remote
-from erw.data.shards import Written
+from erw.data.shards import Written, hash_file
 from erw.data.store import NoRoom, Store
 from erw.errors import CacheError, ConfigError
 from servers import KEY, SECRET, Web, s3, web, weed
@@ -297,3 +297,14 @@ def test_what_s3_refuses_is_said_in_one_line(bucket: str) -> None:
                 Cache.open(bucket)
             assert "\n" not in str(error.value)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_copy_that_lost_a_bit_here_is_fetched_again(site: Web, store: Path) -> None:
+    far = Cache.open(site.url)
+    assert far.verify() == []
+    copy = next(store.glob("*.safetensors"))
+    data = bytearray(copy.read_bytes())
+    data[-1] ^= 1
+    copy.write_bytes(data)
+    assert far.verify() == []
+    assert hash_file(copy) == copy.stem

@@ -101,7 +101,7 @@ def prepare(args: Sequence[str]) -> None:
         return
     assert source is not None
     if found.dry_run:
-        print(_forecast(source, how))
+        print(_forecast(source, how, found, there))
         return
     if found.online:
         if how.pca is not None:
@@ -115,8 +115,7 @@ def prepare(args: Sequence[str]) -> None:
     options = to_dict(how)
     for name in ("count", "groups", *READING):  # the source has taken them
         del options[name]
-    if there:  # encoders that were added may be stored in another way
-        options |= {name: getattr(found, name, None) for name in ("features", "pca")}
+    options |= _as_stored(found)
     options |= {"append": found.append, "device": pick_device(how.device)}
     print(go(source, found.out, **options))
 
@@ -146,6 +145,8 @@ def _read(args: Sequence[str]) -> Any:
     add_settings(parser, Prepare())
     found = parser.read(args)
     alone = found.verify or found.abandon or found.add_encoder
+    if found.verify and getattr(found, "repair", False):
+        parser.error("--verify names damaged shards, --repair makes them again: leave one out")
     if found.out is None or (found.source is None and not alone):
         parser.error("the following arguments are required: IMAGES, --out")
     return found
@@ -186,9 +187,8 @@ def _add(source: Source | None, how: Prepare, found: Any) -> Any:
             raise ConfigError(f"--{name} does not go with --add-encoder: leave it out")
     return add_encoders(
         source, found.out, encoders=found.add_encoder,
-        features=getattr(found, "features", None), pca=getattr(found, "pca", None),
         class_token=how.class_token, batch_size=how.batch_size, workers=how.workers,
-        device=pick_device(how.device),
+        device=pick_device(how.device), **_as_stored(found),
     )  # fmt: skip
 
 
@@ -223,21 +223,28 @@ def _online(where: str, out: str, how: Prepare, *, precise: bool) -> Any:
     )  # fmt: skip
 
 
-def _forecast(source: Source, how: Prepare) -> str:
+def _as_stored(found: Any) -> dict[str, Any]:
+    """How features are to be stored, where that was given: encoders of a cache may differ in it."""
+    return {name: getattr(found, name, None) for name in ("features", "pca")}
+
+
+def _forecast(source: Source, how: Prepare, found: Any, there: dict[str, Any]) -> str:
     """Images, classes and bytes that a cache will take."""
     from erw.data.forecast import table
     from erw.data.rows import Networks
     from erw.data.settings import describe, load_networks
+    from erw.data.sources import left_alone
 
     networks: Networks = load_networks(how.vae, how.encoders, precision=how.precision, device="cpu")
     told = describe(
-        source, networks, image_size=how.image_size, crop=how.crop, features=how.features,
-        pca=how.pca, class_token=how.class_token, rows_per_shard=how.rows_per_shard,
-        seed=how.seed, flip=how.flip, images=how.images,
+        source, networks, image_size=how.image_size, crop=how.crop, like=there or None,
+        class_token=how.class_token, rows_per_shard=how.rows_per_shard, seed=how.seed,
+        flip=how.flip, images=how.images, **_as_stored(found),
     )  # fmt: skip
     flops = told["vae"]["flops"] + sum(part["flops"] for part in told["encoders"])
     flops *= 2 if how.flip else 1
     lines = [f"images      {len(source):,} of {source.name}"]
+    lines += [f"            {said}"] if (said := left_alone(source)) else []
     lines += [f"classes     {len(source.class_names)} ({', '.join(source.class_names[:12])})"]
     lines += [f"shards      {math.ceil(len(source) / how.rows_per_shard)}"]
     lines += [f"encoding    {flops / 1e9:.3f} GFLOP an image", ""]

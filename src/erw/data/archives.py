@@ -11,9 +11,9 @@ import numpy as np
 from blake3 import blake3
 
 from ..errors import DataError
+from .files import Entry
 from .images import EXTENSIONS, WHITE, Unreadable, decode
 from .labels import classes
-from .sources import Entry
 
 LABELS = (".cls", ".json", ".txt")
 _JSON_KEYS = ("label", "cls", "class")

@@ -49,8 +49,9 @@ class Cache:
         }
         self._shards = tuple(shard for shard in manifest.shards if shard.rows)
         self._ends = np.cumsum([shard.rows for shard in self._shards])
-        # Thousands of shards must not exhaust the file handles.
-        self._shard = lru_cache(maxsize=max(16, _file_limit() // 2))(self._open)
+        # Thousands of shards must not exhaust the file handles, nor those of several caches.
+        most = max((len(shard.files) for shard in self._shards), default=1)
+        self._shard = lru_cache(maxsize=max(16, _file_limit() // (4 * most)))(self._open)
 
     @classmethod
     def open(cls, path: str | Path) -> "Cache":
@@ -147,17 +148,15 @@ class Cache:
     def verify(self) -> list[str]:
         """Rehash every shard; the names of files that are damaged, cut short or missing."""
         files = self.manifest.files
-
-        def whole(file: Written) -> bool:
-            try:
-                return hash_file(self.file(file)) == file.blake3
-            except (OSError, CacheError):
-                return False
-
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [
-                f.file for f, good in zip(files, pool.map(whole, files), strict=True) if not good
-            ]
+            whole = pool.map(self._whole, files)
+            return [file.file for file, good in zip(files, whole, strict=True) if not good]
+
+    def _whole(self, file: Written) -> bool:
+        try:
+            return hash_file(self.file(file)) == file.blake3
+        except OSError:
+            return False
 
     def require(
         self,

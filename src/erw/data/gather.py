@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .buffers import BUFFERS
 from .codec import from_numpy
-from .shards import DTYPES, ShardReader
+from .shards import DTYPES, ShardReader, Span
 
 _READERS = min(8, os.cpu_count() or 1)  # threads that read one batch
 _SHARED = 4 << 20  # bytes from which they share it
@@ -29,9 +29,13 @@ class Located(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A column on its way into an array: its name, the array's bytes, what to read into them."""
+    """A column on its way into an array: its name, the array's bytes, what to read into them.
+
+    `span` is that of the batch's first shard; all others must have numbers of that shape.
+    """
 
     name: str
+    span: Span
     flat: memoryview
     requests: list[Request]
 
@@ -44,15 +48,15 @@ def gather(
     `columns` are names, and whether a row holds two variants of that column; `shard` opens one by
     its number.
     """
-    spans = shard(int(rows.shard[0]) if len(rows.shard) else 0).columns
+    number = int(rows.shard[0]) if len(rows.shard) else 0
+    spans = [shard(number).span(name) for name, _ in columns]
     found, targets = [], []
-    for name, varied in columns:
-        span = spans[name]
+    for (name, varied), span in zip(columns, spans, strict=True):
         shape, width = span.shape[1 if varied else 0 :], span.row_bytes // (2 if varied else 1)
         start = rows.row * span.row_bytes + (rows.variant * width if varied else 0)
         values = BUFFERS.empty((len(rows.place), *shape), DTYPES[span.dtype][1])
         requests = _requests(rows, start, width) if len(rows.place) else []
-        targets.append(Target(name, values.reshape(-1).view(np.uint8).data, requests))
+        targets.append(Target(name, span, values.reshape(-1).view(np.uint8).data, requests))
         found.append(from_numpy(values, span.dtype))
     # Copying is what it costs, and a cold disk wants many requests at once.
     threads = _READERS if sum(len(target.flat) for target in targets) >= _SHARED else 1
@@ -82,11 +86,12 @@ def _requests(rows: Located, start: np.ndarray, width: int) -> list[Request]:
 
 def _read(targets: Sequence[Target], shard: Callable[[int], ShardReader]) -> None:
     """Fill the targets. A plain loop around one system call, since there are thousands a batch."""
-    for name, flat, requests in targets:
-        opened = -1
+    for name, span, flat, requests in targets:
+        opened, reader = -1, None
         for number, start, begin, end in requests:
             if number != opened:
+                reader = None  # a full store of shards may need its room
                 opened, reader = number, shard(number)
-                file, first = reader.where(name)
+                file, first = reader.where(name, like=span)
             if os.preadv(file, (flat[begin:end],), first + start) != end - begin:
-                reader.read(name, start, flat[begin:end])  # goes on, or says what is wrong
+                shard(number).read(name, start, flat[begin:end])  # goes on, or says what is wrong

@@ -26,7 +26,7 @@ def decode(data: bytes | str | Path, *, background: tuple[int, int, int] = WHITE
     Transparency is composited on `background`. Of 16-bit greyscale the high byte is kept, as
     Pillow does for 16-bit RGB. Of animations and pages, the first. Raises `Unreadable`.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         raw = data if isinstance(data, bytes) else Path(data).read_bytes()
@@ -40,8 +40,7 @@ def decode(data: bytes | str | Path, *, background: tuple[int, int, int] = WHITE
             if image.width * image.height > limit:  # Pillow only warns up to twice this
                 raise Image.DecompressionBombError
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(_to_rgb(upright, background))
+            return np.asarray(_to_rgb(_upright(image), background))
     except Unreadable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -66,6 +65,26 @@ def channels(data: bytes) -> str | None:
             return "grey" if image.mode[0] in "1LIF" and image.mode != "LAB" else "colour"
     except Exception:  # `decode` says what is wrong with it
         return None
+
+
+def _upright(image):  # type: ignore[no-untyped-def]
+    """Turned as its EXIF orientation says. The rest of that block may be anything."""
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(0x0112))
+    except Exception:  # a block that cannot be read turns nothing
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")

@@ -1,6 +1,7 @@
 """One process's share of making a cache: which files are missing, make them, join them."""
 
 import errno
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from .growth import Part, Stored, held, sources, spans
 from .manifest import (
     MANIFEST,
     REJECTED,
+    SETTINGS,
     Manifest,
     Record,
     join,
@@ -272,6 +274,8 @@ def _join(job: Job) -> None:
         write_text(job.out / REJECTED, rejected_lines(records))
         if not any(record.shard.rows for record in records):
             _, path, reason = records[0].rejected[0]
+            shutil.rmtree(job.folder)  # nothing is begun: other images may come here
+            (job.out / SETTINGS).unlink()
             raise DataError(
                 f"none of the {len(job.source)} images of {job.source.name} can be used: "
                 f"{path}: {reason}; all reasons are in {job.out / REJECTED}"

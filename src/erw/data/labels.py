@@ -72,6 +72,8 @@ def classes(told: Sequence[int | str | None], *, where: str) -> tuple[tuple[str,
     Raises `DataError` if some have a label and others not, or kinds are mixed.
     """
     kinds = {type(label) for label in told}
+    if not told:
+        raise DataError(f"{where} holds no images")
     if kinds == {type(None)}:
         return (), [0] * len(told)
     if kinds == {int}:

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from ..errors import CacheError
 from .shards import Written, write_text
 
@@ -25,6 +27,7 @@ MANIFEST, SETTINGS, REJECTED, REPORT = (
     "rejected.jsonl",
     "report.json",
 )
+CHECK = "check"  # of a manifest: the hash of the rest
 LATER = ("pca", "scaling")  # left out where empty: manifests older than these keep their bytes
 
 
@@ -99,6 +102,7 @@ class Manifest:
     def write(self, out: Path) -> None:
         """Write `manifest.json` in canonical form: equal caches have equal bytes."""
         told = {key: value for key, value in asdict(self).items() if key not in LATER or value}
+        told[CHECK] = _check(told)
         write_text(out / MANIFEST, json.dumps(told, sort_keys=True, indent=1) + "\n")
 
     @staticmethod
@@ -132,14 +136,26 @@ class Manifest:
                 f"{where} has version {version}, this erw reads {VERSION}: prepare it again"
             )
         try:
+            check = found.pop(CHECK, None)  # older manifests have none
+            if check is not None and check != _check(found):
+                raise ValueError("it is not as it was written")
             found["shards"] = tuple(_shard(shard) for shard in found["shards"])
             for key in ("class_names", "class_counts", "latent_shape", "latent_mean", "latent_std"):
                 found[key] = tuple(found[key])
-            return Manifest(**found)
-        except (KeyError, TypeError) as error:
+            manifest = Manifest(**found)
+            held = sum(shard.rows for shard in manifest.shards)
+            if not manifest.rows == held == sum(manifest.class_counts):
+                raise ValueError(f"{manifest.rows} rows, but {held} in its shards")
+            return manifest
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CacheError(
                 f"{where} is damaged ({error}): remove it and prepare again"
             ) from error
+
+
+def _check(told: dict[str, Any]) -> str:
+    """blake3 of what a manifest says, as it is written and as it is read back."""
+    return blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def join(

@@ -8,6 +8,8 @@ from .hub import sets
 from .images import EXTENSIONS
 from .sources import PACKED, FileSource, Source
 
+ENDINGS = EXTENSIONS | set(PACKED[:3])
+
 
 def packed(
     paths: list[Path],
@@ -41,9 +43,16 @@ def packed(
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Packed files of one set below a folder, if it holds any and no images beside them."""
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PACKED[:3]]
-    if not found or any(p.suffix.lower() in EXTENSIONS for p in folder.iterdir()):
+    """Packed files of one set below a folder, if it holds any."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS]
+    found = [path for path in files if path.suffix.lower() in PACKED[:3]]
+    if found and len(found) < len(files):
+        raise DataError(
+            f"{folder} holds {len(files) - len(found)} images and {len(found)} packed files (such "
+            f"as {found[0].relative_to(folder)}): move one kind away, or name the packed ones by a "
+            f"pattern such as {folder / ('*' + found[0].suffix)}"
+        )
+    if not found:
         return []
     named = sets([path.relative_to(folder).as_posix() for path in found])
     if len(named) > 1:

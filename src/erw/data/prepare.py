@@ -13,16 +13,9 @@ from .cache import Cache
 from .job import Job, damaged, named, work
 from .manifest import MANIFEST, REJECTED, REPORT, SETTINGS, Manifest
 from .progress import Bar, summary
-from .settings import (
-    begun,
-    describe,
-    describe_encoders,
-    differences,
-    identity,
-    load_networks,
-)
+from .settings import begun, describe, describe_encoders, differences, identity, load_networks
 from .shards import write_text
-from .sources import Source, open_source
+from .sources import Source, left_alone, open_source
 
 
 def prepare(
@@ -166,7 +159,7 @@ def verify(out: str | Path) -> Cache:
 
     Raises `CacheError` that names the damaged shards, or says that the cache is unfinished.
     """
-    if "://" in str(out):
+    if "://" in str(out) or (Path(out).expanduser() / "online.json").is_file():
         cache = Cache.open(out)
     else:  # what is cut short or missing is named with the rest, not refused at once
         out = Path(out).expanduser()
@@ -212,8 +205,15 @@ def _begin(out: Path, wanted: dict[str, Any], source: Source, *, append: bool) -
         hint = "choose another folder or remove it"
         if append:
             hint = "what is appended is made alike: leave these out"
+        elif [change.split()[0] for change in changed] == ["source.fingerprint"]:
+            hint = (
+                "files or labels have changed since, or --classes, --columns, --split or --subset "
+                "are not those that it was begun with; choose another folder for others"
+            )
         elif all(change.startswith("source.") for change in changed):
-            hint = "if these images are to be added, say --append"
+            hint = f"choose another folder or delete {out}"
+            if (out / MANIFEST).exists():
+                hint = "if these images are to be added, say --append"
         elif all(change.startswith("encoders.") for change in changed):
             hint += ", or add an encoder to it with --add-encoder"
         raise CacheError(f"{out} was begun with other settings: {', '.join(changed)}; {hint}")
@@ -247,6 +247,8 @@ def _go(job: Job, *, repair: bool, patience: float, progress: bool) -> Cache:
     mine = sum(span.stop - span.first for span in job.own()[job.rank :: job.world])
     before = Manifest.read(job.out).class_names if (job.out / MANIFEST).exists() else None
     with Bar(f"prepare {job.source.name}", total=mine, shown=progress) as bar:
+        if said := left_alone(getattr(job.source, "source", job.source)):
+            bar.note(said)
         if before is not None and (new := job.source.class_names[len(before) :]):
             bar.note(f"classes that the cache did not have: {', '.join(new)}")
         others = work(job, bar, patience=patience)
@@ -290,4 +292,4 @@ def _foreign(item: Path) -> bool:
     """Something that no process beginning this cache just now would have put there."""
     if item.name == "shards" and item.is_dir():
         return any(not inner.name.startswith(".") for inner in item.iterdir())
-    return not item.name.startswith(".")
+    return not item.name.startswith(".") and item.name != REJECTED  # of images that were no use

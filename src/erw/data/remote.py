@@ -22,7 +22,7 @@ from ..errors import CacheError
 from .cache import Cache
 from .manifest import MANIFEST, Manifest
 from .shards import ShardReader, Written
-from .store import SIZE, TRIES, NoRoom, Store
+from .store import SIZE, TRIES, CameDamaged, NoRoom, Store
 
 THREADS = 8  # that fetch ahead: object stores give their bandwidth to many connections
 PAUSE = 0.5  # seconds before the second attempt at a file, doubled before the third
@@ -88,6 +88,16 @@ class Remote(Cache):
         name = f"shards/{file.file}"
         get = partial(self._far.download, name)
         return self._store.fetch(file, get, source=f"{self._far.url}/{name}")
+
+    def _whole(self, file: Written) -> bool:
+        """Whether the original is whole; a copy here that is not is fetched once more."""
+        try:
+            if super()._whole(file):
+                return True
+            self._store.drop(file)
+            return super()._whole(file)
+        except CameDamaged:
+            return False
 
     def _fetch(self, number: int) -> list[Path]:
         return [self.file(file) for file in self._shards[number].files]

@@ -13,7 +13,7 @@ from ..errors import CacheError, ConfigError
 from .codec import FORMATS
 from .crops import CROPS
 from .images import WHITE
-from .manifest import SETTINGS
+from .manifest import MANIFEST, SETTINGS, Manifest
 from .pca import IMAGES
 from .rows import Networks
 from .sources import Source
@@ -26,11 +26,14 @@ FORMAT = "float16"
 def begun(out: Path) -> dict[str, Any] | None:
     """The settings with which the cache in `out` was begun, and what it was grown by; else None.
 
-    Raises `CacheError` if they cannot be read.
+    A finished cache that lost the file has them in its manifest. Raises `CacheError` if they cannot
+    be read.
     """
     path = out / SETTINGS
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        if path.exists():
+            return json.loads(path.read_text())
+        return Manifest.read(out).settings if (out / MANIFEST).exists() else None
     except ValueError as error:
         raise CacheError(f"{path} is damaged ({error}): remove {out}, prepare again") from error
 

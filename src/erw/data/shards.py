@@ -134,7 +134,9 @@ class ShardReader:
                 raise CacheError(
                     f"shard {path} is missing: run the same erw prepare again"
                 ) from None
-            except (ValueError, KeyError, TypeError, OSError) as error:
+            except OSError as error:
+                raise CacheError(f"shard {path} cannot be read ({error.strerror})") from error
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CacheError(
                     f"shard {path} is damaged ({error}): erw prepare --repair"
                 ) from error
@@ -148,20 +150,38 @@ class ShardReader:
         for file in self._files:
             fcntl.flock(file, fcntl.LOCK_SH)
 
-    def where(self, name: str) -> tuple[int, int]:
-        """A column's file, open as long as this reader is, and its first byte there."""
-        span = self.columns[name]
+    def span(self, name: str) -> Span:
+        """Where a column lies. Raises `CacheError` if there is none of that name."""
+        try:
+            return self.columns[name]
+        except KeyError:
+            raise CacheError(
+                f"shard {self._paths[0]} has no column {name}: erw prepare --repair"
+            ) from None
+
+    def where(self, name: str, *, like: Span) -> tuple[int, int]:
+        """A column's file, open as long as this reader is, and its first byte there.
+
+        Raises `CacheError` unless its rows have the type and shape of `like`.
+        """
+        span = self.span(name)
+        if (span.dtype, span.shape) != (like.dtype, like.shape):
+            raise CacheError(
+                f"shard {self._paths[span.file]} holds {span.dtype} {span.shape} as {name}, others "
+                f"{like.dtype} {like.shape}: erw prepare --repair"
+            )
         return self._files[span.file], span.start
 
     def read(self, name: str, start: int, into: memoryview) -> None:
         """Fill `into` with a column's bytes from byte `start` on."""
-        file, first = self.where(name)
-        got = 0
+        span, got = self.span(name), 0
+        file, first = self._files[span.file], span.start
         while got < len(into):  # a single request is capped at 2 GiB
             more = os.preadv(file, [into[got:]], first + start + got)
             if not more:
-                path = self._paths[self.columns[name].file]
-                raise CacheError(f"shard {path} is cut short: erw prepare --repair")
+                raise CacheError(
+                    f"shard {self._paths[span.file]} is cut short: erw prepare --repair"
+                )
             got += more
 
 
@@ -185,6 +205,13 @@ def _columns(file: int, number: int, *, rows: int) -> dict[str, Span]:
         if found != rows or stop - start != rows * row_bytes or stop > size:
             raise ValueError(f"column {name} has {found} rows of {row_bytes} bytes, not {rows}")
         columns[name] = Span(number, start, row_bytes, dtype, tuple(shape))
+    at = 8 + length
+    for span in sorted(columns.values(), key=lambda span: span.start):
+        if span.start != at:
+            raise ValueError(f"a column begins at byte {span.start}, not {at}")
+        at += rows * span.row_bytes
+    if at != size:
+        raise ValueError(f"its columns end at byte {at} of {size}")
     return columns
 
 

@@ -1,18 +1,18 @@
 """Where images come from: folders, archives, tables, the built-in set; each in one fixed order."""
 
 import json
-import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from glob import glob
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from blake3 import blake3
 
 from ..errors import DataError
+from .files import Entry, Files, Folder, Zip
 from .images import EXTENSIONS, WHITE, Unreadable, decode
 from .labels import labels_of_paths, labels_of_table, read_table
 
@@ -40,93 +40,6 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> tuple[np.ndarray, int]: ...
 
     def fingerprint(self) -> str: ...
-
-
-class Entry(NamedTuple):
-    """One file of a collection: its path inside, size in bytes, and what marks its content."""
-
-    key: str
-    size: int
-    stamp: str = ""
-
-
-class Folder:
-    """The bytes below a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def entries(self) -> Iterator[Entry]:
-        """Every file below the root, symbolic links followed, each real folder entered once."""
-        seen = set()
-        pending = [self.root]
-        while pending:
-            folder = pending.pop()
-            real = os.path.realpath(folder)
-            if real in seen:
-                continue
-            seen.add(real)
-            with os.scandir(folder) as listing:
-                for item in listing:
-                    if item.name.startswith("."):
-                        continue
-                    if item.is_dir():
-                        pending.append(Path(item.path))
-                    elif item.is_file():
-                        key = Path(item.path).relative_to(self.root).as_posix()
-                        yield Entry(key, item.stat().st_size)
-
-    def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
-
-    def where(self, key: str) -> str:
-        return str(self.root / key)
-
-
-class Zip:
-    """The bytes inside a zip archive. Reading from several threads is safe; pickling reopens."""
-
-    def __init__(self, path: Path) -> None:
-        self.root = path
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(
-                f"{path} is not a whole zip archive ({error}): copy it again"
-            ) from error
-
-    def entries(self) -> Iterator[Entry]:
-        for info in self._archive.infolist():
-            hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
-            if not info.is_dir() and not hidden:
-                yield Entry(info.filename, info.file_size, f"{info.CRC:08x}")
-
-    def read(self, key: str) -> bytes:
-        try:
-            return self._archive.read(key)
-        except zipfile.BadZipFile as error:
-            raise Unreadable(f"damaged inside the archive ({error})") from error
-
-    def where(self, key: str) -> str:
-        return f"{self.root}!{key}"
-
-    def __getstate__(self) -> Path:
-        return self.root
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
-
-
-class Files(Protocol):
-    """Named bytes: a folder, or what is inside an archive."""
-
-    root: Path
-
-    def entries(self) -> Iterator[Entry]: ...
-
-    def read(self, key: str) -> bytes: ...
-
-    def where(self, key: str) -> str: ...
 
 
 class FileSource:
@@ -280,8 +193,20 @@ def _is_table(key: str) -> bool:
 def _nothing_in(root: Path, found: list[Entry], ignored: Counter[str]) -> str:
     if not found:
         return f"{root} is empty: expected images, or folders of images"
-    kinds = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(3))
+    kinds = _counted(ignored)
     return f"no images in {root}, only other files ({kinds}); Pillow's image formats are read"
+
+
+def left_alone(source: Source) -> str:
+    """A line about files beside the images that are of no known format, or nothing."""
+    ignored = getattr(source, "ignored", None)
+    if not ignored:
+        return ""
+    return f"{ignored.total()} other files are left alone ({_counted(ignored)})"
+
+
+def _counted(ignored: Counter[str]) -> str:
+    return ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(3))
 
 
 def _fingerprint(

@@ -23,6 +23,10 @@ class NoRoom(CacheError):
     """Other shards are being read, and leave no room for one more."""
 
 
+class CameDamaged(CacheError):
+    """A shard is not what the manifest says, however often it is fetched."""
+
+
 class Store:
     """Whole shards in `folder`, at most `limit` bytes of them, downloads under way included."""
 
@@ -61,13 +65,17 @@ class Store:
         except FileNotFoundError:
             return False
 
+    def drop(self, file: Written) -> None:
+        """Forget a shard's file; who reads it now goes on doing so."""
+        self._path(file).unlink(missing_ok=True)
+
     def fetch(self, file: Written, download: Callable[[Path], None], *, source: str) -> Path:
         """The path of a shard's file, made by `download(path)` if it is not here.
 
         Any number of threads and processes may ask at once: one downloads, the others wait. Its
         blake3 is checked before it gets its name, so what has a name is whole.
 
-        Raises `NoRoom`; `CacheError` if it came damaged three times or the disk is full; and
+        Raises `NoRoom`; `CameDamaged` after three attempts; `CacheError` if the disk is full; and
         whatever `download` raises.
         """
         path = self._path(file)
@@ -98,7 +106,7 @@ class Store:
                         f"on another disk in {FOLDER}"
                     ) from error
                 raise
-        raise CacheError(
+        raise CameDamaged(
             f"shard {file.file} came damaged from {source} {TRIES} times: verify the original with "
             "erw prepare --verify and upload it again"
         )

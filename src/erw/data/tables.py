@@ -53,10 +53,15 @@ class Table:
         ends: list[int] = []
         self._groups: list[tuple[int, int]] = []  # (file, row group) of each block of rows
         for number, path in enumerate(self.paths):
-            for group, rows in enumerate(_groups(path)):
+            try:
+                blocks, labels_here = _groups(path), _labels(path, label)
+            except (OSError, KeyError, _pyarrow().ArrowException) as error:
+                kind = path.suffix[1:]
+                raise DataError(f"{path} cannot be read as {kind} ({_line(error)})") from error
+            for group, rows in enumerate(blocks):
                 self._groups.append((number, group))
                 ends.append((ends[-1] if ends else 0) + rows)
-            told += _labels(path, label)
+            told += labels_here
         self._ends = ends
         if not ends or not ends[-1]:
             raise DataError(f"{first} has no rows")
@@ -79,7 +84,10 @@ class Table:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         block = bisect_right(self._ends, index)
         before = self._ends[block - 1] if block else 0
-        value = self._block(block)[index - before].as_py()
+        try:
+            value = self._block(block)[index - before].as_py()
+        except (OSError, IndexError, _pyarrow().ArrowException) as error:
+            raise Unreadable(f"damaged inside the table ({_line(error)})") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and value.get("path"):
             path = Path(value["path"])
@@ -228,8 +236,11 @@ def _schema(path: Path) -> Any:
         with _arrow(path) as stream:
             return stream.schema
     except (pyarrow.ArrowException, OSError) as error:
-        line = " ".join(str(error).split())[:120]
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]} ({line})") from error
+        raise DataError(f"{path} cannot be read as {path.suffix[1:]} ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def _groups(path: Path) -> list[int]:

@@ -12,8 +12,9 @@ from blake3 import blake3
 from torch import Tensor
 
 from erw.data.cache import Cache
+from erw.data.files import Folder
 from erw.data.images import Unreadable, channels
-from erw.data.sources import FileSource, Folder, Source, open_source, where
+from erw.data.sources import FileSource, Source, open_source, where
 from erw.errors import CacheError, DataError, NumericsError
 from erw.sample.files import image_shape, read_images, read_settings
 from erw.sample.generate import Generation, Samples
