@@ -25,8 +25,7 @@ COST = StepCost(warmup=1, full=2, projector=0, teacher=0)
 
 def test_a_run_older_than_a_setting_goes_on(tmp_path):
     run = Run()
-    folder.claim(tmp_path, run, run, CACHE, COST)
-    recipe = json.loads((tmp_path / RECIPE).read_text())
+    recipe = json.loads(folder.claim(tmp_path, run, run, CACHE, COST))
     del recipe["resolved"]["model"]["mlp"]
     (tmp_path / RECIPE).write_text(json.dumps(recipe))
     folder.claim(tmp_path, run, run, CACHE, COST)

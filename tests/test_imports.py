@@ -19,6 +19,7 @@ FILES = sorted(SRC.rglob("*.py"))
 # A module may import its own layer and those above it in this list, never those below.
 LAYERS = [
     "errors",
+    "files",
     "draws",
     "flow",
     "diffusion",

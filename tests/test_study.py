@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -278,15 +279,39 @@ def test_two_processes_share_a_study_and_score_as_one(study, tmp_path):
     assert all("FD-Lite2" in text for text in said), "both had their share"
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(study, capsys):
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"steps": 0},
+        {"steps": None, "hours": math.nan},
+        {"seeds": ()},
+        {"seeds": (1, 1)},
+        {"solver": "ddpm"},
+        {"solver": "bogus"},
+        {"guidance": math.nan},
+    ],
+)
+def test_impossible_studies_are_refused_before_they_begin(setting):
+    with pytest.raises(ConfigError):
+        dataclasses.replace(TINY, **setting)
+
+
+def test_a_run_whose_process_dies_is_gone_on_with(study, capsys):
     from erw.study import demo
     from erw.train.folder import locked
 
-    (study / "points").joinpath("sit-0-00000016.json").rename(study / "kept")
-    with locked(study / "runs" / "sit-0"):
-        demo.run_study(TINY, study)
-    assert "sit-0  left to the process that is at it" in capsys.readouterr().err
-    assert len(read_results(study).rows) == 3 * len(TINY.fractions) - 1
-    (study / "kept").rename(study / "points" / "sit-0-00000016.json")
+    point = study / "points" / "sit-0-00000016.json"
+    kept = json.loads(point.read_text())
+    point.unlink()
+    other = locked(study / "runs" / "sit-0")
+    other.__enter__()
+    dies = threading.Timer(3.0, other.__exit__, (None, None, None))
+    dies.start()
     demo.run_study(TINY, study)
+    assert not dies.is_alive(), "it waited"
+    said = capsys.readouterr().err
+    assert (
+        "sit-0  left to the process" in said and "waiting for the process that is at sit-0" in said
+    )
+    assert json.loads(point.read_text())["fd_lite2"] == kept["fd_lite2"], "and scored it itself"
     assert len(read_results(study).rows) == 3 * len(TINY.fractions)

@@ -5,7 +5,7 @@ exact inverses.
 """
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from erw.ema import exponent
 from erw.errors import ConfigError
 from erw.flow import PathName, Prediction, Times
 from erw.plan import Plan
-from erw.records import above_zero, at_least, between
+from erw.records import above_zero, at_least, below_one, between
 from erw.records import from_dict as from_dict
 from erw.records import nearest as nearest
 from erw.records import to_dict as to_dict
@@ -144,8 +144,8 @@ class Flow:
 
     def __post_init__(self) -> None:
         above_zero("flow", "shift", self.shift)
-        between("flow", "direction", self.direction, 0.0, math.inf)
-        between("flow", "token_weight", self.token_weight, 0.0, math.inf)
+        between("flow", "direction", self.direction, 0.0, sys.float_info.max)
+        between("flow", "token_weight", self.token_weight, 0.0, sys.float_info.max)
         if self.direction and self.prediction != "velocity":
             raise ConfigError(
                 f"flow.direction compares velocities, but flow.prediction is {self.prediction}"
@@ -200,13 +200,13 @@ class Optim:
         at_least("optim", "lr_warmup", self.lr_warmup, 0)
         at_least("optim", "accumulate", self.accumulate, 1)
         between("optim", "weight_decay", self.weight_decay, 0.0, 1.0)
-        between("optim", "ema", self.ema, 0.0, 1.0)
+        below_one("optim", "ema", self.ema)
         for sigma_rel in self.ema_profiles:
             exponent(sigma_rel)
         if len(set(self.ema_profiles)) < len(self.ema_profiles):
             raise ConfigError(f"optim.ema_profiles {self.ema_profiles} names a width twice")
         for beta in self.betas:
-            between("optim", "betas", beta, 0.0, 1.0)
+            below_one("optim", "betas", beta)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,18 @@ def between(group: str, name: str, value: float, low: float, high: float) -> Non
         raise ConfigError(f"{group}.{name} is {value}; expected a number from {low} to {high}")
 
 
+def below_one(group: str, name: str, value: float) -> None:
+    """Raise ConfigError unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{group}.{name} is {value}; expected a number from 0 to below 1")
+
+
+def finite(group: str, name: str, value: float) -> None:
+    """Raise ConfigError for NaN and infinity."""
+    if not math.isfinite(value):
+        raise ConfigError(f"{group}.{name} is {value}; expected a finite number")
+
+
 def to_dict(record: Any) -> dict[str, Any]:
     """A settings record as plain JSON values."""
     return dataclasses.asdict(record)

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from erw.records import above_zero, at_least, between
+from erw.records import above_zero, at_least, between, finite
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Sample:
         at_least("sample", "steps", self.steps, 1)
         between("sample", "interval", self.interval[0], 0.0, 1.0)
         between("sample", "interval", self.interval[1], self.interval[0], 1.0)
+        finite("sample", "guidance", self.guidance)
         for name in ("shift", "atol", "rtol"):
             above_zero("sample", name, getattr(self, name))
         if self.guided_channels is not None:

@@ -29,7 +29,7 @@ VERBS = {
     "report": ("studies:report", "RUN... --out FILE", "one page of plots from runs or a study"),
     "show": ("runs:show", "[RECIPE]", "list recipes, or one with its settings and cost"),
     "cost": ("cost:cost", "RECIPE", "FLOPs by part, memory and time on a named GPU"),
-    "bench": ("studies:bench", "[RECIPE]", "time training steps on this machine"),
+    "bench": ("studies:bench", "RECIPE", "time training steps on this machine"),
     "convert": ("weights:convert", "IN OUT --to LAYOUT", "weights in a released layout"),
     "export": ("weights:export", "RUN|CHECKPOINT --out DIR", "a folder for diffusers or the hub"),
     "study": ("studies:study", "NAME --out DIR", "train and compare methods at equal cost"),

@@ -193,6 +193,8 @@ def costs(run: Run) -> list[str]:
     try:
         known = known_cost(run)
     except CacheError as error:
+        if Path(run.data.cache).expanduser().exists():  # it is there and does not fit
+            raise
         return [f"cost: not known without the cache ({error})"]
     from erw.train.build import parameter_count
 

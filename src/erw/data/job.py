@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import CacheError, DataError
+from ..files import write_text
 from . import pca
 from .cache import Cache
 from .claims import Claims
@@ -28,7 +29,7 @@ from .manifest import (
 )
 from .progress import Bar
 from .rows import Networks, Span, cropped, fill, stacked
-from .shards import write_shard, write_text
+from .shards import write_shard
 
 FITTING = 1 << 16
 """Stands for the fit of an encoder's components among the claims on files that encoders add."""

@@ -18,7 +18,8 @@ from typing import Any
 from blake3 import blake3
 
 from ..errors import CacheError
-from .shards import Written, write_text
+from ..files import write_text
+from .shards import Written
 
 VERSION = 1
 MANIFEST, SETTINGS, REJECTED, REPORT = (

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..draws import seeded
 from ..errors import CacheError, ConfigError, DataError
+from ..files import write_text
 from .cache import Batch, Cache
 from .crops import crop
 from .images import Unreadable
 from .manifest import VERSION, Manifest
 from .settings import describe, differences, load_networks, weight_hash
-from .shards import hash_file, write_text
+from .shards import hash_file
 from .sources import BUILT_IN, HUB, Source, open_source
 from .sources import where as place
 

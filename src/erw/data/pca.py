@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CacheError, DataError
-from .shards import Column, Written, hash_file, write_shard, write_text
+from ..files import write_text
+from .shards import Column, Written, hash_file, write_shard
 
 IMAGES = 2048
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CacheError, ConfigError
+from ..files import write_text
 from . import growth
 from .cache import Cache
 from .job import Job, damaged, named, work
 from .manifest import MANIFEST, REJECTED, REPORT, SETTINGS, Manifest
 from .progress import Bar, summary
 from .settings import begun, describe, describe_encoders, differences, identity, load_networks
-from .shards import write_text
 from .sources import Source, left_alone, open_source
 
 

@@ -8,7 +8,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from blake3 import blake3
 
 from ..errors import CacheError
+from ..files import write_beside
 
 # dtype name: (name in safetensors, NumPy type that carries the bits)
 DTYPES = {
@@ -75,34 +76,6 @@ def write_shard(path: Path, columns: Mapping[str, Column]) -> Written:
 
     write_beside(path, put)
     return Written(path.name, size, digest.hexdigest())
-
-
-def write_beside(path: Path, put: Callable[[IO[bytes]], None]) -> None:
-    """Call `put` on a temporary file, sync it to disk, rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            put(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text beside and rename."""
-
-    def put(file: IO[bytes]) -> None:
-        file.write(text.encode())
-
-    write_beside(path, put)
 
 
 class Span(NamedTuple):

@@ -1,13 +1,13 @@
 """What a run says: metrics as JSON lines, and a console with progress and time left."""
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from erw.errors import CheckpointError
+from erw.files import write_text
 
 
 class Metrics:
@@ -22,10 +22,7 @@ class Metrics:
         kept = (
             [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
         )
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        beside = path.with_suffix(".tmp")
-        beside.write_text(text)
-        os.replace(beside, path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; it is on its way to the disk when this returns."""
@@ -42,16 +39,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a metrics file; a last line without its end is left out.
 
     Raises:
-        CheckpointError: a line in the middle is not JSON.
+        CheckpointError: a line in the middle is not JSON, or says no step.
     """
     lines = path.read_text().split("\n")[:-1]
     out = []
     for number, line in enumerate(lines, start=1):
         try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            found = json.loads(line)
+            found["step"] + 0
+            out.append(found)
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{path}, line {number} is not JSON ({error.msg}); the file was changed by hand"
+                f"{path}, line {number} is no JSON object with a step ({error}); the file was "
+                "changed by hand"
             ) from error
     return out
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from erw import __version__
 from erw.errors import ConfigError
 from erw.flow import Path, ends
-from erw.records import above_zero
+from erw.records import above_zero, finite
 from erw.sample.checks import check, check_pair, chosen_solver
 from erw.sample.guidance import classifier_free, conditional, guided
 from erw.sample.model import (
@@ -252,6 +252,7 @@ def generate(
     solver = chosen_solver(model, solver)
     check_images(model, decode=decode)
     check(model, solver, steps, batch_size, precision, interval, shift, guided_channels)
+    finite("sample", "guidance", guidance)
     for name, value in (("atol", atol), ("rtol", rtol)):
         above_zero("sample", name, value)
     if autoguidance is not None:

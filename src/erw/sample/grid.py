@@ -1,9 +1,7 @@
 """Images side by side as one PNG, with a name under each where there are names."""
 
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor
 
@@ -55,11 +53,3 @@ def grid_png(
     stream = io.BytesIO()
     canvas.save(stream, format="PNG", optimize=True)
     return stream.getvalue()
-
-
-def write_bytes(content: bytes, path: Path) -> None:
-    """Write beside the name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_bytes(content)
-    os.replace(beside, path)

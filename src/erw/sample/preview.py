@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from erw.config import Run, to_dict
+from erw.files import write_bytes
 from erw.sample.files import read_images
 from erw.sample.generate import Generation, generate
-from erw.sample.grid import grid_png, write_bytes
+from erw.sample.grid import grid_png
 from erw.sample.png import png_path, read_png
 from erw.train.load import Trained
 

@@ -23,7 +23,7 @@ from erw.data.prepare import prepare
 from erw.encoders import load_vae
 from erw.encoders.vae import VAE
 from erw.errors import CheckpointError, FolderInUseError
-from erw.sample.grid import write_bytes
+from erw.files import write_bytes
 from erw.sample.preview import picture, write_picture
 from erw.study import budget, measure, point, sizing
 from erw.study.machine import hardware, versions
@@ -62,7 +62,7 @@ def run_study(plan: StudyPlan, out: str | Path) -> Path:
     """Run a study in the folder `out`, or go on with it; returns the path of its report.
 
     Several processes may be at one folder: the first prepares, and each then takes the next run
-    that nobody is at. Whoever ends last leaves the whole results.
+    that nobody is at. Each ends when all runs have, whoever made them.
 
     Raises CheckpointError if the folder holds another study.
     """
@@ -71,17 +71,20 @@ def run_study(plan: StudyPlan, out: str | Path) -> Path:
     with display(Work(guess.totals, expected=guess.seconds)) as shown:
         study = opened(plan, out, shown)
         plan, shares = study.plan, study_shares(study)
-        for seed in plan.seeds:
-            for method, _ in plan.methods:
-                _plan_work(study, shares)
-                try:
-                    train_and_score(study, method, seed, shares[method])
-                except FolderInUseError:
-                    shown.say(f"{method}-{seed}  left to the process that is at it")
-                    continue
-                with locked(out, wait=True):
-                    write_results(collect(study, shares), out / "results.json")
-                    report([out], out=out / "report.html")
+        runs = [(method, seed) for seed in plan.seeds for method, _ in plan.methods]
+        elsewhere = []
+        for method, seed in runs:
+            _plan_work(study, shares)
+            try:
+                train_and_score(study, method, seed, shares[method])
+            except FolderInUseError:
+                shown.say(f"{method}-{seed}  left to the process that is at it")
+                elsewhere.append((method, seed))
+                continue
+            write_down(study, shares)
+        for method, seed in elsewhere:
+            see_through(study, method, seed, shares[method])
+        write_down(study, shares)
         shown.say(f"results in {out / 'results.json'}, report in {out / 'report.html'}")
     return out / "report.html"
 
@@ -90,10 +93,10 @@ def opened(plan: StudyPlan, out: Path, shown: Display) -> Study:
     """The study with all that its runs share, made by one process while others wait for it."""
     shown.show("waiting for the process that prepares")
     with locked(out, wait=True):
+        vae = load_vae(plan.vae, device=device())  # first: what is not there begins no study
         sizing.claim(plan, out)
         shown.say(f"{plan.title}: everything goes to {out}; the same command goes on after a stop")
         cache = prepared(plan, out, shown)
-        vae = load_vae(plan.vae, device=device())
         scorer = held_out(plan, out, vae, shown)
         plan = sizing.sized(plan, out, cache, scorer=scorer, vae=vae, shown=shown)
     return Study(plan, out, cache, vae, scorer, shown)
@@ -199,6 +202,26 @@ def train_and_score(study: Study, method: str, seed: int, share: budget.Share) -
             f"{_point(study, name, missing[0])} is gone and so is its checkpoint; delete {folder} "
             "to train that run anew"
         )
+
+
+def see_through(study: Study, method: str, seed: int, share: budget.Share) -> None:
+    """Wait for a run that another process is at; go on with it if that process ends before it."""
+    folder = study.out / "runs" / f"{method}-{seed}"
+    while True:
+        study.shown.say(f"waiting for the process that is at {folder.name}")
+        with locked(folder, wait=True):
+            pass
+        try:
+            return train_and_score(study, method, seed, share)
+        except FolderInUseError:  # somebody else was faster
+            continue
+
+
+def write_down(study: Study, shares: dict[str, budget.Share]) -> None:
+    """Write results and report of all that is finished so far, whoever made it."""
+    with locked(study.out, wait=True):
+        write_results(collect(study, shares), study.out / "results.json")
+        report([study.out], out=study.out / "report.html")
 
 
 def collect(study: Study, shares: dict[str, budget.Share]) -> Results:

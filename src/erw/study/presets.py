@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from erw.config import Run, nearest
 from erw.errors import ConfigError
 from erw.recipes import recipe, tiny
+from erw.records import above_zero, at_least, finite
+from erw.sample.solvers import SOLVERS
 
 METHODS = (("sit", "quickstart_sit"), ("repa", "quickstart_repa"), ("erw", "quickstart"))
 
@@ -56,6 +58,16 @@ class StudyPlan:
             raise ConfigError(
                 f"study {self.name}: fractions {self.fractions} must rise from above 0 to 1"
             )
+        if self.steps is not None:
+            at_least("study", "steps", self.steps, 1)
+        if self.hours is not None:
+            above_zero("study", "hours", self.hours)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"study {self.name}: seeds {self.seeds} must be one or more, no two")
+        if self.solver not in SOLVERS or SOLVERS[self.solver].objective != "flow":
+            fit = [name for name, solver in SOLVERS.items() if solver.objective == "flow"]
+            raise ConfigError(f"study {self.name}: solver {self.solver}; choose {', '.join(fit)}")
+        finite("study", "guidance", self.guidance)
         for name in ("train_images", "reference_images", "samples", "sample_steps"):
             if getattr(self, name) < 2:
                 raise ConfigError(

@@ -7,13 +7,13 @@ a committed result can be looked at without the run that made it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from erw.errors import DataError
+from erw.files import write_text
 
 ROW_KEYS = (
     "method",
@@ -101,11 +101,7 @@ def write_results(results: Results, path: str | Path) -> None:
 
 def write_json(content: Any, path: str | Path) -> None:
     """Write JSON beside its name, then rename. NaN is refused: such a result is a bug."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_results(path: str | Path) -> Results:

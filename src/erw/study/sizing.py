@@ -74,7 +74,7 @@ def claim(plan: StudyPlan, out: Path) -> None:
     path = out / STUDY
     told = dataclasses.asdict(plan)
     if not path.is_file():
-        others = sorted(p.name for p in out.iterdir() if p.name != ".lock")
+        others = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
         if others:
             raise CheckpointError(
                 f"{out} holds other files and no study ({others[0]}); choose another --out"
@@ -97,7 +97,7 @@ def sized(
 
     Raises ConfigError if the hours do not even pay for scoring.
     """
-    if plan.steps:
+    if plan.steps is not None:
         return plan
     steps = read_json(out / STUDY)["steps"]
     if not steps:

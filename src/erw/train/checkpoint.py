@@ -72,7 +72,8 @@ def save(
         for moment, value in optimizer.state.get(p, {}).items():
             tensors[f"optim.{name}.{moment}"] = value
     path = path_of(folder, progress.step)
-    write_beside(tensors, path, header={"progress": json.dumps(progress._asdict())})
+    told = {"progress": json.dumps(progress._asdict()), "tensors": str(len(tensors))}
+    write_beside(tensors, path, header=told)
     for old in paths(folder)[:-keep]:
         old.unlink()
     return path
@@ -107,7 +108,13 @@ def load(
     """
     tensors, told = read(path)
     done = _progress(path, told)
+    if int(told.get("tensors", len(tensors))) != len(tensors):  # older ones do not say
+        raise CheckpointError(
+            f"{path} holds {len(tensors)} tensors, but {told['tensors']} were written: it was "
+            "changed; delete it to go on from the one before"
+        )
     parameters = dict(net.named_parameters())
+    _same_moments(path, tensors, parameters)
     _same(path, tensors, {f"net.{k}": p for k, p in parameters.items()}, prefix="net.")
     _same(path, tensors, {f"ema.{k}": p for k, p in parameters.items()}, prefix="ema.")
     for prefix, values in _by_prefix(profiles).items():
@@ -173,7 +180,14 @@ def _progress(path: Path, told: Mapping[str, str]) -> Progress:
         raise CheckpointError(
             f"{path} holds weights alone, not a checkpoint that training can go on from"
         )
-    return Progress(**json.loads(told["progress"]))
+    try:
+        found = Progress(**json.loads(told["progress"]))
+        return Progress(int(found.step), float(found.seconds), [float(s) for s in found.sums])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: its header says no progress ({error}); delete it to go on from "
+            "the one before"
+        ) from error
 
 
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -187,6 +201,21 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(tensors[name])
+
+
+def _same_moments(
+    path: Path, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> None:
+    """Refuse moments that AdamW cannot go on with. Parameters not trained yet have none."""
+    names = {
+        key.removeprefix("optim.").rpartition(".")[0] for key in tensors if key.startswith("optim.")
+    }
+    want = {}
+    for name in names & parameters.keys():
+        want[f"optim.{name}.step"] = torch.zeros(())
+        for moment in ("exp_avg", "exp_avg_sq"):
+            want[f"optim.{name}.{moment}"] = parameters[name]
+    _same(path, tensors, want, prefix="optim.")
 
 
 def _by_prefix(profiles: PowerEmas) -> dict[str, dict[str, Tensor]]:

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,8 +60,8 @@ def claim(
     cost: StepCost,
     *,
     init: Init | None = None,
-) -> None:
-    """Write `recipe.json`, or check that the one that is there is of the same run.
+) -> str:
+    """The text of `recipe.json`, once the one that is there is found to be of the same run.
 
     Raises:
         CheckpointError: the folder holds another run, or other files; the first differences are
@@ -84,7 +83,7 @@ def claim(
                 f"{folder} holds another run, which differs in {'; '.join(different[:4])}; "
                 "choose another --out, or give the same settings to go on with it"
             )
-    elif any(path.name not in (".lock", RDM) for path in folder.iterdir()):
+    elif any(path.name != RDM and not path.name.startswith(".") for path in folder.iterdir()):
         raise CheckpointError(f"{folder} holds other files and no run; choose an empty --out")
     recipe = {
         "erw": erw.__version__,
@@ -102,9 +101,7 @@ def claim(
         "cost": cost.__dict__,
         "init": init.record() if init else None,
     }
-    beside = folder / f".{RECIPE}.tmp"
-    beside.write_text(json.dumps(recipe, indent=1) + "\n")
-    os.replace(beside, folder / RECIPE)
+    return json.dumps(recipe, indent=1) + "\n"
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

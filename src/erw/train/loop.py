@@ -20,12 +20,13 @@ from torch import Tensor
 from erw.config import Run
 from erw.data.cache import Cache
 from erw.errors import CheckpointError
+from erw.files import write_text
 from erw.runtime.dist import World, world
 from erw.runtime.log import Console, Metrics, Reporter, Silent
 from erw.train import build, checkpoint, folder
 from erw.train.checkpoint import Progress
 from erw.train.ledger import Ledger
-from erw.train.load import Trained, load
+from erw.train.load import RECIPE, Trained, load
 from erw.train.start import Init
 from erw.train.state import State
 from erw.train.step import Losses, Step
@@ -71,8 +72,7 @@ def train(
     cost = build.step_cost(resolved, cache)
     ledger = Ledger(resolved.plan, resolved.data.batch_size, cost, cache.encoded)
     with world() as here, folder.locked(out) if here.first else nullcontext(), _ctrl_c() as asked:
-        if here.first:
-            folder.claim(out, run, resolved, cache, cost, init=init)
+        recipe = folder.claim(out, run, resolved, cache, cost, init=init) if here.first else ""
         console = (reporter or Console(resolved.name)) if here.first else Silent()
         state = State(
             resolved, cache, here, out / "checkpoints", step_fn or build.build_step(resolved)
@@ -94,6 +94,10 @@ def train(
             raise CheckpointError(
                 f"{out} has {start.step} steps behind it, more than the {run.steps} asked for"
             )
+        if here.first:
+            write_text(out / RECIPE, recipe)
+            if there:
+                state.make_up(start.step, last=start.step == run.steps)
         metrics = Metrics(out / "metrics.jsonl", step=start.step) if here.first else None
         sums = Sums(start.sums, here)
         clock = Clock(start.seconds)
@@ -103,7 +107,10 @@ def train(
             clock.stop()
             if evaluate and here.first:
                 evaluate(step, load(out, device=here.device))
-            here.barrier()
+            if here.agree(asked.is_set()):
+                raise KeyboardInterrupt(
+                    f"stopped after step {step}; the same command goes on from there"
+                )
             clock.go()
 
         if there and start.step in at:
@@ -138,8 +145,9 @@ def train(
             stop = here.agree(asked.is_set()) if logs or here.size == 1 else False
             if last or stop or done in at or done % run.log.checkpoint == 0:
                 state.stop_if_not_finite()
+                means_so_far = here.mean(sums.values).tolist()
                 if here.first:
-                    state.save(Progress(done, clock.read(), sums.values.tolist()))
+                    state.save(Progress(done, clock.read(), means_so_far))
                 here.barrier()
             if here.first and (last or done % run.log.snapshot == 0):
                 state.stop_if_not_finite()

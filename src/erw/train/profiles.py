@@ -42,6 +42,11 @@ class Average(NamedTuple):
     mix: Mix
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Where the averages after a step are."""
+    return folder / FOLDER / f"step-{step:08d}.safetensors"
+
+
 def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> Path:
     """Store the averages after `step`, `t` updates, in a run's folder.
 
@@ -56,7 +61,7 @@ def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> Path:
         if not torch.isfinite(value).all():
             raise NumericsError(f"average {name} after step {step} is beyond float16's 65504")
     told = {"step": str(step), "t": str(t), "sigma_rels": json.dumps(list(profiles.tensors))}
-    path = folder / FOLDER / f"step-{step:08d}.safetensors"
+    path = path_of(folder, step)
     write_beside(tensors, path, header=told)
     return path
 

@@ -187,13 +187,26 @@ class State:
             progress,
             keep=self.run.log.keep,
         )
+        self.save_weights(progress.step)
+
+    def save_weights(self, step: int) -> None:
+        """Write the EMA model alone."""
         weights = {
             name.removeprefix("model."): value
             for name, value in self.ema.tensors.items()
             if name.startswith("model.")
         }
-        header = {"step": str(progress.step), "recipe": self.run.name}
+        header = {"step": str(step), "recipe": self.run.name}
         checkpoint.write_beside(weights, self.saved.parent / WEIGHTS, header=header)
+
+    def make_up(self, step: int, *, last: bool) -> None:
+        """Write what comes after the checkpoint of `step`, if a kill came in between."""
+        weights, log = self.saved.parent / WEIGHTS, self.run.log
+        if not weights.exists() or checkpoint.header(weights).get("step") != str(step):
+            self.save_weights(step)
+        due = last or step % log.snapshot == 0
+        if due and not profiles.path_of(self.saved.parent, step).exists():
+            self.snapshot(step)
 
     def load(self, path: Path) -> Progress:
         """Go back to a checkpoint."""
