@@ -55,11 +55,11 @@ def report(paths: Sequence[str | Path], *, out: str | Path) -> Path:
             raise FileNotFoundError(
                 f"{path} does not exist; name a study folder or a training run's folder"
             )
-    if len({path.resolve() for path in found}) < len(found):
-        raise DataError(f"a folder is named twice: {', '.join(map(str, found))}")
     studies = [path for path in found if path.is_file() or (path / "results.json").is_file()]
     if studies and len(studies) < len(found):
         raise DataError(f"{studies[0]} is a study: report on studies alone, or on training runs")
+    if not studies and len({path.resolve() for path in found}) < len(found):
+        raise DataError(f"a run is named twice: {', '.join(map(str, found))}")
     if studies:
         base = studies[0].parent if studies[0].is_file() else studies[0]
         html = study_page(merge(studies, base=base), base=base)
