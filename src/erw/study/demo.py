@@ -91,7 +91,11 @@ def run_study(plan: StudyPlan, out: str | Path) -> Path:
 
 def opened(plan: StudyPlan, out: Path, shown: Display) -> Study:
     """The study with all that its runs share, made by one process while others wait for it."""
-    shown.show("waiting for the process that prepares")
+    try:
+        with locked(out):
+            pass
+    except FolderInUseError:
+        shown.say(f"waiting for the process that prepares {out}")
     with locked(out, wait=True):
         vae = load_vae(plan.vae, device=device())  # first: what is not there begins no study
         sizing.claim(plan, out)
