@@ -279,6 +279,20 @@ def test_two_processes_share_a_study_and_score_as_one(study, tmp_path):
     assert all("FD-Lite2" in text for text in said), "both had their share"
 
 
+def test_a_study_sized_by_hours_keeps_its_steps(study, tmp_path, monkeypatch):
+    from erw.study import demo
+
+    plan = dataclasses.replace(TINY, steps=None, hours=3.0, methods=presets.METHODS[:1])
+    sizes = iter([TINY.steps, 99])
+    monkeypatch.setattr(sizing, "_fitting", lambda *_, **__: next(sizes))
+    for _ in range(2):
+        demo.run_study(plan, tmp_path / "out")
+        rows = read_results(tmp_path / "out").rows
+        assert [row.step for row in rows] == [8, 16]
+    alone = [row.fd_lite2 for row in read_results(study).of("sit", 0)]
+    assert [row.fd_lite2 for row in rows] == pytest.approx(alone, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "setting",
     [

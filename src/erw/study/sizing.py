@@ -105,7 +105,7 @@ def sized(
         steps = _fitting(plan, out, cache, scorer=scorer, vae=vae, spent=shown.work.elapsed())
         write_json({"plan": dataclasses.asdict(plan), "steps": steps}, out / STUDY)
         shown.say(f"sized to {plan.hours:g} hours: a budget of {steps} full steps a method")
-    return dataclasses.replace(plan, steps=steps)
+    return dataclasses.replace(plan, steps=steps, hours=None)
 
 
 def _fitting(
