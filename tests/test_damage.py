@@ -14,6 +14,7 @@ from PIL import Image
 from erw.cli import main
 from erw.data import Cache, open_source
 from erw.data.images import Unreadable, decode
+from erw.encoders import load_encoder
 from erw.errors import CacheError, DataError
 from parts import ENCODER, make, photos, picture, vae_folder
 
@@ -208,3 +209,23 @@ def test_an_online_folder_verifies(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["prepare", "--out", out, "--verify"]) == 0
     assert main(["prepare", "--out", out, "--verify", "--repair"]) == 2
     assert "leave one out" in capsys.readouterr().err
+
+
+def test_many_shards_of_several_files_stay_within_the_file_limit(
+    cache: Cache, tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource", reason="this system has no limits to set")
+    from erw.data.prepare import add_encoders
+
+    folder = cache.path.parent
+    make(folder / "set", tmp_path / "many", folder / "vae", rows_per_shard=1)
+    add_encoders(
+        folder / "set", tmp_path / "many", encoders=[load_encoder(ENCODER)], progress=False
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 40, hard))
+    try:
+        batch = Cache.open(tmp_path / "many").read(range(24), features=[ENCODER])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert torch.equal(batch.features[0], cache.read(range(24), features=[ENCODER]).features[0])

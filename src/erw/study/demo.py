@@ -84,7 +84,7 @@ def run_study(plan: StudyPlan, out: str | Path) -> Path:
             write_down(study, shares)
         for method, seed in elsewhere:
             see_through(study, method, seed, shares[method])
-        write_down(study, shares)
+            write_down(study, shares)
         shown.say(f"results in {out / 'results.json'}, report in {out / 'report.html'}")
     return out / "report.html"
 
