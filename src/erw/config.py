@@ -5,7 +5,7 @@ exact inverses.
 """
 
 import dataclasses
-import sys
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from erw.ema import exponent
 from erw.errors import ConfigError
 from erw.flow import PathName, Prediction, Times
 from erw.plan import Plan
-from erw.records import above_zero, at_least, below_one, between
+from erw.records import above_zero, at_least, below_one, between, finite
 from erw.records import from_dict as from_dict
 from erw.records import nearest as nearest
 from erw.records import to_dict as to_dict
@@ -144,8 +144,9 @@ class Flow:
 
     def __post_init__(self) -> None:
         above_zero("flow", "shift", self.shift)
-        between("flow", "direction", self.direction, 0.0, sys.float_info.max)
-        between("flow", "token_weight", self.token_weight, 0.0, sys.float_info.max)
+        for name in ("direction", "token_weight"):
+            finite("flow", name, getattr(self, name))
+            between("flow", name, getattr(self, name), 0.0, math.inf)
         if self.direction and self.prediction != "velocity":
             raise ConfigError(
                 f"flow.direction compares velocities, but flow.prediction is {self.prediction}"

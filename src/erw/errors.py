@@ -27,3 +27,8 @@ class FolderInUseError(CheckpointError):
 
 class NumericsError(ErwError, ArithmeticError):
     """A loss or gradient is not finite."""
+
+
+def one_line(error: BaseException, most: int = 160) -> str:
+    """What another library's error says, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

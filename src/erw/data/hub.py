@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 
 SPLITS = {
     "train": "train", "training": "train",
@@ -116,7 +116,7 @@ def _told(folder: Path) -> list[Any]:
         told = (metadata_load(path) or {}) if path.is_file() else {}
         return list(told.get("configs") or [])
     except Exception as error:  # of YAML's many types, too
-        line = " ".join(str(error).split())[:120]
+        line = one_line(error, 120)
         raise DataError(f"the header of {path} cannot be read ({line})") from error
 
 
@@ -152,7 +152,7 @@ def _fetched(repo: str, revision: str | None, files: list[str]) -> Path:
 
 
 def _unreachable(repo: str, error: Exception) -> DataError:
-    line = " ".join(str(error).split())[:160]
+    line = one_line(error)
     return DataError(
         f"data set {repo} on the Hugging Face hub cannot be fetched ({type(error).__name__}: "
         f"{line}); connect, log in where it asks so, or download it elsewhere and give its folder"

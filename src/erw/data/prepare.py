@@ -247,7 +247,7 @@ def _go(job: Job, *, repair: bool, patience: float, progress: bool) -> Cache:
     mine = sum(span.stop - span.first for span in job.own()[job.rank :: job.world])
     before = Manifest.read(job.out).class_names if (job.out / MANIFEST).exists() else None
     with Bar(f"prepare {job.source.name}", total=mine, shown=progress) as bar:
-        if said := left_alone(getattr(job.source, "source", job.source)):
+        if said := left_alone(job.source):
             bar.note(said)
         if before is not None and (new := job.source.class_names[len(before) :]):
             bar.note(f"classes that the cache did not have: {', '.join(new)}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from ..errors import CacheError
+from ..errors import CacheError, one_line
 from .cache import Cache
 from .manifest import MANIFEST, Manifest
 from .shards import ShardReader, Written
@@ -132,12 +132,12 @@ class Far:
         except ImportError as error:
             kind = self.url.partition(":")[0]
             package = _PACKAGES.get(kind)
-            told = f"pip install '{package}'" if package else _line(error)
+            told = f"pip install '{package}'" if package else one_line(error, 200)
             raise CacheError(
                 f"{url}: to read {kind}:// something is not installed: {told}"
             ) from error
         except Exception as error:  # every file system has its own
-            raise CacheError(f"{url} cannot be opened: {_line(error)}") from error
+            raise CacheError(f"{url} cannot be opened: {one_line(error, 200)}") from error
 
     def text(self, name: str) -> bytes:
         """The contents of a small file."""
@@ -172,12 +172,8 @@ def _why(error: Exception) -> tuple[str, bool]:
             True,
         )
     if isinstance(error, PermissionError):
-        return f"may not be read with the credentials at hand ({_line(error)})", True
-    return f"cannot be reached ({_line(error)}): check network and address", False
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        return f"may not be read with the credentials at hand ({one_line(error, 200)})", True
+    return f"cannot be reached ({one_line(error, 200)}): check network and address", False
 
 
 class Ahead:

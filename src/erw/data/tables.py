@@ -2,7 +2,8 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .images import WHITE, Unreadable, decode
 from .labels import classes
 from .shards import hash_file
@@ -53,15 +54,11 @@ class Table:
         ends: list[int] = []
         self._groups: list[tuple[int, int]] = []  # (file, row group) of each block of rows
         for number, path in enumerate(self.paths):
-            try:
-                blocks, labels_here = _groups(path), _labels(path, label)
-            except (OSError, KeyError, _pyarrow().ArrowException) as error:
-                kind = path.suffix[1:]
-                raise DataError(f"{path} cannot be read as {kind} ({_line(error)})") from error
-            for group, rows in enumerate(blocks):
-                self._groups.append((number, group))
-                ends.append((ends[-1] if ends else 0) + rows)
-            told += labels_here
+            with _opening(path):
+                for group, rows in enumerate(_groups(path)):
+                    self._groups.append((number, group))
+                    ends.append((ends[-1] if ends else 0) + rows)
+                told += _labels(path, label)
         self._ends = ends
         if not ends or not ends[-1]:
             raise DataError(f"{first} has no rows")
@@ -87,7 +84,7 @@ class Table:
         try:
             value = self._block(block)[index - before].as_py()
         except (OSError, IndexError, _pyarrow().ArrowException) as error:
-            raise Unreadable(f"damaged inside the table ({_line(error)})") from error
+            raise Unreadable(f"damaged inside the table ({one_line(error, 120)})") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and value.get("path"):
             path = Path(value["path"])
@@ -226,21 +223,25 @@ class _arrow:
         return len(self._batches)
 
 
-def _schema(path: Path) -> Any:
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises into a `DataError` that names the file."""
     pyarrow = _pyarrow()
     try:
+        yield
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        kind = path.suffix[1:]
+        raise DataError(f"{path} cannot be read as {kind} ({one_line(error, 120)})") from error
+
+
+def _schema(path: Path) -> Any:
+    with _opening(path):
         if path.suffix == ".parquet":
             from pyarrow import parquet
 
             return parquet.read_schema(path)
         with _arrow(path) as stream:
             return stream.schema
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]} ({_line(error)})") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 def _groups(path: Path) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CheckpointError, ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError, one_line
 from .base import Encoder, resize
 from .vits import IMAGENET
 
@@ -176,7 +176,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and storage errors come as many types
-        line = " ".join(str(error).split())[:160]
+        line = one_line(error)
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {line}") from error
     state = found.get("state_dict") if isinstance(found, dict) else None
     if not isinstance(state, dict):

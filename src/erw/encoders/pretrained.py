@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError, DataError, one_line
 
 
 class Hub(NamedTuple):
@@ -86,7 +86,7 @@ def pretrained(
 def _unavailable(
     name: str, hub: Hub | None, folder: Path | None, error: Exception
 ) -> CheckpointError:
-    line = " ".join(str(error).split())[:160]
+    line = one_line(error)
     if folder is not None or hub is None:
         return CheckpointError(f"weights of {name} in {folder} cannot be loaded: {line}")
     return CheckpointError(

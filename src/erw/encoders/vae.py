@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError, one_line
 from .vae_hub import ENTRIES, fetch
 
 Scaling = tuple[list[float], list[float]]
@@ -249,7 +249,7 @@ def _network(folder: Path, kind: str) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # diffusers wraps a damaged file in many ways
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error, 200)
         raise CheckpointError(f"{folder / _FILE} cannot be loaded: {line}") from error
     finally:
         logging.set_verbosity(level)

@@ -7,7 +7,7 @@ pipeline that uses it. latent = (raw - shift) * scale.
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 from .pretrained import Hub
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -71,7 +71,7 @@ def fetch(name: str, hub: Hub) -> Path:
             allow_patterns=[f"{inside}{CONFIG}", f"{inside}{WEIGHTS}"],
         )
     except Exception as error:  # network, gate and disk come as many types
-        line = " ".join(str(error).split())[:160]
+        line = one_line(error)
         raise CheckpointError(
             f"weights of VAE {name} ({hub.repo} on the Hugging Face hub) cannot be fetched: {line}"
             f"; connect and log in where it asks so, or name a local folder: {name}=FOLDER"

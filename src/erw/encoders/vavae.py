@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 
 STATS = "latents_stats.pt"
 # Five levels, attention at the last one (16 x 16 for 256 px) and in the middle.
@@ -110,5 +110,5 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and storage errors come as many types
-        line = " ".join(str(error).split())[:160]
+        line = one_line(error)
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {line}") from error

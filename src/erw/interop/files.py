@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from erw.errors import CheckpointError
+from erw.errors import CheckpointError, one_line
 from erw.train.checkpoint import write_beside
 
 Which = Literal["ema", "model"]
@@ -116,7 +116,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError, struct.error) as error:
         raise CheckpointError(
-            f"{path} is truncated or not safetensors ({_line(error)}); get it again"
+            f"{path} is truncated or not safetensors ({one_line(error)}); get it again"
         ) from error
 
 
@@ -158,7 +158,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({_line(error)})") from error
+        raise CheckpointError(f"{path} is truncated or damaged ({one_line(error)})") from error
     inside = sum(entry.file_size for entry in entries)
     if inside > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
@@ -209,7 +209,3 @@ def plain(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         return {}
     return {str(k): v for k, v in values.items() if isinstance(v, str | int | float | bool)}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from erw.config import Run, from_dict
-from erw.errors import CheckpointError
+from erw.errors import CheckpointError, one_line
 from erw.interop.dit import from_folder
 from erw.interop.files import FOLDER_FILE, read_weights
 from erw.interop.layouts import Parts, depth_of
@@ -71,7 +71,7 @@ def _fetched(repo: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(READ)))
     except Exception as error:  # network, gate and disk come as many types
-        line = " ".join(str(error).split())[:160]
+        line = one_line(error)
         raise CheckpointError(
             f"there is no folder {repo}, and the hub's repository of that name cannot be fetched: "
             f"{line}; connect, log in where it asks so, or give a local folder"

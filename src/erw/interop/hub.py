@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from erw.errors import CheckpointError, ConfigError
+from erw.errors import CheckpointError, ConfigError, one_line
 from erw.interop.export import export
 from erw.interop.folder import NAME
 from erw.interop.pretrained import Pretrained
@@ -54,7 +54,7 @@ def push_to_hub(
         api.create_repo(repo, private=private, exist_ok=True)
         info = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="erw export")
     except Exception as error:  # network, login and rights come as many types
-        line = " ".join(str(error).split())[:160]
+        line = one_line(error)
         raise CheckpointError(
             f"could not push to {repo} ({line}); {folder} is complete, connect and log in (hf auth "
             f"login), then: erw export {folder} --push {repo}"

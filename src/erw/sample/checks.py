@@ -13,13 +13,18 @@ def chosen_solver(model: Model, name: str | None) -> str:
     """
     objective = flow_of(model).objective
     name = name or ("heun" if objective == "flow" else "ddim")
+    check_solver(name, objective)
+    return name
+
+
+def check_solver(name: str, objective: str) -> None:
+    """Raise ConfigError if there is no solver of that name, or it is for another objective."""
     if name not in SOLVERS:
         raise ConfigError(f"unknown solver {name!r}{nearest(name, SOLVERS)}")
     if SOLVERS[name].objective != objective:
         kind = "a flow model" if objective == "flow" else "a DiT, which predicts noise on a chain"
         fit = [other for other in SOLVERS if SOLVERS[other].objective == objective]
         raise ConfigError(f"solver {name!r} cannot draw {kind}; choose {', '.join(fit)}")
-    return name
 
 
 def check(

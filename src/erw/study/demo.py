@@ -72,8 +72,9 @@ def run_study(plan: StudyPlan, out: str | Path) -> Path:
         study = opened(plan, out, shown)
         plan, shares = study.plan, study_shares(study)
         runs = [(method, seed) for seed in plan.seeds for method, _ in plan.methods]
+        left = [(m, seed) for m, seed in runs if not _finished(study, f"{m}-{seed}", shares[m])]
         elsewhere = []
-        for method, seed in runs:
+        for method, seed in left:
             _plan_work(study, shares)
             try:
                 train_and_score(study, method, seed, shares[method])
@@ -85,18 +86,15 @@ def run_study(plan: StudyPlan, out: str | Path) -> Path:
         for method, seed in elsewhere:
             see_through(study, method, seed, shares[method])
             write_down(study, shares)
+        if not left:
+            write_down(study, shares)
         shown.say(f"results in {out / 'results.json'}, report in {out / 'report.html'}")
     return out / "report.html"
 
 
 def opened(plan: StudyPlan, out: Path, shown: Display) -> Study:
     """The study with all that its runs share, made by one process while others wait for it."""
-    try:
-        with locked(out):
-            pass
-    except FolderInUseError:
-        shown.say(f"waiting for the process that prepares {out}")
-    with locked(out, wait=True):
+    with locked(out, waiting=lambda: shown.say(f"waiting for the process that prepares {out}")):
         vae = load_vae(plan.vae, device=device())  # first: what is not there begins no study
         sizing.claim(plan, out)
         shown.say(f"{plan.title}: everything goes to {out}; the same command goes on after a stop")
@@ -169,15 +167,14 @@ def train_and_score(study: Study, method: str, seed: int, share: budget.Share) -
     """One run from its first step to its last, scored at its points; what is done is skipped."""
     name = f"{method}-{seed}"
     shown, folder = study.shown, study.out / "runs" / name
-    done = _scored(study, name, share)
-    if len(done) == len(share.points):
+    if _finished(study, name, share):
         return
     run = share.run.replace(seed=seed)
     reporter = StepReporter(
         shown,
         name=name,
         flops_at=lambda step: share.ledger.spent(step).total,
-        done=max(done, default=0),
+        done=max(_scored(study, name, share), default=0),
     )
 
     def score(step: int, model: Trained) -> None:
@@ -211,9 +208,9 @@ def train_and_score(study: Study, method: str, seed: int, share: budget.Share) -
 def see_through(study: Study, method: str, seed: int, share: budget.Share) -> None:
     """Wait for a run that another process is at; go on with it if that process ends before it."""
     folder = study.out / "runs" / f"{method}-{seed}"
+    said = f"waiting for the process that is at {folder.name}"
     while True:
-        study.shown.say(f"waiting for the process that is at {folder.name}")
-        with locked(folder, wait=True):
+        with locked(folder, waiting=lambda: study.shown.say(said)):
             pass
         try:
             return train_and_score(study, method, seed, share)
@@ -223,7 +220,7 @@ def see_through(study: Study, method: str, seed: int, share: budget.Share) -> No
 
 def write_down(study: Study, shares: dict[str, budget.Share]) -> None:
     """Write results and report of all that is finished so far, whoever made it."""
-    with locked(study.out, wait=True):
+    with locked(study.out, waiting=lambda: study.shown.show("waiting to write the results")):
         write_results(collect(study, shares), study.out / "results.json")
         report([study.out], out=study.out / "report.html")
 
@@ -238,7 +235,7 @@ def collect(study: Study, shares: dict[str, budget.Share]) -> Results:
             name = f"{method}-{seed}"
             found = [_point(study, name, step) for step in shares[method].points]
             rows += [row_from(read_json(p), where=str(p)) for p in found if p.is_file()]
-            if all(p.is_file() for p in found):
+            if _finished(study, name, shares[method]):
                 curves[f"{method}/{seed}"] = curve_from(read_metrics(out / "runs" / name))
     flops = budget.budget_of(plan.steps or 0, next(iter(shares.values())).run, study.cache)
     settings = asdict(plan) | {"budget_flops": flops}
@@ -259,6 +256,11 @@ def collect(study: Study, shares: dict[str, budget.Share]) -> Results:
 def _scored(study: Study, name: str, share: budget.Share) -> list[int]:
     """The steps of a run whose scores are there."""
     return [step for step in share.points if _point(study, name, step).is_file()]
+
+
+def _finished(study: Study, name: str, share: budget.Share) -> bool:
+    """Whether a run is scored at all of its points."""
+    return len(_scored(study, name, share)) == len(share.points)
 
 
 def _point(study: Study, name: str, step: int) -> Path:

@@ -9,7 +9,7 @@ from erw.config import Run, nearest
 from erw.errors import ConfigError
 from erw.recipes import recipe, tiny
 from erw.records import above_zero, at_least, finite
-from erw.sample.solvers import SOLVERS
+from erw.sample.checks import check_solver
 
 METHODS = (("sit", "quickstart_sit"), ("repa", "quickstart_repa"), ("erw", "quickstart"))
 
@@ -63,10 +63,8 @@ class StudyPlan:
         if self.hours is not None:
             above_zero("study", "hours", self.hours)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"study {self.name}: seeds {self.seeds} must be one or more, no two")
-        if self.solver not in SOLVERS or SOLVERS[self.solver].objective != "flow":
-            fit = [name for name, solver in SOLVERS.items() if solver.objective == "flow"]
-            raise ConfigError(f"study {self.name}: solver {self.solver}; choose {', '.join(fit)}")
+            raise ConfigError(f"study {self.name}: seeds {self.seeds}; give each once")
+        check_solver(self.solver, "flow")
         finite("study", "guidance", self.guidance)
         for name in ("train_images", "reference_images", "samples", "sample_steps"):
             if getattr(self, name) < 2:

@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,25 @@ A cache may lie elsewhere: what it holds is compared by its hash.
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold a folder; released by the system however the process ends.
 
+    If another process holds it, `waiting` is called and it is waited for.
+
     Raises:
-        FolderInUseError: another process holds it, and `wait` is not asked for.
+        FolderInUseError: another process holds it, and no `waiting` is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FolderInUseError(
-                f"another process is training in {folder}; wait for it, or choose another --out"
-            ) from error
+            if waiting is None:
+                raise FolderInUseError(
+                    f"another process is training in {folder}; wait for it, or choose another --out"
+                ) from error
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

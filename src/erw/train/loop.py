@@ -97,7 +97,7 @@ def train(
         if here.first:
             write_text(out / RECIPE, recipe)
             if there:
-                state.make_up(start.step, last=start.step == run.steps)
+                state.make_up(start.step)
         metrics = Metrics(out / "metrics.jsonl", step=start.step) if here.first else None
         sums = Sums(start.sums, here)
         clock = Clock(start.seconds)
@@ -108,9 +108,7 @@ def train(
             if evaluate and here.first:
                 evaluate(step, load(out, device=here.device))
             if here.agree(asked.is_set()):
-                raise KeyboardInterrupt(
-                    f"stopped after step {step}; the same command goes on from there"
-                )
+                raise stopped(step)
             clock.go()
 
         if there and start.step in at:
@@ -149,17 +147,20 @@ def train(
                 if here.first:
                     state.save(Progress(done, clock.read(), means_so_far))
                 here.barrier()
-            if here.first and (last or done % run.log.snapshot == 0):
+            if here.first and state.snapshot_due(done):
                 state.stop_if_not_finite()
                 state.snapshot(done)
             if done in at:
                 pause(done)
             if stop and not last:
-                raise KeyboardInterrupt(
-                    f"stopped after step {done}; the same command goes on from there"
-                )
+                raise stopped(done)
         state.synced = state.net  # lets go of the group of processes, which ends next
     return Result(out, run.steps)
+
+
+def stopped(step: int) -> KeyboardInterrupt:
+    """What Ctrl-C raises once the checkpoint of `step` is saved."""
+    return KeyboardInterrupt(f"stopped after step {step}; the same command goes on from there")
 
 
 class Sums:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from erw.ema import Mix, PowerEmas, Profile, mix
 from erw.errors import CheckpointError, ConfigError, NumericsError
-from erw.train.checkpoint import header, paths, read, write_beside
+from erw.train.checkpoint import header, path_of, paths, read, write_beside
 from erw.train.load import read_recipe
 
 FOLDER = "profiles"
@@ -42,11 +42,6 @@ class Average(NamedTuple):
     mix: Mix
 
 
-def path_of(folder: Path, step: int) -> Path:
-    """Where the averages after a step are."""
-    return folder / FOLDER / f"step-{step:08d}.safetensors"
-
-
 def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> Path:
     """Store the averages after `step`, `t` updates, in a run's folder.
 
@@ -61,7 +56,7 @@ def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> Path:
         if not torch.isfinite(value).all():
             raise NumericsError(f"average {name} after step {step} is beyond float16's 65504")
     told = {"step": str(step), "t": str(t), "sigma_rels": json.dumps(list(profiles.tensors))}
-    path = path_of(folder, step)
+    path = path_of(folder / FOLDER, step)
     write_beside(tensors, path, header=told)
     return path
 

@@ -199,14 +199,18 @@ class State:
         header = {"step": str(step), "recipe": self.run.name}
         checkpoint.write_beside(weights, self.saved.parent / WEIGHTS, header=header)
 
-    def make_up(self, step: int, *, last: bool) -> None:
+    def make_up(self, step: int) -> None:
         """Write what comes after the checkpoint of `step`, if a kill came in between."""
-        weights, log = self.saved.parent / WEIGHTS, self.run.log
+        weights = self.saved.parent / WEIGHTS
         if not weights.exists() or checkpoint.header(weights).get("step") != str(step):
             self.save_weights(step)
-        due = last or step % log.snapshot == 0
-        if due and not profiles.path_of(self.saved.parent, step).exists():
+        averages = checkpoint.path_of(self.saved.parent / profiles.FOLDER, step)
+        if self.snapshot_due(step) and not averages.exists():
             self.snapshot(step)
+
+    def snapshot_due(self, step: int) -> bool:
+        """Whether `snapshot` is to be called after `step`."""
+        return step == self.run.steps or step % self.run.log.snapshot == 0
 
     def load(self, path: Path) -> Progress:
         """Go back to a checkpoint."""
