@@ -69,10 +69,14 @@ class OneBatch:
         """The same: it is where it should be."""
         return self.read(rows, **options)
 
-    def admit(self, window: int) -> None:
+    def columns(self, **_: Any) -> list[str]:
+        """It has none: its rows are tensors."""
+        return []
+
+    def admit(self, window: int, columns: Any) -> None:
         """It all is in memory."""
 
-    def expect(self, shards: Any) -> None:
+    def expect(self, shards: Any, columns: Any) -> None:
         """So nothing needs to be fetched."""
 
     def read(self, rows: Any, *, features: Sequence[str] = (), **_: Any) -> Batch:

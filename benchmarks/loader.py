@@ -30,7 +30,7 @@ from PIL import Image
 
 from erw.data import Cache, Loader, prefetch
 from erw.data.codec import SCALED
-from erw.data.manifest import Manifest, Shard
+from erw.data.manifest import VERSION, Manifest, Shard
 from erw.data.shards import Column, Written, write_shard
 from erw.runtime.memory import keep_freed
 from record import add_peer, begun, beside_repa, write
@@ -44,17 +44,23 @@ def make_cache(folder: Path, rows: int, *, kind: str = "float16", sparse: bool =
     """A cache of these shapes. All shards are links to one; sparse ones hold zeros, on no disk."""
     (folder / "shards").mkdir(parents=True)
     random = np.random.default_rng(0)
-    shards, known = [], {}
+    shards: list[Shard] = []
+    known: dict[int, dict[str, tuple[Path, int]]] = {}  # by rows, and by the end of a file's name
     for index, first in enumerate(range(0, rows, PER_SHARD)):
-        count = min(PER_SHARD, rows - first)
-        path = folder / "shards" / f"{index:05d}.safetensors"
-        if count in known:
-            source, size = known[count]
-            os.link(source, path)
-        else:
-            size = write_rows(path, count, kind=kind, random=None if sparse else random)
-            known[count] = path, size
-        shards.append(Shard(index, first, count, count, (Written(path.name, size, ""),)))
+        count, names = min(PER_SHARD, rows - first), f"{folder}/shards/{index:05d}"
+        if count not in known:
+            made = columns(count, kind=kind, random=None if sparse else random)
+            known[count] = {
+                end: (path := Path(names + end), write_rows(path, some, hole=sparse))
+                for end, some in made.items()
+            }
+        files = []
+        for end, (source, size) in known[count].items():
+            path = Path(names + end)
+            if path != source:
+                os.link(source, path)
+            files.append(Written(path.name, size, ""))
+        shards.append(Shard(index, first, count, count, tuple(files)))
     settings = {
         "image_size": 256, "flip": False, "images": False,
         "vae": {"name": "synthetic", "scale": 1.0, "shift": 0.0, "factor": 8, "weight_hash": ""},
@@ -62,33 +68,48 @@ def make_cache(folder: Path, rows: int, *, kind: str = "float16", sparse: bool =
                       "format": kind}],
     }  # fmt: skip
     manifest = Manifest(
-        1, settings, rows, 0, ("one",), (rows,), LATENT, (0.0,) * 4, (1.0,) * 4, {}, tuple(shards)
+        VERSION,
+        settings,
+        rows,
+        0,
+        ("one",),
+        (rows,),
+        LATENT,
+        (0.0,) * 4,
+        (1.0,) * 4,
+        {},
+        tuple(shards),
     )
     manifest.write(folder)
     return Cache.open(folder)
 
 
-def write_rows(path: Path, rows: int, *, kind: str, random: np.random.Generator | None) -> int:
-    """One shard, of noise or (without `random`) all holes; its size in bytes."""
+def columns(
+    rows: int, *, kind: str, random: np.random.Generator | None
+) -> dict[str, dict[str, Column]]:
+    """What a shard's files hold, by the end of their names: noise or (without `random`) zeros."""
     tokens = GRID[0] * GRID[1]
-    shapes = {
-        "moments": ("float16", (2 * LATENT[0], *LATENT[1:])),
-        f"features.{TEACHER}": (kind, (tokens, DIM)),
-    }
-    columns = {"label": Column("int32", np.zeros(rows, np.int32))}
-    columns["item"] = Column("int64", np.arange(rows))
-    if kind in SCALED:
-        columns[f"scale.{TEACHER}"] = Column("float32", np.ones((rows, tokens), np.float32))
-    for name, (dtype, shape) in shapes.items():
+
+    def values(dtype: str, shape: tuple[int, ...]) -> Column:
         if random is None:
-            values = np.zeros((rows, *shape), dtype)
-        else:
-            few = (16 * random.standard_normal((64, *shape), np.float32)).astype(dtype)
-            values = np.resize(few, (rows, *shape))  # noise takes long to make
-        columns[name] = Column(dtype, values)
-    size = write_shard(path, columns).bytes
-    if random is None:
-        with open(path, "r+b") as file:  # keep the header, let the rest be a hole
+            return Column(dtype, np.zeros((rows, *shape), dtype))
+        few = (16 * random.standard_normal((64, *shape), np.float32)).astype(dtype)
+        return Column(dtype, np.resize(few, (rows, *shape)))  # noise takes long to make
+
+    first = {"label": Column("int32", np.zeros(rows, np.int32))}
+    first |= {"item": Column("int64", np.arange(rows))}
+    first |= {"moments": values("float16", (2 * LATENT[0], *LATENT[1:]))}
+    features = {f"features.{TEACHER}": values(kind, (tokens, DIM))}
+    if kind in SCALED:
+        features[f"scale.{TEACHER}"] = Column("float32", np.ones((rows, tokens), np.float32))
+    return {".safetensors": first, ".0.safetensors": features}
+
+
+def write_rows(path: Path, held: dict[str, Column], *, hole: bool) -> int:
+    """One file of a shard, whose rows may be a hole that takes no disk; its size in bytes."""
+    size = write_shard(path, held).bytes
+    if hole:
+        with open(path, "r+b") as file:
             length = 8 + int.from_bytes(file.read(8), "little")
             file.truncate(length)
             file.truncate(size)

@@ -1,10 +1,12 @@
 """Small real parts for the tests of the data's way: a VAE folder, image folders, a cache."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 from PIL import Image
 
 from erw.data import Cache, prepare
@@ -65,3 +67,10 @@ def files(cache: Path) -> dict[str, bytes]:
     return {
         name: data for name, data in found.items() if not name.endswith((".lock", "report.json"))
     }
+
+
+def write_checked(cache: Path, manifest: dict[str, Any]) -> None:
+    """A manifest as somebody might have made it, with the hash that it ought to have."""
+    told = {key: value for key, value in manifest.items() if key != "check"}
+    told["check"] = blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    (cache / "manifest.json").write_text(json.dumps(told))

@@ -21,7 +21,7 @@ from erw.data.gather import Located, gather
 from erw.data.shards import Column, ShardReader, hash_file, write_shard
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, DataError
-from parts import CLASSES, ENCODER, make, photos, vae_folder
+from parts import CLASSES, ENCODER, make, photos, vae_folder, write_checked
 
 Parts = SimpleNamespace
 
@@ -103,7 +103,11 @@ def test_shards_are_plain_safetensors(made: Parts) -> None:
     moments = shard["moments"]  # row, variant, mean and std of 4 channels
     assert moments.dtype == torch.float16 and moments.shape == (7, 2, 8, 8, 8)
     assert shard["item"].tolist() == list(range(7, 14))
-    assert shard[f"features.{ENCODER}"].shape == (7, 2, 16, 112)
+    assert set(shard) == {"label", "item", "moments"}
+    features = load_file(made.cache.path / "shards" / "00001.0.safetensors")
+    assert features[f"features.{ENCODER}"].shape == (7, 2, 16, 112) and len(features) == 1
+    images = load_file(made.cache.path / "shards" / "00001.images.safetensors")
+    assert images["image"].shape == (7, 3, 32, 32) and len(images) == 1
 
 
 def test_a_shard_reads_back_and_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
@@ -118,14 +122,14 @@ def test_a_shard_reads_back_and_equal_rows_give_equal_bytes(tmp_path: Path) -> N
     backwards = write_shard(tmp_path / "y.safetensors", dict(reversed(columns.items())))
     assert written.blake3 == backwards.blake3 == hash_file(tmp_path / "x.safetensors")
     assert written.bytes == (tmp_path / "x.safetensors").stat().st_size
-    reader = ShardReader([tmp_path / "x.safetensors"], rows=5)
+    reader = ShardReader(tmp_path / "x.safetensors", rows=5)
     for name, column in columns.items():
         kind = column.dtype, column.values.shape[1:]
         assert np.array_equal(reader.values(name, kind), column.values)
     with pytest.raises(CacheError, match=r"holds int64 \(\) as d, not int32 \(\)"):
         reader.values("d", ("int32", ()))
     with pytest.raises(CacheError, match=r"column . has shape \[5"):
-        ShardReader([tmp_path / "x.safetensors"], rows=4)
+        ShardReader(tmp_path / "x.safetensors", rows=4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.safetensors", "y.safetensors"]
 
 
@@ -194,16 +198,17 @@ def test_rows_of_many_shards_come_in_the_order_asked_for(tmp_path: Path, dim: in
     rows = Located(index[place] // 2, index[place] % 2, variant[place], place)
     opened = []
 
-    @lru_cache(maxsize=16)
-    def shard(number: int) -> ShardReader:
-        opened.append(number)
-        return ShardReader([tmp_path / f"{number}.safetensors"], rows=2, variants=2)
+    @lru_cache(maxsize=32)
+    def shard(number: int, column: str) -> ShardReader:
+        opened.append((number, column))
+        return ShardReader(tmp_path / f"{number}.safetensors", rows=2, variants=2)
 
     x, label = gather(
         {"x": ("float16", (dim,)), "label": ("int32", ())}, rows, variants=2, shard=shard
     )
     assert np.array_equal(x.numpy(), whole[index, variant]) and label.tolist() == index.tolist()
-    assert opened == sorted(set((index // 2).tolist()))
+    numbers = sorted(set((index // 2).tolist()))
+    assert opened == [(number, name) for number in numbers for name in ("x", "label")]
 
 
 def test_maps_of_a_large_cache_are_let_go_now_and_then(
@@ -286,8 +291,7 @@ def test_labels_out_of_range_are_found(copy: Path) -> None:
     with pytest.raises(CacheError, match=r"manifest.json is damaged \(it is not as it was"):
         path.write_text(json.dumps(manifest))
         Cache.open(copy)
-    del manifest["check"]  # as those have none that an older erw made
-    path.write_text(json.dumps(manifest))
+    write_checked(copy, manifest)
     with pytest.raises(CacheError, match="label 2 but 2 classes"):
         Cache.open(copy).read([20])
 
@@ -321,7 +325,7 @@ def test_what_was_not_stored_is_not_made_up(made: Parts, tmp_path: Path) -> None
 
 
 def test_a_header_that_tells_another_type_is_an_error(copy: Path) -> None:
-    for path in (copy / "shards").glob("*.safetensors"):
+    for path in (copy / "shards").glob("?????.safetensors"):
         data = path.read_bytes()
         path.write_bytes(
             data.replace(b'"moments":{"dtype":"F16"', b'"moments":{"dtype":"BF16"', 1).replace(

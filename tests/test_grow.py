@@ -179,6 +179,8 @@ def test_an_added_encoder_is_as_if_it_had_always_been_there(made: Parts, tmp_pat
     assert files(outs[0]) == files(outs[1])
     kept = {name: data for name, data in before.items() if name.startswith("shards")}
     assert kept.items() <= files(outs[0]).items()
+    for name, data in files(tmp_path / "both").items():
+        assert not name.endswith(".safetensors") or files(outs[0])[name] == data
     sides = np.arange(23) % 2 == 0
     wanted = at_once.read(range(23), features=[ENCODER, OTHER], flipped=sides)
     for cache in caches:
@@ -245,7 +247,9 @@ def test_images_appended_and_encoders_added_in_turn(made: Parts, tmp_path: Path)
     cache = make(third.parent, out, made.vae, encoders=both, append=True)
     assert len(cache) == 35 and cache.read([34]).labels.tolist() == [2]
     names = {path.name for path in (out / "shards").glob("0000[56]*.safetensors")}
-    assert names == {"00005.safetensors", "00005.1.safetensors", "00006.safetensors"}
+    assert names == {
+        f"{shard}{i}.safetensors" for shard in ("00005", "00006") for i in ("", ".0", ".1")
+    }
     alone = make(third.parent, tmp_path / "alone", made.vae, encoders=both)
     wanted = alone.read([0], features=[ENCODER, OTHER]).features
     got = cache.read([34], features=[ENCODER, OTHER]).features

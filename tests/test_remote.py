@@ -54,8 +54,13 @@ def site(local: Cache) -> Iterator[Web]:
 
 
 def size(local: Cache, shards: int) -> int:
-    """Bytes of the first so many shards."""
+    """Bytes of the first file of the first so many shards."""
     return sum(shard.files[0].bytes for shard in local.manifest.shards[:shards])
+
+
+def names(part: str = "") -> list[str]:
+    """The files of all shards: the first, or that of encoder 0."""
+    return [f"{i:05d}{part}.safetensors" for i in range(SHARDS)]
 
 
 def named(store: Path) -> list[Path]:
@@ -75,13 +80,22 @@ def test_batches_are_those_of_the_cache_on_disk(local: Cache, site: Web, store: 
         assert torch.equal(a.features[0], b.features[0])
     assert np.array_equal(far.items([5, 47]), local.items([5, 47]))
     # Every shard came once, and is there under its hash for the next one who asks.
-    assert sorted(site.asked[1:]) == [f"{i:05d}.safetensors" for i in range(SHARDS)]
+    assert sorted(site.asked[1:]) == sorted(names() + names(".0"))
     held = {path.stem for path in named(store)}
-    assert held == {shard.files[0].blake3 for shard in local.manifest.shards}
+    assert held == {file.blake3 for file in local.manifest.files}
     again = Cache.open(site.url)
     assert torch.equal(again.read([9]).mean, local.read([9]).mean)
     assert again.verify() == []
-    assert len(site.asked) == SHARDS + 2
+    assert len(site.asked) == 2 * SHARDS + 2
+
+
+def test_features_that_are_not_read_are_not_fetched(local: Cache, site: Web, store: Path) -> None:
+    loader = Loader(Cache.open(site.url), seed=3)
+    assert torch.equal(loader.batch(0, 48).mean, Loader(local, seed=3).batch(0, 48).mean)
+    assert sorted(site.asked[1:]) == names()
+    # Those that another reader wants come then, and beside them nothing again.
+    Loader(Cache.open(site.url), seed=3, features=[ENCODER]).batch(0, 48)
+    assert sorted(site.asked[SHARDS + 2 :]) == names(".0")
 
 
 def test_shards_come_before_they_are_read(site: Web, store: Path) -> None:
@@ -273,7 +287,7 @@ def test_training_from_s3(bucket: str, local: Cache, store: Path, tmp_path: Path
     assert main([*command, str(out), "--steps", "8", "--data.cache", bucket]) == 0
     one, two = (load_file(at / "ema.safetensors") for at in (tmp_path / "straight", out))
     assert all(torch.equal(one[name], two[name]) for name in one | two)
-    assert len(named(store)) == SHARDS
+    assert len(named(store)) == 2 * SHARDS
 
 
 def test_what_s3_refuses_is_said_in_one_line(bucket: str) -> None:
@@ -311,11 +325,22 @@ def test_a_copy_that_lost_a_bit_here_is_fetched_again(site: Web, store: Path) ->
 
 
 def test_what_is_admitted_can_be_read(local: Cache, site: Web, monkeypatch) -> None:
-    largest = max(file.bytes for file in local.manifest.files)
+    largest = max(shard.files[0].bytes for shard in local.manifest.shards)
     monkeypatch.setenv("ERW_SHARD_CACHE_GB", str((2 * largest + 100) / 1e9))
     one, two = (Loader(c, seed=1, window=1) for c in (local, Cache.open(site.url)))
     for step in range(12):
         assert torch.equal(two.batch(step * 12, 12).mean, one.batch(step * 12, 12).mean)
+    # Features count only where they are read.
+    with pytest.raises(CacheError, match="ERW_SHARD_CACHE_GB"):
+        Loader(Cache.open(site.url), seed=1, window=1, features=[ENCODER])
+    both = 2 * max(sum(file.bytes for file in shard.files) for shard in local.manifest.shards)
+    monkeypatch.setenv("ERW_SHARD_CACHE_GB", str((both + 100) / 1e9))
+    one, two = (
+        Loader(c, seed=1, window=1, features=[ENCODER]) for c in (local, Cache.open(site.url))
+    )
+    for step in range(12):
+        a, b = one.batch(step * 12, 12), two.batch(step * 12, 12)
+        assert torch.equal(a.mean, b.mean) and torch.equal(a.features[0], b.features[0])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -32,6 +32,12 @@ def write_beside(path: Path, put: Callable[[IO[bytes]], None]) -> None:
         os.close(folder)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed writers left beside `path`; nobody may be writing it now."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        part.unlink(missing_ok=True)
+
+
 def write_bytes(content: bytes, path: Path) -> None:
     """Write bytes beside and rename."""
 

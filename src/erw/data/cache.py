@@ -15,11 +15,12 @@ from ..errors import CacheError
 from .batch import Batch as Batch
 from .batch import FeatureSpec as FeatureSpec
 from .batch import Stored as Stored
-from .codec import SCALED, Packed
+from .codec import Packed
+from .columns import Columns
 from .gather import Located, gather
 from .limits import lift_file_limit
-from .manifest import Manifest
-from .shards import Kind, ShardReader, Written, hash_file
+from .manifest import Manifest, Which, shard_file
+from .shards import ShardReader, Written, hash_file
 
 _MOST_MAPPED = 4 << 30  # bytes of shards
 _AROUND = 1 << 16  # bytes that a system maps around a row
@@ -44,12 +45,13 @@ class Cache:
         self.vae: dict[str, Any] = settings["vae"] | manifest.scaling
         self.scaling = manifest.scaling or None  # what was measured, if the VAE asks for it
         self.features = {told["name"]: FeatureSpec.of(told) for told in settings["encoders"]}
+        self._columns = Columns(self.features, self.latent_shape, self.image_size)
         self._shards = tuple(shard for shard in manifest.shards if shard.rows)
         self._ends = np.cumsum([shard.rows for shard in self._shards])
+        self._files = {file.file: file for shard in self._shards for file in shard.files}
         # Thousands of shards must not exhaust the file handles, nor those of several caches.
-        files = max((len(shard.files) for shard in self._shards), default=1)
-        limit = lift_file_limit(4 * files * len(self._shards))
-        self._shard = lru_cache(maxsize=max(16, limit // (4 * files)))(self._open)
+        limit = lift_file_limit(4 * len(self._files))
+        self._shard = lru_cache(maxsize=max(32, limit // 4))(self._open)
         self._large = sum(file.bytes for file in manifest.files) > _MOST_MAPPED
         self._touched = 0  # bytes of the shards that are open, at most
 
@@ -112,10 +114,7 @@ class Cache:
         flipped: np.ndarray | None = None,
     ) -> Stored:
         """As `read`, but nothing is scaled or unpacked until the rows are on their device."""
-        self.require(encoders=features, token=token)
-        names = ["label", "moments", *(f"features.{name}" for name in features)]
-        names += [f"scale.{name}" for name in features if self.features[name].format in SCALED]
-        names += [f"class.{token}"] if token else []
+        names = self.columns(features=features, token=token)
         found = self._gather(names, self._locate(indices, flipped))
         columns = dict(zip(names, found, strict=True))
         labels = columns["label"].long()
@@ -134,6 +133,11 @@ class Cache:
             ),
             columns.get(f"class.{token}"),
         )
+
+    def columns(self, *, features: Sequence[str] = (), token: str = "") -> list[str]:
+        """What is read of the shards for rows with these features and this class token."""
+        self.require(encoders=features, token=token)
+        return self._columns.names(features, token)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
@@ -206,13 +210,13 @@ class Cache:
         """Rows of each shard, in the order of the rows, int64; empty where nothing is stored."""
         return np.diff(self._ends, prepend=0)
 
-    def admit(self, window: int) -> None:
+    def admit(self, window: int, columns: Sequence[str]) -> None:
         """Raise `CacheError` unless rows of so many shards (0: of all) can be read at random."""
         if window and not len(self._shards):
             raise CacheError(f"{self.where} stores no shards: leave out data.window")
 
-    def expect(self, shards: Callable[[], np.ndarray]) -> None:
-        """Hear which shards will be read next. Those on a local disk need no preparation."""
+    def expect(self, shards: Callable[[], np.ndarray], columns: Sequence[str]) -> None:
+        """Hear of which shards what is read next. Those on a local disk need no preparation."""
 
     @cached_property
     def identity(self) -> str:
@@ -243,8 +247,13 @@ class Cache:
 
     def _gather(self, names: Sequence[str], rows: Located) -> list[Tensor]:
         """Columns of the located rows, in batch order, as they are stored."""
-        columns = {name: self._kind(name) for name in names}
-        found = gather(columns, rows, variants=self.variants, shard=self._shard)
+        columns = {name: self._columns.kind(name) for name in names}
+        which = {name: self._columns.file(name) for name in names}
+
+        def shard(number: int, name: str) -> ShardReader:
+            return self._shard(number, which[name])
+
+        found = gather(columns, rows, variants=self.variants, shard=shard)
         self._touched += sum(column.nbytes + len(column) * _AROUND for column in found)
         if self._large and self._touched > _MOST_MAPPED:
             # Pages that were touched count as this process's, and so do the tables that map them.
@@ -252,27 +261,19 @@ class Cache:
             self._touched = 0
         return found
 
-    def _kind(self, column: str) -> Kind:
-        """What the manifest says that a column holds."""
-        what, _, name = column.partition(".")
-        if name:
-            return self.features[name].kind(what)
-        channels, *sides = self.latent_shape
-        kinds: dict[str, Kind] = {
-            "label": ("int32", ()),
-            "item": ("int64", ()),
-            "image": ("uint8", (3, self.image_size, self.image_size)),
-            "moments": ("float16", (2 * channels, *sides)),
-        }
-        return kinds[what]
-
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).open, (self.where,)  # of a process that is begun anew
 
-    def _open(self, number: int) -> ShardReader:
-        shard = self._shards[number]
-        paths = [self.file(file) for file in shard.files]
-        return ShardReader(paths, rows=shard.rows, variants=self.variants)
+    def _written(self, number: int, which: Which) -> Written:
+        name = shard_file(self._shards[number].index, which)
+        try:
+            return self._files[name]
+        except KeyError:
+            raise CacheError(f"cache {self.where} has no file {name}: prepare it again") from None
+
+    def _open(self, number: int, which: Which) -> ShardReader:
+        path = self.file(self._written(number, which))
+        return ShardReader(path, rows=self._shards[number].rows, variants=self.variants)
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -1,4 +1,4 @@
-"""Who writes which shard: byte-range locks on one file, dropped when their process dies."""
+"""Who makes which span: byte-range locks on one file, dropped when their process dies."""
 
 import os
 from collections.abc import Iterator
@@ -7,13 +7,12 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import CacheError
-from .manifest import shard_path
 
 
 class Claims:
     """Locks on shards of a folder, shared by all processes that fill it, on any machine.
 
-    On systems without POSIX locks every claim succeeds: shards are then written twice at worst,
+    On systems without POSIX locks every claim succeeds: files are then written twice at worst,
     each time whole and with equal bytes.
     """
 
@@ -39,10 +38,7 @@ class Claims:
         os.close(self._file)  # drops every lock of this process
 
     def take(self, index: int, added: int | None = None) -> bool:
-        """Lock a shard's first file, or that of the encoder `added` to it later.
-
-        False if another process has it. Clears what a killed writer left.
-        """
+        """Lock a shard, or its features of the encoder `added` later; False if another has it."""
         try:
             import fcntl
 
@@ -51,10 +47,6 @@ class Claims:
             return True
         except BlockingIOError:
             return False
-        path = shard_path(self.folder, index, added)
-        for name in (path.name, path.with_suffix(".json").name):
-            for leftover in self.folder.glob(f".{name}.*.part"):
-                leftover.unlink(missing_ok=True)
         return True
 
     def drop(self, index: int, added: int | None = None) -> None:
@@ -85,5 +77,5 @@ def settling(out: Path) -> Iterator[None]:
 
 
 def _place(index: int, added: int | None) -> int:
-    """The byte that stands for a file: shards first, then those of each added encoder."""
+    """The byte that stands for them: shards first, then those of each added encoder."""
     return index if added is None else index + ((added + 1) << 40)

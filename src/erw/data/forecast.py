@@ -29,7 +29,7 @@ class Part(NamedTuple):
 def parts(settings: dict[str, Any]) -> tuple[Part, ...]:
     """The columns of a cache made with these settings (see `settings.describe`).
 
-    Headers of shards and records are left out: some 600 bytes a shard.
+    Headers of shards and records are left out: some 1,000 bytes a shard.
     """
     variants = 2 if settings["flip"] else 1
     mirrored = (2,) if settings["flip"] else ()

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheError, DataError
+from ..files import remove_unfinished
 from .claims import Claims
 from .images import Unreadable
-from .manifest import MANIFEST, Manifest, Record, record_path, shard_path
+from .manifest import IMAGES, MANIFEST, Manifest, Record, Shard, record_file, shard_file
 from .rows import Span
 from .shards import ShardReader, hash_file
 from .sources import FileSource, Source
@@ -31,7 +32,7 @@ def sources(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def spans(settings: dict[str, Any]) -> list[Span]:
-    """Every file of a cache, shard by shard; each source begins a new shard."""
+    """All that a cache is made of, shard by shard; each source begins a new shard."""
     found: list[Span] = []
     first, shard, rows = 0, 0, settings["rows_per_shard"]
     for number, source in enumerate(sources(settings)):
@@ -105,8 +106,10 @@ def finished(out: Path, settings: dict[str, Any]) -> Manifest:
         )
     for span in spans(settings):
         if Record.read(out / "shards", span.shard, span.added) is None:
-            name = shard_path(out / "shards", span.shard, span.added).name
-            raise CacheError(f"{out}: {name} or its record is damaged: erw prepare --repair first")
+            name = record_file(span.shard, span.added)
+            raise CacheError(
+                f"{out}: {name} or what it tells of is damaged: erw prepare --repair first"
+            )
     return manifest
 
 
@@ -122,8 +125,9 @@ def abandon(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         if not all(claims.take(span.shard, span.added) for span in new):
             raise CacheError(f"another process is adding to {out}: stop it first")
         for span in new:
-            record_path(folder, span.shard, span.added).unlink(missing_ok=True)
-            shard_path(folder, span.shard, span.added).unlink(missing_ok=True)
+            for name in (record_file(span.shard, span.added), *span.files(settings)):
+                (folder / name).unlink(missing_ok=True)
+                remove_unfinished(folder / name)
         for number in range(len(manifest.settings["encoders"]), len(settings["encoders"])):
             for file in folder.glob(f"pca.{number}.*"):
                 file.unlink()
@@ -172,10 +176,10 @@ class Stored:
         return sum(shard.items for shard in self._shards)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
-        reader, rows, labels = self._shard(bisect_right(self._firsts, number) - 1)
+        images, rows, labels = self._shard(bisect_right(self._firsts, number) - 1)
         if number not in rows:
             raise Unreadable("rejected when the cache was made")
-        image = reader.values("image")[rows[number]]
+        image = images.values("image")[rows[number]]
         return np.ascontiguousarray(image.transpose(1, 2, 0)), labels[number]
 
     def fingerprint(self) -> str:
@@ -185,29 +189,27 @@ class Stored:
     def where(self, number: int) -> str:
         """Where an image lies, for messages."""
         shard = self._shards[bisect_right(self._firsts, number) - 1]
-        return f"{shard_path(self._folder, shard.index)}[item {number}]"
+        return f"{self._folder / shard_file(shard.index, IMAGES)}[item {number}]"
 
     def _open(self, place: int) -> tuple[ShardReader, dict[int, int], dict[int, int]]:
         shard = self._shards[place]
-        reader = ShardReader([self._folder / file.file for file in shard.files], rows=shard.rows)
-        pairs = _marks(reader)
+        images = ShardReader(self._folder / shard_file(shard.index, IMAGES), rows=shard.rows)
+        pairs = _marks(self._folder, shard)
         rows = {item: row for row, (item, _) in enumerate(pairs)}
-        return reader, rows, dict(pairs)
+        return images, rows, dict(pairs)
 
 
 def held(folder: Path, span: Span) -> Span:
     """The span with item and label of each row that its shard has."""
     record = Record.read(folder, span.shard)
     assert record is not None, "asked for before the shard was there"
-    rows = record.shard.rows
-    if not rows:
+    if not record.shard.rows:
         return span._replace(held=())
-    span = span._replace(pixels=record.pixels)
-    reader = ShardReader([folder / file.file for file in record.shard.files], rows=rows)
-    return span._replace(held=tuple(_marks(reader)))
+    return span._replace(pixels=record.pixels, held=tuple(_marks(folder, record.shard)))
 
 
-def _marks(reader: ShardReader) -> list[tuple[int, int]]:
+def _marks(folder: Path, shard: Shard) -> list[tuple[int, int]]:
     """Item and label of each row of a shard."""
+    reader = ShardReader(folder / shard_file(shard.index), rows=shard.rows)
     columns = (reader.values(name).tolist() for name in ("item", "label"))
     return list(zip(*columns, strict=True))

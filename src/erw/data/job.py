@@ -1,4 +1,4 @@
-"""One process's share of making a cache: which files are missing, make them, join them."""
+"""One process's share of making a cache: which spans are missing, make them, join them."""
 
 import errno
 import shutil
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import CacheError, DataError
-from ..files import write_text
+from ..files import remove_unfinished, write_text
 from . import pca
 from .claims import Claims
 from .encoding import one_thread_each
@@ -23,8 +23,8 @@ from .manifest import (
     Manifest,
     Record,
     join,
+    record_file,
     rejected_lines,
-    shard_path,
 )
 from .progress import Bar
 from .rows import Filling, Networks, Span, cropped, fill, stacked
@@ -36,7 +36,7 @@ FITTING = 1 << 16
 
 @dataclass
 class Job:
-    """Files rank, rank + world, ... of those that the images at hand go into.
+    """Spans rank, rank + world, ... of those that the images at hand go into.
 
     `number`: which of the cache's sources `source` is; None: the images that its rows hold, which
     can only give features that were added.
@@ -60,7 +60,7 @@ class Job:
         return self.out / "shards"
 
     def all(self) -> list[Span]:
-        """All files of the cache, whatever they are made of."""
+        """All spans of the cache, whatever they are made of."""
         return spans(self.settings)
 
     def own(self) -> list[Span]:
@@ -71,7 +71,7 @@ class Job:
         return sorted(mine, key=lambda span: span.added is not None)
 
     def done(self, span: Span) -> bool:
-        """Whether a file is there, whoever made it."""
+        """Whether a span's files are there, whoever made them."""
         if span not in self.finished and Record.read(self.folder, span.shard, span.added):
             self.finished.add(span)
         return span in self.finished
@@ -83,9 +83,9 @@ class Job:
 
 
 def work(job: Job, bar: Bar, *, patience: float) -> list[Span]:
-    """Make this rank's files, wait for the other ranks' and join all.
+    """Make this rank's spans, wait for the other ranks' and join all.
 
-    Gives back the files that other images are needed for; nothing is joined while there are any.
+    Gives back the spans that other images are needed for; nothing is joined while there are any.
     """
     own = job.own()
     for span in own[job.rank :: job.world]:
@@ -117,7 +117,7 @@ def work(job: Job, bar: Bar, *, patience: float) -> list[Span]:
 
 
 def _make(job: Job, bar: Bar, claims: Claims) -> None:
-    """Write every file of this rank that is missing and that no other process is writing."""
+    """Write every span of this rank that is missing and that no other process is writing."""
     settings = job.settings
 
     def free() -> Iterator[Span]:
@@ -127,6 +127,8 @@ def _make(job: Job, bar: Bar, claims: Claims) -> None:
                 continue
             if not claims.take(span.shard, span.added):
                 continue
+            for name in (record_file(span.shard, span.added), *span.files(settings)):
+                remove_unfinished(job.folder / name)
             if job.done(span):
                 claims.drop(span.shard, span.added)
             elif span.added is None and job.networks.vae is None:
@@ -151,9 +153,8 @@ def _make(job: Job, bar: Bar, claims: Claims) -> None:
             options=settings, strict=job.strict, advance=bar.advance,
         )  # fmt: skip
         try:
-            columns = filling.columns()
-            path = shard_path(job.folder, span.shard, span.added)
-            files = (write_shard(path, columns),) if columns else ()
+            found = filling.files([told["name"] for told in settings["encoders"]])
+            files = tuple(write_shard(job.folder / name, found[name]) for name in found)
             filling.record(files).write(job.folder, span.added)
         except OSError as error:
             raise _full(job, error) from error
@@ -232,7 +233,7 @@ def _full(job: Job, error: OSError) -> Exception:
 
 
 def _join(job: Job) -> None:
-    """Write rejected.jsonl and the manifest from the records of all files."""
+    """Write rejected.jsonl and the manifest from the records of all spans."""
     found = [Record.read(job.folder, span.shard, span.added) for span in job.all()]
     records = [record for record in found if record is not None]
     assert len(records) == len(found), "joined before all shards were there"

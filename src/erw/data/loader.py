@@ -43,8 +43,9 @@ class Loader:
         stored: bool = False,
     ) -> None:
         self.flip = cache.variants > 1 if flip is None else flip
-        cache.require(encoders=features, token=token, flip=self.flip)
-        cache.admit(window)
+        cache.require(flip=self.flip)
+        self._columns = cache.columns(features=features, token=token)
+        cache.admit(window, self._columns)
         self.cache, self.seed, self.features, self.token = cache, seed, tuple(features), token
         self.window, self.stored = window, stored
         self._told: tuple[int, int] | None = None
@@ -105,7 +106,7 @@ class Loader:
             now = epoch, int(self._windows(epoch).group(np.array([place]))[0])
         if now != self._told:
             self._told = now
-            self.cache.expect(lambda: self.coming(start))
+            self.cache.expect(lambda: self.coming(start), self._columns)
 
     def _make_windows(self, epoch: int) -> "Windows":
         return Windows(self.cache.shard_rows, self.window, key=seeded(self.seed, "epoch", epoch))

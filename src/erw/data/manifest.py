@@ -2,15 +2,18 @@
 
 cache/
   prepare.json            the settings it is being made with (from the first moment)
-  shards/00000.safetensors, shards/00000.json      rows and record of shard 0
-  shards/00000.1.safetensors, shards/00000.1.json  features of encoder 1, if it was added later
-  shards/pca.1.safetensors, shards/pca.1.json      what its features are reduced with, if they are
+  shards/00000.safetensors         labels and latents of shard 0
+  shards/00000.images.safetensors  its cropped images, if they are kept
+  shards/00000.1.safetensors       its features of encoder 1
+  shards/00000.json                its record, and 00000.1.json if that encoder was added later
+  shards/pca.1.safetensors, shards/pca.1.json      what those are reduced with, if they are
   manifest.json           written last: a cache without it is unfinished
   rejected.jsonl          images left out, with path and reason
   report.json             how long it took; not part of the cache's identity
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from ..errors import CacheError
 from ..files import write_text
 from .shards import Written
 
-VERSION = 1
+VERSION = 2
 MANIFEST, SETTINGS, REJECTED, REPORT = (
     "manifest.json",
     "prepare.json",
@@ -29,14 +32,15 @@ MANIFEST, SETTINGS, REJECTED, REPORT = (
     "report.json",
 )
 CHECK = "check"  # of a manifest: the hash of the rest
-LATER = ("pca", "scaling")  # left out where empty: manifests older than these keep their bytes
+IMAGES = "images"
 
 
 @dataclass(frozen=True)
 class Shard:
     """One shard: source items `first` to `first + items`, less those rejected.
 
-    `files` are beside each other under `shards/`; their columns together make up its rows.
+    `files` are beside each other under `shards/`; their columns together make up its rows. What
+    a run does not read lies in files that it does not open, nor fetch from afar (`column_file`).
     """
 
     index: int
@@ -58,15 +62,15 @@ class Record:
     pixels: str = ""  # blake3 of the cropped images of its rows
 
     def write(self, folder: Path, added: int | None = None) -> None:
-        """Write to `record_path`."""
-        path = record_path(folder, self.shard.index, added)
+        """Write to `record_file`."""
+        path = folder / record_file(self.shard.index, added)
         write_text(path, json.dumps(asdict(self), sort_keys=True))
 
     @staticmethod
     def read(folder: Path, index: int, added: int | None = None) -> "Record | None":
         """The record of a shard whose files are all there and whole in size, else None."""
         try:
-            found = json.loads(record_path(folder, index, added).read_text())
+            found = json.loads((folder / record_file(index, added)).read_text())
             shard = _shard(found.pop("shard"))
             if any((folder / f.file).stat().st_size != f.bytes for f in shard.files):
                 return None
@@ -103,7 +107,7 @@ class Manifest:
 
     def write(self, out: Path) -> None:
         """Write `manifest.json` in canonical form: equal caches have equal bytes."""
-        told = {key: value for key, value in asdict(self).items() if key not in LATER or value}
+        told = asdict(self)
         told[CHECK] = _check(told)
         write_text(out / MANIFEST, json.dumps(told, sort_keys=True, indent=1) + "\n")
 
@@ -138,8 +142,7 @@ class Manifest:
                 f"{where} has version {version}, this erw reads {VERSION}: prepare it again"
             )
         try:
-            check = found.pop(CHECK, None)  # older manifests have none
-            if check is not None and check != _check(found):
+            if found.pop(CHECK) != _check(found):
                 raise ValueError("it is not as it was written")
             found["shards"] = tuple(_shard(shard) for shard in found["shards"])
             for key in ("class_names", "class_counts", "latent_shape", "latent_mean", "latent_std"):
@@ -165,7 +168,7 @@ def join(
     class_names: tuple[str, ...],
     records: list[Record],
     *,
-    pca: dict[str, dict[str, Any]] | None = None,
+    pca: dict[str, dict[str, Any]],
 ) -> Manifest:
     """The manifest of all records, in shard order."""
     records = _merged(records)
@@ -197,7 +200,7 @@ def join(
         latent_std=deviation,
         fidelity={e["name"]: _fidelity(records, e["name"]) for e in settings["encoders"]},
         shards=tuple(record.shard for record in records),
-        pca=pca or {},
+        pca=pca,
         scaling=scaling,
     )
 
@@ -240,14 +243,26 @@ def rejected_lines(records: list[Record]) -> str:
     )
 
 
-def record_path(folder: Path, index: int, added: int | None = None) -> Path:
-    return shard_path(folder, index, added).with_suffix(".json")
+Which = int | str | None
+"""Which of a shard's files: the first, that of its images, or that of an encoder by its number."""
 
 
-def shard_path(folder: Path, index: int, added: int | None = None) -> Path:
-    """A shard's first file, or that of the encoder of this number, which was added later."""
-    number = "" if added is None else f".{added}"
-    return folder / f"{index:05d}{number}.safetensors"
+def column_file(column: str, encoders: Sequence[str]) -> Which:
+    """Which of a shard's files a column lies in."""
+    if column == "image":
+        return IMAGES
+    _, _, name = column.partition(".")
+    return encoders.index(name) if name else None
+
+
+def shard_file(index: int, which: Which = None) -> str:
+    """The name of one of a shard's files."""
+    return f"{index:05d}{'' if which is None else f'.{which}'}.safetensors"
+
+
+def record_file(index: int, added: int | None = None) -> str:
+    """The name of a shard's record, or of that of an encoder which was added later."""
+    return shard_file(index, added).replace(".safetensors", ".json")
 
 
 def _shard(found: dict[str, Any]) -> Shard:

@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from ..errors import CacheError, one_line
 from .cache import Cache
-from .manifest import MANIFEST, Manifest
+from .manifest import MANIFEST, Manifest, Which
 from .shards import ShardReader, Written
 from .store import SIZE, TRIES, CameDamaged, NoRoom, Store
 
@@ -35,8 +35,8 @@ _PACKAGES = _OF_THE_REST | dict.fromkeys(("http", "https"), "erw[remote]")
 class Remote(Cache):
     """A `Cache` at a URL. Rows and batches are those of the same cache on a local disk.
 
-    Shards are fetched whole when they are first needed, or before, where a `Loader` says what
-    comes next; see `Store` for what is kept of them.
+    Files of shards are fetched whole when they are first needed, or before, where a `Loader` says
+    what comes next; what is not read is not fetched. See `Store` for what is kept of them.
     """
 
     threads = 1  # a full store has room for what one of them reads
@@ -45,7 +45,7 @@ class Remote(Cache):
         self._far, self._text, self._store = far, text, store
         super().__init__(store.folder, Manifest.parse(text, where=f"{far.url}/{MANIFEST}"))
         self.where = far.url
-        self._ahead = Ahead(self._fetch)
+        self._ahead = Ahead(self.file)
 
     @classmethod
     def open(cls, path: str | Path) -> "Remote":
@@ -64,12 +64,13 @@ class Remote(Cache):
         """A hash of everything that the cache holds, the same as on a local disk."""
         return blake3(self._text).hexdigest()[:32]
 
-    def admit(self, window: int) -> None:
+    def admit(self, window: int, columns: Sequence[str]) -> None:
         """Raise `CacheError` unless what is read together fits on this machine.
 
         All shards without a window, else two windows: the one being read and the next.
         """
-        sizes = sorted((sum(file.bytes for file in s.files) for s in self._shards), reverse=True)
+        files = (self._read_of(number, columns) for number in range(len(self._shards)))
+        sizes = sorted((sum(file.bytes for file in some) for some in files), reverse=True)
         need = 2 * sum(sizes[:window]) if 0 < 2 * window < len(sizes) else sum(sizes)
         if need <= self._store.limit:
             return
@@ -81,10 +82,11 @@ class Remote(Cache):
             f"{SIZE} to {math.ceil(need / 1e7) / 100} or more" + window_too * (most > 0)
         )
 
-    def expect(self, shards: Callable[[], np.ndarray]) -> None:
-        """Fetch these shards in the background, in this order, in place of what was said before."""
+    def expect(self, shards: Callable[[], np.ndarray], columns: Sequence[str]) -> None:
+        """Fetch what is read of these in the background, in order, and nothing said before."""
         self._shard.cache_clear()  # what is open stays on the disk, also where nobody reads it now
-        self._ahead.want(shards().tolist())
+        coming = (self._read_of(number, columns) for number in shards().tolist())
+        self._ahead.want([file for files in coming for file in files])
 
     def file(self, file: Written) -> Path:
         """One of its files on this machine, fetched if it is not here."""
@@ -102,13 +104,16 @@ class Remote(Cache):
         except CameDamaged:
             return False
 
-    def _fetch(self, number: int) -> list[Path]:
-        return [self.file(file) for file in self._shards[number].files]
+    def _read_of(self, number: int, columns: Sequence[str]) -> list[Written]:
+        """The files of a shard that these columns lie in."""
+        which = dict.fromkeys(map(self._columns.file, columns))
+        return [self._written(number, one) for one in which]
 
-    def _open(self, number: int) -> ShardReader:
+    def _open(self, number: int, which: Which) -> ShardReader:
+        file, rows = self._written(number, which), self._shards[number].rows
         for attempt in range(TRIES):
             try:
-                paths = self._fetch(number)
+                path = self.file(file)
             except NoRoom:
                 if attempt == TRIES - 1:
                     raise
@@ -116,11 +121,9 @@ class Remote(Cache):
                 self._ahead.stop()  # and what it would need later need not come now
                 continue
             try:
-                return ShardReader(
-                    paths, rows=self._shards[number].rows, variants=self.variants, hold=True
-                )
+                return ShardReader(path, rows=rows, variants=self.variants, hold=True)
             except CacheError:
-                if all(path.exists() for path in paths):
+                if path.exists():
                     raise
                 continue  # another process made room in between
         raise NoRoom(f"{self._store.folder} is too small for all who use it: set {SIZE} to more")
@@ -183,27 +186,27 @@ def _why(error: Exception) -> tuple[str, bool]:
 
 
 class Ahead:
-    """Calls `fetch` on numbers in the background, by threads that end when none is left.
+    """Calls `fetch` on files in the background, by threads that end when none is left.
 
     They are daemons: a program that ends does not wait for downloads.
     """
 
-    def __init__(self, fetch: Callable[[int], object], *, threads: int = THREADS) -> None:
+    def __init__(self, fetch: Callable[[Written], object], *, threads: int = THREADS) -> None:
         self._fetch, self._threads = fetch, threads
         self._begin()
 
     def _begin(self) -> None:
         self._running, self._process = 0, os.getpid()
-        self._wanted: deque[int] = deque()
+        self._wanted: deque[Written] = deque()
         self._lock = threading.Condition()
 
-    def want(self, numbers: Sequence[int]) -> None:
+    def want(self, files: Sequence[Written]) -> None:
         """Fetch these, in this order, and forget what was wanted before."""
         if self._process != os.getpid():  # forked: the threads stayed behind, maybe with the lock
             self._begin()
         with self._lock:
-            self._wanted = deque(numbers)
-            more = min(self._threads - self._running, len(numbers))
+            self._wanted = deque(files)
+            more = min(self._threads - self._running, len(files))
             self._running += more
         for _ in range(more):
             threading.Thread(target=self._work, daemon=True, name="fetch ahead").start()
@@ -221,7 +224,7 @@ class Ahead:
                     self._running -= 1
                     self._lock.notify_all()
                     return
-                number = self._wanted.popleft()
+                file = self._wanted.popleft()
             # It is fetched once more when it is read, and what is wrong is said then.
             with contextlib.suppress(CacheError, OSError):
-                self._fetch(number)
+                self._fetch(file)

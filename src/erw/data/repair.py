@@ -8,7 +8,7 @@ from .cache import Cache
 from .claims import Claims
 from .growth import sources
 from .job import Job
-from .manifest import MANIFEST, Manifest, Record, record_path, shard_path
+from .manifest import MANIFEST, Manifest, Record, record_file
 from .rows import Span
 from .shards import hash_file
 
@@ -18,8 +18,8 @@ def damaged(job: Job, *, repair: bool) -> bool:
     bad = Cache(job.out, Manifest.read(job.out)).verify()
     if bad and not repair:
         raise named(job.out, bad)
-    own = {shard_path(job.folder, s.shard, s.added).name: s for s in job.own()}
-    if repair:  # a file whose record is lost cannot be joined again, whole as it may be
+    own = {name: span for span in job.own() for name in span.files(job.settings)}
+    if repair:  # files whose record is lost cannot be joined again, whole as they may be
         bad += [name for name, span in own.items() if name not in bad and not job.done(span)]
     fitted = {
         pca.path(job.folder, i).name for i in range(len(job.settings["encoders"])) if not job.number
@@ -38,7 +38,7 @@ def damaged(job: Job, *, repair: bool) -> bool:
             elif not claims.take(span.shard, span.added) or _whole(job, span):
                 continue  # another process is making it again, or has, while this one was hashing
             else:
-                record_path(job.folder, span.shard, span.added).unlink(missing_ok=True)
+                (job.folder / record_file(span.shard, span.added)).unlink(missing_ok=True)
                 claims.drop(span.shard, span.added)
                 job.finished.discard(span)
             cleared += 1

@@ -19,9 +19,9 @@ from .codec import Packed, fidelity, pack, to_numpy
 from .crops import crop
 from .encoding import in_pieces
 from .images import Unreadable
-from .manifest import Record, Shard
+from .manifest import IMAGES, Record, Shard, Which, column_file, shard_file
 from .pca import Pca
-from .shards import Column
+from .shards import Column, Written
 from .sources import Source, where
 
 
@@ -70,12 +70,11 @@ class Item(NamedTuple):
 
 
 class Span(NamedTuple):
-    """One file to be made: source items `first` to `stop` of a shard.
+    """What is made at a time: source items `first` to `stop`, into files of a shard.
 
-    `source`: which of the cache's sources they are of. `added`: None for the file that a shard
-    begins with, else the number of an encoder whose features come into a file of their own.
-    `held`: of such a file, item and label of each row that the shard has; `pixels`: what its images
-    hashed to then.
+    `source`: which of the cache's sources they are of. `added`: None for the files that a shard
+    begins with, else the number of an encoder that was added later. `held`: where one was, item and
+    label of each row that the shard has; `pixels`: what its images hashed to then.
     """
 
     shard: int
@@ -93,12 +92,19 @@ class Span(NamedTuple):
             return range(self.first, self.stop)
         return [item for item, _ in self.held]
 
-    def encoders(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        """Settings of the encoders whose features come into this file."""
-        told = settings["encoders"]
+    def encoders(self, settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
+        """Number and settings of the encoders whose features are made."""
+        told = dict(enumerate(settings["encoders"]))
         if self.added is not None:
-            return [told[self.added]]
-        return [encoder for encoder in told if self.source >= encoder.get("beside", 0)]
+            return {self.added: told[self.added]}
+        return {i: one for i, one in told.items() if self.source >= one.get("beside", 0)}
+
+    def files(self, settings: dict[str, Any]) -> list[str]:
+        """Names of the files that it is made into: none are, where every image is rejected."""
+        which: list[Which] = [None] if self.added is None else []
+        which += [IMAGES] if self.added is None and settings["images"] else []
+        which += self.encoders(settings)
+        return [shard_file(self.shard, one) for one in which]
 
 
 def cropped(
@@ -161,19 +167,21 @@ class Filling:
         kind = str(values.dtype).removeprefix("torch.")
         self.parts.setdefault(name, []).append((kind, to_numpy(values)))
 
-    def columns(self) -> dict[str, Column]:
-        """Everything that was added, joined."""
-        return {
-            name: Column(parts[0][0], np.concatenate([values for _, values in parts]))
-            for name, parts in self.parts.items()
-        }
+    def files(self, encoders: Sequence[str]) -> dict[str, dict[str, Column]]:
+        """Everything that was added, joined: columns by the name of their file."""
+        found: dict[str, dict[str, Column]] = {}
+        for name, parts in self.parts.items():
+            file = shard_file(self.span.shard, column_file(name, encoders))
+            values = np.concatenate([values for _, values in parts])
+            found.setdefault(file, {})[name] = Column(parts[0][0], values)
+        return found
 
-    def record(self, files: tuple[Any, ...]) -> Record:
-        """What to note about the file."""
+    def record(self, files: tuple[Written, ...]) -> Record:
+        """What to note about the files."""
         span, rows = self.span, sum(self.labels.values())
         shard = Shard(span.shard, span.first, span.stop - span.first, rows, files)
         labels = {str(label): count for label, count in sorted(self.labels.items())}
-        if span.added is not None:  # the shard's first file has told these
+        if span.added is not None:  # the shard's first record tells these
             labels = {}
         pixels = self.pixels.hexdigest()
         return Record(shard, self.rejected, labels, self.sums, self.cosines, pixels)
@@ -190,7 +198,7 @@ def fill(
     strict: bool,
     advance: Any,
 ) -> Filling:
-    """Encode a file's items. Batches never cross shards, so no neighbour changes its bytes."""
+    """Encode a span's items. Batches never cross shards, so no neighbour changes its bytes."""
     filling = Filling(span)
     batch: list[Item] = []
     held = dict(span.held or ())
@@ -250,7 +258,7 @@ def _encode(
         if options["images"]:
             filling.add("image", images)
         _add_moments(filling, *encode(networks.vae.encode))
-    for told in filling.span.encoders(options):
+    for told in filling.span.encoders(options).values():
         name = told["name"]
         encoder = networks.encoder(name)
         tokens, *token = encode(encoder.both if told.get("class_dim") else encoder)

@@ -1,4 +1,4 @@
-"""One shard: a safetensors file, written in one piece and read by rows.
+"""One file of a shard: safetensors, written in one piece and read by rows.
 
 Written here rather than by the safetensors package so that equal rows give equal bytes (its
 metadata has no fixed order), the hash is taken on the way, and nothing is copied.
@@ -86,30 +86,22 @@ def write_shard(path: Path, columns: Mapping[str, Column]) -> Written:
 
 
 class ShardReader:
-    """The columns of one shard, memory-mapped, whichever of its files they lie in.
+    """The columns in one file of a shard, memory-mapped.
 
     A column has a row for each variant of each row of the shard, or for each row if it is one of
-    `SINGLE`. With `hold`, whoever would remove the files finds them locked as long as this lives.
+    `SINGLE`. With `hold`, whoever would remove the file finds it locked as long as this lives.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], *, rows: int, variants: int = 1, hold: bool = False
-    ) -> None:
-        self._paths = tuple(paths)
-        self._columns: dict[str, _Mapped] = {}
-        for path in self._paths:
-            try:
-                self._columns |= _columns(path, rows=rows, variants=variants, hold=hold)
-            except FileNotFoundError:
-                raise CacheError(
-                    f"shard {path} is missing: run the same erw prepare again"
-                ) from None
-            except OSError as error:
-                raise CacheError(f"shard {path} cannot be read ({error.strerror})") from error
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CacheError(
-                    f"shard {path} is damaged ({error}): erw prepare --repair"
-                ) from error
+    def __init__(self, path: Path, *, rows: int, variants: int = 1, hold: bool = False) -> None:
+        self.path = path
+        try:
+            self._columns = _columns(path, rows=rows, variants=variants, hold=hold)
+        except FileNotFoundError:
+            raise CacheError(f"shard {path} is missing: run the same erw prepare again") from None
+        except OSError as error:
+            raise CacheError(f"shard {path} cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CacheError(f"shard {path} is damaged ({error}): erw prepare --repair") from error
 
     def values(self, name: str, kind: Kind | None = None) -> np.ndarray:
         """A column, rows first, in the pages of its file.
@@ -120,13 +112,12 @@ class ShardReader:
         mapped = self._mapped(name)
         if kind is not None and mapped.kind != kind:
             raise CacheError(
-                f"shard {mapped.path} holds {mapped.kind[0]} {mapped.kind[1]} as {name}, not "
+                f"shard {self.path} holds {mapped.kind[0]} {mapped.kind[1]} as {name}, not "
                 f"{kind[0]} {kind[1]} as the manifest says: erw prepare --repair"
             )
         if mapped.pages.size() != len(mapped.pages):
             raise CacheError(
-                f"shard {mapped.path} has changed its size since it was opened: "
-                "erw prepare --repair"
+                f"shard {self.path} has changed its size since it was opened: erw prepare --repair"
             )
         return mapped.values
 
@@ -149,14 +140,13 @@ class ShardReader:
             return self._columns[name]
         except KeyError:
             raise CacheError(
-                f"shard {self._paths[0]} has no column {name}: erw prepare --repair"
+                f"shard {self.path} has no column {name}: erw prepare --repair"
             ) from None
 
 
 class _Mapped(NamedTuple):
     """A column in the pages of its whole file: its first byte there, bytes of a row."""
 
-    path: Path
     pages: mmap.mmap
     start: int
     width: int
@@ -193,7 +183,7 @@ def _columns(path: Path, *, rows: int, variants: int, hold: bool) -> dict[str, _
             )
         values = np.frombuffer(pages, kind, number * math.prod(shape), start)
         columns[name] = _Mapped(
-            path, pages, start, width, (dtype, tuple(shape)), values.reshape(number, *shape)
+            pages, start, width, (dtype, tuple(shape)), values.reshape(number, *shape)
         )
         spans.append((start, stop))
     at = 8 + length
