@@ -115,8 +115,7 @@ class Cache:
     ) -> Stored:
         """As `read`, but nothing is scaled or unpacked until the rows are on their device."""
         names = self.columns(features=features, token=token)
-        found = self._gather(names, self._locate(indices, flipped))
-        columns = dict(zip(names, found, strict=True))
+        columns = self._gather(names, self._locate(indices, flipped))
         labels = columns["label"].long()
         if len(labels) and int(labels.max()) >= max(1, self.num_classes):
             raise CacheError(
@@ -143,11 +142,11 @@ class Cache:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
         if not self.manifest.settings["images"]:
             raise CacheError(f"cache {self.where} holds no images: prepare it with --images")
-        return self._gather(["image"], self._locate(indices, None))[0]
+        return self._gather(["image"], self._locate(indices, None))["image"]
 
     def items(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Numbers of these rows' images in the source, int64: rejected images leave gaps."""
-        return self._gather(["item"], self._locate(indices, None))[0].numpy()
+        return self._gather(["item"], self._locate(indices, None))["item"].numpy()
 
     def verify(self) -> list[str]:
         """Rehash every shard; the names of files that are damaged, cut short or missing."""
@@ -245,21 +244,26 @@ class Cache:
         row = index[place] - np.concatenate([[0], self._ends])[shard]
         return Located(shard, row, variant[place], place)
 
-    def _gather(self, names: Sequence[str], rows: Located) -> list[Tensor]:
+    def _gather(self, names: Sequence[str], rows: Located) -> dict[str, Tensor]:
         """Columns of the located rows, in batch order, as they are stored."""
-        columns = {name: self._columns.kind(name) for name in names}
-        which = {name: self._columns.file(name) for name in names}
-
-        def shard(number: int, name: str) -> ShardReader:
-            return self._shard(number, which[name])
-
-        found = gather(columns, rows, variants=self.variants, shard=shard)
-        self._touched += sum(column.nbytes + len(column) * _AROUND for column in found)
+        found: dict[str, Tensor] = {}
+        for which, some in self._columns.by_file(names).items():
+            found |= zip(some, self._gather_from(which, some, rows), strict=True)
+        self._touched += sum(column.nbytes + len(column) * _AROUND for column in found.values())
         if self._large and self._touched > _MOST_MAPPED:
             # Pages that were touched count as this process's, and so do the tables that map them.
             self._shard.cache_clear()
             self._touched = 0
         return found
+
+    def _gather_from(self, which: Which, names: Sequence[str], rows: Located) -> list[Tensor]:
+        """Columns that lie in the same one of a shard's files."""
+        kinds = {name: self._columns.kind(name) for name in names}
+
+        def shard(number: int) -> ShardReader:
+            return self._shard(number, which)
+
+        return gather(kinds, rows, variants=self.variants, shard=shard)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).open, (self.where,)  # of a process that is begun anew

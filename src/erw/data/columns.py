@@ -36,6 +36,9 @@ class Columns(NamedTuple):
         }
         return kinds[what]
 
-    def file(self, column: str) -> Which:
-        """Which of a shard's files it lies in."""
-        return column_file(column, tuple(self.features))
+    def by_file(self, names: Sequence[str]) -> dict[Which, list[str]]:
+        """Columns, by which of a shard's files they lie in."""
+        found: dict[Which, list[str]] = {}
+        for name in names:
+            found.setdefault(column_file(name, tuple(self.features)), []).append(name)
+        return found

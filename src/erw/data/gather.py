@@ -29,12 +29,12 @@ def gather(
     rows: Located,
     *,
     variants: int,
-    shard: Callable[[int, str], ShardReader],
+    shard: Callable[[int], ShardReader],
 ) -> list[Tensor]:
     """Columns of the located rows, in batch order, as they are stored.
 
-    `columns` tells what each is to hold; `shard` gives the file that a column of a shard lies in,
-    by the shard's number and the column's name. Raises `CacheError` where it holds something else.
+    `columns` tells what each is to hold; `shard` gives the file of a shard that they all lie in, by
+    the shard's number. Raises `CacheError` where one holds something else.
     """
     kinds = list(columns.values())
     found = [BUFFERS.empty((len(rows.place), *shape), DTYPES[dtype][1]) for dtype, shape in kinds]
@@ -43,11 +43,12 @@ def gather(
     varied = (variants * rows.row + rows.variant).tolist()
     picked = [single if name in SINGLE else varied for name in columns]
     for number, start, stop in _visits(columns, picked, rows.shard, shard):
+        reader = shard(number)
         for name, kind, pick, into in zip(columns, kinds, picked, found, strict=True):
-            values = shard(number, name).values(name, kind)
+            values = reader.values(name, kind)
             for at in range(start, stop):
                 into[places[at]] = values[pick[at]]
-        del values  # a full store of shards may need its room for the next
+        del reader, values  # a full store of shards may need its room for the next
     return [from_numpy(values, dtype) for values, (dtype, _) in zip(found, kinds, strict=True)]
 
 
@@ -55,15 +56,17 @@ def _visits(
     columns: Iterable[str],
     picked: Sequence[list[int]],
     shards: np.ndarray,
-    shard: Callable[[int, str], ShardReader],
+    shard: Callable[[int], ShardReader],
 ) -> Iterator[tuple[int, int, int]]:
     """Each shard with the span of its rows, which a disk was asked for some shards before."""
     asked: deque[tuple[int, int, int]] = deque()
     edges = np.flatnonzero(np.diff(shards, prepend=-1, append=-1)).tolist()
     for start, stop in pairwise(edges):
         number = int(shards[start])
+        reader = shard(number)
         for name, pick in zip(columns, picked, strict=True):
-            shard(number, name).will_read(name, pick[start:stop])
+            reader.will_read(name, pick[start:stop])
+        del reader
         asked.append((number, start, stop))
         if len(asked) > _AHEAD:
             yield asked.popleft()

@@ -106,8 +106,7 @@ class Remote(Cache):
 
     def _read_of(self, number: int, columns: Sequence[str]) -> list[Written]:
         """The files of a shard that these columns lie in."""
-        which = dict.fromkeys(map(self._columns.file, columns))
-        return [self._written(number, one) for one in which]
+        return [self._written(number, which) for which in self._columns.by_file(columns)]
 
     def _open(self, number: int, which: Which) -> ShardReader:
         file, rows = self._written(number, which), self._shards[number].rows
