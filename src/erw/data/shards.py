@@ -124,13 +124,17 @@ class ShardReader:
     def will_read(self, name: str, rows: Sequence[int]) -> None:
         """Have the system fetch these rows of a column, all at once, while others are copied.
 
-        Without it a disk would be asked for a few pages at a time, when they are missed.
+        Without it a disk would be asked for a few pages at a time, when they are missed. Rows that
+        were asked for before are taken to be in memory: asking again takes a tenth of reading them.
         """
         mapped = self._mapped(name)
-        width = mapped.width
+        width, asked = mapped.width, mapped.asked
         if width < mmap.PAGESIZE or not hasattr(mmap, "MADV_WILLNEED"):
             return  # whole rows come around the page that is missed
         for row in rows:
+            if asked[row]:
+                continue
+            asked[row] = 1
             first = mapped.start + row * width
             page = first // mmap.PAGESIZE * mmap.PAGESIZE
             mapped.pages.madvise(mmap.MADV_WILLNEED, page, first + width - page)
@@ -145,13 +149,17 @@ class ShardReader:
 
 
 class _Mapped(NamedTuple):
-    """A column in the pages of its whole file: its first byte there, bytes of a row."""
+    """A column in the pages of its whole file: its first byte there, bytes of a row.
+
+    `asked` has a byte for each row, 1 once the system was asked to fetch it.
+    """
 
     pages: mmap.mmap
     start: int
     width: int
     kind: "Kind"
     values: np.ndarray
+    asked: bytearray
 
 
 def _columns(path: Path, *, rows: int, variants: int, hold: bool) -> dict[str, _Mapped]:
@@ -183,7 +191,12 @@ def _columns(path: Path, *, rows: int, variants: int, hold: bool) -> dict[str, _
             )
         values = np.frombuffer(pages, kind, number * math.prod(shape), start)
         columns[name] = _Mapped(
-            pages, start, width, (dtype, tuple(shape)), values.reshape(number, *shape)
+            pages,
+            start,
+            width,
+            (dtype, tuple(shape)),
+            values.reshape(number, *shape),
+            bytearray(number),
         )
         spans.append((start, stop))
     at = 8 + length
