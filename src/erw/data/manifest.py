@@ -139,7 +139,7 @@ class Manifest:
             ) from error
         if version != VERSION:
             raise CacheError(
-                f"{where} has version {version}, this erw reads {VERSION}: prepare it again"
+                f"{where} has version {version}, this erw reads {VERSION}: remove it and prepare again"
             )
         try:
             if found.pop(CHECK) != _check(found):

@@ -209,7 +209,7 @@ def _go(job: Job, *, repair: bool, patience: float, progress: bool) -> Cache:
     if others:
         told = growth.sources(job.settings)
         names = ", ".join(told[number]["name"] for number in sorted({s.source for s in others}))
-        bar.note(f"{len(others)} files are still to be made of {names}: run this with them too")
+        bar.note(f"{len(others)} parts are still to be made of {names}: run this with them too")
         return Cache.open(job.out)
     cache = Cache.open(job.out)
     if job.rank == 0:
