@@ -139,7 +139,8 @@ class Manifest:
             ) from error
         if version != VERSION:
             raise CacheError(
-                f"{where} has version {version}, this erw reads {VERSION}: remove it and prepare again"
+                f"{where} has version {version}, this erw reads {VERSION}: remove the cache and "
+                "prepare it again"
             )
         try:
             if found.pop(CHECK) != _check(found):
