@@ -24,7 +24,7 @@ MEAN, DEVIATION = [0.5, -1.0, 2.0, 0.0], [2.0, 0.5, 4.0, 1.0]
 TEACHER = "efficientnet-lite0"
 
 
-def folder(path: Path, **told: object) -> Path:
+def folder(path: Path, channels: int = CHANNELS, **told: object) -> Path:
     """E2E-VAE's form on the hub: an AutoencoderKL with attention at its last level, statistics in
     config.json beside diffusers' default of scaling_factor."""
     from diffusers import AutoencoderKL
@@ -35,7 +35,7 @@ def folder(path: Path, **told: object) -> Path:
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
         norm_num_groups=4,
-        latent_channels=CHANNELS,
+        latent_channels=channels,
         **told,
     )
     network.save_pretrained(path)
@@ -46,30 +46,33 @@ def folder(path: Path, **told: object) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Weights without statistics, photos, and a cache that has measured them."""
     root = tmp_path_factory.mktemp("scaling")
-    name = f"e2e-vavae={folder(root / 'vae')}"
+    name = f"e2e-sdvae={folder(root / 'vae')}"
     photos(root / "set")
     how = {"image_size": 16, "encoders": [load_encoder(TEACHER)]}
     cache = make(root / "set", root / "cache", name, **how)
     return SimpleNamespace(root=root, name=name, cache=cache, how=how)
 
 
-@pytest.mark.parametrize("entry", ["e2e-sdvae", "e2e-invae", "e2e-vavae"])
-def test_e2e_vaes_by_the_statistics_of_their_config(entry: str, tmp_path: Path) -> None:
-    weights = folder(tmp_path / "vae", latents_mean=MEAN, latents_std=DEVIATION)
+@pytest.mark.parametrize(("entry", "channels"), [("sdvae", 4), ("invae", 32), ("vavae", 32)])
+def test_e2e_vaes_by_the_statistics_of_their_config(
+    entry: str, channels: int, tmp_path: Path
+) -> None:
+    mean, deviation = MEAN * (channels // 4), DEVIATION * (channels // 4)
+    weights = folder(tmp_path / "vae", channels, latents_mean=mean, latents_std=deviation)
     config = json.loads((weights / "config.json").read_text())
     assert config["scaling_factor"] == 0.18215  # diffusers writes it; it has no part in this
-    vae = load_vae(f"{entry}={weights}")
-    assert (vae.channels, vae.factor) == (CHANNELS, 2)
-    assert vae.shift.flatten().tolist() == MEAN
-    assert vae.scale.flatten().tolist() == [1 / value for value in DEVIATION]
-    raw = torch.randn(2, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0))
-    latents = torch.stack([(raw[:, c] - MEAN[c]) / DEVIATION[c] for c in range(CHANNELS)], 1)
+    vae = load_vae(f"e2e-{entry}={weights}")
+    assert (vae.channels, vae.factor) == (channels, 2)
+    assert vae.shift.flatten().tolist() == mean
+    assert vae.scale.flatten().tolist() == [1 / value for value in deviation]
+    raw = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.stack([(raw[:, c] - mean[c]) / deviation[c] for c in range(channels)], 1)
     with torch.no_grad():
         shown = (vae.network.decode(raw).sample + 1) * 127.5
     assert (vae.decode(latents).float() - shown.round().clamp(0, 255)).abs().max() <= 1
-    short = folder(tmp_path / "short", latents_mean=MEAN, latents_std=DEVIATION[:3])
-    with pytest.raises(CheckpointError, match="need 4 values each"):
-        load_vae(f"{entry}={short}")
+    short = folder(tmp_path / "short", channels, latents_mean=mean, latents_std=deviation[:3])
+    with pytest.raises(CheckpointError, match=f"need {channels} values each"):
+        load_vae(f"e2e-{entry}={short}")
 
 
 def test_what_is_measured_scales_what_is_read(made: SimpleNamespace) -> None:
@@ -155,7 +158,7 @@ def test_a_channel_that_never_changes_has_no_scale(made: SimpleNamespace, tmp_pa
     network.quant_conv.bias.data[1 + CHANNELS] = -60.0
     network.save_pretrained(weights)
     with pytest.raises(ValueError, match="channel 1 of the latents is the same everywhere"):
-        make(made.root / "set", tmp_path / "x", f"e2e-vavae={weights}", **made.how)
+        make(made.root / "set", tmp_path / "x", f"e2e-sdvae={weights}", **made.how)
 
 
 def test_a_loader_reads_what_was_measured(made: SimpleNamespace) -> None:

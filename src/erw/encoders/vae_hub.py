@@ -68,8 +68,8 @@ ENTRIES = {
     # revision of None: the newest at the time of download. Where nothing but the class is checked,
     # latents are scaled by statistics, one a channel, and not by numbers that fit one VAE alone.
     "e2e-sdvae": Entry(Hub("REPA-E/e2e-sdvae-hf", None), None, channels=4),
-    "e2e-invae": Entry(Hub("REPA-E/e2e-invae-hf", None), None),
-    "e2e-vavae": Entry(Hub("REPA-E/e2e-vavae-hf", None), None),
+    "e2e-invae": Entry(Hub("REPA-E/e2e-invae-hf", None), None, channels=32),
+    "e2e-vavae": Entry(Hub("REPA-E/e2e-vavae-hf", None), None, channels=32),
 }
 
 
