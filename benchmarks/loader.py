@@ -68,18 +68,9 @@ def make_cache(folder: Path, rows: int, *, kind: str = "float16", sparse: bool =
                       "format": kind}],
     }  # fmt: skip
     manifest = Manifest(
-        VERSION,
-        settings,
-        rows,
-        0,
-        ("one",),
-        (rows,),
-        LATENT,
-        (0.0,) * 4,
-        (1.0,) * 4,
-        {},
+        VERSION, settings, rows, 0, ("one",), (rows,), LATENT, (0.0,) * 4, (1.0,) * 4, {},
         tuple(shards),
-    )
+    )  # fmt: skip
     manifest.write(folder)
     return Cache.open(folder)
 
@@ -96,9 +87,11 @@ def columns(
         few = (16 * random.standard_normal((64, *shape), np.float32)).astype(dtype)
         return Column(dtype, np.resize(few, (rows, *shape)))  # noise takes long to make
 
-    first = {"label": Column("int32", np.zeros(rows, np.int32))}
-    first |= {"item": Column("int64", np.arange(rows))}
-    first |= {"moments": values("float16", (2 * LATENT[0], *LATENT[1:]))}
+    first = {
+        "label": Column("int32", np.zeros(rows, np.int32)),
+        "item": Column("int64", np.arange(rows)),
+        "moments": values("float16", (2 * LATENT[0], *LATENT[1:])),
+    }
     features = {f"features.{TEACHER}": values(kind, (tokens, DIM))}
     if kind in SCALED:
         features[f"scale.{TEACHER}"] = Column("float32", np.ones((rows, tokens), np.float32))

@@ -1,7 +1,7 @@
 """Files that are either as they were or whole: written beside their name, synced, renamed."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import IO
 
@@ -32,10 +32,11 @@ def write_beside(path: Path, put: Callable[[IO[bytes]], None]) -> None:
         os.close(folder)
 
 
-def remove_unfinished(path: Path) -> None:
-    """Remove what killed writers left beside `path`; nobody may be writing it now."""
-    for part in path.parent.glob(f".{path.name}.*.part"):
-        part.unlink(missing_ok=True)
+def remove_unfinished(folder: Path, names: Container[str]) -> None:
+    """Remove what killed writers left of files of these names, which nobody may be writing now."""
+    for part in folder.glob(".*.part"):
+        if part.name[1:].rsplit(".", 2)[0] in names:
+            part.unlink(missing_ok=True)
 
 
 def write_bytes(content: bytes, path: Path) -> None:

@@ -230,8 +230,8 @@ def _as_stored(found: Any) -> dict[str, Any]:
 
 def _forecast(source: Source, how: Prepare, found: Any, there: dict[str, Any]) -> str:
     """Images, classes and bytes that a cache will take."""
+    from erw.data.encoding import Networks
     from erw.data.forecast import table
-    from erw.data.rows import Networks
     from erw.data.settings import describe, load_networks
     from erw.data.sources import left_alone
 

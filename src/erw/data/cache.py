@@ -19,7 +19,7 @@ from .codec import Packed
 from .columns import Columns
 from .gather import Located, gather
 from .limits import lift_file_limit
-from .manifest import Manifest, Which, shard_file
+from .manifest import Manifest, Which, by_file, shard_file
 from .shards import ShardReader, Written, hash_file
 
 _MOST_MAPPED = 4 << 30  # bytes of shards
@@ -215,7 +215,7 @@ class Cache:
             raise CacheError(f"{self.where} stores no shards: leave out data.window")
 
     def expect(self, shards: Callable[[], np.ndarray], columns: Sequence[str]) -> None:
-        """Hear of which shards what is read next. Those on a local disk need no preparation."""
+        """Hear which shards' columns are read next. Those on a local disk need no preparation."""
 
     @cached_property
     def identity(self) -> str:
@@ -247,7 +247,7 @@ class Cache:
     def _gather(self, names: Sequence[str], rows: Located) -> dict[str, Tensor]:
         """Columns of the located rows, in batch order, as they are stored."""
         found: dict[str, Tensor] = {}
-        for which, some in self._columns.by_file(names).items():
+        for which, some in by_file(names, tuple(self.features)).items():
             found |= zip(some, self._gather_from(which, some, rows), strict=True)
         self._touched += sum(column.nbytes + len(column) * _AROUND for column in found.values())
         if self._large and self._touched > _MOST_MAPPED:

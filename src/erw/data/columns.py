@@ -1,11 +1,10 @@
-"""What the shards of a cache hold: which columns, of which types, in which of a shard's files."""
+"""What the shards of a cache hold: which columns, of which types."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .batch import FeatureSpec
 from .codec import SCALED
-from .manifest import Which, column_file
 from .shards import Kind
 
 
@@ -35,10 +34,3 @@ class Columns(NamedTuple):
             "moments": ("float16", (2 * channels, *sides)),
         }
         return kinds[what]
-
-    def by_file(self, names: Sequence[str]) -> dict[Which, list[str]]:
-        """Columns, by which of a shard's files they lie in."""
-        found: dict[Which, list[str]] = {}
-        for name in names:
-            found.setdefault(column_file(name, tuple(self.features)), []).append(name)
-        return found

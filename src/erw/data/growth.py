@@ -125,9 +125,10 @@ def abandon(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         if not all(claims.take(span.shard, span.added) for span in new):
             raise CacheError(f"another process is adding to {out}: stop it first")
         for span in new:
-            for name in (record_file(span.shard, span.added), *span.files(settings)):
+            names = [record_file(span.shard, span.added), *span.files(settings)]
+            for name in names:
                 (folder / name).unlink(missing_ok=True)
-                remove_unfinished(folder / name)
+            remove_unfinished(folder, names)
         for number in range(len(manifest.settings["encoders"]), len(settings["encoders"])):
             for file in folder.glob(f"pca.{number}.*"):
                 file.unlink()

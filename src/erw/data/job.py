@@ -14,7 +14,7 @@ from ..errors import CacheError, DataError
 from ..files import remove_unfinished, write_text
 from . import pca
 from .claims import Claims
-from .encoding import one_thread_each
+from .encoding import Networks, one_thread_each
 from .growth import Part, Stored, held, sources, spans
 from .manifest import (
     MANIFEST,
@@ -27,7 +27,7 @@ from .manifest import (
     rejected_lines,
 )
 from .progress import Bar
-from .rows import Filling, Networks, Span, cropped, fill, stacked
+from .rows import Filling, Span, cropped, fill, stacked
 from .shards import write_shard
 
 FITTING = 1 << 16
@@ -127,8 +127,8 @@ def _make(job: Job, bar: Bar, claims: Claims) -> None:
                 continue
             if not claims.take(span.shard, span.added):
                 continue
-            for name in (record_file(span.shard, span.added), *span.files(settings)):
-                remove_unfinished(job.folder / name)
+            names = [record_file(span.shard, span.added), *span.files(settings)]
+            remove_unfinished(job.folder, names)
             if job.done(span):
                 claims.drop(span.shard, span.added)
             elif span.added is None and job.networks.vae is None:

@@ -13,7 +13,7 @@ cache/
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Shard:
     """One shard: source items `first` to `first + items`, less those rejected.
 
     `files` are beside each other under `shards/`; their columns together make up its rows. What
-    a run does not read lies in files that it does not open, nor fetch from afar (`column_file`).
+    a run does not read lies in files that it does not open, nor fetch from afar (`by_file`).
     """
 
     index: int
@@ -248,12 +248,14 @@ Which = int | str | None
 """Which of a shard's files: the first, that of its images, or that of an encoder by its number."""
 
 
-def column_file(column: str, encoders: Sequence[str]) -> Which:
-    """Which of a shard's files a column lies in."""
-    if column == "image":
-        return IMAGES
-    _, _, name = column.partition(".")
-    return encoders.index(name) if name else None
+def by_file(columns: Iterable[str], encoders: Sequence[str]) -> dict[Which, list[str]]:
+    """Names of columns by which of a shard's files they lie in, in a cache of these encoders."""
+    found: dict[Which, list[str]] = {}
+    for column in columns:
+        _, _, name = column.partition(".")
+        which = IMAGES if column == "image" else encoders.index(name) if name else None
+        found.setdefault(which, []).append(column)
+    return found
 
 
 def shard_file(index: int, which: Which = None) -> str:

@@ -11,8 +11,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from blake3 import blake3
 
 from ..errors import CacheError, one_line
 from .cache import Cache
-from .manifest import MANIFEST, Manifest, Which
+from .manifest import MANIFEST, Manifest, Which, by_file
 from .shards import ShardReader, Written
 from .store import SIZE, TRIES, CameDamaged, NoRoom, Store
 
@@ -69,7 +70,7 @@ class Remote(Cache):
 
         All shards without a window, else two windows: the one being read and the next.
         """
-        files = (self._read_of(number, columns) for number in range(len(self._shards)))
+        files = self._needed(range(len(self._shards)), columns)
         sizes = sorted((sum(file.bytes for file in some) for some in files), reverse=True)
         need = 2 * sum(sizes[:window]) if 0 < 2 * window < len(sizes) else sum(sizes)
         if need <= self._store.limit:
@@ -83,10 +84,9 @@ class Remote(Cache):
         )
 
     def expect(self, shards: Callable[[], np.ndarray], columns: Sequence[str]) -> None:
-        """Fetch what is read of these in the background, in order, and nothing said before."""
+        """Fetch these in the background, in this order, in place of what was said before."""
         self._shard.cache_clear()  # what is open stays on the disk, also where nobody reads it now
-        coming = (self._read_of(number, columns) for number in shards().tolist())
-        self._ahead.want([file for files in coming for file in files])
+        self._ahead.want([*chain.from_iterable(self._needed(shards().tolist(), columns))])
 
     def file(self, file: Written) -> Path:
         """One of its files on this machine, fetched if it is not here."""
@@ -104,9 +104,10 @@ class Remote(Cache):
         except CameDamaged:
             return False
 
-    def _read_of(self, number: int, columns: Sequence[str]) -> list[Written]:
-        """The files of a shard that these columns lie in."""
-        return [self._written(number, which) for which in self._columns.by_file(columns)]
+    def _needed(self, shards: Iterable[int], columns: Sequence[str]) -> list[list[Written]]:
+        """For each of these shards the files that the columns lie in."""
+        which = list(by_file(columns, tuple(self.features)))
+        return [[self._written(number, one) for one in which] for number in shards]
 
     def _open(self, number: int, which: Which) -> ShardReader:
         file, rows = self._written(number, which), self._shards[number].rows

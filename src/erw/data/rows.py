@@ -1,11 +1,9 @@
 """Images to rows of a cache: cropping in threads ahead of encoding, then columns of one shard."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,50 +12,14 @@ from blake3 import blake3
 from torch import Tensor
 
 from ..draws import seeded
-from ..errors import CacheError, ConfigError, DataError
+from ..errors import CacheError, DataError
 from .codec import Packed, fidelity, pack, to_numpy
 from .crops import crop
-from .encoding import in_pieces
+from .encoding import Networks
 from .images import Unreadable
-from .manifest import IMAGES, Record, Shard, Which, column_file, shard_file
-from .pca import Pca
+from .manifest import IMAGES, Record, Shard, Which, by_file, shard_file
 from .shards import Column, Written
 from .sources import Source, where
-
-
-class Networks(NamedTuple):
-    """The frozen parts that encode, and the precision of their maths.
-
-    `vae` is None where only features are added; `pca`: what reduces the features of an encoder;
-    `pool`: who shares the work on a CPU.
-    """
-
-    vae: Any
-    encoders: tuple[Any, ...]
-    precision: str
-    device: str
-    pca: Mapping[str, Pca] = MappingProxyType({})
-    pool: ThreadPoolExecutor | None = None
-
-    def encoder(self, name: str) -> Any:
-        """An encoder by name. Raises `ConfigError` if it was not given."""
-        found = next((encoder for encoder in self.encoders if encoder.name == name), None)
-        if found is None:
-            raise ConfigError(f"features of {name} are to be made too: add it to --encoders")
-        return found
-
-    def run(self, network: Any, images: Tensor) -> Any:
-        """float32 (B, ...), or a tuple of such, of uint8 images (B, 3, H, W) on the device."""
-        if self.pool is not None and images.device.type == "cpu":
-            return in_pieces(partial(self._run, network), images, pool=self.pool)
-        return self._run(network, images)
-
-    @torch.inference_mode()
-    def _run(self, network: Any, images: Tensor) -> Any:
-        low = self.precision == "bfloat16"
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=low):
-            out = network(images)
-        return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
 
 
 class Item(NamedTuple):
@@ -169,12 +131,14 @@ class Filling:
 
     def files(self, encoders: Sequence[str]) -> dict[str, dict[str, Column]]:
         """Everything that was added, joined: columns by the name of their file."""
-        found: dict[str, dict[str, Column]] = {}
-        for name, parts in self.parts.items():
-            file = shard_file(self.span.shard, column_file(name, encoders))
-            values = np.concatenate([values for _, values in parts])
-            found.setdefault(file, {})[name] = Column(parts[0][0], values)
-        return found
+        return {
+            shard_file(self.span.shard, which): {name: self._joined(name) for name in names}
+            for which, names in by_file(self.parts, encoders).items()
+        }
+
+    def _joined(self, name: str) -> Column:
+        parts = self.parts[name]
+        return Column(parts[0][0], np.concatenate([values for _, values in parts]))
 
     def record(self, files: tuple[Written, ...]) -> Record:
         """What to note about the files."""

@@ -12,10 +12,10 @@ from ..encoders.base import counted_flops
 from ..errors import CacheError, ConfigError
 from .codec import FORMATS
 from .crops import CROPS
+from .encoding import Networks
 from .images import WHITE
 from .manifest import MANIFEST, SETTINGS, Manifest
 from .pca import IMAGES
-from .rows import Networks
 from .sources import Source
 
 PRECISIONS = ("float32", "bfloat16")
