@@ -18,11 +18,11 @@ from torch import Tensor
 
 import erw
 from erw.data.cache import Batch, FeatureSpec
+from erw.dist import World
 from erw.models.sit import SIZES
 from erw.plan import Phase
-from erw.runtime.dist import World
-from erw.train import build
-from erw.train.state import State
+from erw.training import build
+from erw.training.state import State
 
 Turn = Callable[[str, str], Tensor]
 """(precision, phase) -> the loss of one optimiser step."""

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.evaluate.inception import Inception, folded
-from erw.evaluate.inception_table import BLOCKS, STEM, Conv
+from erw.evaluation.inception import Inception, folded
+from erw.evaluation.inception_table import BLOCKS, STEM, Conv
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from inception_parts import random_state
@@ -62,8 +62,8 @@ def summed(mu: Any, sigma: Any) -> dict[str, float]:
 
 def erw_fid(spec: dict[str, Any]) -> Turn:
     """erw.evaluate's statistics."""
-    from erw.evaluate.features import statistics
-    from erw.evaluate.inputs import image_set
+    from erw.evaluation.features import statistics
+    from erw.evaluation.inputs import image_set
 
     net = Inception()
     net.load_state_dict(folded(random_state()))
@@ -221,7 +221,7 @@ def prdc(spec: dict[str, Any]) -> Turn:
 
 def erw_pr(spec: dict[str, Any]) -> Turn:
     """erw.evaluate's precision and recall."""
-    from erw.evaluate.manifold import precision_recall
+    from erw.evaluation.manifold import precision_recall
 
     real, fake = features(spec["features"])
     return lambda count: precision_recall(real[:count], fake[:count], k=3)._asdict()

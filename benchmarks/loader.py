@@ -32,7 +32,7 @@ from erw.data import Cache, Loader, prefetch
 from erw.data.codec import SCALED
 from erw.data.manifest import VERSION, Manifest, Shard
 from erw.data.shards import Column, Written, write_shard
-from erw.runtime.memory import keep_freed
+from erw.malloc import keep_freed
 from record import add_peer, begun, beside_repa, write
 
 LATENT, GRID, DIM, TEACHER = (4, 32, 32), (16, 16), 768, "teacher"

@@ -25,7 +25,7 @@ CLASSES, SIDE = 1000, 32
 
 def noise(spec: dict[str, Any]) -> Tensor:
     """The noise that every contender starts from."""
-    from erw.sample.seeds import start_noise
+    from erw.sampling.seeds import start_noise
 
     return start_noise(range(spec["batch"]), (4, SIDE, SIDE))
 
@@ -88,7 +88,7 @@ def erw(spec: dict[str, Any]) -> Turn:
     """`erw.generate` on REPA's file, or with `layout` dit on DiT's, down its chain by DDIM."""
     from erw import load_pretrained
     from erw.encoders import load_vae
-    from erw.sample import generate
+    from erw.sampling import generate
 
     folder = Path(spec["folder"])
     how: dict[str, Any] = {"guidance": spec["guidance"], "compile": spec["compile"]}

@@ -54,7 +54,7 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small real cache that nothing writes to; a module may have its own instead."""
-    from tiny import tiny_cache
+    from helpers.tiny import tiny_cache
 
     return tiny_cache(tmp_path_factory.mktemp("shared") / "cache").path
 
@@ -62,8 +62,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def straight(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on it without a stop, that nothing writes to."""
-    from tiny import tiny_run
-    from training import go
+    from helpers.tiny import tiny_run
+    from helpers.training import go
 
     out = tmp_path_factory.mktemp("straight") / "run"
     go(tiny_run(cache), out)
@@ -73,8 +73,8 @@ def straight(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def straight_dit(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with DiT's objective."""
-    from tiny import as_dit, tiny_run
-    from training import go
+    from helpers.tiny import as_dit, tiny_run
+    from helpers.training import go
 
     out = tmp_path_factory.mktemp("straight") / "dit"
     go(as_dit(tiny_run(cache)), out)

@@ -12,7 +12,7 @@ from erw import flow
 from erw.align import Aligned, Projector, cosine, nt_xent
 from erw.errors import ConfigError
 from erw.models import SiT
-from reference import fill, relative, tensors, weight
+from helpers.reference import fill, relative, tensors, weight
 
 TINY = dict(input_size=8, patch=2, width=64, depth=4, heads=4, num_classes=1000)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from erw import flow
-from reference import tensors
+from helpers.reference import tensors
 
 X, EPS = torch.randn(5, 3, 4, 4, dtype=torch.float64), torch.randn(5, 3, 4, 4, dtype=torch.float64)
 T = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)

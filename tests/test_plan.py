@@ -10,7 +10,7 @@ from erw import plan as plans
 from erw.errors import ConfigError
 from erw.models.cost import StepCost
 from erw.plan import Plan
-from erw.train.ledger import Ledger, aligned_until
+from erw.training.ledger import Ledger, aligned_until
 
 
 def test_schedules_in_closed_form():

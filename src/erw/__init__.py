@@ -17,8 +17,8 @@ from erw.data.sources import open_source as open_source
 from erw.ema import Ema as Ema
 from erw.encoders import load_encoder as load_encoder
 from erw.errors import ErwError as ErwError
-from erw.evaluate import evaluate as evaluate
-from erw.evaluate.analysis import cknna as cknna
+from erw.evaluation import evaluate as evaluate
+from erw.evaluation.analysis import cknna as cknna
 from erw.interop import export as export
 from erw.interop import from_pretrained as from_pretrained
 from erw.interop import load_pretrained as load_pretrained
@@ -35,7 +35,7 @@ from erw.plan import half_life as half_life
 from erw.plan import linear_decay as linear_decay
 from erw.plan import stop_at as stop_at
 from erw.recipes import recipe as recipe
-from erw.sample import generate as generate
-from erw.train import Trained as Trained
-from erw.train import load as load
-from erw.train import train as train
+from erw.sampling import generate as generate
+from erw.training import Trained as Trained
+from erw.training import load as load
+from erw.training import train as train

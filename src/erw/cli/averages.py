@@ -34,7 +34,7 @@ def ema(args: Sequence[str]) -> None:
     parser.add_argument("--score", action="store_true", help="score samples of each; see erw eval")
     own = Sample()
     if args and not args[0].startswith("-"):
-        from erw.train.load import read_recipe
+        from erw.training.trained import read_recipe
 
         own = from_dict(Run, read_recipe(Path(args[0]))["resolved"]).sample
     add_settings(parser, Score())
@@ -84,21 +84,21 @@ def _files(found: Any) -> list[Path]:
 
 def _written(found: Any, sigma_rel: float, file: Path) -> dict[str, Any]:
     """Mix one average, write it, and say how near its profile is to the wanted one."""
-    from erw.train import profiles
+    from erw.training import posthoc_ema
 
-    average = profiles.reconstruct(found.run, sigma_rel, step=found.step)
+    average = posthoc_ema.reconstruct(found.run, sigma_rel, step=found.step)
     error, stored = average.mix.error, len(average.stored)
     said = f"sigma_rel {sigma_rel:g} after step {average.step}: of {stored} stored, "
     print(said + (f"profile off by {error:.2%}" if error else "itself stored"))
     if not found.dry_run:
-        profiles.save(average, found.run, sigma_rel, file)
+        posthoc_ema.save(average, found.run, sigma_rel, file)
         print(file)
     return {"sigma_rel": sigma_rel, "step": average.step, "stored": stored, "error": error}
 
 
 def _scores(file: Path, found: Any) -> dict[str, Any]:
-    from erw.runtime.dist import world
-    from erw.train import load
+    from erw.dist import world
+    from erw.training import load
 
     with world() as here:
         return scored(str(file), load(file, device=here.device), found, here)

@@ -86,7 +86,7 @@ def tokens_of(run: Run) -> int:
 def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     """ImageNet in latents of Stable Diffusion's VAE, with a teacher that is known."""
     from erw.models.estimate import TEACHERS, sd_vae_flops
-    from erw.train.build import network_cost
+    from erw.training.build import network_cost
 
     known, model = TEACHERS[teacher], run.model
     size, channels = model.input_size or image_size // 8, model.channels or 4
@@ -165,7 +165,7 @@ def paper(parts: Parts) -> list[str]:
 def on(parts: Parts, found: Any) -> list[str]:
     """Lines on memory and time with the accelerators asked for, and by which model."""
     from erw.models.estimate import ACCELERATORS, rank_memory, seconds
-    from erw.train.ledger import Ledger
+    from erw.training.ledger import Ledger
 
     run, model, gpu = parts.run, parts.run.model, ACCELERATORS[found.gpu]
     per_rank = -(-run.data.batch_size // (found.gpus * run.optim.accumulate))
@@ -199,7 +199,7 @@ def on(parts: Parts, found: Any) -> list[str]:
 def sampling(parts: Parts) -> tuple[int, str, int] | None:
     """FLOPs of one image by the network, how, and with the VAE; None where the solver decides."""
     from erw.models.estimate import sampling_flops
-    from erw.sample.solvers import SOLVERS
+    from erw.sampling.solvers import SOLVERS
 
     how = parts.run.sample
     solver, (low, high) = SOLVERS[how.solver], how.interval
@@ -215,14 +215,14 @@ def sampling(parts: Parts) -> tuple[int, str, int] | None:
 
 def forward(parts: Parts) -> int:
     """FLOPs of the network's forward on one image."""
-    from erw.train.build import network_flops
+    from erw.training.build import network_flops
 
     return network_flops(parts.run).forward
 
 
 def parameters(parts: Parts) -> tuple[int, int]:
     """Trainable parameters of the network, and of the projectors."""
-    from erw.train.build import parameter_count
+    from erw.training.build import parameter_count
 
     width, hidden = parts.run.model.width, parts.run.model.projector
     heads = sum(width * hidden + hidden**2 + hidden * (d + 2) + d for d in parts.dims)

@@ -14,8 +14,8 @@ from erw.errors import ConfigError
 
 if TYPE_CHECKING:
     from erw.interop import Pretrained
-    from erw.sample import Generation
-    from erw.train import Trained
+    from erw.sampling import Generation
+    from erw.training import Trained
 
 BUILT_IN = "openmoji"
 
@@ -55,9 +55,9 @@ class Draw:
 def sample(args: Sequence[str]) -> None:
     """Draw images from a run or a released file; the same command makes what is missing."""
     model, found = trained("sample", args, out="a folder of PNGs, or a file ending in .npz")
-    from erw.runtime.dist import world
-    from erw.runtime.log import Console
-    from erw.sample import write
+    from erw.dist import world
+    from erw.log import Console
+    from erw.sampling import write
 
     drawing = generation(model, found)
     if found.dry_run:
@@ -76,7 +76,7 @@ def sample(args: Sequence[str]) -> None:
         if here.first:
             print(made)
         if found.preview and here.first:
-            from erw.sample.preview import beside
+            from erw.sampling.preview import beside
 
             print(beside(drawing, found.out))
 
@@ -121,7 +121,7 @@ def opened(args: Sequence[str]) -> Trained | Pretrained:
 def generation(model: Trained | Pretrained, found: Any, draw: Draw = Draw()) -> Generation:
     """What the options ask `erw.generate` for; `draw` has the values of those not given."""
     from erw.interop import open_model
-    from erw.sample import generate
+    from erw.sampling import generate
 
     how = changed(model.run.sample if model.run else Sample(), found)
     what = changed(draw, found)
@@ -148,8 +148,8 @@ def generation(model: Trained | Pretrained, found: Any, draw: Draw = Draw()) -> 
 
 def _with_rdm(model: Trained | Pretrained, path: str) -> Trained:
     """The run with its representations from the run at `path`."""
-    from erw.train import Trained as Run
-    from erw.train.load import fitting_rdm, load
+    from erw.training import Trained as Run
+    from erw.training.trained import fitting_rdm, load
 
     if not (isinstance(model, Run) and model.run.model.class_token == "given"):
         raise ConfigError("--rdm is for a run that is given representations: leave it out")

@@ -14,8 +14,8 @@ from erw.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from erw.evaluate.inputs import Images, ImageSet
-    from erw.evaluate.memory import Nearest
+    from erw.evaluation.inputs import Images, ImageSet
+    from erw.evaluation.memory import Nearest
 
 SHOWN = 8
 
@@ -41,7 +41,7 @@ class Memory:
 
 def memory(args: Sequence[str]) -> None:
     """The nearest training image of every sample: distances, pairs and a picture."""
-    from erw.evaluate.inputs import image_set
+    from erw.evaluation.inputs import image_set
 
     what = "RUN: the folder of a run, whose samples are held against training images; or IMAGES."
     parser = Parser("erw memory", what, usage="RUN|IMAGES [--training IMAGES] [--SETTING VALUE ..]")
@@ -67,7 +67,7 @@ def memory(args: Sequence[str]) -> None:
     if near.suspicious is not None:
         print(f"{'suspicious':<12}{near.suspicious:.1%}   nearer than 99 % of held-out images")
     if found.out:
-        from erw.evaluate.memory import nearest_pairs
+        from erw.evaluation.memory import nearest_pairs
         from erw.study.plots import save_figure
 
         pairs = nearest_pairs(samples, training, near, count=SHOWN)
@@ -79,10 +79,10 @@ def measured(sets: dict[str, ImageSet], how: Memory) -> tuple[Nearest, dict[str,
     """The nearest images, and distances with everything that they depend on as JSON values."""
     from erw import __version__
     from erw.encoders.registry import load_encoder
-    from erw.evaluate.memory import memorisation
-    from erw.evaluate.sides import same_resolution
-    from erw.runtime.log import Console
-    from erw.sample.generate import weights_hash
+    from erw.evaluation.memory import memorisation
+    from erw.evaluation.sides import same_resolution
+    from erw.log import Console
+    from erw.sampling.generate import weights_hash
 
     for name in sets:
         sides = sets["samples"].resolution, sets[name].resolution
@@ -163,6 +163,6 @@ def _training(how: Memory, model: Any, *, size: int | None) -> Images:
 
 
 def _images(name: str, count: int, size: int | None) -> Images:
-    from erw.evaluate.during import reference_images
+    from erw.evaluation.during import reference_images
 
     return reference_images(name, (), size=size, count=count)

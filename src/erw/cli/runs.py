@@ -13,7 +13,7 @@ from erw.errors import CacheError, ConfigError
 from erw.models.cost import StepCost
 
 if TYPE_CHECKING:
-    from erw.train import Init, Trained
+    from erw.training import Init, Trained
 
 BYTES_A_PARAMETER = 4 * (1 + 1 + 2 + 1)  # weight, gradient, AdamW's two moments, EMA, in float32
 
@@ -40,8 +40,8 @@ def train(args: Sequence[str]) -> None:
     if found.dry_run:
         print(described(run))
         return
-    from erw.runtime.log import Console
-    from erw.train import train as go
+    from erw.log import Console
+    from erw.training import train as go
 
     console = Console(run.name)
     watched = together(watches(run, found.out, say=console.say))
@@ -61,7 +61,7 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
 
     Raises ConfigError where there is nothing to be seen: without images, or representations.
     """
-    from erw.train.load import RDM
+    from erw.training.trained import RDM
 
     found: list[Watch] = []
     asked = bool(run.eval.every or run.log.preview)
@@ -73,11 +73,11 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
             f"first (--out {out}/{RDM}), or leave eval.every and log.preview at 0"
         )
     if run.eval.every:
-        from erw.evaluate.during import scored_steps, scoring
+        from erw.evaluation.during import scored_steps, scoring
 
         found.append(Watch(scored_steps(run), scoring(run, out, say=say)))
     if run.log.preview:
-        from erw.sample.preview import preview_steps, previewing
+        from erw.sampling.preview import preview_steps, previewing
 
         found.append(Watch(preview_steps(run), previewing(run, out, say=say)))
     return found
@@ -102,7 +102,7 @@ def _init(found: argparse.Namespace, run: Run) -> Init | None:
         return None
     from erw.data.cache import Cache
     from erw.interop import starting_point, with_heads
-    from erw.train import build
+    from erw.training import build
 
     cache = Cache.open(run.data.cache)
     resolved = build.resolve(run, cache)
@@ -196,7 +196,7 @@ def costs(run: Run) -> list[str]:
         if Path(run.data.cache).expanduser().exists():  # it is there and does not fit
             raise
         return [f"cost: not known without the cache ({error})"]
-    from erw.train.build import parameter_count
+    from erw.training.build import parameter_count
 
     model, step = known.run.model, known.cost
     count = parameter_count(known.run)
@@ -228,8 +228,8 @@ def costs(run: Run) -> list[str]:
 def known_cost(run: Run) -> Known:
     """Resolve `run` by its cache. Raises CacheError without one, ConfigError if they do not fit."""
     from erw.data.cache import Cache
-    from erw.train import build
-    from erw.train.ledger import Ledger
+    from erw.training import build
+    from erw.training.ledger import Ledger
 
     cache = Cache.open(run.data.cache)
     resolved = build.resolve(run, cache)

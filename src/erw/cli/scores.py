@@ -15,9 +15,9 @@ from erw.cli.settings import Parser, add_settings, changed
 from erw.errors import ConfigError, ErwError
 
 if TYPE_CHECKING:
+    from erw.dist import World
     from erw.interop import Pretrained
-    from erw.runtime.dist import World
-    from erw.train import Trained
+    from erw.training import Trained
 
 SCORES = "scores.jsonl"
 
@@ -51,7 +51,7 @@ class Score:
 
 def evaluate(args: Sequence[str]) -> None:
     """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl."""
-    from erw.runtime.dist import world
+    from erw.dist import world
 
     if "--self-check" in args:
         return self_check(args)
@@ -124,14 +124,14 @@ def compare(args: Sequence[str]) -> None:
 
 
 def _result(path: str) -> dict[str, Any]:
-    from erw.evaluate.comparable import read_result
+    from erw.evaluation.comparable import read_result
 
     return read_result(path)
 
 
 def _print(scores: dict[str, Any], other: dict[str, Any] | None) -> None:
     """Scores, beside another result's where there is one; what differs goes to stderr."""
-    from erw.evaluate.comparable import differences
+    from erw.evaluation.comparable import differences
 
     values = other["values"] if other else {}
     for name, value in scores["values"].items():
@@ -151,7 +151,7 @@ def self_check(args: Sequence[str]) -> None:
     parser.add_argument("--self-check", action="store_true")
     parser.add_argument("--weights", metavar="FILE", help="check Inception's path with these too")
     found = parser.read(args)
-    from erw.evaluate.selfcheck import self_check as checks
+    from erw.evaluation.selfcheck import self_check as checks
 
     wrong = []
     for check in checks(weights=found.weights, device=pick_device("auto")):
@@ -166,10 +166,10 @@ def scored(
     what: str, model: Trained | Pretrained | None, found: Any, here: World
 ) -> dict[str, Any]:
     """The scores with everything that they depend on, as JSON values."""
-    from erw.evaluate import evaluate as score
-    from erw.evaluate.during import reference_images
-    from erw.evaluate.inputs import image_set
-    from erw.runtime.log import Console, Silent
+    from erw.evaluation import evaluate as score
+    from erw.evaluation.during import reference_images
+    from erw.evaluation.inputs import image_set
+    from erw.log import Console, Silent
 
     how = changed(Score(), found)
     images, size = images_of(what, model, found, count=how.reference_count)
@@ -210,7 +210,7 @@ def images_of(
         return images, model.latent_shape[-1] * vae.factor if vae else None
     if not what.startswith(BUILT_IN):
         return what, None
-    from erw.evaluate.during import reference_images
+    from erw.evaluation.during import reference_images
 
     return reference_images(what, (), size=None, count=count), None
 

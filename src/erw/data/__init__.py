@@ -1,9 +1,9 @@
 """Sources of images, the cache of latents and features, and what reads it."""
 
-from .cache import Batch, Cache, FeatureSpec
-from .loader import Loader, prefetch
-from .prepare import prepare
-from .sources import Source, open_source
+from erw.data.cache import Batch, Cache, FeatureSpec
+from erw.data.loader import Loader, prefetch
+from erw.data.prepare import prepare
+from erw.data.sources import Source, open_source
 
 __all__ = [
     "Batch",

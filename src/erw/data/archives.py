@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from blake3 import blake3
 
-from ..errors import DataError
-from .files import Entry, hidden, named_bytes
-from .images import EXTENSIONS, WHITE, Unreadable, decode
-from .labels import classes
-from .limits import lift_file_limit
+from erw.data.files import Entry, hidden, named_bytes
+from erw.data.images import EXTENSIONS, WHITE, Unreadable, decode
+from erw.data.labels import classes
+from erw.data.limits import lift_file_limit
+from erw.errors import DataError
 
 LABELS = (".cls", ".json", ".txt")
 _JSON_KEYS = ("label", "cls", "class")

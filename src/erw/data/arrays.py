@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
-from ..errors import DataError, one_line
-from .labels import classes
-from .shards import hash_file
+from erw.data.labels import classes
+from erw.data.shards import hash_file
+from erw.errors import DataError, one_line
 
 _ARRAYS = ("images", "image", "x", "data", "arr_0")
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .codec import Packed, float32, unpack
-from .shards import Kind
+from erw.data.codec import Packed, float32, unpack
+from erw.data.shards import Kind
 
 
 class Batch(NamedTuple):

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheError
-from ..files import write_text
-from . import growth
-from .claims import settling
-from .manifest import MANIFEST, REJECTED, SETTINGS
-from .settings import begun, differences
-from .sources import Source
+from erw.data import growth
+from erw.data.claims import settling
+from erw.data.manifest import MANIFEST, REJECTED, SETTINGS
+from erw.data.settings import begun, differences
+from erw.data.sources import Source
+from erw.errors import CacheError
+from erw.io import write_text
 
 
 def begin(out: Path, wanted: dict[str, Any], source: Source, *, append: bool) -> dict[str, Any]:

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CacheError
-from .batch import Batch as Batch
-from .batch import FeatureSpec as FeatureSpec
-from .batch import Stored as Stored
-from .codec import Packed
-from .columns import Columns
-from .gather import Located, gather
-from .limits import lift_file_limit
-from .manifest import Manifest, Which, by_file, shard_file
-from .shards import ShardReader, Written, hash_file
+from erw.data.batch import Batch as Batch
+from erw.data.batch import FeatureSpec as FeatureSpec
+from erw.data.batch import Stored as Stored
+from erw.data.codec import Packed
+from erw.data.columns import Columns
+from erw.data.gather import Located, gather
+from erw.data.limits import lift_file_limit
+from erw.data.manifest import Manifest, Which, by_file, shard_file
+from erw.data.shards import ShardReader, Written, hash_file
+from erw.errors import CacheError
 
 _MOST_MAPPED = 4 << 30  # bytes of shards
 _AROUND = 1 << 16  # bytes that a system maps around a row
@@ -62,12 +62,12 @@ class Cache:
         Raises `CacheError` if it is missing, unfinished or cut short.
         """
         if "://" in str(path):
-            from .remote import Remote
+            from erw.data.remote import Remote
 
             return Remote.open(path)
         path = Path(path).expanduser()
         if (path / "online.json").is_file():
-            from .online import Online
+            from erw.data.online import Online
 
             return Online.open(path)
         manifest = Manifest.read(path)

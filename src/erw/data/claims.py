@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import CacheError
+from erw.errors import CacheError
 
 
 class Claims:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
-from .buffers import BUFFERS
+from erw.data.buffers import BUFFERS
+from erw.errors import DataError
 
 FORMATS = ("float16", "bfloat16", "int8", "float8")
 SCALED = {"int8": 127.0, "float8": 448.0}

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .batch import FeatureSpec
-from .codec import SCALED
-from .shards import Kind
+from erw.data.batch import FeatureSpec
+from erw.data.codec import SCALED
+from erw.data.shards import Kind
 
 
 class Columns(NamedTuple):

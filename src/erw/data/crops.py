@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from ..draws import seeded
-from ..errors import DataError
-from .images import Unreadable
+from erw.data.images import Unreadable
+from erw.errors import DataError
+from erw.rng import seeded
 
 CROPS = ("adm", "resize", "random")
 

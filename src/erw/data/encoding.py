@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from .pca import Pca
+from erw.data.pca import Pca
+from erw.errors import ConfigError
 
 PIECE = 4  # images: enough for a network's products, and what it holds of them stays in caches
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ..errors import DataError
-from .images import Unreadable
+from erw.data.images import Unreadable
+from erw.errors import DataError
 
 
 class Entry(NamedTuple):

@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from .codec import FORMATS
+from erw.data.codec import FORMATS
 
 _BYTES = {"float16": 2, "bfloat16": 2}
 MARKS = 12  # label int32 and number of the image int64

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .buffers import BUFFERS
-from .codec import from_numpy
-from .shards import DTYPES, SINGLE, Kind, ShardReader
+from erw.data.buffers import BUFFERS
+from erw.data.codec import from_numpy
+from erw.data.shards import DTYPES, SINGLE, Kind, ShardReader
 
 _AHEAD = 7  # shards whose rows a disk is asked for before they are copied
 

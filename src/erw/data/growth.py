@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheError, DataError
-from ..files import remove_unfinished
-from .claims import Claims
-from .images import Unreadable
-from .manifest import IMAGES, MANIFEST, Manifest, Record, Shard, record_file, shard_file
-from .rows import Span
-from .shards import ShardReader, hash_file
-from .sources import FileSource, Source
-from .sources import where as place
+from erw.data.claims import Claims
+from erw.data.images import Unreadable
+from erw.data.manifest import IMAGES, MANIFEST, Manifest, Record, Shard, record_file, shard_file
+from erw.data.rows import Span
+from erw.data.shards import ShardReader, hash_file
+from erw.data.sources import FileSource, Source
+from erw.data.sources import where as place
+from erw.errors import CacheError, DataError
+from erw.io import remove_unfinished
 
 SAME = ("weight_hash", "dim", "grid", "format", "pca", "class_dim")
 """What an encoder that a cache has already must have in common with one that is to be added."""

@@ -12,8 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, one_line
-from .files import hidden
+from erw.data.files import hidden
+from erw.errors import DataError, one_line
 
 SPLITS = {
     "train": "train", "training": "train",

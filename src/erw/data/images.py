@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
+from erw.errors import DataError
 
 WHITE = (255, 255, 255)
 # What Pillow opens and people keep photographs in; documents, vector and array formats stay out.

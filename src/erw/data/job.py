@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 
-from ..errors import CacheError, DataError
-from ..files import remove_unfinished, write_text
-from . import pca
-from .claims import Claims
-from .encoding import Networks, one_thread_each
-from .growth import Part, Stored, held, sources, spans
-from .manifest import (
+from erw.data import pca
+from erw.data.claims import Claims
+from erw.data.encoding import Networks, one_thread_each
+from erw.data.growth import Part, Stored, held, sources, spans
+from erw.data.manifest import (
     MANIFEST,
     REJECTED,
     SETTINGS,
@@ -26,9 +24,11 @@ from .manifest import (
     record_file,
     rejected_lines,
 )
-from .progress import Bar
-from .rows import Filling, Span, cropped, fill, stacked
-from .shards import write_shard
+from erw.data.progress import Bar
+from erw.data.rows import Filling, Span, cropped, fill, stacked
+from erw.data.shards import write_shard
+from erw.errors import CacheError, DataError
+from erw.io import remove_unfinished, write_text
 
 FITTING = 1 << 16
 """Stands for the fit of an encoder's components among the claims on files that encoders add."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import DataError
+from erw.errors import DataError
 
 
 def labels_of_paths(root: Path, keys: list[str], classes: str) -> tuple[list[int], tuple[str, ...]]:

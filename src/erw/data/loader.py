@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..draws import seeded
-from ..errors import DataError
-from .cache import Cache
+from erw.data.cache import Cache
+from erw.errors import DataError
+from erw.rng import seeded
 
 T = TypeVar("T")
 Words = NDArray[np.uint64]

@@ -20,9 +20,9 @@ from typing import Any
 
 from blake3 import blake3
 
-from ..errors import CacheError
-from ..files import write_text
-from .shards import Written
+from erw.data.shards import Written
+from erw.errors import CacheError
+from erw.io import write_text
 
 VERSION = 2
 MANIFEST, SETTINGS, REJECTED, REPORT = (

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..draws import seeded
-from ..errors import CacheError, ConfigError, DataError
-from ..files import write_text
-from .cache import Batch, Cache
-from .crops import crop
-from .images import Unreadable
-from .manifest import VERSION, Manifest
-from .settings import describe, differences, load_networks, weight_hash
-from .shards import hash_file
-from .sources import BUILT_IN, HUB, Source, open_source
-from .sources import where as place
+from erw.data.cache import Batch, Cache
+from erw.data.crops import crop
+from erw.data.images import Unreadable
+from erw.data.manifest import VERSION, Manifest
+from erw.data.settings import describe, differences, load_networks, weight_hash
+from erw.data.shards import hash_file
+from erw.data.sources import BUILT_IN, HUB, Source, open_source
+from erw.data.sources import where as place
+from erw.errors import CacheError, ConfigError, DataError
+from erw.io import write_text
+from erw.rng import seeded
 
 ONLINE = "online.json"
 
@@ -169,7 +169,7 @@ class Online(Cache):
     def _part(self, name: str) -> Any:
         """The VAE or an encoder, loaded once, with the weights that the settings tell."""
         if name not in self._parts:
-            from ..encoders import load_encoder, load_vae
+            from erw.encoders import load_encoder, load_vae
 
             device, settings = str(self._device), self.manifest.settings
             part: Any

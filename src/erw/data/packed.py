@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import DataError
-from .files import hidden
-from .hub import files_of
-from .images import EXTENSIONS
-from .sources import PACKED, FileSource, Source
+from erw.data.files import hidden
+from erw.data.hub import files_of
+from erw.data.images import EXTENSIONS
+from erw.data.sources import PACKED, FileSource, Source
+from erw.errors import DataError
 
 ENDINGS = EXTENSIONS | set(PACKED[:3])
 
@@ -29,7 +29,7 @@ def packed(
     if columns and kind not in (".parquet", ".arrow"):
         raise DataError(f"{paths[0]} is no table, so it has no columns {', '.join(columns)}")
     if kind == ".tar":
-        from .archives import Tars, WebDataset, is_webdataset
+        from erw.data.archives import Tars, WebDataset, is_webdataset
 
         tars = Tars(sorted(paths))
         if is_webdataset(tars):
@@ -43,10 +43,10 @@ def packed(
     if kind in (".npy", ".npz"):
         if len(paths) > 1:
             raise DataError(f"{paths[0]} and {len(paths) - 1} more: name one file of arrays")
-        from .arrays import Arrays
+        from erw.data.arrays import Arrays
 
         return Arrays(paths[0], labelled=labelled)
-    from .tables import Table
+    from erw.data.tables import Table
 
     return Table(paths, labelled=labelled, background=background, columns=columns)
 

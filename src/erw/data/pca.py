@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CacheError, DataError
-from ..files import write_text
-from .shards import Column, Written, hash_file, write_shard
+from erw.data.shards import Column, Written, hash_file, write_shard
+from erw.errors import CacheError, DataError
+from erw.io import write_text
 
 IMAGES = 2048
 

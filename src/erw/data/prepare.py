@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheError, ConfigError, DataError
-from ..files import write_text
-from . import growth
-from .begin import begin, part_of, write_settings
-from .cache import Cache
-from .claims import settling
-from .job import Job, work
-from .manifest import MANIFEST, REJECTED, REPORT, Manifest
-from .progress import Bar, summary
-from .repair import damaged, named
-from .settings import begun, describe, describe_encoders, identity, load_networks
-from .sources import Source, left_alone, open_source
+from erw.data import growth
+from erw.data.begin import begin, part_of, write_settings
+from erw.data.cache import Cache
+from erw.data.claims import settling
+from erw.data.job import Job, work
+from erw.data.manifest import MANIFEST, REJECTED, REPORT, Manifest
+from erw.data.progress import Bar, summary
+from erw.data.repair import damaged, named
+from erw.data.settings import begun, describe, describe_encoders, identity, load_networks
+from erw.data.sources import Source, left_alone, open_source
+from erw.errors import CacheError, ConfigError, DataError
+from erw.io import write_text
 
 
 def prepare(

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .cache import Cache
+from erw.data.cache import Cache
 
 
 class Bar:

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from ..errors import CacheError, one_line
-from .cache import Cache
-from .manifest import MANIFEST, Manifest, Which, by_file
-from .shards import ShardReader, Written
-from .store import SIZE, TRIES, CameDamaged, NoRoom, Store
+from erw.data.cache import Cache
+from erw.data.manifest import MANIFEST, Manifest, Which, by_file
+from erw.data.shards import ShardReader, Written
+from erw.data.store import SIZE, TRIES, CameDamaged, NoRoom, Store
+from erw.errors import CacheError, one_line
 
 THREADS = 8  # that fetch ahead: object stores give their bandwidth to many connections
 PAUSE = 0.5  # seconds before the second attempt at a file, doubled before the third

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from ..errors import CacheError
-from . import pca
-from .cache import Cache
-from .claims import Claims
-from .growth import sources
-from .job import Job
-from .manifest import MANIFEST, Manifest, Record, record_file
-from .rows import Span
-from .shards import hash_file
+from erw.data import pca
+from erw.data.cache import Cache
+from erw.data.claims import Claims
+from erw.data.growth import sources
+from erw.data.job import Job
+from erw.data.manifest import MANIFEST, Manifest, Record, record_file
+from erw.data.rows import Span
+from erw.data.shards import hash_file
+from erw.errors import CacheError
 
 
 def damaged(job: Job, *, repair: bool) -> bool:

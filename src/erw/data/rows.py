@@ -11,15 +11,15 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from ..draws import seeded
-from ..errors import CacheError, DataError
-from .codec import Packed, fidelity, pack, to_numpy
-from .crops import crop
-from .encoding import Networks
-from .images import Unreadable
-from .manifest import IMAGES, Record, Shard, Which, by_file, shard_file
-from .shards import Column, Written
-from .sources import Source, where
+from erw.data.codec import Packed, fidelity, pack, to_numpy
+from erw.data.crops import crop
+from erw.data.encoding import Networks
+from erw.data.images import Unreadable
+from erw.data.manifest import IMAGES, Record, Shard, Which, by_file, shard_file
+from erw.data.shards import Column, Written
+from erw.data.sources import Source, where
+from erw.errors import CacheError, DataError
+from erw.rng import seeded
 
 
 class Item(NamedTuple):

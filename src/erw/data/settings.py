@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from blake3 import blake3
 
-from ..encoders.base import counted_flops
-from ..errors import CacheError, ConfigError
-from .codec import FORMATS
-from .crops import CROPS
-from .encoding import Networks
-from .images import WHITE
-from .manifest import MANIFEST, SETTINGS, Manifest
-from .pca import IMAGES
-from .sources import Source
+from erw.data.codec import FORMATS
+from erw.data.crops import CROPS
+from erw.data.encoding import Networks
+from erw.data.images import WHITE
+from erw.data.manifest import MANIFEST, SETTINGS, Manifest
+from erw.data.pca import IMAGES
+from erw.data.sources import Source
+from erw.encoders.base import counted_flops
+from erw.errors import CacheError, ConfigError
 
 PRECISIONS = ("float32", "bfloat16")
 FORMAT = "float16"
@@ -43,11 +43,11 @@ def load_networks(vae: Any, encoders: Sequence[Any], *, precision: str, device: 
 
     No VAE is loaded for None.
     """
-    from ..encoders import load_encoder
+    from erw.encoders import load_encoder
 
     _choice("precision", precision, PRECISIONS)
     if isinstance(vae, str | Path):
-        from ..encoders import load_vae
+        from erw.encoders import load_vae
 
         vae = load_vae(str(vae), device=device)
     loaded = tuple(load_encoder(e, device=device) if isinstance(e, str) else e for e in encoders)

@@ -16,8 +16,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from blake3 import blake3
 
-from ..errors import CacheError
-from ..files import write_beside
+from erw.errors import CacheError
+from erw.io import write_beside
 
 # dtype name: (name in safetensors, NumPy type that carries the bits)
 DTYPES = {

@@ -11,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from blake3 import blake3
 
-from ..errors import DataError
-from .files import Entry, Files, Folder, Zip, named_bytes
-from .images import EXTENSIONS, WHITE, Unreadable, decode
-from .labels import labels_of_paths, labels_of_table, read_table
+from erw.data.files import Entry, Files, Folder, Zip, named_bytes
+from erw.data.images import EXTENSIONS, WHITE, Unreadable, decode
+from erw.data.labels import labels_of_paths, labels_of_table, read_table
+from erw.errors import DataError
 
 CLASSES = ("auto", "folders", "leaf", "none")
 BUILT_IN = ("openmoji", "openmoji-test")
@@ -127,7 +127,7 @@ def open_source(
     if classes not in CLASSES:
         raise DataError(f"unknown classes={classes!r}: choose one of {', '.join(CLASSES)}")
     if str(where) in BUILT_IN:
-        from .openmoji import OpenMojiSet
+        from erw.data.openmoji import OpenMojiSet
 
         return OpenMojiSet("test" if str(where).endswith("test") else "train", **options)
     if options:
@@ -145,10 +145,10 @@ def _located(
     columns: Sequence[str],
 ) -> Source:
     """The source in files, on this machine or the hub."""
-    from .packed import packed
+    from erw.data.packed import packed
 
     if str(where).startswith(HUB) or ((split or subset) and Path(where).expanduser().is_dir()):
-        from .hub import files_of
+        from erw.data.hub import files_of
 
         name, paths = files_of(str(where).removeprefix(HUB), split=split, subset=subset)
         if found := packed(paths, columns=columns, **how):

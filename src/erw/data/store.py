@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CacheError, ConfigError
-from .shards import Written, hash_file
+from erw.data.shards import Written, hash_file
+from erw.errors import CacheError, ConfigError
 
 FOLDER, SIZE = "ERW_SHARD_CACHE", "ERW_SHARD_CACHE_GB"
 DEFAULT_GB = 100.0

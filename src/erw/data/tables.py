@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from ..errors import DataError, one_line
-from .images import WHITE, Unreadable, decode
-from .labels import classes
-from .shards import hash_file
+from erw.data.images import WHITE, Unreadable, decode
+from erw.data.labels import classes
+from erw.data.shards import hash_file
+from erw.errors import DataError, one_line
 
 IMAGES, LABELS = ("image", "img", "jpg", "png", "webp"), ("label", "labels", "fine_label", "cls")
 _TEXT = ("string", "large_string", "string_view")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import DataError
+from erw.errors import DataError
 
 
 class Encoder(nn.Module):

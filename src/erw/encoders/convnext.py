@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
-from .base import Encoder, resize, resize_bytes
-from .pretrained import Hub, pretrained
-from .vits import IMAGENET
+from erw.encoders.base import Encoder, resize, resize_bytes
+from erw.encoders.pretrained import Hub, pretrained
+from erw.encoders.vits import IMAGENET
+from erw.errors import ConfigError, DataError
 
 STRIDE = 32
 POOLED_SIDE = 224

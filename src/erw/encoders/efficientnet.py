@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError, DataError
-from .base import Encoder, resize
+from erw.encoders.base import Encoder, resize
+from erw.errors import ConfigError, DataError
 
 STRIDE = 16
 _MAX_SIDE = 256  # patch features: input side is twice the image's, up to this

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CheckpointError, ConfigError, DataError, one_line
-from .base import Encoder, resize
-from .vits import IMAGENET
+from erw.encoders.base import Encoder, resize
+from erw.encoders.vits import IMAGENET
+from erw.errors import CheckpointError, ConfigError, DataError, one_line
 
 PATCH = 16
 TRAINED_GRID = 14

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError, one_line
-from .base import Encoder, resize
-from .vae import VAE, load_vae
+from erw.encoders.base import Encoder, resize
+from erw.encoders.vae import VAE, load_vae
+from erw.errors import ConfigError, DataError, one_line
 
 
 class ModuleEncoder(Encoder):

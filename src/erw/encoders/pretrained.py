@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError, DataError, one_line
+from erw.errors import CheckpointError, DataError, one_line
 
 
 class Hub(NamedTuple):

@@ -4,8 +4,8 @@ import difflib
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import ConfigError
-from .base import Encoder
+from erw.encoders.base import Encoder
+from erw.errors import ConfigError
 
 
 class Make(Protocol):
@@ -17,7 +17,7 @@ class Make(Protocol):
 
 
 def _efficientnet(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
-    from .efficientnet import EfficientNetLite
+    from erw.encoders.efficientnet import EfficientNetLite
 
     if weights is not None:
         raise ConfigError(f"{name} comes with its weights: leave ={weights} out")
@@ -25,19 +25,19 @@ def _efficientnet(name: str, *, side: int | None = None, weights: Path | None = 
 
 
 def _vit(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
-    from .vits import load
+    from erw.encoders.vits import load
 
     return load(name, side=side, weights=weights)
 
 
 def _moco(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
-    from .moco import load
+    from erw.encoders.moco import load
 
     return load(name, side=side, weights=weights)
 
 
 def _convnext(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
-    from .convnext import load
+    from erw.encoders.convnext import load
 
     return load(name, side=side, weights=weights)
 
@@ -84,7 +84,7 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
     ``CheckpointError`` where weights are missing or damaged.
     """
     if ":" in name and not name.startswith("vae:") and not Path(name).exists():
-        from .own import imported
+        from erw.encoders.own import imported
 
         return imported(name).to(device)
     entry, side = _split(name)
@@ -93,11 +93,11 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
         path = Path(weights).expanduser() if weights else None
         return ENCODERS[kind](kind, side=side, weights=path).to(device)
     if entry.startswith("vae:"):
-        from .own import of_vae
+        from erw.encoders.own import of_vae
 
         return of_vae(entry.removeprefix("vae:"), side=side).to(device)
     if Path(entry).expanduser().is_dir():
-        from .vits import load_folder
+        from erw.encoders.vits import load_folder
 
         return load_folder(Path(entry).expanduser(), side=side).to(device)
     near = difflib.get_close_matches(kind, ENCODERS, n=1, cutoff=0.4)

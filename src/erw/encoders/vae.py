@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError, DataError, one_line
-from .vae_hub import ENTRIES, fetch, refuse_others
+from erw.encoders.vae_hub import ENTRIES, fetch, refuse_others
+from erw.errors import CheckpointError, ConfigError, DataError, one_line
 
 Scaling = tuple[list[float], list[float]]
 """Shift and scale, one value a channel."""
@@ -178,7 +178,7 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
 
 
 def _va_vae(name: str, local: str, *, device: str) -> VAE:
-    from .vavae import load
+    from erw.encoders.vavae import load
 
     if not local:
         raise CheckpointError(

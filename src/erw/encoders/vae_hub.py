@@ -7,8 +7,8 @@ pipeline that uses it. latent = (raw - shift) * scale.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError, one_line
-from .pretrained import Hub
+from erw.encoders.pretrained import Hub
+from erw.errors import CheckpointError, one_line
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 

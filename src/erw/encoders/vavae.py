@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, one_line
+from erw.errors import CheckpointError, one_line
 
 STATS = "latents_stats.pt"
 # Five levels, attention at the last one (16 x 16 for 256 px) and in the middle.

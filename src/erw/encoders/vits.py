@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ..errors import CheckpointError, ConfigError, DataError
-from .base import Encoder, resize, resize_bytes
-from .dinov2 import released_positions
-from .pretrained import model_type, pretrained
-from .vits_hub import HUB
+from erw.encoders.base import Encoder, resize, resize_bytes
+from erw.encoders.dinov2 import released_positions
+from erw.encoders.pretrained import model_type, pretrained
+from erw.encoders.vits_hub import HUB
+from erw.errors import CheckpointError, ConfigError, DataError
 
 PIXELS_A_TOKEN = 16
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -1,6 +1,6 @@
 """Vision transformers by name: the family that reads them, and where their weights are."""
 
-from .pretrained import Hub
+from erw.encoders.pretrained import Hub
 
 HUB: dict[str, tuple[str, Hub]] = {
     "dinov2-s": (

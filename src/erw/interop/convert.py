@@ -12,7 +12,7 @@ from erw.interop.layouts import LAYOUTS, TIMES, Parts, peers, unshifted, with_si
 from erw.interop.measure import positions
 from erw.interop.pretrained import Origin, Pretrained, load_pretrained
 from erw.models import SiT
-from erw.train.load import Trained, is_run, load
+from erw.training.trained import Trained, is_run, load
 
 PLAIN: dict[str, Any] = {
     **{"rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu"},

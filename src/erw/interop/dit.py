@@ -18,7 +18,7 @@ from erw.errors import CheckpointError
 from erw.interop.convert import unlike
 from erw.interop.files import Found
 from erw.interop.layouts import Parts, ours, peers
-from erw.train.load import Trained
+from erw.training.trained import Trained
 
 LABELS = 1000  # DiTPipeline's own
 TABLE = "y_embedder.embedding_table.weight"

@@ -34,8 +34,8 @@ from erw.interop.pretrained import Pretrained, load_pretrained
 from erw.interop.record import RECORD, known_vae, public_name, read_record, record_of
 from erw.interop.start import in_our_time
 from erw.models import SiT
-from erw.train.checkpoint import write_beside
-from erw.train.load import RECIPE, Trained, is_run, load, read_recipe
+from erw.training.checkpoint import write_beside
+from erw.training.trained import RECIPE, Trained, is_run, load, read_recipe
 
 FORMATS = ("diffusers", "safetensors")
 TRAINED_STEPS = 1000  # how diffusers counts time: 1000 t

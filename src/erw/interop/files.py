@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from erw.errors import CheckpointError, one_line
-from erw.train.checkpoint import write_beside
+from erw.training.checkpoint import write_beside
 
 Which = Literal["ema", "model"]
 WRAPPERS = {"ema": ("ema", "model", "state_dict"), "model": ("model", "state_dict", "ema")}

@@ -14,8 +14,8 @@ from erw.interop.layouts import Parts, depth_of
 from erw.interop.measure import fitting
 from erw.interop.record import RECORD, read_record
 from erw.models import SiT
-from erw.train.build import build_model
-from erw.train.load import Trained
+from erw.training.build import build_model
+from erw.training.trained import Trained
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PLAIN_FILE = "model.safetensors"

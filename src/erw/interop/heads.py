@@ -10,9 +10,9 @@ from torch import Tensor
 from erw.config import Run, from_dict
 from erw.errors import CheckpointError
 from erw.interop.pretrained import load_pretrained
-from erw.train.checkpoint import paths, read
-from erw.train.load import RECIPE, read_recipe
-from erw.train.start import Init
+from erw.training.checkpoint import paths, read
+from erw.training.init import Init
+from erw.training.trained import RECIPE, read_recipe
 
 
 def with_heads(init: Init, encoders: Sequence[str], **told: Any) -> Init:

@@ -8,7 +8,7 @@ from erw.interop.export import export
 from erw.interop.folder import NAME
 from erw.interop.pretrained import Pretrained
 from erw.interop.record import RECORD
-from erw.train.load import Trained
+from erw.training.trained import Trained
 
 
 def push_to_hub(

@@ -14,9 +14,9 @@ from erw.data.openmoji import ATTRIBUTION, groups
 from erw.encoders.vae import shipped
 from erw.encoders.vae_hub import ENTRIES
 from erw.errors import CacheError, CheckpointError
-from erw.runtime.log import read_metrics
-from erw.sample.model import weights_hash
-from erw.train.load import Trained, read_recipe
+from erw.log import read_metrics
+from erw.sampling.model import weights_hash
+from erw.training.trained import Trained, read_recipe
 
 RECORD, SCORES = "erw.json", "scores.jsonl"
 VERSION = 1

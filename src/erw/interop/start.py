@@ -15,9 +15,9 @@ from erw.interop.layouts import TIMES
 from erw.interop.pretrained import Pretrained, load_pretrained
 from erw.interop.record import RECORD
 from erw.models import SiT
-from erw.sample.model import weights_hash
-from erw.train.load import Trained, is_run, load
-from erw.train.start import Init
+from erw.sampling.model import weights_hash
+from erw.training.init import Init
+from erw.training.trained import Trained, is_run, load
 
 ARCHITECTURE = (
     *("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp", "adaln_shift"),

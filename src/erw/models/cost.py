@@ -236,7 +236,7 @@ def training_step_flops(
     """Cost per image of SiT, DiT, REPA and ERW steps: `dims` are the teachers' feature sizes.
 
     `teacher` is the forward FLOPs of all frozen encoders on one image. Whether they are paid in
-    every step (encoding online) or once (a cache) is the ledger's business: see `erw.train.ledger`.
+    every step (encoding online) or once (a cache) is the business of `erw.training.ledger`.
     """
     sizes: dict[str, Any] = {
         "depth": depth,

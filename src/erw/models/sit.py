@@ -58,7 +58,7 @@ class SiT(nn.Module):
         mlp: "gelu" of four times the width, or "swiglu" with as many weights.
         adaln_shift: False: blocks are scaled and gated by the conditioning, not shifted.
         out_channels: channels of the output; None: as the latent. DiT has twice as many: the noise,
-            then the variance (see `erw.diffusion`).
+            then the variance (see `erw.ddpm`).
         class_token: channels of a class token that is denoised beside the latents, 0 for none. The
             state x and its velocity are then rows (B, C H W + R), see `join` and `split`.
         representation: channels of a representation (B, R) that y is then, in place of labels;

@@ -11,10 +11,10 @@ import torch
 
 from erw.config import Run
 from erw.data.cache import Cache
+from erw.dist import world
 from erw.plan import Phase
-from erw.runtime.dist import world
-from erw.train import build
-from erw.train.state import State
+from erw.training import build
+from erw.training.state import State
 
 
 class Timing(NamedTuple):

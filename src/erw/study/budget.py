@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from erw.config import Run
 from erw.data.cache import Cache
 from erw.errors import ConfigError
-from erw.train.build import resolve, step_cost
-from erw.train.ledger import Ledger, aligned_until
+from erw.training.build import resolve, step_cost
+from erw.training.ledger import Ledger, aligned_until
 
 
 class Share(NamedTuple):

@@ -23,8 +23,8 @@ from erw.data.prepare import prepare
 from erw.encoders import load_vae
 from erw.encoders.vae import VAE
 from erw.errors import CheckpointError, FolderInUseError
-from erw.files import write_bytes
-from erw.sample.preview import picture, write_picture
+from erw.io import write_bytes
+from erw.sampling.preview import picture, write_picture
 from erw.study import budget, measure, point, sizing
 from erw.study.machine import hardware, versions
 from erw.study.presets import StudyPlan
@@ -40,9 +40,9 @@ from erw.study.results import (
     write_json,
     write_results,
 )
-from erw.train.folder import locked
-from erw.train.load import Trained
-from erw.train.loop import train
+from erw.training.loop import train
+from erw.training.run_dir import locked
+from erw.training.trained import Trained
 
 GRIDS = {"reference": "grids/reference.png", "reconstruction": "grids/reconstruction.png"}
 

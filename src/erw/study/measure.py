@@ -13,9 +13,9 @@ from torch import Tensor
 
 from erw.data.sources import Source
 from erw.encoders import VAE, Encoder, load_encoder
-from erw.evaluate.evaluate import evaluate
-from erw.evaluate.features import Statistics, load_statistics, save_statistics, statistics
-from erw.evaluate.inputs import Images, image_set
+from erw.evaluation.evaluate import evaluate
+from erw.evaluation.features import Statistics, load_statistics, save_statistics, statistics
+from erw.evaluation.inputs import Images, image_set
 
 ENCODER = "efficientnet-lite2"
 GRID = 16

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from erw.encoders.vae import VAE
 from erw.errors import NumericsError
-from erw.sample.generate import Generation, generate
+from erw.sampling.generate import Generation, generate
 from erw.study import measure
 from erw.study.budget import Share
 from erw.study.presets import StudyPlan
 from erw.study.results import Row, is_warmup, mean_of, read_metrics
-from erw.train.checkpoint import path_of, progress
-from erw.train.load import Trained
+from erw.training.checkpoint import path_of, progress
+from erw.training.trained import Trained
 
 
 class Scored(NamedTuple):

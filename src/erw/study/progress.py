@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from erw.data.sources import Source
-from erw.runtime.log import clock
+from erw.log import clock
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from erw.data.openmoji import ATTRIBUTION
 from erw.errors import DataError
-from erw.runtime.log import read_metrics as log_lines
+from erw.log import read_metrics as log_lines
 from erw.study import page, sections
 from erw.study.compare import Verdict, verdict
 from erw.study.merge import merge

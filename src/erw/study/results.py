@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erw.errors import DataError
-from erw.files import write_text
+from erw.io import write_text
 
 ROW_KEYS = (
     "method",

@@ -15,14 +15,14 @@ import torch
 from erw.data.cache import Cache
 from erw.encoders.vae import VAE
 from erw.errors import CheckpointError, ConfigError
+from erw.log import Silent
 from erw.models.cost import training_step_flops
-from erw.runtime.log import Silent
 from erw.study import measure, point
 from erw.study.presets import StudyPlan
 from erw.study.progress import Display
 from erw.study.results import read_json, read_metrics, write_json
-from erw.train.load import load
-from erw.train.loop import train
+from erw.training.loop import train
+from erw.training.trained import load
 
 STUDY = "study.json"
 TRIAL_STEPS = 12

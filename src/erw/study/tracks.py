@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from erw.errors import DataError
-from erw.runtime.log import read_metrics
+from erw.log import read_metrics
 from erw.study.results import Results, read_results
 from erw.study.target import Track
-from erw.train.folder import MAY_CHANGE, json_flat
-from erw.train.load import read_recipe
+from erw.training.run_dir import MAY_CHANGE, json_flat
+from erw.training.trained import read_recipe
 
 KEYS = {"flops": "flops_total", "images": "images", "steps": "step", "seconds": "seconds"}
 

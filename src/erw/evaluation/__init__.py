@@ -1,0 +1,20 @@
+"""Evaluation: features, distances, manifold scores, alignment of representations."""
+
+from erw.evaluation.alignment import cka as cka
+from erw.evaluation.alignment import cknna as cknna
+from erw.evaluation.alignment import mutual_knn as mutual_knn
+from erw.evaluation.comparable import differences as differences
+from erw.evaluation.confidence import frechet_bootstrap as frechet_bootstrap
+from erw.evaluation.confidence import frechet_infinity as frechet_infinity
+from erw.evaluation.distances import Moments as Moments
+from erw.evaluation.distances import frechet as frechet
+from erw.evaluation.distances import frechet_moments as frechet_moments
+from erw.evaluation.distances import inception_score as inception_score
+from erw.evaluation.distances import kid as kid
+from erw.evaluation.evaluate import Scores as Scores
+from erw.evaluation.evaluate import evaluate as evaluate
+from erw.evaluation.features import Statistics as Statistics
+from erw.evaluation.inception_weights import load_inception as load_inception
+from erw.evaluation.manifold import density_coverage as density_coverage
+from erw.evaluation.manifold import precision_recall as precision_recall
+from erw.evaluation.memory import memorisation as memorisation

@@ -1,0 +1,88 @@
+"""The metrics of ADM's evaluator as one family: FID, sFID, Inception Score, precision, recall.
+
+| score           | of                                                                          |
+| fid             | `pool_3` (2,048), Fréchet distance                                          |
+| sfid            | the first 7 channels of `mixed_6/conv` (17 x 17 x 7 = 2,023), the same      |
+| inception_score | softmax of `pool_3` without the bias, splits of 5,000 in the images' order  |
+| precision       | k = 3 on `pool_3`, against the reference's images                           |
+| recall          | the same                                                                    |
+
+A reference batch of ADM's (`VIRTUAL_*.npz`) holds 10,000 images, and the mean and covariance of the
+full data set: these are used for FID and sFID, the images for precision and recall, as ADM does.
+ADM takes distances for precision and recall in float16 where they stay finite; here in float64.
+
+Source: `evaluations/evaluator.py` of openai/guided-diffusion.
+"""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from erw.errors import DataError
+from erw.evaluation.distances import Moments, frechet_moments, inception_score
+from erw.evaluation.features import PooledEncoder, Statistics
+from erw.evaluation.inception import POOL, SPATIAL, Inception
+
+SPLIT = 5000
+PARTS = {"fid": slice(0, POOL), "sfid": slice(POOL, POOL + SPATIAL)}
+STATED = {"fid": ("mu", "sigma"), "sfid": ("mu_s", "sigma_s")}
+
+
+class AdmFeatures(nn.Module):
+    """An encoder of `pool_3` and the spatial features, side by side (B, 4071).
+
+    Of all features only `pool_3` is kept; of both the moments are.
+    """
+
+    name = "inception-2015-adm"
+    kept = POOL
+
+    def __init__(self, net: Inception) -> None:
+        super().__init__()
+        self.net = net
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, 2048 + 2023)."""
+        return torch.cat(self.net(images), 1)
+
+
+def frechet_part(name: str, real: Statistics, fake: Statistics) -> float:
+    """Fréchet distance of one of `PARTS`."""
+    part = PARTS[name]
+    return frechet_moments(real.moments.part(part), fake.moments.part(part))
+
+
+def score_of_classes(fake: Statistics, encoder: PooledEncoder) -> float:
+    """The Inception Score, from features in the images' order."""
+    assert isinstance(encoder, AdmFeatures) and fake.features is not None
+    pool = fake.features.to(encoder.net.fc.weight.device)
+    logits = torch.cat([encoder.net.logits(part).cpu() for part in pool.split(SPLIT)])
+    return inception_score(logits, split_size=SPLIT)
+
+
+def with_stated(found: Statistics, path: Path) -> tuple[Statistics, bool]:
+    """`found` with the mean and covariance that a `.npz` states, and whether it states any.
+
+    Raises DataError where they are of other sizes than this network's.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "mu" not in arrays.files:
+                return found, False
+            held = {name: arrays[name] for pair in STATED.values() for name in pair}
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} states mu, but not all of sigma, mu_s, sigma_s: {error}") from None
+    sizes = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL,) * 2}
+    for name, size in sizes.items():
+        if held[name].shape != size:
+            raise DataError(f"{path}: {name} has shape {held[name].shape}, expected {size}")
+    # How many images are behind them is not stated; more than dimensions, since they are whole.
+    count = max(found.moments.count, POOL + SPATIAL + 1)
+    mean = torch.cat([torch.from_numpy(held[mu]).double() for mu, _ in STATED.values()])
+    covariances = [torch.from_numpy(held[sigma]).double() for _, sigma in STATED.values()]
+    scatter = torch.block_diag(*covariances).mul_(count - 1)
+    return dataclasses.replace(found, moments=Moments(count, mean, scatter)), True

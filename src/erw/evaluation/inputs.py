@@ -1,0 +1,278 @@
+"""What can be evaluated, as uint8 batches: tensors, generations, files, caches, streams."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from erw.data.cache import Cache
+from erw.data.files import Folder
+from erw.data.images import Unreadable, channels
+from erw.data.sources import FileSource, Source, open_source, where
+from erw.errors import CacheError, DataError, NumericsError
+from erw.sampling.files import image_shape, read_images, read_settings
+from erw.sampling.generate import Generation, Samples
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images ready to be read.
+
+    Attributes:
+        name: for people, without folders of this machine.
+        count: number of images; None: a stream, which ends when it ends and is read once.
+        content: hash of the images, or of everything they follow from; "" where unknown.
+        batches: (batch size, first image, image to stop before) -> iterator over uint8
+            (B, 3, H, W), all of one size; without the latter two, all images.
+        settings: how they were generated, where that is known.
+        resolution: (height, width) where it is known before they are read.
+    """
+
+    name: str
+    count: int | None
+    content: str
+    batches: Callable[..., Iterator[Tensor]]
+    settings: dict[str, Any] | None = None
+    resolution: tuple[int, int] | None = None
+
+
+Images = (
+    Tensor
+    | np.ndarray
+    | Samples
+    | Generation
+    | Source
+    | Cache
+    | ImageSet
+    | Iterable[Any]
+    | str
+    | Path
+)
+
+
+def image_set(images: Images, *, what: str = "images") -> ImageSet:
+    """Any of the accepted kinds of images as an `ImageSet`; `what` names them in messages.
+
+    Raises:
+        DataError: fewer than 2 images, another dtype or shape, images of several sizes.
+        CacheError: a cache without images.
+        FileNotFoundError: nothing at the path.
+    """
+    found = _open(images, what)
+    if found.count is not None and found.count < 2:
+        raise DataError(
+            f"{what} {found.name}: {found.count} image{'' if found.count == 1 else 's'}; "
+            "statistics need at least 2"
+        )
+
+    def checked(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        sides: torch.Size | None = None
+        for batch in found.batches(batch_size, first, stop):
+            _check(batch, found.name, what)
+            sides = sides or batch.shape[2:]
+            if batch.shape[2:] != sides:
+                raise DataError(f"{what} {found.name}: {_side(batch)} after {_side(sides)} images")
+            yield batch
+
+    return replace(found, batches=checked)
+
+
+def _open(images: Images, what: str) -> ImageSet:
+    if isinstance(images, ImageSet):
+        return images
+    if isinstance(images, Samples):
+        if images.images is None:
+            raise DataError(f"{what} are latents without images: generate with a VAE")
+        images = images.images
+    if isinstance(images, Tensor | np.ndarray):
+        return _of_tensor(images, what)
+    if isinstance(images, Generation):
+        return _of_generation(images, what)
+    if isinstance(images, Cache):
+        return _of_cache(images, what)
+    if isinstance(images, str | Path):
+        return _of_path(Path(images), what)
+    if isinstance(images, Source):
+        return _of_source(images)
+    if isinstance(images, Iterable):
+        return _of_stream(images, what)
+    raise DataError(
+        f"{what} are a {type(images).__name__}; expected a uint8 tensor, a generation, a source, a "
+        "cache, an iterator of uint8 batches, or the path of a folder, zip, .npz or cache"
+    )
+
+
+def _of_path(path: Path, what: str) -> ImageSet:
+    if path.suffix == ".npz":
+        return _of_npz(path)
+    if any((path / name).is_file() for name in ("manifest.json", "prepare.json", "online.json")):
+        return _of_cache(Cache.open(path), what)
+    return _of_source(open_source(path, classes="none"), path=path)
+
+
+def _of_tensor(images: Tensor | np.ndarray, what: str) -> ImageSet:
+    """uint8 (N, 3, H, W) tensors or (N, H, W, 3) arrays."""
+    whole = _tensor(images)
+    _check(whole, "tensor", what)
+    content = blake3(whole.cpu().contiguous().numpy().tobytes())
+    content.update(str(tuple(whole.shape)).encode())
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        yield from whole[first:stop].split(batch_size)
+
+    sides = (whole.shape[2], whole.shape[3])
+    return ImageSet("tensor", len(whole), content.hexdigest()[:32], batches, None, sides)
+
+
+def _tensor(images: Any) -> Tensor:
+    if not isinstance(images, np.ndarray):
+        return images if isinstance(images, Tensor) else torch.as_tensor(images)
+    if images.ndim == 4 and images.shape[3] == 3:
+        images = images.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def _of_stream(images: Iterable[Any], what: str) -> ImageSet:
+    """Batches uint8 (B, 3, H, W), arrays (B, H, W, 3) or `Samples`, of any number each."""
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        assert (first, stop) == (0, None)
+        for item in images:
+            whole = _tensor(item.images if isinstance(item, Samples) else item)
+            _check(whole, "of a generator", what)
+            yield from whole.split(batch_size)
+
+    return ImageSet("generator", None, "", batches)
+
+
+def _of_generation(generation: Generation, what: str) -> ImageSet:
+    if generation.vae is None:
+        raise DataError(f"{what} are latents without images: generate with decode=True")
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        stop = len(generation) if stop is None else stop
+        for samples in generation.rows(lambda i, _: first <= i < stop):
+            assert samples.images is not None
+            bad = [s for s, x in zip(samples.seeds, samples.latents, strict=True) if _broken(x)]
+            if bad:
+                raise NumericsError(
+                    f"samples of seeds {', '.join(map(str, bad[:4]))} are not finite: the weights "
+                    "have diverged, or guidance is too strong"
+                )
+            yield from samples.images.split(batch_size)
+
+    # Images follow from the settings and these: hashed before they are drawn.
+    told = [generation.settings, generation.seeds, generation.labels]
+    content = blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    return ImageSet("generation", len(generation), content, batches, generation.settings)
+
+
+def _broken(latent: Tensor) -> bool:
+    return not bool(torch.isfinite(latent).all())
+
+
+def _of_npz(path: Path) -> ImageSet:
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    _, height, width, _ = image_shape(path)
+    count = sum(len(block) for block in read_images(path))  # checks the sums, too
+    content = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()[:32]
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        for block in read_images(path, rows=batch_size, first=first, stop=stop):
+            yield torch.from_numpy(block).permute(0, 3, 1, 2).contiguous()
+
+    return ImageSet(path.name, count, content, batches, read_settings(path), (height, width))
+
+
+def _of_cache(cache: Cache, what: str) -> ImageSet:
+    """The images that a cache was made of, where it kept them."""
+    from erw.data.online import Online
+
+    name = Path(cache.where).name
+    if not isinstance(cache, Online) and not cache.manifest.settings["images"]:
+        raise CacheError(
+            f"{what} {name}: this cache holds latents and features but no images; give "
+            "the images themselves, or prepare them again with --images"
+        )
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        stop = len(cache) if stop is None else stop
+        for lo in range(first, stop, batch_size):
+            yield cache.images(range(lo, min(lo + batch_size, stop)))
+
+    sides = (cache.image_size, cache.image_size)
+    return ImageSet(name, len(cache), cache.identity, batches, None, sides)
+
+
+def _of_source(source: Source, path: Path | None = None) -> ImageSet:
+    def image(i: int) -> np.ndarray:
+        try:
+            return source[i][0]
+        except Unreadable as error:
+            raise DataError(f"{where(source, i)}: {error}; mend or remove it") from error
+
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        rows: list[np.ndarray] = []
+        stop = len(source) if stop is None else stop
+        for i in range(first, stop):
+            row = image(i)
+            if row.shape != shape:
+                raise DataError(
+                    f"{where(source, i)} is {row.shape[1]} x {row.shape[0]}, the images before it "
+                    f"{shape[1]} x {shape[0]}: bring them to one size first"
+                )
+            rows.append(row)
+            if len(rows) == batch_size or i == stop - 1:
+                yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+                rows = []
+
+    shape = image(0).shape if len(source) else (0, 0, 3)
+    settings = read_settings(path) if path is not None and path.is_dir() else None
+    return ImageSet(source.name, len(source), _content(source), batches, settings, shape[:2])
+
+
+def _content(source: Source) -> str:
+    """A source's fingerprint; files in a folder are hashed too, since it knows sizes only.
+
+    On the way, headers are looked at: a set of grey and colour, or of opaque and transparent images
+    is no set of one kind, and what a decoder makes of it would be scored.
+    """
+    digest = blake3(source.fingerprint().encode())
+    if isinstance(source, FileSource):
+        kinds: dict[str, int] = {}
+        for i, key in enumerate(source.keys):
+            try:
+                data = source.files.read(key)
+            except Unreadable as error:
+                raise DataError(f"{source.where(i)}: {error}") from error
+            if isinstance(source.files, Folder):
+                digest.update(data)
+            if (kind := channels(data)) is not None:
+                kinds.setdefault(kind, i)
+        if len(kinds) > 1:
+            (one, i), (other, j), *_ = kinds.items()
+            raise DataError(
+                f"{source.where(i)} is {one}, {source.where(j)} is {other}: bring them to the same "
+                "channels first, such as RGB"
+            )
+    return digest.hexdigest()[:32]
+
+
+def _check(batch: Tensor, name: str, what: str) -> None:
+    if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3:
+        raise DataError(
+            f"{what} {name}: {str(batch.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(batch.shape)}; expected uint8 (N, 3, H, W) with values 0..255"
+        )
+
+
+def _side(of: Tensor | torch.Size) -> str:
+    height, width = (of.shape if isinstance(of, Tensor) else of)[-2:]
+    return f"{width} x {height}"

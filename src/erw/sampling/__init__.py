@@ -1,0 +1,17 @@
+"""Sampling: solvers, guidance, generation by seed, and its files."""
+
+from erw.sampling.files import read_images as read_images
+from erw.sampling.files import write as write
+from erw.sampling.generate import Generation as Generation
+from erw.sampling.generate import Samples as Samples
+from erw.sampling.generate import generate as generate
+from erw.sampling.guidance import classifier_free as classifier_free
+from erw.sampling.guidance import conditional as conditional
+from erw.sampling.guidance import guided as guided
+from erw.sampling.solvers import SOLVERS as SOLVERS
+from erw.sampling.solvers import adams as adams
+from erw.sampling.solvers import euler as euler
+from erw.sampling.solvers import euler_maruyama as euler_maruyama
+from erw.sampling.solvers import heun as heun
+from erw.sampling.solvers import sde_times as sde_times
+from erw.sampling.solvers import uniform_times as uniform_times

@@ -1,0 +1,10 @@
+"""Training: the step, the loop, checkpoints, and loading what came out."""
+
+from erw.training.init import Init as Init
+from erw.training.loop import Result as Result
+from erw.training.loop import train as train
+from erw.training.objective import Diffusion as Diffusion
+from erw.training.objective import FlowMatching as FlowMatching
+from erw.training.objective import Losses as Losses
+from erw.training.trained import Trained as Trained
+from erw.training.trained import load as load

@@ -1,0 +1,125 @@
+"""Post-hoc EMA: averages with power-function profiles, stored while training, mixed afterwards.
+
+A run with `optim.ema_profiles` writes them all every `log.snapshot` steps:
+
+    RUN/profiles/step-00001000.safetensors      `<sigma_rel>.<parameter>`, float16 as in EDM2
+
+and the header says the step and t, the updates since the end of warm-up. (In the checkpoints, from
+which training goes on, they are float32.) `reconstruct` mixes them by `erw.ema.mix`: of a profile
+that was tracked, at a step that was stored, it gives just what is stored.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from erw.ema import Mix, PowerEmas, Profile, mix
+from erw.errors import CheckpointError, ConfigError, NumericsError
+from erw.training.checkpoint import header, path_of, paths, read, write_beside
+from erw.training.trained import read_recipe
+
+FOLDER = "profiles"
+
+
+class Snapshot(NamedTuple):
+    """A file of averages: after which step, of how many updates, of which widths."""
+
+    path: Path
+    step: int
+    t: int
+    sigma_rels: tuple[float, ...]
+
+
+class Average(NamedTuple):
+    """Reconstructed weights by parameter name, float32, and how they were mixed."""
+
+    tensors: dict[str, Tensor]
+    step: int
+    stored: tuple[Profile, ...]
+    mix: Mix
+
+
+def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> Path:
+    """Store the averages after `step`, `t` updates, in a run's folder.
+
+    Raises NumericsError for a weight that float16 cannot hold.
+    """
+    tensors = {
+        f"{sigma:g}.{name}": value.half()
+        for sigma, values in profiles.tensors.items()
+        for name, value in values.items()
+    }
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise NumericsError(f"average {name} after step {step} is beyond float16's 65504")
+    told = {"step": str(step), "t": str(t), "sigma_rels": json.dumps(list(profiles.tensors))}
+    path = path_of(folder / FOLDER, step)
+    write_beside(tensors, path, header=told)
+    return path
+
+
+def snapshots(folder: str | Path) -> list[Snapshot]:
+    """What a run has stored, oldest first.
+
+    Raises CheckpointError where there is none.
+    """
+    found = []
+    for path in paths(Path(folder) / FOLDER):
+        told = header(path)
+        sigma_rels = tuple(json.loads(told["sigma_rels"]))
+        found.append(Snapshot(path, int(told["step"]), int(told["t"]), sigma_rels))
+    if not found:
+        read_recipe(Path(folder))  # says so if it is no run at all
+        raise CheckpointError(
+            f"{folder} has stored no averages: train with --optim.ema_profiles 0.05 0.1"
+        )
+    return found
+
+
+def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None) -> Average:
+    """The average of the profile `sigma_rel` after `step`, one with a snapshot; None: the last.
+
+    Reads the snapshots up to there once.
+
+    Raises:
+        ConfigError: no such width, or no snapshot at that step.
+        CheckpointError: nothing stored, or a damaged file.
+    """
+    found = snapshots(folder)
+    steps = [one.step for one in found]
+    last = steps[-1] if step is None else step
+    if last not in steps:
+        near = sorted(sorted(steps, key=lambda s: abs(s - last))[:4])
+        raise ConfigError(
+            f"{folder} has no snapshot at step {last}; the nearest are {', '.join(map(str, near))}"
+        )
+    used = [one for one in found if one.step <= last]
+    stored = [Profile(sigma, one.t) for one in used for sigma in one.sigma_rels]
+    mixed = mix(stored, Profile(sigma_rel, used[-1].t))
+    weights = iter(mixed.weights.tolist())
+    total: dict[str, Tensor] = {}
+    for one in used:
+        parts = {f"{sigma:g}.": next(weights) for sigma in one.sigma_rels}
+        tensors = read(one.path)[0] if any(parts.values()) else {}
+        for prefix, weight in parts.items():
+            for name, value in tensors.items():
+                if weight and name.startswith(prefix):
+                    parameter = name.removeprefix(prefix)
+                    total[parameter] = total.get(parameter, 0) + weight * value.double()
+    averaged = {name: value.float() for name, value in total.items()}
+    return Average(averaged, last, tuple(stored), mixed)
+
+
+def save(average: Average, folder: str | Path, sigma_rel: float, path: str | Path) -> None:
+    """Write an average of the run in `folder` as a file that `erw.load` takes, recipe inside."""
+    recipe = read_recipe(Path(folder))
+    told = {
+        "step": str(average.step),
+        "recipe": recipe["resolved"]["name"],
+        "average": f"power function of sigma_rel {sigma_rel:g}",
+        "run": json.dumps(recipe),
+    }
+    write_beside(average.tensors, Path(path), header=told)

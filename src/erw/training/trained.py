@@ -1,0 +1,205 @@
+"""A trained model from its run folder, one of its checkpoints, or a file of `erw ema`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erw import flow
+from erw.config import Run, from_dict
+from erw.errors import CheckpointError, ConfigError
+from erw.models import SiT
+from erw.training.build import build_model
+from erw.training.checkpoint import fill, header, paths, read, step_of
+
+WEIGHTS = "ema.safetensors"
+BEST = "best.safetensors"
+RECIPE = "recipe.json"
+RDM = "rdm"
+"""Folder, in a run's folder, of the run that makes its representations."""
+NAMED = {
+    "last": (WEIGHTS, "train it first (it is written with each checkpoint)"),
+    "best": (BEST, "it is written by scores while training: --eval.every STEPS"),
+}
+"""Name of a checkpoint -> its file, and how it comes about."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model with what is needed to draw images from it.
+
+    Attributes:
+        net: the transformer, in eval mode.
+        run: its settings, resolved.
+        vae: name or path of the VAE whose latents it makes.
+        class_names: of its classes; empty: unconditional.
+        step: optimiser steps behind the weights.
+        scaling: shift and scale a channel of its latents, where its cache has measured them; None:
+            those of the VAE.
+        source: path that it was loaded from.
+        average: the average that its weights are, where it is not the run's own (`optim.ema`).
+        rdm: what makes the representations that it is given, where it is given any and the run's
+            folder holds one, in `rdm`.
+    """
+
+    net: SiT
+    run: Run
+    vae: str
+    class_names: tuple[str, ...]
+    step: int
+    scaling: dict[str, list[float]] | None = None
+    source: str = ""
+    average: str = ""
+    rdm: "Trained | None" = None
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that it can be asked for; those of `rdm` where that stands between."""
+        return self.rdm.num_classes if self.rdm else self.net.null_class
+
+    @property
+    def ema(self) -> float | str:
+        """The average that the weights are: its decay, or words where it is another than that."""
+        return self.average or self.run.optim.ema
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w)."""
+        return self.net.latent_shape
+
+    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The velocity at latents x (B, C, h, w), times t (B,) and labels y (B,).
+
+        Raises ConfigError for a DiT, which has none.
+        """
+        if self.run.flow.objective == "ddpm":
+            raise ConfigError("a DiT predicts noise and has no velocity; draw it with ddpm or ddim")
+        path = flow.PATHS[self.run.flow.path]
+        output = self.net(x, t, y)
+        return flow.velocity_from(self.run.flow.prediction, output, x, t, path=path)
+
+
+def load(
+    path: str | Path, *, checkpoint: str | int = "last", device: torch.device | str = "cpu"
+) -> Trained:
+    """The EMA model of a run folder, of one of its files of weights, or of a file of `erw ema`.
+
+    Args:
+        checkpoint: "last"; "best", by the scores taken while training; or a step that the run
+            keeps a checkpoint of.
+
+    Raises:
+        CheckpointError: no run or no such weights there, or truncated or another model's.
+    """
+    path = Path(path)
+    if path.is_file() and checkpoint != "last":
+        raise CheckpointError(f"{path} is a single checkpoint; leave out checkpoint {checkpoint!r}")
+    file = path if path.is_file() else _named(path, str(checkpoint))
+    recipe, tensors, told = _read(file)
+    run = from_dict(Run, recipe["resolved"])
+    net = build_model(run.model, outputs=run.flow.outputs)
+    fill(net, tensors, file)
+    net = net.to(device).eval().requires_grad_(False)
+    cache = recipe["cache"]
+    rdm = _rdm(path, run, device) if net.representation else None
+    classes = rdm.class_names if rdm else cache["class_names"] if net.null_class else ()
+    return Trained(
+        net,
+        run,
+        cache["vae"],
+        tuple(classes),
+        int(told["step"]),
+        cache.get("scaling"),
+        str(path),
+        told.get("average", ""),
+        rdm,
+    )
+
+
+def _rdm(path: Path, run: Run, device: torch.device | str) -> Trained | None:
+    """The representation diffusion model in the folder of a run, or of one of its files."""
+    inside = path if path.is_dir() else path.parent
+    folder = (inside.parent if inside.name == "checkpoints" else inside) / RDM
+    if not (folder / WEIGHTS).is_file():
+        return None
+    return fitting_rdm(load(folder, device=device), run)
+
+
+def fitting_rdm(rdm: Trained, run: Run) -> Trained:
+    """`rdm`, if it makes the representations that `run` is given.
+
+    Raises:
+        CheckpointError: it makes others, or images.
+    """
+    makes = rdm.run.data.class_token if rdm.run.model.net == "rdm" else "no representations"
+    if makes != run.data.class_token:
+        raise CheckpointError(
+            f"{rdm.source} makes {makes}, but {run.name} is given {run.data.class_token}; train "
+            "one on the same cache"
+        )
+    return rdm
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether `load` takes the path: a run folder, a file of weights in it, one of `erw ema`."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return (path / RECIPE).is_file()
+    try:
+        return path.name in (WEIGHTS, BEST) or bool({"run", "progress"} & header(path).keys())
+    except CheckpointError:
+        return False
+
+
+def _named(folder: Path, checkpoint: str) -> Path:
+    """The file of a run folder that `load` names."""
+    read_recipe(folder)  # says so where there is no run at all
+    if checkpoint in NAMED:
+        file, hint = NAMED[checkpoint]
+        if not (folder / file).exists():
+            raise CheckpointError(f"{folder} holds no {file}; {hint}")
+        return folder / file
+    kept = {str(step_of(path)): path for path in paths(folder / "checkpoints")}
+    if checkpoint not in kept:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: {folder} keeps {', '.join([*NAMED, *kept])}; "
+            "train with a larger --log.keep to keep more"
+        )
+    return kept[checkpoint]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+    """(recipe, weights, header with the step) of a file that `load` takes."""
+    tensors, told = read(file)
+    if "run" in told:
+        return json.loads(told["run"]), tensors, told
+    if file.name in (WEIGHTS, BEST):
+        return read_recipe(file.parent), tensors, told
+    if "progress" not in told:
+        raise CheckpointError(f"{file} is neither a run's checkpoint nor a file of erw ema")
+    own = "ema.model."
+    weights = {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
+    step = json.loads(told["progress"])["step"]
+    return read_recipe(file.parent.parent), weights, {"step": str(step)}
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """`recipe.json` of a run folder: `erw`, `torch`, `run`, `resolved`, `cache`, `cost`.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    path = folder / RECIPE
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        found["resolved"], found["cache"]["vae"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error!r}); train into another folder"
+        ) from error
+    return found

@@ -1,0 +1,190 @@
+"""Encoders added to a cache: as if they had always been there, of images that are the same."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from erw.cli import main
+from erw.data import Cache
+from erw.data.prepare import add_encoders, prepare, verify
+from erw.encoders import load_encoder, load_vae
+from erw.errors import CacheError
+from helpers.growing import OTHER, Parts, add, damage, grown_parts, times
+from helpers.parts import ENCODER, files, make, photos, picture
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    return grown_parts(tmp_path_factory.mktemp("grow"))
+
+
+@pytest.fixture
+def copy(made: Parts, tmp_path: Path) -> Path:
+    """A copy of the cache of the first photos, to be grown."""
+    return Path(shutil.copytree(made.root / "first", tmp_path / "copy"))
+
+
+def test_an_added_encoder_is_as_if_it_had_always_been_there(made: Parts, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "set")
+    (folder / "bear" / "003.jpg").write_bytes(b"no image")
+    both = [load_encoder(ENCODER), load_encoder(OTHER)]
+    how = {"flip": True, "images": True, "crop": "random", "precision": "bfloat16"}
+    at_once = make(folder, tmp_path / "both", made.vae, encoders=both, **how)
+    outs = [tmp_path / "one", tmp_path / "two"]
+    for out in outs:
+        make(folder, out, made.vae, encoder=True, **how)
+    before = files(outs[0])
+    caches = [add(folder, outs[0]), add(None, outs[1])]  # the images again, or those of the rows
+    assert files(outs[0]) == files(outs[1])
+    kept = {name: data for name, data in before.items() if name.startswith("shards")}
+    assert kept.items() <= files(outs[0]).items()
+    for name, data in files(tmp_path / "both").items():
+        assert not name.endswith(".safetensors") or files(outs[0])[name] == data
+    sides = np.arange(23) % 2 == 0
+    wanted = at_once.read(range(23), features=[ENCODER, OTHER], flipped=sides)
+    for cache in caches:
+        got = cache.read(range(23), features=[ENCODER, OTHER], flipped=sides)
+        assert all(map(torch.equal, got.features, wanted.features))
+        assert torch.equal(got.mean, wanted.mean) and torch.equal(got.labels, wanted.labels)
+        assert cache.manifest.fidelity == at_once.manifest.fidelity
+        assert cache.features == at_once.features
+
+
+def test_adding_again_goes_on_or_verifies_and_is_repaired(made: Parts, copy: Path) -> None:
+    how = {"world": 2, "patience": 0.3}
+    with pytest.raises(CacheError, match=r"shards \[1, 3\] of other processes"):
+        add(made.folder, copy, rank=0, **how)
+    assert set(Cache.open(copy).features) == {ENCODER}
+    again = Path(shutil.copytree(copy, copy.with_name("abandoned")))
+    assert main(["prepare", "--out", str(again), "--abandon"]) == 0
+    assert files(again) == files(made.root / "first")
+    cache = add(made.folder, copy)
+    whole, before = files(copy), times(copy)
+    assert set(cache.features) == {ENCODER, OTHER}
+    add(made.folder, copy)
+    make(made.folder, copy, made.vae, encoder=True)  # the command that it was made with
+    assert times(copy) == before
+    damage(copy / "shards" / "00002.1.safetensors")
+    damage(copy / "shards" / "00001.safetensors")
+    assert Cache.open(copy).verify() == ["00001.safetensors", "00002.1.safetensors"]
+    with pytest.raises(CacheError, match=r"00002\.1\.safetensors.*--repair"):
+        add(made.folder, copy)
+    both = [load_encoder(ENCODER), load_encoder(OTHER)]
+    make(made.folder, copy, made.vae, encoders=both, repair=True)
+    assert files(copy) == whole
+
+
+def test_images_that_are_not_those_of_the_cache(made: Parts, copy: Path, tmp_path: Path) -> None:
+    before = files(copy)
+    with pytest.raises(CacheError, match=r"more \(10 images\) is not what the cache was made of"):
+        add(made.more, copy)
+    with pytest.raises(CacheError, match=r"holds no images: give those .* \(set\) again"):
+        add(None, copy)
+    with pytest.raises(CacheError, match=r"features of effic.*already, with another format"):
+        add(made.folder, copy, ENCODER, features="int8")
+    with pytest.raises(CacheError, match="no cache at"):
+        add(made.folder, tmp_path / "nothing")
+    assert files(copy) == before
+    folder = Path(shutil.copytree(made.folder, tmp_path / "set"))
+    path = folder / "cup" / "006.png"
+    path.write_bytes(b"\0" * path.stat().st_size)  # the name and the size are as they were
+    with pytest.raises(CacheError, match=r"cup/006\.png has changed since its row was stored"):
+        add(folder, copy)
+
+
+def test_images_that_changed_at_equal_size_are_not_mixed_in(tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / "set" / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(i)).save(tmp_path / "set" / "a" / f"{i}.bmp")
+    folder, out = tmp_path / "set", tmp_path / "c"
+    prepare(folder, out, vae=load_vae("none"), image_size=32, progress=False)
+    one, two = (folder / "a" / f"{i}.bmp" for i in (1, 2))
+    data = one.read_bytes()
+    assert len(data) == two.stat().st_size
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(data)
+    encoder = [load_encoder("efficientnet-lite0@32")]
+    with pytest.raises(CacheError, match="images 0 to 3 of set have changed since"):
+        add_encoders(folder, out, encoders=encoder, progress=False)
+    two.write_bytes(one.read_bytes())
+    one.write_bytes(data)
+    assert add_encoders(folder, out, encoders=encoder, progress=False).features
+
+
+def test_images_appended_and_encoders_added_in_turn(made: Parts, tmp_path: Path) -> None:
+    """An encoder comes to two sources one after the other; what is appended then has both."""
+    out = Path(shutil.copytree(made.root / "grown", tmp_path / "grown"))
+    cache = add(made.folder, out, features="int8")
+    assert set(cache.features) == {ENCODER}  # those of the second source are still missing
+    cache = add(made.more, out, features="int8")
+    assert cache.features[OTHER].format == "int8"
+    third = tmp_path / "third" / "cup"
+    third.mkdir(parents=True)
+    Image.fromarray(picture(9)).save(third / "a.png")
+    both = [load_encoder(ENCODER), load_encoder(OTHER)]
+    cache = make(third.parent, out, made.vae, encoders=both, append=True)
+    assert len(cache) == 35 and cache.read([34]).labels.tolist() == [2]
+    names = {path.name for path in (out / "shards").glob("0000[56]*.safetensors")}
+    assert names == {
+        f"{shard}{i}.safetensors" for shard in ("00005", "00006") for i in ("", ".0", ".1")
+    }
+    alone = make(third.parent, tmp_path / "alone", made.vae, encoders=both)
+    wanted = alone.read([0], features=[ENCODER, OTHER]).features
+    got = cache.read([34], features=[ENCODER, OTHER]).features
+    assert torch.equal(got[0], wanted[0])
+    assert torch.nn.functional.cosine_similarity(got[1], wanted[1], dim=-1).min() > 0.999
+
+
+def test_an_encoder_is_added_where_all_images_of_a_shard_were_rejected(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "set", each=2)
+    for i in range(4):  # the first shard
+        (folder / "a").mkdir(exist_ok=True)
+        (folder / "a" / f"{i}.png").write_bytes(b"xx")
+    out = tmp_path / "c"
+    cache = prepare(
+        folder, out, vae=load_vae("none"), image_size=32, rows_per_shard=4, progress=False
+    )
+    rows = len(cache)
+    grown = add_encoders(
+        folder, out, encoders=[load_encoder("efficientnet-lite0@32")], progress=False, patience=5
+    )
+    assert len(grown) == rows
+    features = grown.read(range(rows), features=["efficientnet-lite0@32"]).features[0]
+    assert features.isfinite().all() and verify(out)
+
+
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*args: object) -> tuple[int, str, str]:
+        code = main([str(arg) for arg in args])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_on_the_command_line(made: Parts, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Settings that are not given are those of the cache."""
+    erw = run(capsys)
+    assert erw("prepare", made.folder, "--out", copy)[0] == 0
+    code, out, _ = erw("prepare", made.more, "--out", copy, "--append")
+    assert code == 0 and "34 rows" in out
+    code, _, err = erw("prepare", made.more, "--out", copy, "--add-encoder", OTHER, "--crop", "adm")
+    assert code == 2 and "--crop does not go with --add-encoder" in err
+    assert erw("prepare", made.folder, "--out", copy, "--add-encoder", OTHER)[0] == 0
+    code, out, _ = erw("prepare", made.more, "--out", copy, "--add-encoder", OTHER)
+    assert code == 0 and OTHER in out
+    assert erw("prepare", "--out", copy, "--verify")[0] == 0
+    damage(copy / "shards" / "00005.1.safetensors")
+    code, _, err = erw("prepare", "--out", copy, "--verify")
+    assert code == 2 and "00005.1.safetensors" in err
+    assert erw("prepare", made.more, "--out", copy, "--repair")[0] == 0
+    code, _, err = erw("prepare", "--out", copy, "--add-encoder", "efficientnet-lite0@32")
+    assert code == 2 and "holds no images" in err
+    assert erw("prepare", "--out", copy, "--append")[0] == 2
+    code, _, err = erw("prepare", made.more, "--out", "s3://bucket/cache")
+    assert code == 2 and "made in a local folder, not at s3://bucket/cache" in err

@@ -1,0 +1,340 @@
+"""The cache: rows are what was encoded, damage is found, and the wrong cache is refused."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from erw.data import Batch, Cache, open_source
+from erw.data.codec import FORMATS, SCALED, fidelity, from_numpy, pack, to_numpy, unpack
+from erw.data.crops import adm_center_crop
+from erw.data.gather import Located, gather
+from erw.data.shards import Column, ShardReader, hash_file, write_shard
+from erw.encoders import load_encoder, load_vae
+from erw.errors import CacheError, DataError
+from helpers.parts import CLASSES, ENCODER, make, photos, vae_folder, write_checked
+
+Parts = SimpleNamespace
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
+    """Photos, a VAE and a cache of both variants, features and images."""
+    root = tmp_path_factory.mktemp("cache")
+    vae, folder = vae_folder(root / "vae"), photos(root / "set")
+    cache = make(folder, root / "made", vae, encoder=True, flip=True, images=True)
+    yield Parts(root=root, vae=vae, folder=folder, cache=cache)
+
+
+@pytest.fixture
+def copy(made: Parts, tmp_path: Path) -> Path:
+    """A copy of the cache, to be damaged."""
+    return Path(shutil.copytree(made.root / "made", tmp_path / "copy"))
+
+
+def test_rows_are_what_the_networks_give(made: Parts) -> None:
+    cache, source = made.cache, open_source(made.folder)
+    vae, encoder = load_vae(made.vae), load_encoder(ENCODER)
+    rows = [23, 0, 8, 8]
+    batch = cache.read(rows, features=[ENCODER])
+    squares = np.stack([adm_center_crop(source[i][0], 32) for i in rows])
+    images = torch.from_numpy(squares).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        mean, std = vae.encode(images).chunk(2, 1)
+        tokens = encoder(images)
+    torch.testing.assert_close(batch.mean, (mean - vae.shift) * vae.scale, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(batch.std, std * vae.scale, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(batch.features[0], tokens, atol=2e-2, rtol=2e-3)
+    assert batch.labels.tolist() == [2, 0, 1, 1] and batch.labels.dtype == torch.int64
+    assert torch.equal(cache.images(rows), images)
+    assert cache.items(rows).tolist() == rows
+
+
+def test_the_flipped_variant_is_of_the_mirrored_image(made: Parts) -> None:
+    images = made.cache.images([3, 4]).flip(-1)
+    batch = made.cache.read([3, 3, 4], features=[ENCODER], flipped=np.array([True, False, True]))
+    with torch.no_grad():
+        tokens = load_encoder(ENCODER)(images)
+    torch.testing.assert_close(batch.features[0][[0, 2]], tokens, atol=2e-2, rtol=2e-3)
+    assert not torch.equal(batch.mean[0], batch.mean[1])
+    assert torch.equal(made.cache.read([3]).mean[0], batch.mean[1])
+
+
+def test_what_a_cache_says_about_itself(made: Parts) -> None:
+    cache = made.cache
+    assert len(cache) == 24 and cache.class_names == CLASSES and cache.class_counts == (8, 8, 8)
+    assert cache.latent_shape == (4, 8, 8) and cache.variants == 2
+    spec = cache.features[ENCODER]
+    assert (spec.dim, spec.grid, spec.tokens) == (112, (4, 4), 16)
+    assert spec.flops == load_encoder(ENCODER).flops(32) and cache.vae["flops"] > 0
+    # Statistics of posterior samples, against the rows themselves.
+    both = [cache.read(range(24), flipped=np.full(24, side)) for side in (False, True)]
+    vae = load_vae(made.vae)
+    mean = torch.cat([b.mean for b in both]) / vae.scale + vae.shift
+    std = torch.cat([b.std for b in both]) / vae.scale
+    square = (mean**2 + std**2).mean((0, 2, 3)) - mean.mean((0, 2, 3)) ** 2
+    torch.testing.assert_close(
+        torch.tensor(cache.manifest.latent_mean), mean.mean((0, 2, 3)), atol=1e-3, rtol=1e-3
+    )
+    torch.testing.assert_close(
+        torch.tensor(cache.manifest.latent_std), square.sqrt(), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_batches_move_and_empty_reads_keep_their_shape(made: Parts) -> None:
+    batch = made.cache.read([1, 2], features=[ENCODER]).to("cpu")
+    assert isinstance(batch, Batch) and batch.features[0].shape == (2, 16, 112)
+    assert made.cache.read([]).mean.shape == (0, 4, 8, 8)
+    with pytest.raises(IndexError):
+        made.cache.read([24])
+
+
+def test_shards_are_plain_safetensors(made: Parts) -> None:
+    shard = load_file(made.cache.path / "shards" / "00001.safetensors")
+    moments = shard["moments"]  # row, variant, mean and std of 4 channels
+    assert moments.dtype == torch.float16 and moments.shape == (7, 2, 8, 8, 8)
+    assert shard["item"].tolist() == list(range(7, 14))
+    assert set(shard) == {"label", "item", "moments"}
+    features = load_file(made.cache.path / "shards" / "00001.0.safetensors")
+    assert features[f"features.{ENCODER}"].shape == (7, 2, 16, 112) and len(features) == 1
+    images = load_file(made.cache.path / "shards" / "00001.images.safetensors")
+    assert images["image"].shape == (7, 3, 32, 32) and len(images) == 1
+
+
+def test_a_shard_reads_back_and_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    columns = {
+        "b": Column("int8", random.integers(-9, 9, (5, 3)).astype(np.int8)),
+        "a": Column("float16", random.normal(size=(5, 2, 3)).astype(np.float16)),
+        "c": Column("bfloat16", random.integers(0, 9, (5, 1)).astype(np.uint16)),
+        "d": Column("int64", np.arange(5)),
+    }
+    written = write_shard(tmp_path / "x.safetensors", columns)
+    backwards = write_shard(tmp_path / "y.safetensors", dict(reversed(columns.items())))
+    assert written.blake3 == backwards.blake3 == hash_file(tmp_path / "x.safetensors")
+    assert written.bytes == (tmp_path / "x.safetensors").stat().st_size
+    reader = ShardReader(tmp_path / "x.safetensors", rows=5)
+    for name, column in columns.items():
+        kind = column.dtype, column.values.shape[1:]
+        assert np.array_equal(reader.values(name, kind), column.values)
+    with pytest.raises(CacheError, match=r"holds int64 \(\) as d, not int32 \(\)"):
+        reader.values("d", ("int32", ()))
+    with pytest.raises(CacheError, match=r"column . has shape \[5"):
+        ShardReader(tmp_path / "x.safetensors", rows=4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.safetensors", "y.safetensors"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats_keep_directions(kind: str) -> None:
+    tokens = torch.randn(64, 16, 96, generator=torch.Generator().manual_seed(0))
+    tokens[3, 4] = 0
+    packed = pack(tokens, kind)
+    # e4m3 keeps three binary digits of each number, int8 seven of the largest one.
+    assert fidelity(tokens, packed).mean() > (0.999 if kind == "float8" else 0.9999)
+    assert torch.equal(unpack(packed)[3, 4], tokens[3, 4])
+    stored = from_numpy(to_numpy(packed.values), kind)
+    assert np.array_equal(to_numpy(stored), to_numpy(packed.values))
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8", "float8"])
+def test_features_that_do_not_fit_are_refused(kind: str) -> None:
+    tokens = torch.ones(2, 3)
+    tokens[1, 1] = float("inf")
+    with pytest.raises(DataError, match="do not fit"):
+        pack(tokens, kind)
+
+
+def test_float8_is_stored_and_read(made: Parts, tmp_path: Path) -> None:
+    cache = make(made.folder, tmp_path / "float8", made.vae, encoder=True, features="float8")
+    assert cache.manifest.fidelity[ENCODER]["mean"] >= 0.999
+    full = made.cache.read([3, 11], features=[ENCODER]).features[0]
+    small = cache.read([3, 11], features=[ENCODER]).features[0]
+    assert torch.nn.functional.cosine_similarity(full, small, dim=-1).mean() >= 0.999
+
+
+def test_int8_keeps_real_features(made: Parts, tmp_path: Path) -> None:
+    cache = make(made.folder, tmp_path / "int8", made.vae, encoder=True, features="int8")
+    report = cache.manifest.fidelity[ENCODER]
+    assert report["mean"] >= 0.9999
+    full = made.cache.read(range(24), features=[ENCODER]).features[0]
+    small = cache.read(range(24), features=[ENCODER]).features[0]
+    cosine = torch.nn.functional.cosine_similarity(full, small, dim=-1)
+    assert cosine.mean() >= 0.9999
+    assert abs(float(cosine.mean()) - report["mean"]) < 1e-4
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_a_device_unpacks_is_what_is_read(made: Parts, tmp_path: Path, kind: str) -> None:
+    cache = make(made.folder, tmp_path / kind, made.vae, encoder=True, features=kind)
+    rows = [5, 1, 20]
+    stored = cache.read_stored(rows, features=[ENCODER])
+    assert stored.packed[0].values.dtype.itemsize == (1 if kind in SCALED else 2)
+    unpacked = cache.read(rows, features=[ENCODER]).features[0]
+    assert torch.equal(stored.to("cpu").features[0], unpacked)
+    assert torch.equal(stored.to("cpu").mean, cache.read(rows).mean)
+
+
+@pytest.mark.parametrize("dim", [3, 3000])  # rows within a page, and of several
+def test_rows_of_many_shards_come_in_the_order_asked_for(tmp_path: Path, dim: int) -> None:
+    random = np.random.default_rng(0)
+    whole = random.normal(size=(40, 2, dim)).astype(np.float16)  # two rows a shard, two variants
+    for i in range(20):
+        columns = {
+            "x": Column("float16", whole[2 * i :][:2]),
+            "label": Column("int32", np.arange(2 * i, 2 * i + 2, dtype=np.int32)),
+        }
+        write_shard(tmp_path / f"{i}.safetensors", columns)
+    index, variant = random.integers(0, 40, 100), random.integers(0, 2, 100)
+    place = np.argsort(index, kind="stable")
+    rows = Located(index[place] // 2, index[place] % 2, variant[place], place)
+    opened = []
+
+    @lru_cache(maxsize=16)
+    def shard(number: int) -> ShardReader:
+        opened.append(number)
+        return ShardReader(tmp_path / f"{number}.safetensors", rows=2, variants=2)
+
+    x, label = gather(
+        {"x": ("float16", (dim,)), "label": ("int32", ())}, rows, variants=2, shard=shard
+    )
+    assert np.array_equal(x.numpy(), whole[index, variant]) and label.tolist() == index.tolist()
+    assert opened == sorted(set((index // 2).tolist()))
+
+
+def test_maps_of_a_large_cache_are_let_go_now_and_then(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("erw.data.cache._MOST_MAPPED", 10_000)
+    monkeypatch.setattr("erw.data.cache._AROUND", 0)
+    cache, opened = Cache.open(made.cache.path), []
+    for start in range(0, 24, 4):
+        batch, whole = cache.read(range(start, start + 4)), made.cache.read(range(24))
+        assert torch.equal(batch.mean, whole.mean[start : start + 4])
+        opened.append(cache._shard.cache_info().currsize)
+    assert 0 in opened and any(opened)
+
+
+def test_a_shard_cut_short_under_a_reader_is_an_error(copy: Path) -> None:
+    cache = Cache.open(copy)
+    cache.read([0])
+    path = copy / "shards" / "00000.safetensors"
+    os.truncate(path, 1000)
+    with pytest.raises(CacheError, match=r"00000\.safetensors has changed its size"):
+        cache.read([0])
+
+
+def test_one_flipped_bit_is_found_and_the_shard_named(copy: Path) -> None:
+    path = copy / "shards" / "00002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert Cache.open(copy).verify() == ["00002.safetensors"]
+
+
+def test_a_whole_cache_verifies(made: Parts) -> None:
+    assert made.cache.verify() == []
+
+
+def test_a_shard_cut_short_or_missing_is_named(copy: Path) -> None:
+    path = copy / "shards" / "00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CacheError, match=r"00001\.safetensors is cut short"):
+        Cache.open(copy)
+    path.unlink()
+    with pytest.raises(CacheError, match=r"00001\.safetensors is missing"):
+        Cache.open(copy)
+
+
+def test_a_header_of_rubbish_is_an_error_of_ours(copy: Path) -> None:
+    path = copy / "shards" / "00000.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(b"\xff" * 64 + data[64:])
+    with pytest.raises(CacheError, match="damaged"):
+        Cache.open(copy).read([0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is damaged"), ("[]", "is damaged"), ('{"version": 99}', "version 99")],
+)
+def test_a_bad_manifest(copy: Path, text: str, message: str) -> None:
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(CacheError, match=message):
+        Cache.open(copy)
+
+
+def test_no_cache_and_an_unfinished_one(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"no cache at .*erw prepare"):
+        Cache.open(tmp_path / "nothing")
+    (copy / "manifest.json").unlink()
+    with pytest.raises(CacheError, match="an unfinished cache"):
+        Cache.open(copy)
+    (copy / "prepare.json").unlink()
+    with pytest.raises(CacheError, match="is no cache"):
+        Cache.open(copy)
+
+
+def test_labels_out_of_range_are_found(copy: Path) -> None:
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["class_names"] = manifest["class_names"][:2]
+    with pytest.raises(CacheError, match=r"manifest.json is damaged \(it is not as it was"):
+        path.write_text(json.dumps(manifest))
+        Cache.open(copy)
+    write_checked(copy, manifest)
+    with pytest.raises(CacheError, match="label 2 but 2 classes"):
+        Cache.open(copy).read([20])
+
+
+def test_the_wrong_cache_is_refused_with_the_command_for_the_right_one(made: Parts) -> None:
+    cache, vae, encoder = made.cache, load_vae(made.vae), load_encoder(ENCODER)
+    cache.require(vae=vae, encoders=[encoder], tokens=16, image_size=32, flip=True)
+    cache.require(vae=str(made.vae), encoders=[ENCODER])
+    with pytest.raises(CacheError, match=r"features of efficientnet.*not of dinov2-b.*--encoders"):
+        cache.require(encoders=["dinov2-b"])
+    with pytest.raises(CacheError, match=r"latents of VAE .*not of none.*--vae none"):
+        cache.require(vae="none")
+    with pytest.raises(CacheError, match="of other weights of it"):
+        cache.require(vae=SimpleNamespace(name=str(made.vae), weight_hash="0"))
+    with pytest.raises(CacheError, match="other weights of efficientnet"):
+        cache.require(encoders=[SimpleNamespace(name=ENCODER, weight_hash="0")])
+    with pytest.raises(CacheError, match=r"4 x 4 = 16 tokens an image, the model has 64"):
+        cache.require(encoders=[ENCODER], tokens=64)
+    with pytest.raises(CacheError, match="--image-size 64"):
+        cache.require(image_size=64)
+
+
+def test_what_was_not_stored_is_not_made_up(made: Parts, tmp_path: Path) -> None:
+    plain = make(made.folder, tmp_path / "plain", made.vae)
+    with pytest.raises(CacheError, match="--images"):
+        plain.images([0])
+    with pytest.raises(CacheError, match="no flipped variant"):
+        plain.read([0], flipped=np.array([True]))
+    assert torch.equal(plain.read([5]).mean, made.cache.read([5]).mean)
+    assert plain.identity != made.cache.identity
+
+
+def test_a_header_that_tells_another_type_is_an_error(copy: Path) -> None:
+    for path in (copy / "shards").glob("?????.safetensors"):
+        data = path.read_bytes()
+        path.write_bytes(
+            data.replace(b'"moments":{"dtype":"F16"', b'"moments":{"dtype":"BF16"', 1).replace(
+                b"} ", b"}", 1
+            )
+        )
+    with pytest.raises(CacheError, match=r"holds bfloat16 .* as moments, not float16"):
+        Cache.open(copy).read([0])
+
+
+def test_a_cache_goes_to_another_process_by_its_path(made: Parts) -> None:
+    again = pickle.loads(pickle.dumps(made.cache))
+    assert torch.equal(again.read([3]).mean, made.cache.read([3]).mean)

@@ -1,0 +1,214 @@
+"""Data sets of the Hugging Face hub: splits, columns, its local cache; and no network."""
+
+import io
+import json
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_hub import COMMIT, Hub, _endpoint
+
+from erw.cli import main
+from erw.data import Cache, open_source
+from erw.data.hub import sets
+from erw.errors import DataError
+from helpers.parts import CLASSES, picture
+
+pyarrow = pytest.importorskip("pyarrow")
+HEADER = """---
+configs:
+- config_name: small
+  data_files:
+  - split: train
+    path: pictures/a-*
+  - split: test
+    path: [pictures/b-*]
+- config_name: large
+  data_files:
+  - split: train
+    path: "pictures/*"
+---
+# A data set
+"""
+
+
+def png(number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture(number)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write(path: Path, numbers: range, *, image: str = "image", label: str = "label") -> Path:
+    """A Parquet file as `datasets` pushes it to the hub."""
+    from pyarrow import parquet
+
+    table = pyarrow.table(
+        {
+            image: [{"bytes": png(n), "path": f"{n}.png"} for n in numbers],
+            label: pyarrow.array([n % 3 for n in numbers], pyarrow.int64()),
+        }
+    )
+    features = {label: {"names": list(CLASSES), "_type": "ClassLabel"}}
+    told = json.dumps({"info": {"features": features}})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table.replace_schema_metadata({"huggingface": told}), path)
+    return path
+
+
+def pushed(root: Path) -> Path:
+    """Two files of train and one of test, as the hub lists them."""
+    write(root / "data" / "train-00000-of-00002.parquet", range(0, 4))
+    write(root / "data" / "train-00001-of-00002.parquet", range(4, 7))
+    write(root / "data" / "test-00000-of-00001.parquet", range(20, 22))
+    return root
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the hub's local cache, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def fetched(cache: Path, name: str, revision: str = "main") -> Path:
+    """Where a data set of that name lies once it was downloaded."""
+    folder = cache / f"datasets--{name.replace('/', '--')}"
+    (folder / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / revision).write_text(COMMIT)
+    return folder / "snapshots" / COMMIT
+
+
+def test_a_split_by_name_or_by_folder(offline: Path, tmp_path: Path) -> None:
+    pushed(fetched(offline, "someone/pictures"))
+    local = pushed(tmp_path / "copy")
+    for where in ("hf:someone/pictures", f"hf:{local}", local):
+        source = open_source(where, split="train")
+        assert len(source) == 7 and source.class_names == CLASSES
+        for i in range(7):
+            pixels, label = source[i]
+            assert label == i % 3 and np.array_equal(pixels, picture(i))
+        assert len(open_source(where, split="test")) == 2
+        with pytest.raises(DataError, match=r"several sets: name one of test, train with --split"):
+            open_source(f"hf:{str(where).removeprefix('hf:')}")
+        with pytest.raises(DataError, match="no set dev: name one of test, train"):
+            open_source(where, split="dev")
+    by_name, by_folder = (open_source(w, split="train") for w in ("hf:someone/pictures", local))
+    assert by_name.fingerprint() == by_folder.fingerprint()
+    assert (by_name.name, by_folder.name) == ("someone/pictures:train", "copy:train")
+
+
+class DataHub(Hub):
+    """One data set, as `dataset_info` and `snapshot_download` ask for it."""
+
+    files: dict[str, bytes] = {}  # noqa: RUF012 - shared on purpose
+    asked: list[str] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/datasets/someone/pictures") and "/tree/" not in self.path:
+            siblings = [{"rfilename": name} for name in self.files]
+            self.reply({"id": "someone/pictures", "sha": COMMIT, "siblings": siblings})
+        else:
+            super().do_GET()
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), DataHub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    _endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield DataHub
+    server.shutdown()
+    server.server_close()
+
+
+def test_only_the_split_is_downloaded_and_once(
+    hub: type[Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = pushed(tmp_path / "copy")
+    hub.files |= {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*.parquet")}
+    for _ in range(2):
+        source = open_source("hf:someone/pictures", split="test")
+        assert len(source) == 2 and np.array_equal(source[1][0], picture(21))
+    got = [name for name in hub.asked if name.endswith(".parquet")]
+    assert set(got) == {"data/test-00000-of-00001.parquet"}
+    capsys.readouterr()  # the bars of the downloads
+    assert main(["prepare", "hf:someone/other", "--out", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "someone/other on the Hugging Face hub cannot be fetched" in said[0]
+
+
+def test_no_network_is_said_in_one_line(
+    offline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["prepare", "hf:someone/else", "--out", str(tmp_path / "x"), "--split", "train"]
+    assert main(args) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("error: data set someone/else on the Hugging Face")
+    assert "OfflineModeIsEnabled" in said[0] and "give its folder" in said[0]
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(DataError, match="expected OWNER/NAME"):
+        open_source("hf:nothing/of/the/kind")
+
+
+def test_a_header_tells_the_sets(offline: Path) -> None:
+    root = fetched(offline, "someone/told")
+    write(root / "pictures" / "a-0.parquet", range(0, 3))
+    write(root / "pictures" / "b-0.parquet", range(3, 8))
+    (root / "README.md").write_text(HEADER)
+    name = "hf:someone/told"
+    with pytest.raises(DataError, match="name one of small/train, small/test, large/train"):
+        open_source(name)
+    assert len(open_source(name, subset="small", split="train")) == 3
+    assert len(open_source(name, split="test")) == 5
+    assert len(open_source(name, subset="large")) == 8
+    (root / "README.md").write_text("---\nconfigs: [\n---\n")
+    with pytest.raises(DataError, match=r"header of .*README\.md cannot be read"):
+        open_source(name)
+
+
+def test_a_revision_and_the_hubs_own_parquet_copy(offline: Path) -> None:
+    root = fetched(offline, "someone/scripted", "refs/convert/parquet")
+    write(root / "default" / "train" / "0000.parquet", range(3))
+    assert len(open_source("hf:someone/scripted@refs/convert/parquet")) == 3
+    with pytest.raises(DataError, match="cannot be fetched"):
+        open_source("hf:someone/scripted@main")
+
+
+def test_columns_with_unusual_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "set" / "0.parquet", range(4), image="picture", label="kind")
+    with pytest.raises(DataError, match=r"no image column: found picture, kind; name .*--columns"):
+        open_source(path)
+    with pytest.raises(DataError, match="no column photo: found picture, kind"):
+        open_source(path, columns=("photo",))
+    both, one = (open_source(path, columns=c) for c in (("picture", "kind"), ("picture",)))
+    assert both.class_names == one.class_names == CLASSES  # the metadata tells what holds labels
+    assert both.fingerprint() != one.fingerprint()
+    with pytest.raises(DataError, match="is no table, so it has no columns picture"):
+        (tmp_path / "loose").mkdir()
+        Image.fromarray(picture(0)).save(tmp_path / "loose" / "a.png")
+        open_source(tmp_path / "loose", columns=("picture",))
+    with pytest.raises(DataError, match=r"1 images and 1 packed files \(such as set/0.parquet\)"):
+        open_source(tmp_path)
+    args = ["prepare", f"hf:{tmp_path / 'set'}", "--columns", "picture", "kind", "--vae", "none"]
+    args += ["--out", str(tmp_path / "cache"), "--image-size", "16", "--split", "train"]
+    assert main(args) == 0
+    cache = Cache.open(tmp_path / "cache")
+    assert len(cache) == 4 and cache.class_names == CLASSES
+    assert cache.manifest.settings["source"]["name"] == "set:train"
+
+
+def test_sets_by_their_paths() -> None:
+    files = ["data/train-0.parquet", "validation/0.parquet", "small/val/0.parquet", "0.parquet"]
+    assert sets(files) == {
+        ("", "train"): ["0.parquet", "data/train-0.parquet"],
+        ("", "validation"): ["validation/0.parquet"],
+        ("small", "validation"): ["small/val/0.parquet"],
+    }

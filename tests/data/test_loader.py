@@ -1,0 +1,129 @@
+"""The loader: a shuffled stream that is a pure function of seed and position."""
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erw.data import Cache, Loader, prefetch
+from erw.data.loader import permuted
+from erw.errors import CacheError, DataError
+from helpers.parts import ENCODER, make, photos, vae_folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    root = tmp_path_factory.mktemp("loader")
+    return make(photos(root / "set"), root / "c", vae_folder(root / "vae"), encoder=True, flip=True)
+
+
+@pytest.mark.parametrize("number", [*range(1, 70), 1000, 4096, 4097, 99_991, 1_000_000])
+def test_permutations_are_bijections(number: int) -> None:
+    image = permuted(np.arange(number), number, key=number)
+    assert np.array_equal(np.sort(image), np.arange(number))
+
+
+@given(st.integers(1, 5000), st.integers(0, 2**63 - 1))
+@settings(max_examples=60, deadline=None)
+def test_any_key_and_size_gives_a_bijection(number: int, key: int) -> None:
+    assert len(np.unique(permuted(np.arange(number), number, key=key))) == number
+
+
+def test_a_billion_rows_cost_nothing() -> None:
+    places = np.array([0, 1, 10**9 - 1])
+    image = permuted(places, 10**9, key=1)
+    assert image.min() >= 0 and image.max() < 10**9 and len(set(image.tolist())) == 3
+
+
+@pytest.mark.parametrize("number", [2, 3, 7, 24])
+def test_every_place_is_equally_likely(number: int) -> None:
+    """Chi-square of where places 0 and 1 go over many keys; and do they keep their order?"""
+    trials = 1500
+    pairs = [permuted(np.arange(2), number, key=key) for key in range(trials)]
+    for place in (0, 1):
+        counts = np.bincount([pair[place] for pair in pairs], minlength=number)
+        chi = ((counts - trials / number) ** 2 / (trials / number)).sum()
+        assert chi < number - 1 + 5 * np.sqrt(2 * (number - 1))
+    rising = sum(bool(pair[0] < pair[1]) for pair in pairs)
+    assert abs(rising - trials / 2) < 4 * np.sqrt(trials / 4)
+
+
+def test_neighbours_do_not_stay_neighbours() -> None:
+    image = permuted(np.arange(100_000), 100_000, key=5).astype(float)
+    assert abs(np.corrcoef(image[:-1], image[1:])[0, 1]) < 0.02
+    assert abs(np.corrcoef(image, np.arange(100_000))[0, 1]) < 0.02
+
+
+def test_each_epoch_shows_every_row_once_in_a_new_order(cache: Cache) -> None:
+    loader = Loader(cache, seed=1)
+    epochs = [loader.rows(np.arange(24 * e, 24 * (e + 1))).tolist() for e in range(3)]
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert Loader(cache, seed=2).rows(np.arange(24)).tolist() != epochs[0]
+
+
+def test_batches_straddle_epochs(cache: Cache) -> None:
+    loader = Loader(cache, seed=3)
+    long = loader.rows(np.arange(100))
+    short = np.concatenate([loader.rows(np.arange(s, s + 10)) for s in range(0, 100, 10)])
+    assert np.array_equal(long, short)
+    assert set(Counter(long[:96].tolist()).values()) == {4}
+
+
+@given(st.integers(0, 200), st.integers(1, 40), st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_ranks_read_slices_of_one_batch(cache: Cache, start: int, count: int, ranks: int) -> None:
+    loader = Loader(cache, seed=4, features=[ENCODER])
+    whole = loader.batch(start, count)
+    cuts = [count * r // ranks for r in range(ranks + 1)]
+    parts = [loader.batch(start, count, lo=a, hi=b) for a, b in pairwise(cuts)]
+    assert torch.equal(torch.cat([p.mean for p in parts]), whole.mean)
+    assert torch.equal(torch.cat([p.labels for p in parts]), whole.labels)
+    assert torch.equal(torch.cat([p.features[0] for p in parts]), whole.features[0])
+
+
+def test_history_and_prefetching_change_nothing(cache: Cache) -> None:
+    loader = Loader(cache, seed=5, features=[ENCODER])
+
+    def fetch(step: int) -> torch.Tensor:
+        return loader.batch(step * 7, 7).mean
+
+    direct = [fetch(step) for step in reversed(range(9))][::-1]
+    for depth, threads in (1, 1), (2, 2), (20, 5):
+        ahead = list(prefetch(fetch, range(9), depth=depth, threads=threads))
+        assert all(torch.equal(a, b) for a, b in zip(ahead, direct, strict=True))
+
+
+def test_prefetch_passes_errors_on_and_stops_early() -> None:
+    def fetch(step: int) -> int:
+        if step == 3:
+            raise CacheError("gone")
+        return step
+
+    stream = prefetch(fetch, range(10**9))
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(CacheError, match="gone"):
+        next(stream)
+
+
+def test_half_of_the_images_are_mirrored(cache: Cache) -> None:
+    loader = Loader(cache, seed=6)
+    coins = loader.flipped(np.arange(10_000))
+    assert abs(coins.mean() - 0.5) < 0.03
+    rows, straight = loader.rows(np.arange(48)), Loader(cache, seed=6, flip=False)
+    same = (loader.batch(0, 48).mean == straight.batch(0, 48).mean).flatten(1).all(1)
+    assert np.array_equal(same.numpy(), ~coins[:48])
+    assert np.array_equal(rows, straight.rows(np.arange(48)))
+
+
+def test_impossible_requests(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="not of dinov2-b"):
+        Loader(cache, seed=0, features=["dinov2-b"])
+    for wrong in ((-1, 4, 0, 4), (0, 4, 3, 2), (0, 4, 0, 5)):
+        with pytest.raises(DataError, match="do not exist"):
+            Loader(cache, seed=0).batch(wrong[0], wrong[1], lo=wrong[2], hi=wrong[3])

@@ -1,0 +1,158 @@
+"""ADM's metrics from images to scores, with random weights in TensorFlow's own file format."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from erw.cli import main
+from erw.errors import ConfigError, DataError
+from erw.evaluation import evaluate
+from erw.evaluation.adm import AdmFeatures, with_stated
+from erw.evaluation.distances import Moments, frechet_features, frechet_moments, kid
+from erw.evaluation.features import Statistics
+from erw.evaluation.inception import POOL, SPATIAL, Inception
+from erw.evaluation.inception_weights import load_inception
+from erw.evaluation.manifold import precision_recall
+from erw.evaluation.selfcheck import pictures, self_check
+from helpers.inception_parts import graph_of, random_state
+
+SIZES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "classify_image_graph_def.pb"
+    path.write_bytes(graph_of(random_state()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def net(weights: Path) -> Inception:
+    return load_inception(weights).net
+
+
+def npz(path: Path, images: Tensor, **more: np.ndarray) -> Path:
+    np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy(), **more)
+    return path
+
+
+def test_the_five_scores_are_adms(tmp_path: Path, weights: Path, net: Inception) -> None:
+    real, fake = pictures(6), pictures(5, first=6)
+    found = evaluate(
+        npz(tmp_path / "fake.npz", fake),
+        reference=npz(tmp_path / "real.npz", real),
+        metric="adm",
+        weights=weights,
+        cache=tmp_path,
+        batch_size=4,
+    )
+    names = ("fid", "sfid", "inception_score", "precision", "recall")
+    assert tuple(found.values) == names
+    a, b = net(real), net(fake)
+    for name, x, y in (("fid", a.pool, b.pool), ("sfid", a.spatial, b.spatial)):
+        assert found[name] == pytest.approx(frechet_features(Moments.of(x), y), rel=1e-4), name
+    p = torch.softmax((b.pool @ net.fc.weight.T).double(), 1)
+    divergence = (p * (p / p.mean(0)).log()).sum(1).mean()
+    assert found["inception_score"] == pytest.approx(divergence.exp().item(), rel=1e-5)
+    assert (found["precision"], found["recall"]) == precision_recall(a.pool, b.pool, k=3)
+    record = json.loads(found.to_json())
+    assert record["encoder"] == "inception-2015-adm" and record["reference_statistics"] == "images"
+    assert record["encoder_file"].startswith("classify_image_graph_def.pb sha256 ")
+
+
+def test_statistics_stated_by_the_reference_are_used(
+    tmp_path: Path, weights: Path, net: Inception
+) -> None:
+    """Against N(mu, 1) the distance is a closed form of the images' own eigenvalues."""
+    real, fake = pictures(6), pictures(5, first=6)
+    rng = np.random.default_rng(0)
+    stated = {"mu": rng.random(POOL), "mu_s": rng.random(SPATIAL)}
+    stated |= {"sigma": np.eye(POOL), "sigma_s": np.eye(SPATIAL)}
+    reference = npz(tmp_path / "VIRTUAL_tiny.npz", real, **stated)
+    found = evaluate(fake, reference=reference, metric="adm", weights=weights, cache=tmp_path)
+    assert found.reference_statistics == "stated" and found.reference_count == 6
+    features = net(fake)
+    for name, x, mean in (("fid", features.pool, "mu"), ("sfid", features.spatial, "mu_s")):
+        x = x.double()
+        roots = torch.linalg.svdvals((x - x.mean(0)) / 2)  # the deviations: N - 1 = 4
+        gap = (x.mean(0) - torch.from_numpy(stated[mean])).square().sum()
+        expected = gap + x.shape[1] + roots.square().sum() - 2 * roots.sum()
+        assert found[name] == pytest.approx(expected.item(), rel=1e-6), name
+    real_pool = net(real).pool  # precision and recall are of the images in the file
+    assert (found["precision"], found["recall"]) == precision_recall(real_pool, features.pool)
+
+
+def test_stated_statistics_of_another_network_are_refused(tmp_path: Path) -> None:
+    plain = Statistics(Moments.of(torch.randn(9, 3)))
+    good = {name: np.zeros(size, np.float32) for name, size in SIZES.items()}
+    assert with_stated(plain, npz(tmp_path / "plain.npz", pictures(2))) == (plain, False)
+    path = npz(tmp_path / "few.npz", pictures(2), mu=good["mu"])
+    with pytest.raises(DataError, match="sigma"):
+        with_stated(plain, path)
+    path = npz(tmp_path / "other.npz", pictures(2), **(good | {"mu": np.zeros(768)}))
+    with pytest.raises(DataError, match=r"mu has shape \(768,\), expected \(2048,\)"):
+        with_stated(plain, path)
+
+
+def test_only_pool_features_are_kept(net: Inception) -> None:
+    encoder = AdmFeatures(net)
+    assert encoder.pooled(pictures(1)).shape == (1, POOL + SPATIAL) and encoder.kept == POOL
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_few_images_have_the_distance_of_their_whole_covariance(count: int) -> None:
+    x, y = (torch.randn(count, 60, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    a, b = Moments.of(x), Moments.of(y + 0.3)
+    many = Moments(10**6, b.mean, b.cov * (10**6 - 1))  # as if the count were not known
+    assert frechet_moments(a, b) == pytest.approx(frechet_moments(a, many), rel=1e-9)
+    part = slice(10, 30)
+    assert torch.allclose(a.part(part).cov, Moments.of(x[:, part]).cov)
+
+
+def test_eval_adm_and_self_check_from_the_command_line(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = npz(tmp_path / "a.npz", pictures(5))
+    reference = str(npz(tmp_path / "b.npz", pictures(5, first=5)))
+    asked = ["eval", str(images), "--reference", reference, "--metric", "adm"]
+    assert main([*asked, "--weights", str(weights)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][:2] == ["fid", "sfid"]
+    assert main([*asked, "--weights", str(tmp_path / "none.pth")]) == 2
+    assert "none.pth" in capsys.readouterr().err
+    assert main([*asked[:-1], "fd-lite2", "--weights", str(weights)]) == 2
+    assert "without effect" in capsys.readouterr().err
+    assert main(["eval", "--self-check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 7 and all(line.startswith("ok") for line in lines)
+
+
+def test_self_check_sees_a_broken_eigen_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    eigh = torch.linalg.eigh
+
+    def broken(x: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = eigh(x)
+        return values * 1.01, vectors
+
+    monkeypatch.setattr(torch.linalg, "eigh", broken)
+    assert not next(iter(self_check())).passed
+
+
+def test_the_familys_names_one_by_one(tmp_path: Path, weights: Path, net: Inception) -> None:
+    real, fake = pictures(6), pictures(5, first=6)
+    options: dict[str, Any] = {"reference": real, "weights": weights, "cache": tmp_path}
+    found = evaluate(fake, metric=["fid", "kid", "fd-inception", "fd-lite2"], **options)
+    assert list(found.values) == ["fid", "kid", "fd_inception", "fd_lite2"]
+    a, b = net(real).pool, net(fake).pool
+    assert (
+        found["fid"]
+        == found["fd-inception"]
+        == pytest.approx(frechet_features(Moments.of(a), b), rel=1e-4)
+    )
+    assert found["kid"] == pytest.approx(kid(a, b).mean, rel=1e-5)
+    with pytest.raises(ConfigError, match="did you mean adm"):
+        evaluate(fake, reference=real, metric="admm")

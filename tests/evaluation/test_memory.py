@@ -1,0 +1,82 @@
+"""Memorised samples are found, with the training image that they repeat; new ones are not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from test_evaluate import pictures, save_pngs
+from torch import Tensor
+
+from erw.cli import main
+from erw.errors import DataError
+from erw.evaluation.memory import memorisation, pairs_picture
+
+
+class Centred:
+    """Pixels about grey: features of random pictures point in all directions."""
+
+    name = "centred"
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float() - 127.5
+
+
+def test_copies_are_found_and_new_images_are_not() -> None:
+    training, held_out = pictures(90, seed=1), pictures(70, seed=2)
+    copies = [40, 3, 77, 12]
+    samples = torch.cat([pictures(12, seed=3), training[copies]])
+    found = memorisation(
+        samples, training=training, held_out=held_out, encoder=Centred(), batch_size=16
+    )
+    assert found.index[-4:].tolist() == copies
+    assert (found.distance[-4:] < 1e-5).all() and (found.distance[:12] > 0.3).all()
+    assert found.suspicious == pytest.approx(4 / 16, abs=1.1 / 16)
+    record = found.to_dict(top=4)
+    assert {pair["image"] for pair in record["nearest"]} == set(copies)
+    assert record["samples"]["least"] < 1e-5 < record["held_out"]["least"]
+
+
+def test_every_nearest_is_that_of_a_full_search() -> None:
+    training, samples = pictures(50, seed=1), pictures(9, seed=2)
+    found = memorisation(samples, training=training, encoder=Centred(), batch_size=7)
+    a, b = (torch.nn.functional.normalize(Centred().pooled(x), dim=1) for x in (samples, training))
+    value, where = (a @ b.T).max(1)
+    assert torch.equal(found.index, where)
+    torch.testing.assert_close(found.distance, 1 - value)
+    assert found.usual is None and found.to_dict()["held_out"] is None
+
+
+def test_the_picture_has_each_sample_over_its_image(tmp_path: Path) -> None:
+    training = save_pngs(tmp_path / "train", pictures(20, seed=1))
+    samples = pictures(20, seed=1)[[7, 2, 9]]
+    found = memorisation(samples, training=training, encoder=Centred())
+    picture = pairs_picture(samples, training, found, columns=3)
+    assert picture.shape == (3, 16, 24) and picture.dtype == torch.uint8
+    assert torch.equal(picture[:, :8], picture[:, 8:])
+    with pytest.raises(DataError, match="one size"):
+        pairs_picture(pictures(3, side=16), training, found)
+
+
+def test_the_command_line_writes_distances_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = pictures(20, side=32, seed=1)
+    samples = torch.cat([pictures(9, side=32), training[[7]]])
+    paths = {"samples": samples, "train": training, "held": pictures(15, side=32, seed=2)}
+    where = {name: str(save_pngs(tmp_path / name, held)) for name, held in paths.items()}
+    asked = ["memory", where["samples"], "--training", where["train"]]
+    assert main([*asked, "--held-out", where["held"], "--out", str(tmp_path / "found")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("least       0.0000   held out 0.") and "suspicious  " in said
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["nearest"][0]["sample"] == 9 and record["nearest"][0]["image"] == 7
+    assert record["held_out"]["count"] == 15 and record["encoder_weights"]
+    with Image.open(tmp_path / "found-light.png") as picture:
+        assert picture.size == (1600, 1080)
+    assert main(asked) == 0 and "held out" not in capsys.readouterr().out
+    assert main(asked[:2]) == 2 and "--training is missing" in capsys.readouterr().err
+    save_pngs(tmp_path / "small", pictures(3))
+    assert main([*asked[:3], str(tmp_path / "small")]) == 2
+    assert "8 x 8" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""A small real cache and a small real run on it, for tests of training and of what follows it.
+
+Run as a program, it trains: `python tiny.py CACHE OUT ...`, with options that kill it.
+"""
+
+import argparse
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+from erw.config import Eval, Flow, Run, Sample
+from erw.data.cache import Cache
+from erw.data.openmoji import OpenMojiSet
+from erw.data.prepare import prepare
+from erw.encoders import load_encoder, load_vae
+from erw.recipes import recipe
+
+
+def tiny_cache(out: Path, *, count: int = 48, rows_per_shard: int = 16) -> Cache:
+    """Composed glyphs at 16 x 16 in plain pixels, with the features of EfficientNet-Lite0 (2 x 2)
+    and its class token."""
+    return prepare(
+        OpenMojiSet("train", size=16, count=count),
+        out,
+        vae=load_vae("none"),
+        encoders=[load_encoder("efficientnet-lite0")],
+        image_size=16,
+        class_token=True,
+        rows_per_shard=rows_per_shard,
+    )
+
+
+def tiny_run(cache: str | Path, **changes: object) -> Run:
+    """The debug recipe on that cache, in float32."""
+    run = recipe("debug")
+    run = run.replace(
+        model=dataclasses.replace(run.model, patch=8),
+        data=dataclasses.replace(run.data, cache=str(cache)),
+        optim=dataclasses.replace(run.optim, precision="fp32"),
+    )
+    return run.replace(**changes)
+
+
+def as_dit(run: Run) -> Run:
+    """The same run with DiT's objective."""
+    return run.replace(flow=Flow(objective="ddpm"), sample=Sample(steps=4, solver="ddim"))
+
+
+def with_loss(run: Run, loss: str) -> Run:
+    """The run with that alignment loss, over ranks; reg: cosine, and a class token is denoised."""
+    if loss == "reg":
+        return run.replace(model=dataclasses.replace(run.model, class_token="denoised"))
+    return run.replace(plan=dataclasses.replace(run.plan, loss=loss, negatives="batch"))
+
+
+def _die_in_rename(number: int) -> None:
+    """Kill this process, for real, within the writing of its `number`th checkpoint."""
+    rename, seen = os.replace, 0
+
+    def replace(source: object, to: object) -> None:
+        nonlocal seen
+        seen += "step-" in str(to)
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, to)  # type: ignore[arg-type]
+
+    os.replace = replace  # type: ignore[assignment]
+
+
+def _die_in_score(number: int) -> None:
+    """Kill this process once its `number`th score is known and its line is not yet written."""
+    from erw.evaluation import during
+
+    append, seen = during.append_metrics, 0
+
+    def appended(path: Path, line: dict[str, object]) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(path, line)
+
+    during.append_metrics = appended
+
+
+if __name__ == "__main__":
+    from erw.cli.runs import together, watches
+    from erw.log import Silent
+    from erw.training import train
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cache")
+    parser.add_argument("out")
+    parser.add_argument("--die-after", type=int, help="SIGKILL once this many steps are done")
+    parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
+    parser.add_argument("--die-in-score", type=int, help="SIGKILL within this score")
+    parser.add_argument("--eval-every", type=int, default=0)
+    parser.add_argument("--loss", default="cosine", help="of the alignment; reg: with class token")
+    parser.add_argument("--dit", action="store_true", help="DiT's objective")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    class Deadly(Silent):
+        def step(self, step: int, steps: int, share: float | None = None) -> None:
+            if step == args.die_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if args.die_in_checkpoint:
+        _die_in_rename(args.die_in_checkpoint)
+    if args.die_in_score:
+        _die_in_score(args.die_in_score)
+    run = tiny_run(args.cache)
+    run = as_dit(run) if args.dit else run
+    run = with_loss(run, args.loss)
+    run = run.replace(eval=Eval(every=args.eval_every, samples=8, reference_count=16))
+    watched = together(watches(run, args.out, say=print))
+    train(run, args.out, reporter=Deadly(), **watched)

@@ -1,0 +1,58 @@
+"""What tests of training share: a run made here or in processes of its own, and what it left."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from erw.data.cache import Cache
+from erw.dist import World
+from erw.log import Silent, read_metrics
+from erw.training import build, train
+from erw.training.checkpoint import header, paths
+from erw.training.state import State
+
+HERE = World(0, 1, torch.device("cpu"))
+
+
+def go(run, out, **kwargs):
+    return train(run, out, reporter=Silent(), **kwargs)
+
+
+def program(cache, out, *args, ranks: int = 0) -> subprocess.CompletedProcess:
+    script = [str(Path(__file__).parent / "tiny.py"), str(cache), str(out), *map(str, args)]
+    launch = [sys.executable]
+    if ranks:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launch, *script], env=env, capture_output=True, text=True, timeout=300)
+
+
+def last(out) -> dict[str, torch.Tensor]:
+    return load_file(paths(out / "checkpoints")[-1])
+
+
+def told(out) -> list[dict]:
+    lines = read_metrics(out / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def assert_same_run(one, other) -> None:
+    a, b = last(one), last(other)
+    assert any(key.startswith("optim.") for key in a)
+    weights = [out / "ema.safetensors" for out in (one, other)]
+    assert header(weights[0]) == header(weights[1])
+    for x, y in ((a, b), map(load_file, weights)):
+        assert x.keys() == y.keys()
+        for key in x:
+            assert torch.equal(x[key], y[key]), key
+    assert told(one) == told(other)
+
+
+def state(run, tmp_path) -> State:
+    cache = Cache.open(run.data.cache)
+    resolved = build.resolve(run, cache)
+    return State(resolved, cache, HERE, tmp_path, build.build_step(resolved))

@@ -1,0 +1,140 @@
+"""Estimates agree with what torch counts and keeps, and the verb says by which model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from erw.cli import main
+from erw.models.cost import sit_flops
+from erw.models.estimate import (
+    ACCELERATORS,
+    ACTIVATION_BYTES,
+    STATE_BYTES,
+    rank_memory,
+    sampling_flops,
+    sd_vae_flops,
+    seconds,
+)
+from erw.models.sit import SiT
+from erw.sampling.guidance import classifier_free
+from erw.sampling.solvers import SOLVERS
+from helpers.tiny import tiny_cache
+
+SIZES = {"depth": 2, "width": 64, "patch": 2, "channels": 4}
+
+
+def network(depth: int = 2) -> SiT:
+    return SiT(input_size=16, channels=4, patch=2, depth=depth, width=64, heads=1, num_classes=5)
+
+
+def kept_bytes(net: SiT, *, images: int, half: bool) -> int:
+    """Bytes that a forward keeps for its backward, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return x
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+    x, t, y = torch.randn(images, 4, 16, 16), torch.rand(images), torch.zeros(images).long()
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        net(x, t, y)
+        return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(("half", "precision", "size"), [(False, "fp32", 4), (True, "bf16", 2)])
+def test_activations_are_those_that_a_step_keeps(half: bool, precision: str, size: int) -> None:
+    images, tokens, width = 16, 64, 64
+    two, four = (kept_bytes(network(depth), images=images, half=half) for depth in (2, 4))
+    scores = images * tokens * tokens * size  # plain attention of a CPU, one head
+    casts = 18 * width * width * 2 if half else 0  # the bf16 copies of a block's weights
+    measured = ((four - two) / 2 - scores - casts) / (images * tokens * width)
+    assert ACTIVATION_BYTES[precision] == pytest.approx(measured, rel=0.08)
+
+
+def test_memory_adds_up() -> None:
+    def need(images: int, blocks: int, precision: str) -> int:
+        return rank_memory(
+            parameters=10, images=images, tokens=3, width=5, blocks=blocks, precision=precision
+        )
+
+    assert need(0, 2, "bf16") == 10 * (STATE_BYTES + 2) and need(0, 2, "fp32") == 10 * STATE_BYTES
+    more = need(4, 3, "fp32") - need(4, 2, "fp32")
+    assert more == 4 * 3 * 5 * ACTIVATION_BYTES["fp32"]
+
+
+def test_sampling_is_what_torch_counts() -> None:
+    net, x, y = network().eval(), torch.randn(1, 4, 16, 16), torch.tensor([1])
+    forward = sit_flops(**SIZES, tokens=64).forward
+    for solver, scale in (("euler", 1.0), ("heun", 1.0), ("heun", 2.0)):
+        velocity = classifier_free(net, y, 5, scale=scale, interval=(0.0, 1.0))
+        chosen = SOLVERS[solver]
+        plain = sdpa_kernel(SDPBackend.MATH)  # torch does not count a CPU's fused attention
+        with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+            chosen.solve(velocity, x, chosen.times(4))  # type: ignore[call-arg]
+        expected = sampling_flops(
+            forward, evaluations=chosen.evaluations(4), guided=float(scale != 1)
+        )
+        assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_vae_of_stable_diffusion_is_what_torch_counts(side: int) -> None:
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        )
+        counts = []
+        with sdpa_kernel(SDPBackend.MATH):
+            with FlopCounterMode(display=False) as counter:
+                vae.encode(torch.zeros(1, 3, side, side))
+            counts.append(counter.get_total_flops())
+            with FlopCounterMode(display=False) as counter:
+                vae.decode(torch.zeros(1, 4, side // 8, side // 8))
+            counts.append(counter.get_total_flops())
+    assert sd_vae_flops(side) == pytest.approx(tuple(counts), rel=1e-3)
+
+
+def test_time_is_flops_over_what_the_machines_do() -> None:
+    h100 = ACCELERATORS["h100"]
+    assert seconds(0.4 * 989e12 * 8 * 60, h100, count=8) == pytest.approx(60)
+    assert seconds(1e18, h100, utilisation=0.2) == 2 * seconds(1e18, h100, utilisation=0.4)
+
+
+def test_cost_without_a_cache_stands_beside_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "sit_xl2_in256_erw", "--gpus", "8"]) == 0
+    said = capsys.readouterr().out
+    for words in ("assumed", "dinov2-b", "674.8 M", "41.1K GFLOPs, paper   42.2K", "paper  224.8K"):
+        assert words in said, words
+    assert main(["cost", "sit_b2_in256_base", "--gpu", "rtx4090", "--gpus", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "does NOT fit" in said and "warm-up step" not in said and "Figure 4" not in said
+    assert main(["cost", "dit_xl2_in256_repa"]) == 0
+    said = capsys.readouterr().out
+    assert "250 evaluations (ddpm" in said and "Figure 4" not in said  # whose model is a SiT
+    assert main(["cost", "sit_b2_in256_base", "--sample.solver", "dopri5"]) == 0
+    assert "sampling      not known: dopri5 chooses its own steps" in capsys.readouterr().out
+    assert main(["cost", "quickstart", "--gpu", "h1000"]) == 2
+    assert "did you mean h100" in capsys.readouterr().err
+    assert main(["cost", "quickstart", "--gpus", "0"]) == 2
+
+
+def test_cost_with_a_cache_is_the_caches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tiny_cache(tmp_path / "cache", count=16).path
+    assert main(["cost", "debug", "--data.cache", str(cache), "--model.patch", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "by the cache" in said and "16 images, VAE none" in said and "warm-up step" in said

@@ -1,0 +1,142 @@
+"""Warm-up and full training: what moves, what is carried over, what is read, which objective."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from erw import ddpm
+from erw import plan as plans
+from erw.config import Flow
+from erw.sampling import generate
+from erw.training import load
+from erw.training.state import State
+from helpers.tiny import as_dit, tiny_run
+from helpers.training import go, state
+
+
+def test_warm_up_trains_early_blocks_embedders_and_projector_alone(cache, tmp_path):
+    run = tiny_run(cache)
+    s = state(run, tmp_path)
+    before = {k: p.clone() for k, p in s.net.named_parameters()}
+    for step in range(run.plan.warmup):
+        s.enter(s.run.plan(step))
+        s.step(step, s.run.plan(step), s.read(step))
+    moved = {k for k, p in s.net.named_parameters() if not torch.equal(p, before[k])}
+    still = {f"model.blocks.{i}." for i in range(run.plan.depth, run.model.depth)}
+    assert not any(k.startswith((*still, "model.final_layer.")) for k in moved)
+    assert any(k.startswith("model.blocks.0.attn") for k in moved)
+    assert any(k.startswith("model.x_embedder") for k in moved)
+    assert any(k.startswith("projectors.0") for k in moved)
+    later = [p for k, p in s.net.named_parameters() if k.startswith(tuple(still))]
+    assert all(p not in s.optimizer.state for p in later)
+
+
+@pytest.mark.parametrize("projector", ["keep", "fresh"])
+@pytest.mark.parametrize("optimizer", ["keep", "fresh"])
+def test_the_boundary_carries_the_weights_exactly(cache, tmp_path, projector, optimizer):
+    run = tiny_run(cache)
+    plan = dataclasses.replace(run.plan, projector=projector, optimizer=optimizer)
+    s = state(run.replace(plan=plan), tmp_path)
+    for step in range(plan.warmup):
+        s.enter(plan(step))
+        s.step(step, plan(step), s.read(step))
+    before = {k: p.clone() for k, p in s.net.named_parameters()}
+    moments = {k: s.optimizer.state[p]["exp_avg"].clone() for k, p in trained(s)}
+    s.cross_the_boundary()
+    for k, p in s.net.named_parameters():
+        carried = projector == "keep" or not k.startswith("projectors.")
+        random = k.endswith("weight") or not k.startswith("projectors.")  # biases start at 0 again
+        assert torch.equal(p, before[k]) == carried or not random, k
+        assert torch.equal(s.ema.tensors[k], p), k
+    kept = {k for k, _ in trained(s)}
+    wanted = set() if optimizer == "fresh" else set(moments)
+    if projector == "fresh":
+        wanted = {k for k in wanted if not k.startswith("projectors.")}
+    assert kept == wanted
+    for k, p in trained(s):
+        assert torch.equal(s.optimizer.state[p]["exp_avg"], moments[k])
+
+
+def trained(s: State):
+    return [(k, p) for k, p in s.net.named_parameters() if p in s.optimizer.state]
+
+
+@pytest.mark.parametrize("dit", [False, True], ids=["flow", "ddpm"])
+@pytest.mark.parametrize("clean", ["clean", "noisy"])
+def test_the_warm_up_gradient_reaches_every_sample(cache, tmp_path, clean, dit):
+    run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
+    run = run.replace(plan=dataclasses.replace(run.plan, warmup_input=clean))
+    s = state(run, tmp_path)
+    phase = run.plan(0)
+    for step in range(2):  # adaLN-Zero: the gates must open first
+        s.enter(phase)
+        s.step(step, phase, s.read(step))
+    batch, draws = s.read(2), s.draws(2)
+    mean = batch.mean.requires_grad_()
+    s.losses(batch._replace(mean=mean), phase, draws).total.backward()
+    assert (mean.grad.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_no_teacher_is_read_once_its_weight_is_zero(cache, tmp_path):
+    run = tiny_run(cache)
+    plan = dataclasses.replace(run.plan, align=plans.stop_at(2.0, over=3))
+    s = state(run.replace(plan=plan), tmp_path)
+    aligned, alone = plan(plan.warmup + 2), plan(plan.warmup + 3)
+    assert aligned.align_weight > 0
+    assert len(s.read(6).features) == 1
+    assert s.read(7).features == ()
+    s.enter(alone)
+    losses, _ = s.step(7, alone, s.read(7))
+    assert losses.align == 0 and losses.flow > 0
+
+
+@pytest.mark.parametrize("clean", ["clean", "noisy"])
+def test_a_dit_is_told_its_step_and_shown_the_latent_there(cache, tmp_path, clean):
+    """The step's loss is DiT's (golden in test_diffusion) at what the network was shown."""
+    run = as_dit(tiny_run(cache))
+    run = run.replace(plan=dataclasses.replace(run.plan, warmup_input=clean))
+    s = state(run, tmp_path)
+    batch, draws, chain, shown = s.read(4), s.draws(4), ddpm.chain(), []
+    hook = s.model.register_forward_pre_hook(lambda _, args: shown.append(args))
+    warm, full = (s.step_fn(s.net, batch, run.plan(step), draws) for step in (0, 4))
+    hook.remove()
+    (early, first, _), (x_s, step, y) = shown
+    x = batch.mean + batch.std * draws.normal("latent", *batch.mean.shape[1:])
+    eps = draws.normal("noise", *x.shape[1:])
+    assert torch.equal(x_s, ddpm.noised(chain, x, eps, step)) and len(set(step.tolist())) > 4
+    assert torch.equal(early, x if clean == "clean" else x_s)
+    assert torch.equal(first, torch.zeros_like(step) if clean == "clean" else step)
+    terms = ddpm.hybrid_terms(chain, s.model(x_s, step, y), x, eps, step)
+    assert torch.equal(full.flow, terms.loss.mean()) and full.total > full.flow
+    assert warm.flow == 0 and warm.align != 0
+
+
+OBJECTIVES = {
+    "score on vp": Flow(prediction="score", path="vp"),
+    "velocity on vp": Flow(path="vp", times="logit_normal"),
+    "noise on linear": Flow(prediction="noise"),
+}
+
+
+@pytest.mark.parametrize("name", ["DiT", *OBJECTIVES])
+def test_every_objective_trains_and_draws(cache, tmp_path, name):
+    run = tiny_run(cache)
+    run = as_dit(run) if name == "DiT" else run.replace(flow=OBJECTIVES[name])
+    go(run, tmp_path / "run")
+    model, how = load(tmp_path / "run"), {"steps": 4, "decode": False, "guidance": 2.0}
+    assert model.run.flow == run.flow
+    for solver in ["ddpm", "ddim"] if name == "DiT" else ["heun", "euler_maruyama", "dopri5"]:
+        drawn = generate(model, range(3), solver=solver, **how).collect()
+        assert drawn.latents.isfinite().all() and len(drawn.evaluations) == 3
+
+
+def test_sit_has_no_projector(cache, tmp_path):
+    s = state(tiny_run(cache, plan=plans.SIT), tmp_path)
+    assert len(s.net.projectors) == 0
+    assert s.run.data.features == ()
+
+
+def test_a_warm_up_batch_of_another_size_keeps_the_stream_without_gaps(cache):
+    plan = plans.Plan(warmup=3, warmup_batch=16)
+    assert [plan.images(i, 8) for i in range(6)] == [0, 16, 32, 48, 56, 64]

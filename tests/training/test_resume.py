@@ -1,0 +1,133 @@
+"""A stop, however hard, changes no bit of a run; two processes give what one does, and so do
+micro-batches."""
+
+import dataclasses
+import signal
+
+import pytest
+import torch
+
+from erw.log import Silent
+from erw.training import train
+from erw.training.checkpoint import paths
+from helpers.tiny import as_dit, tiny_run, with_loss
+from helpers.training import assert_same_run, go, last, program, told
+
+
+def test_killed_in_either_phase_and_in_a_checkpoint_it_ends_with_the_same_bits(
+    cache, straight, tmp_path
+):
+    """Real SIGKILLs: in warm-up, in full training, and between writing a checkpoint and its
+    renaming."""
+    out = tmp_path / "run"
+    for how in (["--die-after", 3], ["--die-in-checkpoint", 1], ["--die-after", 10]):
+        assert program(cache, out, *how).returncode == -signal.SIGKILL
+    done = program(cache, out)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(straight, out)
+
+
+def test_with_a_class_token_a_stop_changes_nothing(cache, tmp_path):
+    run = with_loss(tiny_run(cache), "reg")
+    go(run, tmp_path / "straight")
+
+    class Impatient(Silent):
+        def step(self, step, steps, share=None):
+            if step == 7:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path / "stopped", reporter=Impatient())
+    go(run, tmp_path / "stopped")
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("dit", [False, True], ids=["flow", "ddpm"])
+@pytest.mark.parametrize("stop", [2, 4, 5, 9])  # within warm-up, at the boundary, after it
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    cache, straight, straight_dit, tmp_path, stop, dit
+):
+    run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
+
+    class Impatient(Silent):
+        def step(self, step, steps, share=None):
+            if step == stop:
+                signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {stop}"):
+        train(run, out, reporter=Impatient())
+    assert paths(out / "checkpoints")[-1].name == f"step-{stop:08d}.safetensors"
+    go(run, out)
+    assert_same_run(straight_dit if dit else straight, out)
+
+
+def test_a_failed_evaluation_is_made_up_for(cache, straight, tmp_path):
+    seen = []
+
+    def fails(step, model):
+        raise RuntimeError("the evaluator broke")
+
+    with pytest.raises(RuntimeError, match="broke"):
+        go(tiny_run(cache), tmp_path / "run", at={6}, evaluate=fails)
+    go(tiny_run(cache), tmp_path / "run", at={6, 9}, evaluate=lambda s, m: seen.append((s, m.step)))
+    assert seen == [(6, 6), (9, 9)]
+    assert_same_run(straight, tmp_path / "run")
+
+
+def test_metrics_have_every_line_once_in_order(straight):
+    assert [line["step"] for line in told(straight)] == [4, 8, 12]
+    assert [line["phase"] for line in told(straight)] == ["warmup", "full", "full"]
+
+
+def test_no_metrics_line_spans_the_boundary(cache, tmp_path):
+    run = tiny_run(cache, steps=8)
+    go(run.replace(plan=dataclasses.replace(run.plan, warmup=3)), tmp_path / "run")
+    lines = told(tmp_path / "run")
+    assert [(line["step"], line["phase"]) for line in lines] == [
+        (3, "warmup"),
+        (4, "full"),
+        (8, "full"),
+    ]
+    assert lines[0]["flow"] == 0.0 < lines[1]["flow"]
+
+
+# -- many processes, micro-batches
+# --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["cosine", "nt_xent"])
+def test_micro_batches_are_the_batch(cache, tmp_path, loss):
+    run = tiny_run(cache)
+    run = run.replace(plan=dataclasses.replace(run.plan, loss=loss))
+    split = run.replace(optim=dataclasses.replace(run.optim, accumulate=4))
+    go(run, tmp_path / "one")
+    go(split, tmp_path / "four")
+    assert_close(last(tmp_path / "one"), last(tmp_path / "four"))
+
+
+@pytest.mark.parametrize(
+    ("dit", "loss"),
+    [(True, "cosine"), (False, "nt_xent"), (False, "reg")],
+    ids=["ddpm, cosine", "flow, nt_xent", "flow, class token"],
+)
+def test_two_processes_are_one_with_the_same_batch(cache, tmp_path, dit, loss):
+    """Gloo ranks with half the batch each; NT-Xent's negatives are those of both."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
+    go(with_loss(run, loss), one)
+    done = program(cache, two, "--loss", loss, *["--dit"] * dit, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert_close(last(one), last(two))
+    for a, b in zip(told(one), told(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def assert_close(a, b) -> None:
+    """Adam divides by the square root of tiny numbers, so rounding shows; weights must still
+    agree."""
+    assert a.keys() == b.keys()
+    for key in a:
+        if key.startswith(("net.", "ema.")):
+            assert torch.allclose(a[key], b[key], atol=2e-4), key

@@ -1,0 +1,36 @@
+"""A run's folder outlives new settings: what an older recipe does not name has its default."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from erw.config import Run
+from erw.errors import CheckpointError
+from erw.models.cost import StepCost
+from erw.training import run_dir
+from erw.training.trained import RECIPE
+
+
+class Named(SimpleNamespace):
+    """What `claim` asks of a cache."""
+
+    def __len__(self) -> int:
+        return 8
+
+
+CACHE = Named(identity="one", class_names=("cat",), vae={"name": "none"})
+COST = StepCost(warmup=1, full=2, projector=0, teacher=0)
+
+
+def test_a_run_older_than_a_setting_goes_on(tmp_path):
+    run = Run()
+    recipe = json.loads(run_dir.claim(tmp_path, run, run, CACHE, COST))
+    del recipe["resolved"]["model"]["mlp"]
+    (tmp_path / RECIPE).write_text(json.dumps(recipe))
+    run_dir.claim(tmp_path, run, run, CACHE, COST)
+
+    recipe["resolved"]["seed"] = 3
+    (tmp_path / RECIPE).write_text(json.dumps(recipe))
+    with pytest.raises(CheckpointError, match=r"differs in seed 3 \(there\) against 0;"):
+        run_dir.claim(tmp_path, run, run, CACHE, COST)

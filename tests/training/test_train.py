@@ -1,0 +1,208 @@
+"""Training goes wrong loudly and loses nothing; every recipe trains."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from erw import plan as plans
+from erw.data.cache import Cache
+from erw.errors import CheckpointError, ConfigError, NumericsError
+from erw.log import read_metrics
+from erw.recipes import names, recipe, tiny
+from erw.training import build, load
+from erw.training.checkpoint import paths
+from erw.training.objective import Losses
+from helpers.tiny import tiny_run
+from helpers.training import assert_same_run, go, last, state
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_stops_before_the_weights_move(cache, straight, tmp_path, value):
+    def poisoned(net, batch, phase, draws):
+        losses = build.build_step(build.resolve(tiny_run(cache), Cache.open(cache)))(
+            net, batch, phase, draws
+        )
+        return Losses(losses.total * value, *losses[1:]) if draws.step == 9 else losses
+
+    with pytest.raises(NumericsError, match=r"step 10; .*step-00000008.safetensors is good"):
+        go(tiny_run(cache), tmp_path / "run", step_fn=poisoned)
+    go(tiny_run(cache), tmp_path / "run")
+    assert_same_run(straight, tmp_path / "run")
+
+
+def test_weights_stay_where_they_were_in_the_bad_step(cache, tmp_path):
+    s = state(tiny_run(cache), tmp_path)
+    s.enter(s.run.plan(0))
+    before = {k: p.clone() for k, p in s.net.named_parameters()}
+    good = s.step_fn
+    s.step_fn = lambda *args: Losses(*(x * float("nan") for x in good(*args)))
+    with pytest.raises(NumericsError):
+        s.step(0, s.run.plan(0), s.read(0))
+    s.optimizer.step()  # what a GPU would still do until the next look
+    assert all(torch.equal(p, before[k]) for k, p in s.net.named_parameters())
+
+
+def test_another_run_in_the_folder_is_refused(cache, straight):
+    other = tiny_run(cache, seed=1)
+    with pytest.raises(
+        CheckpointError, match=r"holds another run, which differs in seed 0 \(there\)"
+    ):
+        go(other, straight)
+
+
+def test_other_files_in_the_folder_are_refused(cache, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(CheckpointError, match="holds other files and no run"):
+        go(tiny_run(cache), tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def copy(straight, tmp_path) -> Path:
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    for path in [
+        straight / "recipe.json",
+        straight / "metrics.jsonl",
+        straight / "ema.safetensors",
+    ]:
+        (out / path.name).write_bytes(path.read_bytes())
+    for path in paths(straight / "checkpoints"):
+        (out / "checkpoints" / path.name).write_bytes(path.read_bytes())
+    return out
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_refused(cache, straight, tmp_path, share):
+    out = copy(straight, tmp_path)
+    newest = paths(out / "checkpoints")[-1]
+    data = newest.read_bytes()
+    newest.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=r"truncated.*delete it to go on from step-00000008"):
+        go(tiny_run(cache), out)
+
+
+def damage_missing(tensors):
+    del tensors["net.model.blocks.0.attn.qkv.weight"]
+
+
+def damage_extra(tensors):
+    tensors["net.model.blocks.9.attn.qkv.weight"] = torch.zeros(1)
+
+
+def damage_shape(tensors):
+    tensors["ema.model.t_embedder.mlp.0.weight"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    "damage,words",
+    [
+        (damage_missing, "1 missing .net.model.blocks.0.attn.qkv.weight"),
+        (damage_extra, "1 unexpected .net.model.blocks.9.attn.qkv.weight"),
+        (damage_shape, "1 of another shape .ema.model.t_embedder.mlp.0.weight is .1,. not"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(cache, straight, tmp_path, damage, words):
+    out = copy(straight, tmp_path)
+    newest = paths(out / "checkpoints")[-1]
+    tensors = load_file(newest)
+    damage(tensors)
+    save_file(
+        tensors, newest, metadata={"progress": json.dumps({"step": 12, "seconds": 0, "sums": []})}
+    )
+    with pytest.raises(CheckpointError, match=words):
+        go(tiny_run(cache), out)
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(cache, tmp_path, monkeypatch):
+    from erw.training import checkpoint
+
+    real = checkpoint.save_file
+
+    def full(tensors, path, **kwargs):
+        if "step-00000012" in str(path):
+            real({k: v for k, v in list(tensors.items())[:3]}, path)
+            raise OSError(28, "No space left on device")
+        real(tensors, path, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(
+        CheckpointError, match=r"the disk is full; earlier checkpoints in .* untouched"
+    ):
+        go(tiny_run(cache), tmp_path / "run")
+    left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["step-00000008.safetensors"]
+
+
+def test_two_processes_do_not_write_one_folder(cache, tmp_path):
+    def again(step, model):
+        go(tiny_run(cache), tmp_path / "run")
+
+    with pytest.raises(CheckpointError, match="another process is training in"):
+        go(tiny_run(cache), tmp_path / "run", at={4}, evaluate=again)
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (dict(patch=4), "2 x 2 = 4 tokens an image, the model has 16"),
+        (dict(patch=5), "patches of 5 do not tile"),
+        (dict(num_classes=3), "model.num_classes is 3, but the cache"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_cache_is_refused(cache, tmp_path, change, words):
+    run = tiny_run(cache)
+    run = run.replace(model=dataclasses.replace(run.model, **change))
+    with pytest.raises(ValueError, match=words):
+        go(run, tmp_path / "run")
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_a_run_can_be_made_longer_but_not_shorter(cache, straight, tmp_path):
+    out = copy(straight, tmp_path)
+    with pytest.raises(CheckpointError, match="12 steps behind it, more than the 8 asked for"):
+        go(tiny_run(cache, steps=8), out)
+    go(tiny_run(cache, steps=14), out)
+    go(tiny_run(cache, steps=14), tmp_path / "at once")
+    a, b = last(out), last(tmp_path / "at once")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_trained_model_is_loaded_with_its_average(straight):
+    model = load(straight)
+    ema = {k.removeprefix("ema.model."): v for k, v in last(straight).items() if "ema.model." in k}
+    assert model.step == 12
+    assert model.num_classes == 9
+    for name, p in model.net.named_parameters():
+        assert torch.equal(p, ema[name])
+    v = model.velocity(torch.randn(2, 3, 16, 16), torch.rand(2), torch.tensor([1, 2]))
+    assert v.shape == (2, 3, 16, 16)
+
+
+def test_loading_what_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_has_a_tiny_twin_that_trains(cache, tmp_path, name):
+    """Every phase and option of it, on the small cache (whose tokens want patches of 8)."""
+    run = tiny(recipe(name))
+    run = run.replace(
+        model=dataclasses.replace(run.model, patch=8),
+        data=dataclasses.replace(run.data, cache=str(cache)),
+    )
+    go(run, tmp_path / "run")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert {line["phase"] for line in lines} == (
+        {"warmup", "full"} if run.plan.warmup else {"full"}
+    )
+    assert load(tmp_path / "run").step == run.steps
+
+
+def test_settings_that_cannot_meet():
+    with pytest.raises(ConfigError, match=r"plan.depth 9 is deeper than the model's 4 blocks"):
+        tiny_run("x", plan=plans.Plan(warmup=2, depth=9, align_depth=2))
