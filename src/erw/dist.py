@@ -1,4 +1,4 @@
-"""One process or many: the rank, the device and the precision of this one.
+"""One process or many: this process's rank, device and precision.
 
 `torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; without them the process is alone.
 """
@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from erw.errors import ConfigError
 
 T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for the others. NCCL's ten minutes would end a run whose first rank scores
+samples or writes a large checkpoint for longer."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,11 @@ class World:
 
     def agree(self, flag: bool) -> bool:
         """Whether `flag` is up in any process."""
-        return (
-            flag
-            if self.size == 1
-            else bool(self.any(torch.tensor(float(flag), device=self.device)))
-        )
+        if self.size == 1:
+            return flag
+        return bool(self.any(torch.tensor(float(flag), device=self.device)))
 
-    def tell(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """What the first process makes, in every process; or its error, raised in every process."""
         if self.size == 1:
             return make()
@@ -89,31 +92,42 @@ class World:
             dist.barrier()
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        """The module whose backward averages gradients over processes; the module itself if
-        alone."""
+        """The module whose backward averages gradients over processes; itself if alone."""
         if self.size == 1:
             return net
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)
 
 
-@contextmanager
-def world() -> Iterator[World]:
-    """Join the processes that `torchrun` started (nccl on GPUs, gloo on CPUs), or be alone."""
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+def current() -> World:
+    """The processes that have joined already (see `world`); alone if none have."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    mine = size > 1 and not dist.is_initialized()
-    if mine:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), device)
+    return World(0, 1, device)
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """Join the processes that `torchrun` started (nccl on GPUs, gloo on CPUs), or be alone.
+
+    Inside another `world` it is that one.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    joins = size > 1 and not dist.is_initialized()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if joins:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
     try:
-        yield World(rank, size, device)
-        if mine:
+        yield current()
+        if joins:
             dist.barrier()  # nobody leaves while another process still talks to it
     finally:
-        if mine:
+        if joins:
             gc.collect()  # what is left of DistributedDataParallel holds on to the group
             dist.destroy_process_group()
 

@@ -1,53 +1,205 @@
-"""Files that are either as they were or whole: written beside their name, synced, renamed."""
+"""Files: whole or absent, locked, hashed, downloaded; safetensors in and out.
 
+A file is written beside its name, synced and renamed, so a name is either as it was or complete.
+"""
+
+import contextlib
+import errno
+import json
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from erw.errors import CheckpointError, DataError, one_line
+
+Tensors = Mapping[str, Any]  # of torch.Tensor; torch is imported where it is used
 
 
-def write_beside(path: Path, put: Callable[[IO[bytes]], None]) -> None:
+def write_file(path: Path, put: Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:
     """Call `put` on a hidden file beside `path`, sync it to the disk and rename it.
 
-    Raises OSError, which names `path`; what was written is gone then.
+    `sync=False` spares the disk where a lost file is simply made again. Raises OSError naming
+    `path`; the partial file is gone then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(beside, "wb") as file:
+        with open(tmp, "w+b") as file:
             put(file)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(tmp, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
-        beside.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if sync:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
-def remove_unfinished(folder: Path, names: Container[str]) -> None:
-    """Remove what killed writers left of files of these names, which nobody may be writing now."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, whole or not at all."""
+    write_file(path, lambda file: file.write(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value, indented, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def remove_partial(folder: Path, names: Container[str]) -> None:
+    """Remove partial files that killed writers of these names left; nobody may be writing now."""
     for part in folder.glob(".*.part"):
         if part.name[1:].rsplit(".", 2)[0] in names:
             part.unlink(missing_ok=True)
 
 
-def write_bytes(content: bytes, path: Path) -> None:
-    """Write bytes beside and rename."""
+def save_tensors(path: Path, tensors: Tensors, header: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file with text metadata `header`, whole or not at all.
 
-    def put(file: IO[bytes]) -> None:
-        file.write(content)
+    Raises:
+        CheckpointError: it cannot be written (the disk is full); nothing changed on disk.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    write_beside(path, put)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        values = {k: v.detach().contiguous() for k, v in tensors.items()}
+        save_file(values, tmp, metadata=dict(header or {}))
+        with tmp.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = "the disk is full" if full else one_line(error)
+        raise CheckpointError(
+            f"could not write {path}: {reason}; earlier files in {path.parent} are untouched, "
+            "free some room and run the same command again"
+        ) from error
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text, in UTF-8, beside and rename."""
-    write_bytes(text.encode(), path)
+def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and header of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, truncated or not safetensors.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def tensor_header(path: Path) -> dict[str, str]:
+    """Header of a safetensors file, without its tensors. Raises CheckpointError as
+    `load_tensors`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not safetensors ({one_line(error)}); delete it or fetch it "
+            "again"
+        ) from error
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold the lock file `path`; the system releases it however the process ends.
+
+    Where another process holds it: without `waiting` the block runs with False; with it, `waiting`
+    is called once and the lock is waited for. Otherwise the block runs with True.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        if waiting is None:
+            yield False
+            return
+        waiting()
+        held.acquire()
+    try:
+        yield True
+    finally:
+        held.release()
+
+
+def cache_home() -> Path:
+    """The user's cache folder of erw: $XDG_CACHE_HOME/erw, or ~/.cache/erw."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "erw"
+
+
+def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
+    """`path`, downloaded from `url` unless it is there; `sha256`: the first digits of its hash.
+
+    Raises:
+        FileNotFoundError: no network, or ERW_OFFLINE=1.
+        DataError: the server sent another file.
+    """
+    if path.exists():
+        return path
+    by_hand = f"fetch {url} elsewhere and put it at {path}"
+    if os.environ.get("ERW_OFFLINE") == "1":
+        raise FileNotFoundError(f"{path.name} is not here and ERW_OFFLINE=1: {by_hand}")
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+    except (OSError, ValueError) as error:  # URLError, timeouts and refusals are OSErrors
+        if hasattr(error, "close"):
+            error.close()  # an HTTPError is an open answer
+        raise FileNotFoundError(f"cannot download ({one_line(error)}): {by_hand}") from error
+    except RuntimeError as error:  # torch's word for another hash
+        raise DataError(f"{url} sent another file ({one_line(error)}): {by_hand}") from error
+    return path
+
+
+def hash_file(path: Path) -> str:
+    """blake3 of a file, hexadecimal."""
+    from blake3 import blake3
+
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+
+
+def hash_tensors(module: Any) -> str:
+    """The first 16 hex digits of blake3 over a module's named parameters and buffers."""
+    import torch
+    from blake3 import blake3
+
+    digest = blake3()
+    for name, value in sorted(module.state_dict().items()):
+        flat = value.detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy() if flat.numel() else b"")
+    return digest.hexdigest()[:16]

@@ -20,7 +20,7 @@ from erw.data.shards import ShardReader, hash_file
 from erw.data.sources import FileSource, Source
 from erw.data.sources import where as place
 from erw.errors import CacheError, DataError
-from erw.io import remove_unfinished
+from erw.io import remove_partial
 
 SAME = ("weight_hash", "dim", "grid", "format", "pca", "class_dim")
 """What an encoder that a cache has already must have in common with one that is to be added."""
@@ -128,7 +128,7 @@ def abandon(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
             names = [record_file(span.shard, span.added), *span.files(settings)]
             for name in names:
                 (folder / name).unlink(missing_ok=True)
-            remove_unfinished(folder, names)
+            remove_partial(folder, names)
         for number in range(len(manifest.settings["encoders"]), len(settings["encoders"])):
             for file in folder.glob(f"pca.{number}.*"):
                 file.unlink()

@@ -28,7 +28,7 @@ from erw.data.progress import Bar
 from erw.data.rows import Filling, Span, cropped, fill, stacked
 from erw.data.shards import write_shard
 from erw.errors import CacheError, DataError
-from erw.io import remove_unfinished, write_text
+from erw.io import remove_partial, write_text
 
 FITTING = 1 << 16
 """Stands for the fit of an encoder's components among the claims on files that encoders add."""
@@ -128,7 +128,7 @@ def _make(job: Job, bar: Bar, claims: Claims) -> None:
             if not claims.take(span.shard, span.added):
                 continue
             names = [record_file(span.shard, span.added), *span.files(settings)]
-            remove_unfinished(job.folder, names)
+            remove_partial(job.folder, names)
             if job.done(span):
                 claims.drop(span.shard, span.added)
             elif span.added is None and job.networks.vae is None:

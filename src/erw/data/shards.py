@@ -17,7 +17,7 @@ import numpy as np
 from blake3 import blake3
 
 from erw.errors import CacheError
-from erw.io import write_beside
+from erw.io import write_file
 
 # dtype name: (name in safetensors, NumPy type that carries the bits)
 DTYPES = {
@@ -81,7 +81,7 @@ def write_shard(path: Path, columns: Mapping[str, Column]) -> Written:
             digest.update(part)
             size += len(part)
 
-    write_beside(path, put)
+    write_file(path, put)
     return Written(path.name, size, digest.hexdigest())
 
 

@@ -140,7 +140,7 @@ def evaluate(
     how = How(batch_size, chunk, folder, world or World(0, 1, torch.device("cpu")))
     spaces: Spaces = {}
     # The first process downloads what is missing before the others look for it.
-    how.world.tell(lambda: spaces.update(spaces_of(asked, encoder, weights, device=device)))
+    how.world.broadcast(lambda: spaces.update(spaces_of(asked, encoder, weights, device=device)))
     spaces = spaces or spaces_of(asked, encoder, weights, device=device)
     real = reference_side(reference, spaces, how, against=given)
     floor = None
@@ -149,7 +149,7 @@ def evaluate(
         floor = reference_side(validation, needed, how, against=given, what="validation set")
     chunks = chunks_of(given, how)
     found = extract_all(given, spaces, how, chunks=chunks, progress=progress)
-    scores = how.world.tell(lambda: _scores(asked, spaces, given, found, real, floor))
+    scores = how.world.broadcast(lambda: _scores(asked, spaces, given, found, real, floor))
     if chunks and how.world.first:
         chunks.drop()
     return scores

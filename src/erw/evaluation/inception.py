@@ -1,6 +1,7 @@
 """The Inception network of 2015 that FID, sFID and the Inception Score are defined with.
 
-Written from its definition, a table (`inception_table`). It differs from the Inception v3 that is common today: means of pooling leave the padding out, the last block pools by maximum,
+Written from its definition, a table (`inception_table`). It differs from the Inception v3 that is
+common today: means of pooling leave the padding out, the last block pools by maximum,
 and there are 1,008 logits. Batch norms (eps 0.001) are folded into the convolutions when weights
 are loaded.
 

@@ -193,7 +193,7 @@ def _made(real: ImageSet, spaces: Spaces, how: How) -> dict[str, Statistics]:
                 found[space] = kept
         return [space for space in spaces if space not in found]
 
-    missing = how.world.tell(look)
+    missing = how.world.broadcast(look)
     if missing:
         chunks = chunks_of(real, how)
         wanted = {space: spaces[space] for space in missing}

@@ -84,6 +84,8 @@ class Pretrained(nn.Module):
             return tapped
         return Tapped(self._ours(tapped.velocity, x, t), tapped.hidden)
 
+    step, scaling, ema, rdm, average = 0, None, "", None, ""
+
     @property
     def _flipped(self) -> bool:
         return TIMES[self.origin.layout] == "flipped"

@@ -7,7 +7,6 @@ While training, `RUN/previews/step-00001000.png` after every `log.preview` steps
 Training itself is not touched: neither its weights nor its numbers depend on being looked at.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erw.config import Run, to_dict
-from erw.io import write_bytes
+from erw.io import write_bytes, write_json
 from erw.sampling.files import read_images
 from erw.sampling.generate import Generation, generate
 from erw.sampling.grid import grid_png
@@ -77,10 +76,10 @@ def write_picture(
     """A picture of the first images of a generation, and beside it as JSON how they were made."""
     names, count = getattr(generation.model, "class_names", ()), len(images)
     labels = None if generation.labels is None else generation.labels[:count]
-    write_bytes(picture(images, labels, names, paper=paper), path)
+    write_bytes(path, picture(images, labels, names, paper=paper))
     made = {"seeds": generation.seeds[:count], "labels": labels, "class_names": names}
     made |= {"settings": generation.settings}
-    write_bytes(f"{json.dumps(made, indent=1)}\n".encode(), path.with_suffix(".json"))
+    write_json(path.with_suffix(".json"), made)
 
 
 def spread(num_classes: int, count: int = COUNT) -> list[int] | None:

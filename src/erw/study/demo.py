@@ -144,9 +144,9 @@ def held_out(plan: StudyPlan, out: Path, vae: VAE, shown: Display) -> measure.Sc
     first = others[: measure.GRID]
     labels = [other[i][1] for i in range(len(first))]
     named = functools.partial(picture, labels=labels, names=other.class_names, paper=False)
-    write_bytes(named(first), out / GRIDS["reference"])
+    write_bytes(out / GRIDS["reference"], named(first))
     through = measure.reconstructed(first, vae)
-    write_bytes(named(through), out / GRIDS["reconstruction"])
+    write_bytes(out / GRIDS["reconstruction"], named(through))
     write_json(found._asdict(), out / "floors.json")
     return scorer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erw import flow
 from erw.config import Run, from_dict
@@ -43,17 +43,23 @@ class Trained:
         average: the average that its weights are, where it is not the run's own (`optim.ema`).
         rdm: what makes the representations that it is given, where it is given any and the run's
             folder holds one, in `rdm`.
+        projectors: alignment heads that its file has, one per encoder; empty: none were read.
+        missing: parameters that its file does not have (the last blocks of a warm-up's file).
+        origin: what was read, in words, of a released checkpoint.
     """
 
     net: SiT
     run: Run
     vae: str
-    class_names: tuple[str, ...]
-    step: int
+    class_names: tuple[str, ...] = ()
+    step: int = 0
     scaling: dict[str, list[float]] | None = None
     source: str = ""
     average: str = ""
     rdm: "Trained | None" = None
+    projectors: nn.ModuleList = dataclasses.field(default_factory=nn.ModuleList)
+    missing: frozenset[str] = frozenset()
+    origin: str = ""
 
     @property
     def num_classes(self) -> int:
