@@ -111,7 +111,7 @@ def test_no_grab_bags_and_no_long_files() -> None:
     for path in FILES:
         assert "util" not in path.name, f"{path}: name it by what it does"
         lines = len(path.read_text("utf-8").splitlines())
-        assert lines <= 300, f"{path} has {lines} lines; the limit is 300"
+        assert lines <= 500, f"{path} has {lines} lines; the limit is 500"
 
 
 def test_every_module_imports() -> None:

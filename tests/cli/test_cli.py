@@ -371,6 +371,6 @@ def test_python_m_erw() -> None:
 
 
 def test_a_bug_keeps_its_traceback(erw: Erw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VERBS, "show", ("runs:nothing", "", ""))
+    monkeypatch.setitem(VERBS, "show", ("show:nothing", "", ""))
     said = erw("show")
     assert said.code == 1 and "Traceback" in said.err and "bug" in said.err.splitlines()[-1]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from erw.cli import main
-from erw.cli.runs import Watch, together, watches
+from erw.cli.train import Watch, together, watches
 from erw.config import Eval, Run
 from erw.errors import CheckpointError, ConfigError
 from erw.evaluation import during

@@ -87,7 +87,7 @@ def _die_in_score(number: int) -> None:
 
 
 if __name__ == "__main__":
-    from erw.cli.runs import together, watches
+    from erw.cli.train import together, watches
     from erw.log import Silent
     from erw.training import train
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from erw.cli import main
-from erw.cli.runs import together, watches
+from erw.cli.train import together, watches
 from erw.config import Eval
 from erw.errors import DataError
 from erw.log import Silent, read_metrics

@@ -19,20 +19,20 @@ from erw.errors import ConfigError, ErwError, NumericsError
 
 # verb -> (module and function, usage, what it does); modules are imported when they are called.
 VERBS = {
-    "train": ("runs:train", "RECIPE --out DIR", "train a recipe; the same command goes on"),
+    "train": ("train:train", "RECIPE --out DIR", "train a recipe; the same command goes on"),
     "prepare": ("prepare:prepare", "IMAGES --out DIR", "images -> cache of latents and features"),
-    "sample": ("images:sample", "RUN --out DIR", "draw images from a trained run"),
-    "eval": ("scores:evaluate", "RUN|IMAGES", "score samples or images against a reference"),
-    "ema": ("averages:ema", "RUN --sigma-rel S --out F", "average a run's weights afterwards"),
+    "sample": ("sample:sample", "RUN --out DIR", "draw images from a trained run"),
+    "eval": ("eval:evaluate", "RUN|IMAGES", "score samples or images against a reference"),
+    "ema": ("ema:ema", "RUN --sigma-rel S --out F", "average a run's weights afterwards"),
     "memory": ("memory:memory", "RUN|IMAGES", "the nearest training image of every sample"),
-    "analyze": ("analysis:analyze", "RUN...", "what runs know at which depth, noise and step"),
-    "report": ("studies:report", "RUN... --out FILE", "one page of plots from runs or a study"),
-    "show": ("runs:show", "[RECIPE]", "list recipes, or one with its settings and cost"),
+    "analyze": ("analyze:analyze", "RUN...", "what runs know at which depth, noise and step"),
+    "report": ("report:report", "RUN... --out FILE", "one page of plots from runs or a study"),
+    "show": ("show:show", "[RECIPE]", "list recipes, or one with its settings and cost"),
     "cost": ("cost:cost", "RECIPE", "FLOPs by part, memory and time on a named GPU"),
-    "bench": ("studies:bench", "RECIPE", "time training steps on this machine"),
-    "convert": ("weights:convert", "IN OUT --to LAYOUT", "weights in a released layout"),
-    "export": ("weights:export", "RUN|CHECKPOINT --out DIR", "a folder for diffusers or the hub"),
-    "study": ("studies:study", "NAME --out DIR", "train and compare methods at equal cost"),
+    "bench": ("bench:bench", "RECIPE", "time training steps on this machine"),
+    "convert": ("convert:convert", "IN OUT --to LAYOUT", "weights in a released layout"),
+    "export": ("export:export", "RUN|CHECKPOINT --out DIR", "a folder for diffusers or the hub"),
+    "study": ("study:study", "NAME --out DIR", "train and compare methods at equal cost"),
 }
 USAGE = (
     "usage: erw VERB ... [--help]\n\n"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from erw.cli.runs import flops, known_cost, read_recipe
+from erw.cli.settings import Parser, add_settings, changed, read_recipe, settings, typed
 from erw.config import Run, nearest
 from erw.errors import CacheError, ConfigError
 from erw.models.cost import StepCost, training_step_flops
 
 PAPER = {"depth": 28, "width": 1152, "tokens": 256, "warm": 42.2e12, "full": 224.8e12}
 """SiT-XL/2 of Figure 4 (arXiv 2504.10188): FLOPs of a batch of 256; its warm-up has 4 blocks."""
+
+BYTES_A_PARAMETER = 4 * (1 + 1 + 2 + 1)  # weight, gradient, AdamW's two moments, EMA, in float32
 
 
 class Parts(NamedTuple):
@@ -33,8 +36,6 @@ class Parts(NamedTuple):
 def cost(args: Sequence[str]) -> None:
     """Print parameters, FLOPs, memory and time of a recipe; or what reaching a score cost."""
     if "--to-target" in args:
-        from erw.cli.target import to_target
-
         return to_target(args)
     from erw.models.estimate import ACCELERATORS, TEACHERS, UTILISATION
 
@@ -243,3 +244,121 @@ def vae_flops(name: str, image_size: int) -> tuple[int, int]:
     image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
     latent = torch.zeros(1, vae.channels, image_size // vae.factor, image_size // vae.factor)
     return counted_flops(lambda: vae.encode(image)), counted_flops(lambda: vae.decode(latent))
+
+
+def described(run: Run) -> str:
+    """A run in full: every setting as it is typed, then parameters, FLOPs, memory and time."""
+    lines = [typed(setting) for setting in settings(run)]
+    return "\n".join([*lines, "", *costs(run)])
+
+
+class Known(NamedTuple):
+    """What a run costs, as far as it can be known: `run` resolved, its features, cost by part."""
+
+    run: Run
+    dims: tuple[int, ...]
+    cost: StepCost
+    total: int
+    warmup: int
+    teacher: int
+
+
+def costs(run: Run) -> list[str]:
+    """Lines on parameters, FLOPs, memory and time; one line saying why not, without a cache."""
+    try:
+        known = known_cost(run)
+    except CacheError as error:
+        if Path(run.data.cache).expanduser().exists():  # it is there and does not fit
+            raise
+        return [f"cost: not known without the cache ({error})"]
+    from erw.training.build import parameter_count
+
+    model, step = known.run.model, known.cost
+    count = parameter_count(known.run)
+    heads = sum(
+        model.width * model.projector + model.projector**2 + model.projector * (dim + 2) + dim
+        for dim in known.dims
+    )
+    batch = run.data.batch_size
+    full, early = step.full + step.projector, step.warmup + step.projector
+    lines = [
+        f"parameters   {count / 1e6:.1f} M" + f", projectors {heads / 1e6:.1f} M" * bool(heads),
+        f"memory       {(count + heads) * BYTES_A_PARAMETER / 2**20:,.0f} MiB for weights, "
+        "gradients, AdamW and EMA; activations come on top",
+        f"full step    {flops(batch * full)}, {batch} images",
+    ]
+    if run.plan.warmup:
+        warm = run.plan.warmup_batch or batch
+        share = f"an image costs {early / full:.2f} of what it does in a full step"
+        lines.append(f"warm-up step {flops(warm * early)}, {warm} images; {share}")
+    lines += [
+        f"run          {flops(known.total)} in {run.steps:,} steps, of which warm-up "
+        f"{flops(known.warmup)}, teacher {flops(known.teacher)}",
+        f"time         {known.total / 3.6e15:,.2f} h at 1 TFLOP/s; `erw bench` measures what "
+        "this machine does",
+    ]
+    return lines
+
+
+def known_cost(run: Run) -> Known:
+    """Resolve `run` by its cache. Raises CacheError without one, ConfigError if they do not fit."""
+    from erw.data.cache import Cache
+    from erw.training import build
+    from erw.training.ledger import Ledger
+
+    cache = Cache.open(run.data.cache)
+    resolved = build.resolve(run, cache)
+    cost = build.step_cost(resolved, cache)
+    spent = Ledger(run.plan, run.data.batch_size, cost, cache.encoded).spent(run.steps)
+    dims = tuple(cache.features[name].dim for name in resolved.data.features)
+    return Known(resolved, dims, cost, spent.total, spent.warmup, spent.teacher)
+
+
+def flops(count: float) -> str:
+    """1.5e12 -> "1.50 TFLOP"."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}FLOP"
+    return f"{count / 1e6:.2f} MFLOP"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is to be reached.
+
+    Attributes:
+        metric: name of the score: fd_lite2 in studies, any that a run was scored with.
+        target: the score to reach; none: each method's final score alone, by the others.
+        over: the cost; epochs gives E@FID-k where the metric is fid.
+    """
+
+    metric: str = "fd_lite2"
+    target: float | None = None
+    over: Literal["flops", "epochs", "images", "steps", "seconds"] = "flops"
+
+
+def to_target(args: Sequence[str]) -> None:
+    """Print cost to a target and speed-ups with their spread; with --out write JSON and figure."""
+    text = (
+        "RESULTS: studies (a folder or results.json) or runs that were scored while training\n"
+        "(--eval.every), several of which are seeds of one method if they differ in nothing else."
+    )
+    usage = "--to-target RESULTS... [--metric fd_lite2] [--target SCORE] [--out STEM]"
+    parser = Parser("erw cost", text, usage=usage)
+    parser.add_argument("--to-target", nargs="+", metavar="RESULTS", required=True)
+    parser.add_argument("--out", metavar="STEM", help="write STEM.json and the figure beside it")
+    add_settings(parser, Target())
+    found = parser.read(args)
+    how = changed(Target(), found)
+    from erw.study.target import compared, told
+    from erw.study.tracks import tracks_of
+
+    metric = how.metric.replace("-", "_")
+    tracks = tracks_of(found.to_target, metric=metric, over=how.over)
+    record = compared(tracks, metric=metric, over=how.over, target=how.target)
+    print("\n".join(told(record)))
+    if found.out:
+        from erw.study.plots import save_figure, target_figure
+
+        drawn = save_figure(lambda theme: target_figure(record, theme), found.out, data=record)
+        print("\n".join(map(str, drawn)))

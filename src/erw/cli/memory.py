@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from erw.cli.images import BUILT_IN, pick_device
-from erw.cli.scores import images_of, run_or_images
+from erw.cli.eval import images_of, run_or_images
+from erw.cli.sample import BUILT_IN, pick_device
 from erw.cli.settings import Parser, add_settings, changed
 from erw.errors import ConfigError
 

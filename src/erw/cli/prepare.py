@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from erw.cli.images import BUILT_IN, pick_device
+from erw.cli.sample import BUILT_IN, pick_device
 from erw.cli.settings import Parser, add_settings, changed, settings
 from erw.config import to_dict
 from erw.errors import ConfigError

@@ -7,10 +7,10 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
-from erw.config import from_dict, nearest, to_dict
+from erw.config import Run, from_dict, nearest, to_dict
 from erw.errors import ConfigError
 
 T = TypeVar("T")
@@ -181,3 +181,47 @@ def converter(kind: type, *, optional: bool = False) -> Any:
             raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
 
     return convert
+
+
+def read_recipe(
+    verb: str,
+    args: Sequence[str],
+    *,
+    usage: str,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> tuple[Run, argparse.Namespace]:
+    """The recipe named first in `args` with the settings after it, and the verb's own options.
+
+    Raises ConfigError for an unknown recipe or setting, with the nearest name.
+    """
+    from erw.recipes import names, note, recipe, tiny
+
+    named = bool(args) and not args[0].startswith("-")
+    if not named and not set(args) & {"-h", "--help"}:
+        raise ConfigError(
+            f"erw {verb} needs a recipe first, such as {names()[0]}; erw show lists them"
+        )
+    if not named:
+        text = "recipes: " + ", ".join(names())
+        text += f"\n\n`erw {verb} RECIPE --help` lists all settings of one with their values."
+        parser = Parser(f"erw {verb}", text, usage=f"RECIPE {usage}")
+        more(parser)
+        parser.parse_args(["--help"])
+    run = tiny(recipe(args[0])) if "--tiny" in args else recipe(args[0])
+    parser = Parser(f"erw {verb} {args[0]}", note(args[0]), usage=usage)
+    more(parser)
+    parser.add_argument("--tiny", action="store_true", help="its twin of a few seconds on a CPU")
+    add_settings(parser, run)
+    found = parser.read(args[1:])
+    if vars(found).get("init"):
+        from erw.interop import adopted, open_start
+
+        given = vars(found)
+        found.init_how = {
+            "layout": found.init_layout,
+            "num_heads": given.get("model.heads"),
+            "depth": given.get("model.depth"),
+        }
+        found.start = open_start(found.init, **found.init_how)
+        run = adopted(run, found.start)
+    return changed(run, found), found

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from erw.cli.images import Draw
-from erw.cli.scores import Score, scored
+from erw.cli.eval import Score, scored
+from erw.cli.sample import Draw
 from erw.cli.settings import Parser, add_settings, converter, shown
 from erw.config import Run, Sample, from_dict
 from erw.errors import ConfigError

@@ -1,4 +1,4 @@
-"""`erw convert` and `erw export`: weights for the code of others."""
+"""`erw convert`: weights in a released layout."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Literal
 
 from erw.cli.settings import Parser, add_settings, changed
 from erw.config import to_dict
-from erw.errors import ConfigError
-from erw.interop.export import FORMATS
 from erw.interop.layouts import LAYOUTS
 
 
@@ -55,34 +53,3 @@ def convert(args: Sequence[str]) -> None:
 
     model = go(found.source, found.out, to=found.to, **to_dict(how))
     print(f"{found.source}: {model.origin.seen}\n{found.out}: {found.to}")
-
-
-def export(args: Sequence[str]) -> None:
-    """Write a folder that diffusers or another erw loads, and push it to the hub if asked to."""
-    what = (
-        "SOURCE: a run's folder, a folder exported before, or a released checkpoint of a flow "
-        "model, which the settings below say how to read."
-    )
-    usage = "SOURCE --out DIR [--format FORMAT] [--push OWNER/NAME]"
-    parser = Parser("erw export", what, usage=usage)
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("--out", metavar="DIR", help="a new folder; with --push: SOURCE-export")
-    parser.add_argument("--format", choices=FORMATS, help=f"[{FORMATS[0]}]")
-    parser.add_argument("--vae", metavar="NAME", help="another VAE than the model's own")
-    parser.add_argument("--checkpoint", metavar="WHICH", help="of a run: last, best or a step")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
-    parser.add_argument("--private", action="store_true", help="the new repository is private")
-    add_settings(parser, Read())
-    found = parser.read(args)
-    known = {"format", "vae", "checkpoint", *to_dict(Read())}
-    how = {k: v for k, v in vars(found).items() if k in known and v is not None}
-    from erw.interop import export as go
-    from erw.interop import push_to_hub
-
-    if found.push:
-        private = found.private or None
-        print(push_to_hub(found.source, found.push, out=found.out, private=private, **how))
-    elif found.out is None:
-        raise ConfigError("--out is missing: the folder to write, or --push OWNER/NAME")
-    else:
-        print(go(found.source, found.out, **how))

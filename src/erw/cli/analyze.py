@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from erw.cli.images import pick_device
+from erw.cli.sample import pick_device
 from erw.cli.settings import Parser, add_settings, changed
 from erw.errors import ConfigError
 

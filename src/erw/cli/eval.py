@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erw.cli.images import BUILT_IN, Draw, generation, opened, pick_device
+from erw.cli.sample import BUILT_IN, Draw, generation, opened, pick_device
 from erw.cli.settings import Parser, add_settings, changed
 from erw.errors import ConfigError, ErwError
 
