@@ -98,6 +98,32 @@ def prepare(
     return _go(job, repair=repair, patience=patience, progress=progress)
 
 
+def prepare_builtin(
+    out: str | Path,
+    *,
+    image_size: int = 64,
+    count: int = 50_000,
+    class_token: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Cache:
+    """The cache of the quickstart recipes: `erw prepare openmoji --out OUT --image-size 64`.
+
+    Composed OpenMoji glyphs, latents of `openmoji-f4c4`, features of `efficientnet-lite0`; nothing
+    is downloaded. Running it again resumes, or verifies.
+    """
+    return prepare(
+        open_source("openmoji", size=image_size, count=count),
+        out,
+        vae="openmoji-f4c4",
+        encoders=("efficientnet-lite0",),
+        image_size=image_size,
+        class_token=class_token,
+        device=device,
+        progress=progress,
+    )
+
+
 def add_encoders(
     source: Source | str | Path | None,
     out: str | Path,
