@@ -25,7 +25,7 @@ CLASSES, SIDE = 1000, 32
 
 def noise(spec: dict[str, Any]) -> Tensor:
     """The noise that every contender starts from."""
-    from erw.sampling.seeds import start_noise
+    from erw.sampling.generation import start_noise
 
     return start_noise(range(spec["batch"]), (4, SIDE, SIDE))
 

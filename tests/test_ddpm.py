@@ -1,7 +1,6 @@
 """DiT's diffusion against values computed with its released code, and against its definition."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +10,10 @@ from erw import ddpm
 from erw.config import Flow, Run, Sample
 from erw.errors import ConfigError
 from erw.models import SiT
+from erw.sampling.generation import predictor
 from erw.sampling.guidance import classifier_free, conditional
-from erw.sampling.model import asked_of
-from erw.sampling.solvers import SOLVERS
+from erw.sampling.solvers import SOLVERS, chain_times
+from erw.training.trained import Trained
 from helpers.reference import array, fill, relative, tensors
 
 DDPM = Sample(solver="ddpm")
@@ -107,12 +107,12 @@ def test_ten_steps_of_the_released_samplers(golden, dit, solver):
     """Through the solver's name and its times in [0, 1], as `erw.generate` draws."""
     data, meta = tensors(golden("dit_sample"))
     times = SOLVERS[solver].times(10)
-    told = ddpm.step_at(torch.tensor(times[:-1]))
-    assert told.tolist() == ddpm.respaced(ddpm.chain(), 10).told.flip(0).tolist()
-    assert sorted(told.tolist()) == meta["timestep_map"]
-    model = SimpleNamespace(net=dit, run=Run(flow=Flow(objective="ddpm"), sample=DDPM))
-    got = SOLVERS[solver].solve(
-        conditional(asked_of(model), data["y"]),
+    steps = ddpm.step_at(torch.tensor(times[:-1]))
+    assert steps.tolist() == ddpm.respaced(ddpm.chain(), 10).timesteps.flip(0).tolist()
+    assert sorted(steps.tolist()) == meta["timestep_map"]
+    model = Trained(net=dit, run=Run(flow=Flow(objective="ddpm"), sample=DDPM), vae="none")
+    got = SOLVERS[solver](
+        conditional(predictor(model), data["y"]),
         data["latents"],
         times,
         noise=lambda i, x: torch.from_numpy(array(f"ddpm{i}", *x.shape)),
@@ -130,21 +130,21 @@ def test_a_respaced_chain_has_the_noise_of_the_full_one():
     full = ddpm.chain()
     for count in (2, 10, 250, 999, 1000):
         short = ddpm.respaced(full, count)
-        assert len(short) == count and short.told[0] == 0 and short.told[-1] == 999
-        torch.testing.assert_close(short.abar, full.abar[short.told], rtol=1e-12, atol=0)
+        assert len(short) == count and short.timesteps[0] == 0 and short.timesteps[-1] == 999
+        torch.testing.assert_close(short.abar, full.abar[short.timesteps], rtol=1e-12, atol=0)
     torch.testing.assert_close(short.beta, full.beta, rtol=1e-9, atol=0)
     for count in (1, 1001):
         with pytest.raises(ConfigError, match="takes 2 to 1000"):
             ddpm.respaced(full, count)
 
 
-def exact_network(at, mean, deviation):
-    """The best noise prediction for data from N(mean, deviation^2), its variance at the upper
-    bound."""
+def exact_network(mean, deviation):
+    """The best noise prediction for data from N(mean, deviation^2), with the largest variance."""
+    chain = ddpm.chain()
 
-    def network(x, told):
-        step = (at.told == told[0]).nonzero()[0]
-        c, s = at.clean[step].to(x), at.noise[step].to(x)
+    def network(x, t):
+        step = ddpm.step_at(torch.tensor(t))
+        c, s = chain.clean[step].to(x), chain.noise[step].to(x)
         eps = s * (x - c * mean) / (c**2 * deviation**2 + s**2)
         return torch.cat([eps, torch.ones_like(x)], dim=1)
 
@@ -154,27 +154,26 @@ def exact_network(at, mean, deviation):
 def test_samplers_reach_the_data():
     """With the exact noise prediction of normal data, samples have the data's mean and spread."""
     torch.manual_seed(0)
-    at = ddpm.respaced(ddpm.chain(), 100)
     x = torch.randn(20_000, 1, 1, 1)
-    for sample in (ddpm.ddpm, ddpm.ddim):
-        got = sample(exact_network(at, 0.7, 0.5), x, at)
+    for solver in ("ddpm", "ddim"):
+        got = SOLVERS[solver](exact_network(0.7, 0.5), x, chain_times(100))
         assert float(got.mean()) == pytest.approx(0.7, abs=0.03)
         assert float(got.std()) == pytest.approx(0.5, abs=0.04)
 
 
 def test_ddim_with_eta_draws_noise_and_without_none():
-    at = ddpm.respaced(ddpm.chain(), 5)
-    x, asked = torch.randn(2, 1, 1, 1), []
+    times, ddim = chain_times(5), SOLVERS["ddim"]
+    x, calls = torch.randn(2, 1, 1, 1), []
 
     def noise(i, like):
-        asked.append(i)
+        calls.append(i)
         return torch.randn_like(like)
 
-    network = exact_network(at, 0.0, 1.0)
-    ddpm.ddim(network, x, at, noise=noise)
-    assert asked == []
-    ddpm.ddim(network, x, at, eta=1.0, noise=noise)
-    assert asked == [0, 1, 2, 3]
+    network = exact_network(0.0, 1.0)
+    ddim(network, x, times, noise=noise)
+    assert calls == []
+    ddim(network, x, times, eta=1.0, noise=noise)
+    assert calls == [0, 1, 2, 3]
 
 
 def test_a_chain_needs_sound_betas():

@@ -21,7 +21,7 @@ from erw.evaluation.probes import knn_accuracy, linear_probe
 from erw.log import Silent
 from erw.models import SiT
 from erw.rng import generator
-from erw.sampling.seeds import start_noise
+from erw.sampling.generation import start_noise
 from erw.study.knowledge import axes_of, lines_over
 from erw.training import load, train
 from helpers.parts import ENCODER, make, photos, vae_folder

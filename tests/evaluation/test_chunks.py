@@ -26,7 +26,7 @@ from erw.evaluation.evaluate import Scores
 from erw.evaluation.features import Wanted, extract
 from erw.evaluation.inputs import image_set
 from erw.evaluation.stored import Chunks
-from erw.sampling.files import read_images, write
+from erw.sampling.save import read_images, write
 
 METRICS = ["fd-lite2", "pr-lite2", "kid-lite2", "mmd-lite2"]
 

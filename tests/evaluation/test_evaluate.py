@@ -17,8 +17,8 @@ from erw.evaluation.distances import Moments, frechet_moments
 from erw.evaluation.evaluate import evaluate
 from erw.evaluation.features import Statistics, load_statistics, save_statistics, statistics
 from erw.evaluation.inputs import image_set
-from erw.sampling.files import write
-from erw.sampling.generate import generate
+from erw.sampling.generation import generate
+from erw.sampling.save import write
 
 
 class Pixels:

@@ -18,7 +18,7 @@ from erw.data.online import write as write_online
 from erw.errors import CacheError, DataError, NumericsError
 from erw.evaluation import evaluate
 from erw.evaluation.inputs import image_set
-from erw.sampling.generate import generate
+from erw.sampling.generation import generate
 from helpers.parts import make, photos
 
 

@@ -20,9 +20,8 @@ from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained
 from erw.interop.bundle import bundled
 from erw.plan import PRESETS
+from erw.sampling.generation import predictor, start_noise
 from erw.sampling.guidance import classifier_free
-from erw.sampling.model import asked_of
-from erw.sampling.seeds import start_noise
 from erw.sampling.solvers import SOLVERS
 from erw.training.build import build_model
 from erw.training.trained import Trained
@@ -142,8 +141,8 @@ def test_diffusers_own_pipeline_draws_our_dit(exported: Path, tmp_path: Path, na
     assert torch.equal(again.net(noise, torch.tensor([3, 700]), torch.tensor([1, 2])), want)
     ddim, vae = SOLVERS["ddim"], load_vae(first.vae)
     for kind, scale in (("plain", 1.0), ("guided", 2.5)):
-        ask = classifier_free(asked_of(first), torch.tensor([1, 0]), 2, scale=scale, channels=4)
-        latents = ddim.solve(ask, noise, ddim.times(7)).float()
+        ask = classifier_free(predictor(first), torch.tensor([1, 0]), 2, scale=scale, channels=4)
+        latents = ddim(ask, noise, ddim.times(7)).float()
         shift, spread = vae.scaling
         images = vae.network.decode(latents / spread + shift).sample
         assert (drawn[kind] - (images / 2 + 0.5).clamp(0, 1)).abs().max() < 1e-4

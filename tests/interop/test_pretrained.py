@@ -86,7 +86,8 @@ def test_a_dit_generates_from_its_file(golden, tmp_path, monkeypatch, solver):
     for i in range(10):
         drawn["step", i] = torch.from_numpy(array(f"ddpm{i}", *latents.shape))
     monkeypatch.setattr(
-        "erw.sampling.seeds._normal", lambda seeds, shape, *tags, token: drawn[tags][list(seeds)]
+        "erw.sampling.generation._normal",
+        lambda seeds, shape, *tags, token: drawn[tags][list(seeds)],
     )
     how = {"steps": 10, "solver": solver, "decode": False}
     for batch_size in (64, 1):
@@ -97,7 +98,7 @@ def test_a_dit_generates_from_its_file(golden, tmp_path, monkeypatch, solver):
     assert list(kept.values()) == [solver, 10, 10, "linear betas", 3]
     with pytest.raises(ConfigError, match=r"'heun' cannot draw a DiT, .* choose ddpm, ddim"):
         generate(model, range(2), solver="heun", decode=False)
-    assert generate(model, range(2), decode=False).solver == "ddim"
+    assert generate(model, range(2), decode=False).sample.solver == "ddim"
 
 
 def test_diffusers_itself_reads_what_we_write(tmp_path):

@@ -77,7 +77,7 @@ def test_sampling_is_what_torch_counts() -> None:
         chosen = SOLVERS[solver]
         plain = sdpa_kernel(SDPBackend.MATH)  # torch does not count a CPU's fused attention
         with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
-            chosen.solve(velocity, x, chosen.times(4))  # type: ignore[call-arg]
+            chosen(velocity, x, chosen.times(4))
         expected = sampling_flops(
             forward, evaluations=chosen.evaluations(4), guided=float(scale != 1)
         )

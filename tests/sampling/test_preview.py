@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from erw.cli import main
 from erw.log import Silent
 from erw.sampling import generate
-from erw.sampling.grid import CAPTION, grid_png
-from erw.sampling.preview import COUNT, spread
+from erw.sampling.preview import CAPTION, COUNT, grid_png, spread
 from erw.training import load, train
 from erw.training.checkpoint import paths
 from helpers.tiny import tiny_cache, tiny_run
@@ -31,7 +30,7 @@ def test_a_grid_with_names_and_without() -> None:
     assert plain.shape == (44, 98, 4)
     assert np.array_equal(plain[24:, 34:64, :3], images[4].permute(1, 2, 0).numpy())
     assert plain[22, 0, 3] == 0  # a gap
-    said = opened(grid_png(images, columns=3, names=["a", "", "long " * 9, "d", "e"]))
+    said = opened(grid_png(images, columns=3, captions=["a", "", "long " * 9, "d", "e"]))
     assert said.shape == (2 * (60 + CAPTION) + 4, 3 * 90 + 8, 4)  # three times as large
     assert np.array_equal(said[:60:3, :90:3, :3], images[0].permute(1, 2, 0).numpy())
     captions = [said[60 : 60 + CAPTION, left : left + 90, :3] for left in (0, 94, 188)]

@@ -18,6 +18,7 @@ from erw.models.sit import SiT
 from erw.sampling.guidance import classifier_free, conditional, guided
 from erw.sampling.solvers import (
     SOLVERS,
+    Step,
     adams,
     dopri5,
     euler,
@@ -26,7 +27,6 @@ from erw.sampling.solvers import (
     sde_times,
     uniform_times,
 )
-from erw.sampling.steps import Step
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 
@@ -85,7 +85,7 @@ def test_repas_samplers(golden: Golden, name: str) -> None:
         return torch.tensor(array(f"sde{step}", *x.shape))
 
     with torch.no_grad():
-        x = chosen.solve(
+        x = chosen(
             velocity,
             torch.tensor(data["latents"]),
             chosen.times(meta["num_steps"]),
@@ -178,7 +178,7 @@ def test_evaluations_times_and_callback(name: str) -> None:
         return torch.zeros_like(x).repeat(1, 2 if chosen.objective == "ddpm" else 1)
 
     times = chosen.times(7)
-    chosen.solve(velocity, torch.randn(2, 3), times, callback=seen.append)
+    chosen(velocity, torch.randn(2, 3), times, callback=seen.append)
     assert len(calls) == chosen.evaluations(7)
     assert [(step.t, step.t_next) for step in seen] == list(pairwise(times))
     assert [step.number for step in seen] == list(range(7))

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from erw.align import Aligned
 from erw.cli import main
+from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained, open_start, starting_point
@@ -23,10 +24,10 @@ from erw.plan import SIT, Phase
 from erw.recipes import recipe, tiny
 from erw.rng import Draws, generator
 from erw.sampling import generate
-from erw.sampling.representations import told
+from erw.sampling.rcg import representations
 from erw.training import FlowMatching, build, load, train
 from erw.training.init import begin_with
-from erw.training.trained import RDM, fitting_rdm
+from erw.training.trained import RDM, Trained, fitting_rdm
 from helpers.tiny import tiny_run
 
 FULL = Phase("full", False, 1, flow_weight=1.0, align_weight=0.0)
@@ -82,7 +83,8 @@ def test_it_learns_the_mean_and_covariance_of_gaussian_features():
         torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 0.02)
     for p, a in zip(net.parameters(), average, strict=True):
         p.data.copy_(a)
-    got = generate(Stand(net), range(count), steps=20, decode=False, batch_size=count).collect()
+    model = Trained(net, Run(), "none")
+    got = generate(model, range(count), steps=20, decode=False, batch_size=count).collect()
     assert (got.latents.mean(0) - mean).abs().max() < 0.1
     assert (got.latents.T.cov() - mix @ mix.T).abs().max() < 0.15
 
@@ -93,18 +95,6 @@ class GaussianFeatures(FlowMatching):
     def clean(self, batch: Batch, draws: Draws) -> Tensor:
         assert batch.token is not None
         return batch.token
-
-
-class Stand:
-    """What `generate` asks of a model."""
-
-    vae, num_classes = "none", 0
-
-    def __init__(self, net: Rdm) -> None:
-        self.net, self.latent_shape = net, net.latent_shape
-
-    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        return self.net(x, t, y)
 
 
 def test_its_cost_is_what_torch_counts():
@@ -184,9 +174,9 @@ def test_images_follow_from_their_seeds_through_representations(rcg):
     for net in (model.net, model.rdm.net):
         for i, p in enumerate(net.parameters()):
             p.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(i))
-    y, null = told(model, [5, 6], torch.tensor([1, 2]))
-    assert y.shape == (2, 1280) and null == 0
-    other, _ = told(model, [5, 6], torch.tensor([1, 3]))
+    y = representations(model, [5, 6], torch.tensor([1, 2]))
+    assert y.shape == (2, 1280)
+    other = representations(model, [5, 6], torch.tensor([1, 3]))
     torch.testing.assert_close(other[0], y[0], atol=1e-5, rtol=1e-5)
     assert (other[1] - y[1]).abs().max() > 1e-4  # the class moves it
     how = {"steps": 3, "decode": False}

@@ -81,8 +81,8 @@ def measured(sets: dict[str, ImageSet], how: Memory) -> tuple[Nearest, dict[str,
     from erw.encoders.registry import load_encoder
     from erw.evaluation.memory import memorisation
     from erw.evaluation.sides import same_resolution
+    from erw.io import hash_tensors
     from erw.log import Console
-    from erw.sampling.generate import weights_hash
 
     for name in sets:
         sides = sets["samples"].resolution, sets[name].resolution
@@ -107,7 +107,7 @@ def measured(sets: dict[str, ImageSet], how: Memory) -> tuple[Nearest, dict[str,
     return near, {
         **told,
         "encoder": encoder.name,
-        "encoder_weights": weights_hash(encoder),
+        "encoder_weights": hash_tensors(encoder),
         "distance": "1 - cosine of pooled features",
         "nearest": distances.pop("nearest"),
         "suspicious": distances.pop("suspicious"),

@@ -76,9 +76,9 @@ def sample(args: Sequence[str]) -> None:
         if here.first:
             print(made)
         if found.preview and here.first:
-            from erw.sampling.preview import beside
+            from erw.sampling.preview import write_preview
 
-            print(beside(drawing, found.out))
+            print(write_preview(drawing, found.out))
 
 
 def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained | Pretrained, Any]:

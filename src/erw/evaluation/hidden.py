@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erw import ddpm, flow
+from erw.config import Flow
 from erw.errors import CheckpointError, ConfigError, DataError
 from erw.evaluation.material import Material, local_over_distant
-from erw.sampling.model import flow_of
-from erw.sampling.seeds import start_noise
+from erw.sampling.generation import start_noise
 from erw.training import checkpoint
 from erw.training.trained import Trained, load
 
@@ -95,7 +95,8 @@ def checkpoints(
 def _noised(model: Any, x: Tensor, eps: Tensor, time: float) -> tuple[Tensor, Tensor]:
     """Latents at a noise time as the model's objective has them, and what its network is told: the
     time or, of a DiT, the step of its chain (the first for clean latents)."""
-    t, of = torch.full((len(x),), time, device=x.device), flow_of(model)
+    t = torch.full((len(x),), time, device=x.device)
+    of = model.run.flow if hasattr(model, "run") else Flow()
     if of.objective == "flow":
         return flow.noise(x, eps, t, path=flow.PATHS[of.path]).x_t, t
     step = ddpm.step_at(t)

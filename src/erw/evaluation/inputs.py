@@ -16,8 +16,8 @@ from erw.data.files import Folder
 from erw.data.images import Unreadable, channels
 from erw.data.sources import FileSource, Source, open_source, where
 from erw.errors import CacheError, DataError, NumericsError
-from erw.sampling.files import image_shape, read_images, read_settings
-from erw.sampling.generate import Generation, Samples
+from erw.sampling.generation import Generation, Samples
+from erw.sampling.save import image_shape, read_images, read_settings
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from erw.evaluation.features import PooledEncoder, Progress, Wanted, extract
 from erw.evaluation.inputs import Images, ImageSet, image_set
 from erw.evaluation.metrics import INCEPTION, Metric, load_features
 from erw.evaluation.stored import Chunks, Statistics, load_statistics, save_statistics
-from erw.sampling.model import weights_hash
+from erw.io import hash_tensors
 
 Reference = Images | Moments | Statistics
 Weights = str | Path | Mapping[str, str | Path]
@@ -91,7 +91,7 @@ def spaces_of(
         net, file = encoder, ""
         if net is None:
             net, file = load_features(space, weights=given.get(space), device=device)
-        hashed = weights_hash(net) if isinstance(net, nn.Module) else net.name
+        hashed = hash_tensors(net) if isinstance(net, nn.Module) else net.name
         found[space] = Used(net, hashed, file, keep)
     return found
 

@@ -14,8 +14,8 @@ from erw.data.openmoji import ATTRIBUTION, groups
 from erw.encoders.vae import shipped
 from erw.encoders.vae_hub import ENTRIES
 from erw.errors import CacheError, CheckpointError
+from erw.io import hash_tensors
 from erw.log import read_metrics
-from erw.sampling.model import weights_hash
 from erw.training.trained import Trained, read_recipe
 
 RECORD, SCORES = "erw.json", "scores.jsonl"
@@ -31,7 +31,7 @@ def record_of(model: Trained, folder: Path | None = None, *, origin: str = "") -
         origin: what a released checkpoint was read as, in words.
     """
     recipe = read_recipe(folder) if folder else {}
-    weights = weights_hash(model.net)
+    weights = hash_tensors(model.net)
     metrics = folder / "metrics.jsonl" if folder else None
     log = read_metrics(metrics) if metrics and metrics.exists() else []
     return {

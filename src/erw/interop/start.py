@@ -14,8 +14,8 @@ from erw.interop.folder import from_pretrained
 from erw.interop.layouts import TIMES
 from erw.interop.pretrained import Pretrained, load_pretrained
 from erw.interop.record import RECORD
+from erw.io import hash_tensors
 from erw.models import SiT
-from erw.sampling.model import weights_hash
 from erw.training.init import Init
 from erw.training.trained import Trained, is_run, load
 
@@ -137,7 +137,7 @@ def starting_point(start: Start, run: Run, class_names: Sequence[str], *, num_cl
     names = {name for name, _ in start.net.named_parameters()}
     return Init(
         source=start.source,
-        identity=weights_hash(start.net),
+        identity=hash_tensors(start.net),
         said=f"{start.seen}; {said}",
         tensors=tensors,
         whole=names == start.loaded,

@@ -1,15 +1,13 @@
-"""Guidance: wrap a velocity, so that solvers need not know of it.
+"""Guidance wraps a velocity, so solvers need not know of it.
 
-All kinds are one formula, v_other + scale (v - v_other) at times within an interval, and differ in
-what the other velocity is:
+Every kind is one formula, v_other + scale (v - v_other) at times within an interval
+(arXiv 2404.07724). They differ in the other velocity:
 
-| kind            | the other velocity is that of                      | source                    |
-| classifier-free | the same model, told no class                      | arXiv 2207.12598          |
-| autoguidance    | a weaker model, told the same class                | arXiv 2406.02507, Eq. 3   |
-| any other       | whatever `guided` is given, such as a model of no  | RCG (arXiv 2312.03701):   |
-|                 | representation beside one of a representation      | representation guidance   |
-
-The interval: arXiv 2404.07724.
+| kind            | the other velocity is that of                   | source                   |
+| classifier-free | the same model with the null class              | arXiv 2207.12598         |
+| autoguidance    | a weaker model with the same class              | arXiv 2406.02507, Eq. 3  |
+| representation  | the same model without its representation       | RCG, arXiv 2312.03701    |
+| any other       | whatever `guided` is given                      |                          |
 """
 
 from collections.abc import Callable
@@ -18,9 +16,10 @@ import torch
 from torch import Tensor
 
 from erw.errors import ConfigError
-from erw.sampling.steps import Velocity
+from erw.sampling.solvers import Velocity
 
 ModelVelocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x, t (B,), y) -> velocity."""
 Both = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 # A step's time that is meant to be an end of the interval may differ from it in its last bit.
@@ -28,7 +27,7 @@ _EDGE = 1e-6
 
 
 def conditional(model_velocity: ModelVelocity, y: Tensor | None) -> Velocity:
-    """The velocity `model_velocity(x, t (B,), y)` for fixed labels `y` (B,), without guidance."""
+    """The velocity for fixed labels or representations `y` (B, ...), without guidance."""
 
     def velocity(x: Tensor, t: float) -> Tensor:
         return model_velocity(x, x.new_full((len(x),), t), y)
@@ -44,21 +43,14 @@ def guided(
     interval: tuple[float, float] = (0.0, 1.0),
     channels: int | None = None,
 ) -> Velocity:
-    """`velocity` guided away from `other`: v_other + scale (v - v_other) within `interval`.
+    """`velocity` guided away from `other` within `interval`, both ends included.
 
-    Outside the interval (both ends belong to it) `other` is not evaluated; the time that decides is
-    that of the evaluation itself. `channels`: only so many of the first channels are guided; None:
-    as many as the state has. The rest, such as a DiT's variance, stay those of `velocity`.
+    Outside the interval `other` is not evaluated. Only the first `channels` are guided (None: as
+    many as the state has); the rest, such as a DiT's variance, stay those of `velocity`.
 
-    Raises ConfigError when the interval is not within [0, 1] or is empty, or `channels` < 1.
+    Raises ConfigError when the interval is empty or not within [0, 1], or `channels` < 1.
     """
-    return _guided(
-        velocity,
-        lambda x, t: (velocity(x, t), other(x, t)),
-        scale=scale,
-        interval=interval,
-        channels=channels,
-    )
+    return _guided(velocity, lambda x, t: (velocity(x, t), other(x, t)), scale, interval, channels)
 
 
 def classifier_free(
@@ -70,10 +62,10 @@ def classifier_free(
     interval: tuple[float, float] = (0.0, 1.0),
     channels: int | None = None,
 ) -> Velocity:
-    """Guidance away from the model's own velocity for no class.
+    """Guidance away from the model's own velocity for the null class; see `guided`.
 
-    Inside the interval one batch of 2 B goes through the network, outside one of B. `y` (B,) are
-    the labels, `null` the class that stands for none; the rest as in `guided`.
+    Inside the interval one batch of 2 B goes through the network, outside one of B. `y` (B, ...)
+    holds labels or representations, `null` is the value that stands for none.
     """
     nulls = torch.as_tensor(null, dtype=y.dtype, device=y.device).expand(y.shape)
     labels = torch.cat([y, nulls])
@@ -83,14 +75,12 @@ def classifier_free(
         v, v_null = model_velocity(doubled, doubled.new_full((len(doubled),), t), labels).chunk(2)
         return v, v_null
 
-    plain = conditional(model_velocity, y)
-    return _guided(plain, both, scale=scale, interval=interval, channels=channels)
+    return _guided(conditional(model_velocity, y), both, scale, interval, channels)
 
 
 def _guided(
     plain: Velocity,
     both: Both,
-    *,
     scale: float,
     interval: tuple[float, float],
     channels: int | None,

@@ -1,12 +1,13 @@
-"""Previews: a few samples of the same seeds and classes each time, as one picture.
+"""Previews: samples of the same seeds and classes each time, as one picture.
 
 While training, `RUN/previews/step-00001000.png` after every `log.preview` steps:
 
     erw.train(run, out, at=preview_steps(run), evaluate=previewing(run, out))
 
-Training itself is not touched: neither its weights nor its numbers depend on being looked at.
+Drawing changes neither the weights nor the numbers of the run.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,51 +16,58 @@ import torch
 from torch import Tensor
 
 from erw.config import Run, to_dict
+from erw.dist import World, current
 from erw.io import write_bytes, write_json
-from erw.sampling.files import read_images
-from erw.sampling.generate import Generation, generate
-from erw.sampling.grid import grid_png
-from erw.sampling.png import png_path, read_png
+from erw.sampling.generation import Generation, generate
+from erw.sampling.save import png_path, read_images, read_png
 from erw.training.trained import Trained
 
 COUNT = 16
 FOLDER = "previews"
+SMALLEST = 72  # pixels: narrower images are enlarged to have room for their captions
+FONT = 11
+CAPTION = 18
 
 
 def watched_steps(run: Run, every: int) -> tuple[int, ...]:
-    """Every so many steps of full training, and the last one; none for 0.
+    """Every so many steps of full training and the last one; none for 0.
 
-    In warm-up nothing is drawn: the later blocks have not begun to learn.
+    Warm-up is left out: the later blocks have not begun to learn.
     """
-    found = {*range(every, run.steps + 1, every), run.steps} if every else set()
-    return tuple(sorted(step for step in found if step > run.plan.warmup))
+    steps = {*range(every, run.steps + 1, every), run.steps} if every else set()
+    return tuple(sorted(step for step in steps if step > run.plan.warmup))
 
 
 def preview_steps(run: Run) -> tuple[int, ...]:
-    """The steps after which `log.preview` asks for a picture."""
+    """The steps after which `log.preview` draws a picture."""
     return watched_steps(run, run.log.preview)
 
 
 def previewing(
     run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
-) -> Callable[[int, Trained], None]:
-    """What `erw.train` calls at these steps; `say` is given a line on each picture."""
+) -> Callable[..., None]:
+    """`evaluate=` of `erw.train`: (step, model, world) -> a picture, drawn by the first rank.
 
-    def look(step: int, model: Trained) -> None:
+    `say` receives a line about each picture.
+    """
+
+    def preview(step: int, model: Trained, world: World | None = None) -> None:
+        if not (world or current()).first:
+            return
+        options = to_dict(run.sample)
         labels = spread(model.num_classes)
-        how = to_dict(run.sample)
-        drawn = generate(model, range(COUNT), labels, **how, precision="auto")
-        images = drawn.collect().images
-        assert images is not None
+        generation = generate(model, range(COUNT), labels, **options, precision="auto")
+        images = generation.collect().images
+        assert images is not None, "decoded by default"
         path = Path(out) / FOLDER / f"step-{step:08d}.png"
-        write_picture(images, drawn, path)
+        write_picture(images, generation, path)
         say(f"step {step}: {path}")
 
-    return look
+    return preview
 
 
-def beside(generation: Generation, out: str | Path) -> Path:
-    """A picture of the first images that `write` has made of `generation` in `out`, beside it."""
+def write_preview(generation: Generation, out: str | Path) -> Path:
+    """The first images that `save.write` put into `out` as one picture next to it."""
     out, seeds = Path(out), generation.seeds[:COUNT]
     if out.suffix == ".npz":
         images = next(read_images(out, rows=len(seeds)))
@@ -73,17 +81,16 @@ def beside(generation: Generation, out: str | Path) -> Path:
 def write_picture(
     images: Tensor, generation: Generation, path: Path, *, paper: bool = True
 ) -> None:
-    """A picture of the first images of a generation, and beside it as JSON how they were made."""
-    names, count = getattr(generation.model, "class_names", ()), len(images)
+    """The first images of a generation as a picture, with a JSON file of how they were made."""
+    names, count = generation.model.class_names, len(images)
     labels = None if generation.labels is None else generation.labels[:count]
     write_bytes(path, picture(images, labels, names, paper=paper))
-    made = {"seeds": generation.seeds[:count], "labels": labels, "class_names": names}
-    made |= {"settings": generation.settings}
-    write_json(path.with_suffix(".json"), made)
+    meta = {"seeds": generation.seeds[:count], "labels": labels, "class_names": names}
+    write_json(path.with_suffix(".json"), meta | {"settings": generation.settings})
 
 
 def spread(num_classes: int, count: int = COUNT) -> list[int] | None:
-    """`count` classes: all in turn, or evenly chosen where there are more; None: there are none."""
+    """`count` classes: all in turn, or evenly chosen where there are more; None: unconditional."""
     if not num_classes:
         return None
     if num_classes <= count:
@@ -94,6 +101,46 @@ def spread(num_classes: int, count: int = COUNT) -> list[int] | None:
 def picture(
     images: Tensor, labels: Sequence[int] | None, names: Sequence[str], *, paper: bool = True
 ) -> bytes:
-    """Images uint8 (N, 3, H, W) in a grid as PNG, their classes below by name, or by number."""
-    said = [names[y] if names else f"class {y}" for y in labels or ()]
-    return grid_png(images, names=said, paper=paper)
+    """Images uint8 (N, 3, H, W) as a PNG grid, captioned by the name or number of their class."""
+    captions = [names[y] if names else f"class {y}" for y in labels or ()]
+    return grid_png(images, captions=captions, paper=paper)
+
+
+def grid_png(
+    images: Tensor,
+    *,
+    captions: Sequence[str] = (),
+    columns: int = 4,
+    gap: int = 4,
+    paper: bool = True,
+) -> bytes:
+    """Images uint8 (N, 3, H, W) row by row as PNG, with transparent gaps.
+
+    Captions, one per image, are cut to its width; images narrower than `SMALLEST` are enlarged by
+    a whole factor for them. They are black on white, or without `paper` grey on transparent, which
+    reads on light and on dark pages.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    factor = -(-SMALLEST // images.shape[-1]) if captions else 1
+    below = CAPTION if captions else 0
+    width, height = factor * images.shape[-1], factor * images.shape[-2]
+    rows = -(-len(images) // columns)
+    size = (columns * (width + gap) - gap, rows * (height + below + gap) - gap)
+    white = captions and paper
+    canvas = Image.new("RGBA", size, (255, 255, 255, 255) if white else (0, 0, 0, 0))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
+    color = (40, 40, 40) if paper else (128, 133, 143)
+    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().contiguous().numpy()):
+        left, top = (i % columns) * (width + gap), (i // columns) * (height + below + gap)
+        cell = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(cell, (left, top))
+        if captions:
+            text = captions[i]
+            while len(text) > 1 and draw.textlength(text, font=font) > width:
+                text = text.removesuffix("…")[:-1] + "…"
+            middle = (left + width // 2, top + height + below // 2)
+            draw.text(middle, text, color, font, anchor="mm")
+    stream = io.BytesIO()
+    canvas.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()

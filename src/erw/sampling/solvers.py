@@ -1,25 +1,87 @@
-"""Solvers that carry noise (t = 1) to data (t = 0) along a velocity field; `sampling.steps` says
-what they share, and `SOLVERS` names them all, those of DiT's chain too.
+"""Solvers: they carry noise (t = 1) to data (t = 0) along a velocity field.
 
-Source: REPA (arXiv 2410.06940), section 2 and its samplers; SiT (arXiv 2401.08740), section 2.4.
+A solver is the rule of one step; the loop round it is `Solver.__call__`. `SOLVERS` names them, and
+a solver of your own is one more entry:
+
+    def midpoint(x, at):
+        v, half = at.velocity(x, at.t), (at.t_next - at.t) / 2
+        return x + 2 * half * at.velocity(x + half * v, at.t + half), v
+
+    SOLVERS["midpoint"] = Solver(midpoint, evaluations=lambda steps: 2 * steps)
+
+Sources: REPA (arXiv 2410.06940), section 2 and its samplers; SiT (arXiv 2401.08740), section 2.4;
+improved DDPM (arXiv 2102.09672) and DDIM (arXiv 2010.02502) for DiT's chain.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from erw.errors import ConfigError
+from erw import ddpm as diffusion
+from erw.config import nearest
+from erw.errors import ConfigError, NumericsError
 from erw.flow import LINEAR, Path, score_from_velocity, shifted
-from erw.sampling.adaptive import dopri5, whole_interval
-from erw.sampling.chain import chain_times, ddim, ddpm
-from erw.sampling.steps import Callback as Callback
-from erw.sampling.steps import Noise as Noise
-from erw.sampling.steps import Solve, Step
-from erw.sampling.steps import Velocity as Velocity
+
+Velocity = Callable[[Tensor, float], Tensor]
+"""(x (B, ...), t) -> v (B, ...); a DiT gives noise and variance (B, 2C, ...) instead."""
+Noise = Callable[[int, Tensor], Tensor]
+"""(step number, x) -> standard normal numbers shaped like x."""
+
+
+class Step(NamedTuple):
+    """A finished step: its number from 0, its two times, the state it reached and the velocity at
+    t (for a DiT its output), both float64."""
+
+    number: int
+    t: float
+    t_next: float
+    x: Tensor
+    velocity: Tensor
+
+
+Callback = Callable[[Step], None]
+
+
+class At(NamedTuple):
+    """Where a step starts and what its rule may use.
+
+    Attributes:
+        number, total: of this step, from 0, and of all steps.
+        t, t_next: the step's times; t_next < t.
+        velocity: takes and gives float64; the network runs in the dtype of the initial state.
+        noise: x -> standard normal numbers shaped like x.
+        path: of the model.
+        previous: the step before, for multistep rules.
+    """
+
+    number: int
+    total: int
+    t: float
+    t_next: float
+    velocity: Velocity
+    noise: Callable[[Tensor], Tensor]
+    path: Path
+    previous: Step | None
+
+    @property
+    def last(self) -> bool:
+        return self.number == self.total - 1
+
+
+Rule = Callable[..., tuple[Tensor, Tensor]]
+"""(x, at, **options) -> the next state and the velocity at (x, at.t); all float64."""
+
+
+class Times(Protocol):
+    """The falling times of so many steps, from 1 to 0; `shift` as in `erw.flow.shifted`."""
+
+    def __call__(self, steps: int, *, shift: float = 1.0) -> list[float]: ...
 
 
 def uniform_times(steps: int, *, shift: float = 1.0) -> list[float]:
@@ -35,10 +97,10 @@ def uniform_times(steps: int, *, shift: float = 1.0) -> list[float]:
 
 
 def sde_times(steps: int, *, last: float = 0.04, shift: float = 1.0) -> list[float]:
-    """`steps` evenly spaced times from 1 to `last`, then 0: the last step is long and without
-    noise. `shift` moves the times between the two ends as `erw.flow.shifted` does.
+    """`steps` evenly spaced times from 1 to `last`, then 0: the last step is long and noiseless.
 
-    Raises ConfigError when `steps` < 2, `last` is not between 0 and 1 or `shift` not above 0.
+    `shift` moves the times between the two ends as `erw.flow.shifted` does. Raises ConfigError
+    when `steps` < 2, `last` is not between 0 and 1 or `shift` is not above 0.
     """
     if steps < 2:
         raise ConfigError(f"steps = {steps}: the SDE sampler needs at least 2 steps")
@@ -50,146 +112,212 @@ def sde_times(steps: int, *, last: float = 0.04, shift: float = 1.0) -> list[flo
     return [*shifted(even, shift).tolist(), 0.0]
 
 
+def chain_times(steps: int, *, shift: float = 1.0) -> list[float]:
+    """The times (s + 1) / 1000 of `steps` evenly spaced steps s of DiT's chain of 1,000, then 0.
+
+    Raises ConfigError unless `steps` is within 2..1000, and for a shift: the chain has its times.
+    """
+    if shift != 1:
+        raise ConfigError(f"shift = {shift}: the times of DiT's chain cannot be shifted")
+    return [*((step + 1) / 1000 for step in reversed(_chain(steps).timesteps.tolist())), 0.0]
+
+
+def whole_interval(steps: int, *, shift: float = 1.0) -> list[float]:
+    """1 and 0: an adaptive solver needs no number of steps. Raises ConfigError for a shift."""
+    if shift != 1:
+        raise ConfigError(f"shift = {shift}: a solver that chooses its steps has no times to shift")
+    return [1.0, 0.0]
+
+
 def _check_shift(shift: float) -> None:
     if not (math.isfinite(shift) and shift > 0):
         raise ConfigError(f"shift = {shift}: the time shift must be above 0 (1 = none)")
 
 
-def euler(
-    velocity: Velocity,
-    x: Tensor,
-    times: Sequence[float],
-    *,
-    path: Path = LINEAR,
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Euler steps of the probability flow ODE dx = v dt; one evaluation a step."""
-    dtype, x = x.dtype, x.double()
-    for i, (t, t_next) in enumerate(pairwise(times)):
-        v = velocity(x.to(dtype), t)
-        x = x + (t_next - t) * v.double()
-        if callback:
-            callback(Step(i, t, t_next, x, v))
-    return x
+@dataclass(frozen=True)
+class Solver:
+    """A rule with the times that it is used at, called as `solver(velocity, x, times)`.
 
-
-def heun(
-    velocity: Velocity,
-    x: Tensor,
-    times: Sequence[float],
-    *,
-    path: Path = LINEAR,
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Heun's second order steps of the ODE; the last one is an Euler step, as in REPA and EDM.
-
-    Costs 2 steps - 1 evaluations. Each evaluation is made, and guided, at its own time: REPA
-    decides about the second one by the time of the first, which differs only where a guidance
-    interval ends between the two.
+    Attributes:
+        rule: of one step.
+        times: number of steps -> times.
+        evaluations: number of steps -> how often the network is evaluated. None: the rule decides
+            from sample to sample (`adaptive`), so it is given one sample at a time.
+        objective: of the models that it samples.
     """
-    dtype, x = x.dtype, x.double()
-    final = len(times) - 2
-    for i, (t, t_next) in enumerate(pairwise(times)):
-        v = velocity(x.to(dtype), t)
-        slope = v.double()
-        if i < final:
-            ahead = x + (t_next - t) * slope
-            slope = (slope + velocity(ahead.to(dtype), t_next).double()) / 2
-        x = x + (t_next - t) * slope
-        if callback:
-            callback(Step(i, t, t_next, x, v))
-    return x
 
-
-def adams(
-    velocity: Velocity,
-    x: Tensor,
-    times: Sequence[float],
-    *,
-    path: Path = LINEAR,
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Two-step Adams-Bashforth of the ODE: second order for one evaluation a step.
-
-    The slope is drawn on from the last two velocities; the first step is an Euler step. At an equal
-    number of evaluations the error is several times smaller than that of `heun`. Each velocity is
-    guided at its own time, so a step behind an interval's end mixes both.
-    """
-    dtype, x = x.dtype, x.double()
-    last: tuple[float, Tensor] | None = None
-    for i, (t, t_next) in enumerate(pairwise(times)):
-        v, dt = velocity(x.to(dtype), t), t_next - t
-        slope = v.double()
-        if last is not None:
-            ratio = dt / (2 * last[0])
-            slope = (1 + ratio) * slope - ratio * last[1]
-        last = (dt, v.double())
-        x = x + dt * slope
-        if callback:
-            callback(Step(i, t, t_next, x, v))
-    return x
-
-
-def euler_maruyama(
-    velocity: Velocity,
-    x: Tensor,
-    times: Sequence[float],
-    *,
-    path: Path = LINEAR,
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Euler-Maruyama steps of the reverse SDE dx = (v - w s / 2) dt + sqrt(w) dW with w(t) = 2 t.
-
-    s is the score. The last step takes the drift alone. REPA guides the drift, where we guide the
-    velocity: the drift is affine in v and the weights (scale, 1 - scale) of guidance sum to one, so
-    the two are the same.
-    """
-    dtype, x = x.dtype, x.double()
-    noise = noise or (lambda step, like: torch.randn_like(like))
-    final = len(times) - 2
-    for i, (t, t_next) in enumerate(pairwise(times)):
-        v = velocity(x.to(dtype), t)
-        w, dt = 2 * t, t_next - t
-        now = torch.tensor(t, dtype=torch.float64)
-        score = score_from_velocity(v.double(), x, now, path=path)
-        mean = x + dt * (v.double() - w / 2 * score)
-        x = mean if i == final else mean + (w * -dt) ** 0.5 * noise(i, x).to(x)
-        if callback:
-            callback(Step(i, t, t_next, x, v))
-    return x
-
-
-class Times(Protocol):
-    """What gives a solver's times; `erw.flow.shifted` where the solver can be asked for that."""
-
-    def __call__(self, steps: int, *, shift: float = 1.0) -> list[float]: ...
-
-
-class Solver(NamedTuple):
-    """A named way to sample: the solver, its times, how often it evaluates the network (None: it
-    decides, from sample to sample), and the objective that the network was trained for."""
-
-    solve: Solve
-    times: Times
-    evaluations: Callable[[int], int] | None
+    rule: Rule
+    times: Times = uniform_times
+    evaluations: Callable[[int], int] | None = lambda steps: steps
     objective: Literal["flow", "ddpm"] = "flow"
 
     @property
     def adaptive(self) -> bool:
-        """Whether it chooses its steps; it is then given one sample at a time."""
         return self.evaluations is None
 
+    def __call__(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        times: Sequence[float],
+        *,
+        path: Path = LINEAR,
+        noise: Noise | None = None,
+        callback: Callback | None = None,
+        **options: float,
+    ) -> Tensor:
+        """Carry x from times[0] to times[-1]; returns float64.
+
+        The state is float64: that costs nothing next to the network, and 250 steps then add no
+        rounding of their own. Guidance wraps the velocity (`erw.sampling.guidance`).
+
+        Args:
+            x: state (B, ...) at times[0]; the velocity is called with its dtype.
+            times: falling, from `self.times`.
+            noise: for the SDE and DDPM; default: torch's global generator.
+            callback: called after every step.
+            options: of the rule: `atol` and `rtol` of dopri5, `eta` of ddim.
+        """
+        dtype, x = x.dtype, x.double()
+        noise = noise or (lambda number, like: torch.randn_like(like))
+        previous = None
+        for i, (t, t_next) in enumerate(pairwise(times)):
+            at = At(
+                number=i,
+                total=len(times) - 1,
+                t=t,
+                t_next=t_next,
+                velocity=lambda x, t: velocity(x.to(dtype), t).double(),
+                noise=partial(noise, i),
+                path=path,
+                previous=previous,
+            )
+            x, v = self.rule(x, at, **options)
+            previous = Step(i, t, t_next, x, v)
+            if callback:
+                callback(previous)
+        return x
+
+
+def _euler(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
+    v = at.velocity(x, at.t)
+    return x + (at.t_next - at.t) * v, v
+
+
+def _heun(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
+    """Heun's second order step; the last one is an Euler step, as in REPA and EDM.
+
+    Each evaluation is guided at its own time. REPA decides about the second one by the time of the
+    first, which differs only where a guidance interval ends between the two.
+    """
+    ahead, v = _euler(x, at)
+    if at.last:
+        return ahead, v
+    slope = (v + at.velocity(ahead, at.t_next)) / 2
+    return x + (at.t_next - at.t) * slope, v
+
+
+def _adams(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
+    """Two-step Adams-Bashforth: second order for one evaluation a step; the first is Euler's.
+
+    Each velocity is guided at its own time, so a step just past the end of a guidance interval
+    mixes both kinds.
+    """
+    v, dt = at.velocity(x, at.t), at.t_next - at.t
+    if (before := at.previous) is None:
+        return x + dt * v, v
+    ratio = dt / (2 * (before.t_next - before.t))
+    return x + dt * ((1 + ratio) * v - ratio * before.velocity), v
+
+
+def _euler_maruyama(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
+    """dx = (v - w s / 2) dt + sqrt(w) dW with w(t) = 2 t and the score s; the last step has no dW.
+
+    REPA guides the drift, we guide the velocity. The drift is affine in v and the weights (scale,
+    1 - scale) of guidance sum to one, so the two are the same.
+    """
+    v, w, dt = at.velocity(x, at.t), 2 * at.t, at.t_next - at.t
+    score = score_from_velocity(v, x, torch.tensor(at.t, dtype=torch.float64), path=at.path)
+    mean = x + dt * (v - w / 2 * score)
+    return mean if at.last else mean + (w * -dt) ** 0.5 * at.noise(x).to(x), v
+
+
+def _dopri5(x: Tensor, at: At, *, atol: float = 1e-6, rtol: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """The first interval by Dormand and Prince's orders 5 and 4, those after it by Euler steps.
+
+    Its step sizes keep the root mean square over x of the estimated error within atol + rtol |x|,
+    so a sample would depend on its batch. Tolerances are those of SiT's released sampler, whose
+    last step overshoots the end and is interpolated; ours ends there.
+
+    Raises:
+        ConfigError: torchdiffeq is not installed.
+        NumericsError: no step is small enough, because the velocity is not finite or not smooth.
+    """
+    if at.number:
+        return _euler(x, at)
+    try:
+        from torchdiffeq import odeint
+    except ImportError as error:
+        raise ConfigError("dopri5 needs torchdiffeq: pip install 'erw[ode]'") from error
+    slopes: list[Tensor] = []
+
+    def slope(t: Tensor, x: Tensor) -> Tensor:
+        v = at.velocity(x, float(t))
+        slopes[:] = slopes or [v]
+        return v
+
+    span = torch.tensor([at.t, at.t_next], dtype=torch.float64, device=x.device)
+    steps = {"step_t": span[1:]}
+    try:
+        ends = odeint(slope, x, span, method="dopri5", atol=atol, rtol=rtol, options=steps)
+    except AssertionError as error:
+        raise NumericsError(
+            f"dopri5 found no step small enough ({error}); is the velocity finite?"
+        ) from error
+    return ends[-1], slopes[0]
+
+
+def _chained(
+    reverse: Callable[..., tuple[Tensor, Tensor]], x: Tensor, at: At, **options: float
+) -> tuple[Tensor, Tensor]:
+    """One step down DiT's chain, respaced to `at.total` steps, by a function of `erw.ddpm`."""
+    step = torch.full((len(x),), at.total - 1 - at.number, device=x.device)
+    output = at.velocity(x, at.t)
+    mean, deviation = reverse(_chain(at.total), output, x, step, **options)
+    if not at.last and bool(deviation.any()):
+        mean = mean + deviation * at.noise(x).to(x)
+    return mean, output
+
+
+@lru_cache(maxsize=8)
+def _chain(steps: int) -> diffusion.Chain:
+    return diffusion.respaced(diffusion.chain(), steps)
+
+
+euler = Solver(_euler)
+heun = Solver(_heun, evaluations=lambda steps: 2 * steps - 1)
+adams = Solver(_adams)
+euler_maruyama = Solver(_euler_maruyama, sde_times)
+dopri5 = Solver(_dopri5, whole_interval, evaluations=None)
+ddpm = Solver(partial(_chained, diffusion.ancestral_step), chain_times, objective="ddpm")
+ddim = Solver(partial(_chained, diffusion.ddim_step), chain_times, objective="ddpm")
 
 SOLVERS: dict[str, Solver] = {
-    "euler": Solver(euler, uniform_times, lambda steps: steps),
-    "heun": Solver(heun, uniform_times, lambda steps: 2 * steps - 1),
-    "adams": Solver(adams, uniform_times, lambda steps: steps),
-    "euler_maruyama": Solver(euler_maruyama, sde_times, lambda steps: steps),
-    "dopri5": Solver(dopri5, whole_interval, None),
-    "ddpm": Solver(ddpm, chain_times, lambda steps: steps, "ddpm"),
-    "ddim": Solver(ddim, chain_times, lambda steps: steps, "ddpm"),
+    "euler": euler,
+    "heun": heun,
+    "adams": adams,
+    "euler_maruyama": euler_maruyama,
+    "dopri5": dopri5,
+    "ddpm": ddpm,
+    "ddim": ddim,
 }
+
+
+def check_solver(name: str, objective: str) -> None:
+    """Raise ConfigError for an unknown solver, or one of another objective."""
+    if name not in SOLVERS:
+        raise ConfigError(f"unknown solver {name!r}{nearest(name, SOLVERS)}")
+    if SOLVERS[name].objective != objective:
+        kind = "a flow model" if objective == "flow" else "a DiT, which predicts noise on a chain"
+        fit = [other for other in SOLVERS if SOLVERS[other].objective == objective]
+        raise ConfigError(f"solver {name!r} cannot draw {kind}; choose {', '.join(fit)}")

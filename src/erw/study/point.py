@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erw.encoders.vae import VAE
 from erw.errors import NumericsError
-from erw.sampling.generate import Generation, generate
+from erw.sampling.generation import Generation, generate
 from erw.study import measure
 from erw.study.budget import Share
 from erw.study.presets import StudyPlan

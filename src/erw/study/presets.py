@@ -9,7 +9,7 @@ from erw.config import Run, nearest
 from erw.errors import ConfigError
 from erw.recipes import recipe, tiny
 from erw.records import above_zero, at_least, finite
-from erw.sampling.checks import check_solver
+from erw.sampling.solvers import check_solver
 
 METHODS = (("sit", "quickstart_sit"), ("repa", "quickstart_repa"), ("erw", "quickstart"))
 

@@ -2,49 +2,22 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from erw.config import Flow, Run, Sample
 from erw.errors import ConfigError, DataError
-from erw.models.sit import SiT
-from erw.sampling.files import read_images, read_settings, write
-from erw.sampling.generate import Generation, generate
-from erw.sampling.model import ready
-from erw.sampling.seeds import start_noise
-from erw.sampling.steps import Step
+from erw.sampling.generation import Generation, generate, ready, start_noise
+from erw.sampling.save import read_images, read_settings, write
+from erw.sampling.solvers import Step
 from erw.training.trained import Trained
+from helpers.pixels import MODEL, share, ten, trained
 from helpers.reference import relative
 
-RUN = Run()
-
-
-def trained(num_classes: int = 3, *, seed: int = 0, run: Run = RUN) -> Trained:
-    """A tiny pixel-space model (VAE "none") with random weights everywhere, the zero layers too."""
-    net = SiT(
-        input_size=8,
-        channels=3,
-        depth=2,
-        width=32,
-        heads=2,
-        patch=2,
-        num_classes=num_classes,
-        out_channels=3 * run.flow.outputs,
-    )
-    rng = torch.Generator().manual_seed(seed)
-    for weight in net.parameters():
-        weight.data.normal_(0, 0.15, generator=rng)
-    names = tuple(f"class {i}" for i in range(num_classes))
-    return Trained(net.eval().requires_grad_(False), run, "none", names, 0)
-
-
-MODEL = trained()
 DIT = trained(run=Run(flow=Flow(objective="ddpm"), sample=Sample(solver="ddpm")))
 SDE = {"solver": "euler_maruyama", "steps": 4}
 
@@ -131,7 +104,7 @@ def test_weights_turned_to_bf16_once_give_the_bits_of_autocast() -> None:
     before = {name: p.clone() for name, p in MODEL.net.named_parameters()}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = MODEL.net(x, t, y)
-        with ready(MODEL.net, half=True):
+        with ready(MODEL.net, bf16=True):
             assert MODEL.net.blocks[0].attn.qkv.weight.dtype is torch.bfloat16
             assert torch.equal(MODEL.net(x, t, y), expected)
     assert all(torch.equal(p, before[name]) for name, p in MODEL.net.named_parameters())
@@ -171,14 +144,14 @@ def test_it_is_lazy_and_reports_steps() -> None:
         ({"labels": 3}, "label 3"),
         ({"labels": [0]}, "1 labels for 2 seeds"),
         ({"solver": "hein"}, "did you mean heun"),
-        ({"steps": 0}, "steps = 0"),
+        ({"steps": 0}, "steps is 0"),
         ({"batch_size": 0}, "batch_size"),
         ({"precision": "fp8"}, "precision"),
         ({"interval": (0.5, 0.2)}, "interval"),
         ({"model": trained(0), "labels": 1}, "unconditional"),
         ({"model": trained(0), "guidance": 2.0}, "unconditional"),
         ({"labels": "balanced"}, "expected classes, 'random' or none"),
-        ({"shift": 0.0}, "shift = 0.0"),
+        ({"shift": 0.0}, "shift is 0.0"),
         ({"guided_channels": 0, "guidance": 2.0}, "guided_channels is 0"),
         ({"autoguidance": MODEL}, "without effect"),
         ({"autoguidance": trained(4), "guidance": 2.0}, "number of classes 4 differ"),
@@ -204,10 +177,6 @@ class Counting:
             return original(generation, rows)
 
         monkeypatch.setattr(Generation, "_batch", batch)
-
-
-def ten() -> Generation:
-    return generate(MODEL, range(10), steps=2, batch_size=4)
 
 
 @pytest.mark.parametrize("name", ["images", "images.npz"])
@@ -254,14 +223,14 @@ def test_images_of_other_settings_are_refused(tmp_path: Path, name: str) -> None
     out = tmp_path / name
     write(ten(), out)
     with pytest.raises(DataError, match="steps was 2, now 3"):
-        write(replace(ten(), steps=3), out)
+        write(generate(MODEL, range(10), steps=3), out)
     with pytest.raises(DataError, match="weights was"):
         write(generate(trained(seed=1), range(10), steps=2), out)
 
 
 def test_other_labels_for_the_same_seeds_are_refused(tmp_path: Path) -> None:
     write(generate(MODEL, [0, 1], [2, 2], steps=1), tmp_path / "out")
-    with pytest.raises(DataError, match="label 2, now 0"):
+    with pytest.raises(DataError, match="label 2, now it is 0"):
         write(generate(MODEL, [0, 1], [2, 0], steps=1), tmp_path / "out")
 
 
@@ -277,18 +246,6 @@ def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(DataError, match="not written by erw"):
         write(ten(), tmp_path / "other.npz")
-
-
-def share(rank: int, store: str, out: str) -> None:
-    """One of two processes that make ten images together."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-    try:
-        drawn: list[int] = []
-        write(ten(), out, progress=drawn.append)
-        assert sum(drawn) == 5
-    finally:
-        dist.destroy_process_group()
 
 
 def test_two_ranks_share_the_seeds(tmp_path: Path) -> None:
