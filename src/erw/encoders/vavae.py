@@ -1,7 +1,7 @@
 """VA-VAE (f16d32, arXiv 2501.01423) from LightningDiT's checkpoint into diffusers' AutoencoderKL.
 
 The file is a training checkpoint in the names of CompVis' latent diffusion. Its latents are scaled
-by the mean and deviation of each channel: those in ``latents_stats.pt`` beside it, which
+by the mean and deviation of each channel: those of a `latents_stats.pt` in the same folder, which
 LightningDiT publishes for ImageNet, or else those that are measured while a cache is prepared.
 """
 
@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from erw.errors import CheckpointError, one_line
+from erw.encoders.pretrained import load_exactly, read_checkpoint
+from erw.errors import CheckpointError
 
 STATS = "latents_stats.pt"
 # Five levels, attention at the last one (16 x 16 for 256 px) and in the middle.
@@ -29,37 +29,36 @@ _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def load(path: Path) -> tuple[Any, tuple[list[float], list[float]] | None]:
+def load(path: Path | None) -> tuple[Any, tuple[list[float], list[float]] | None]:
     """The network in float32, and shift and scale of its channels; None: to be measured.
 
-    Raises ``FileNotFoundError`` for a missing file, ``CheckpointError`` for one that does not fit.
+    Raises `FileNotFoundError` for a missing file, `CheckpointError` for one that does not fit.
     """
     from diffusers import AutoencoderKL
 
+    if path is None:
+        raise CheckpointError(
+            "weights of VA-VAE come as a file (LightningDiT links it): name it, as in va-vae=FILE"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no VA-VAE checkpoint at {path}: download it from LightningDiT")
+    checkpoint = read_checkpoint(path)
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{path} has no state_dict: expected LightningDiT's VA-VAE file")
     network = AutoencoderKL(**ARCHITECTURE)
-    state = converted(_state(path), levels=len(ARCHITECTURE["block_out_channels"]))
-    wanted = network.state_dict()
-    wrong = [
-        name for name in wanted if name not in state or state[name].shape != wanted[name].shape
-    ]
-    if wrong := [*wrong, *(name for name in state if name not in wanted)]:
-        raise CheckpointError(
-            f"{path} is no VA-VAE f16d32: {len(wrong)} weights missing, extra or of another shape, "
-            f"first {wrong[0]!r}"
-        )
-    network.load_state_dict(state)
+    levels = len(ARCHITECTURE["block_out_channels"])
+    load_exactly(network, converted(state, levels=levels), f"{path} is no VA-VAE f16d32")
     stats = path.parent / STATS
     channels = ARCHITECTURE["latent_channels"]
     return network, _statistics(stats, channels) if stats.is_file() else None
 
 
-def converted(found: dict[str, Tensor], *, levels: int) -> dict[str, Tensor]:
+def converted(checkpoint: dict[str, Any], *, levels: int) -> dict[str, Tensor]:
     """CompVis' names as diffusers': levels of the decoder count the other way round."""
     state = {}
-    for name, value in found.items():
-        if not name.startswith(_PARTS):
+    for name, value in checkpoint.items():
+        if not name.startswith(_PARTS) or not isinstance(value, Tensor):
             continue  # losses, the foundation model that it was aligned with
         attention = re.search(r"\.(?:attn\.\d+|attn_1)\.(\w+)\.", name)
         if attention and value.ndim == 4:
@@ -86,29 +85,13 @@ def _renamed(name: str, levels: int) -> str:
     )
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    found = _read(path)
-    state = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise CheckpointError(f"{path} has no state_dict: expected LightningDiT's VA-VAE file")
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
 def _statistics(path: Path, channels: int) -> tuple[list[float], list[float]]:
     """Mean and 1 / deviation."""
-    found = _read(path)
+    stats = read_checkpoint(path)
     try:
-        mean, deviation = (found[key].float().reshape(-1) for key in ("mean", "std"))
+        mean, deviation = (stats[key].float().reshape(-1) for key in ("mean", "std"))
     except (TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} holds no mean and std ({error})") from error
+        raise CheckpointError(f"{path} has no mean and std ({error})") from error
     if len(mean) != channels or len(deviation) != channels or deviation.min() <= 0:
         raise CheckpointError(f"{path}: expected {channels} means and deviations above 0")
     return mean.tolist(), (1 / deviation).tolist()
-
-
-def _read(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and storage errors come as many types
-        line = one_line(error)
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {line}") from error

@@ -1,16 +1,14 @@
-"""Vision transformers through transformers: tokens of frozen models, each in its own manner.
+"""Vision transformers through transformers: patch tokens of frozen models.
 
-An entry says which model reads the weights and what belongs to it: mean and deviation of its
-pixels, side of a patch, tokens that stand before the patches. Images are resized so that one token
-covers 16 pixels: 256 px give 16 x 16 tokens, the grid of a SiT with patch 2 on latents of factor 8
-(224 px for a patch of 14). ``NAME@SIDE`` sets the side instead. Positions are interpolated by the
-model's own code in transformers.
+A `Family` says which class reads the weights and how: mean and deviation of pixels, tokens before
+the patches. Images are resized so that one token covers 16 pixels: 256 px give 16 x 16 tokens, the
+grid of a SiT with patch 2 on latents of factor 8 (224 px for a patch of 14). `NAME@SIDE` sets the
+side instead. Positions are interpolated by the model's own code in transformers.
 
-Pooled features, for distances between sets of images, are of the side that the model was published
+Pooled features, for distances between sets of images, take the side that the model was published
 with, whatever the image's, after Pillow's resize.
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,256 +19,227 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from erw.encoders.base import Encoder, resize, resize_bytes
-from erw.encoders.dinov2 import released_positions
-from erw.encoders.pretrained import model_type, pretrained
-from erw.encoders.vits_hub import HUB
-from erw.errors import CheckpointError, ConfigError, DataError
+from erw.encoders.base import IMAGENET, Encoder, PatchEncoder, Pixels, resize_bytes
+from erw.encoders.pretrained import Hub, from_transformers, model_type, read_json
+from erw.errors import CheckpointError, ConfigError
 
-PIXELS_A_TOKEN = 16
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-Pixels = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and deviation of pixels in 0..1, one value a channel."""
+CLIP: Pixels = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF: Pixels = ((0.5,) * 3, (0.5,) * 3)
+DINOV2_OFFSET = 0.1
+
+
+def dinov2_positions(network: Any, tokens: int) -> dict[str, Tensor]:
+    """Position embeddings (1, 1 + tokens^2, D) as DINOv2's own code interpolates them.
+
+    It scales the grid by (tokens + 0.1) / side, which moves the last of 16 positions by a quarter
+    of a step of the stored 37; transformers scales by tokens / side. Published numbers, FD-DINOv2
+    above all, are of the former.
+    """
+    stored = network.embeddings.position_embeddings
+    side = round((stored.shape[1] - 1) ** 0.5)
+    if side == tokens:
+        return {}
+    grid = stored[:, 1:].transpose(1, 2).unflatten(2, (side, side)).float()
+    grid = F.interpolate(grid, scale_factor=(tokens + DINOV2_OFFSET) / side, mode="bicubic")
+    positions = torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2).to(stored)], 1)
+    return {"embeddings.position_embeddings": positions}
 
 
 class Family(NamedTuple):
     """What the models of one family share.
 
-    ``model``: its class in transformers; ``types``: ``model_type`` of the folders it reads;
-    ``before``: tokens before the patches, from the config; ``call``: what to pass beside pixels;
-    ``options``: what to build the model with; ``pool``: its output -> pooled features, of images of
-    ``side``, by default the config's; ``width``: of pooled features, from the config;
-    ``positions``: parameters to replace for ``pooled``, from the network and its tokens a side.
+    `model`: class in transformers; `types`: `model_type` of the folders it reads; `interpolate`:
+    whether to ask for interpolated positions; `noise`: whether patches are sorted by noise;
+    `options`: for building the model; `pool`: its output -> pooled features (class tokens), of
+    images of `side`, by default the config's; `width`: their width's name in the config;
+    `positions`: parameters to replace for `pooled`, from the network and its tokens per side.
     """
 
     model: str
     types: tuple[str, ...]
-    pixels: Pixels
-    before: Callable[[Any], int]
-    call: Callable[[int, int, torch.device], dict[str, Any]]
+    pixels: Pixels = IMAGENET
+    interpolate: bool = True
+    noise: bool = False
     options: tuple[tuple[str, Any], ...] = ()
     pool: Callable[[Any], Tensor] = lambda out: out.last_hidden_state[:, 0]
     side: int | None = None
-    width: Callable[[Any], int] = lambda config: int(config.hidden_size)
+    width: str = "hidden_size"
     positions: Callable[[Any, int], dict[str, Tensor]] = lambda network, tokens: {}
 
 
-def _plain(batch: int, tokens: int, device: torch.device) -> dict[str, Any]:
-    return {}
-
-
-def _interpolated(batch: int, tokens: int, device: torch.device) -> dict[str, Any]:
-    return {"interpolate_pos_encoding": True}
-
-
-def _unmasked(batch: int, tokens: int, device: torch.device) -> dict[str, Any]:
-    """MAE sorts patches by noise even where it masks none: rising noise keeps their order."""
-    noise = torch.arange(tokens, dtype=torch.float32, device=device).expand(batch, tokens)
-    return {"interpolate_pos_encoding": True, "noise": noise}
-
-
-def _cls(config: Any) -> int:
-    return 1
-
-
-def _registers(config: Any) -> int:
-    return 1 + config.num_register_tokens
-
-
-def _head(out: Any) -> Tensor:
-    """CLIP: the class token after the last norm. SigLIP: what its attention pools."""
-    pooled: Tensor = out.pooler_output
-    return pooled
-
-
-def _direction(out: Any) -> Tensor:
-    """CLIP's image embedding in the space that it shares with text, of length 1."""
-    return F.normalize(out.image_embeds, dim=1)
-
-
+_NO_POOLER = (("add_pooling_layer", False),)
+_CLIP_TYPES = ("clip", "clip_vision_model")
 FAMILIES = {
-    # Its config states the 518 px of its last steps; evaluators feed 224.
+    # The config states the 518 px of DINOv2's last steps; evaluators feed 224.
     "dinov2": Family(
-        "Dinov2Model", ("dinov2",), IMAGENET, _cls, _plain, side=224, positions=released_positions
+        "Dinov2Model", ("dinov2",), interpolate=False, side=224, positions=dinov2_positions
     ),
     "dinov2-reg": Family(
-        "Dinov2WithRegistersModel",
-        ("dinov2_with_registers",),
-        IMAGENET,
-        _registers,
-        _plain,
-        side=224,
+        "Dinov2WithRegistersModel", ("dinov2_with_registers",), interpolate=False, side=224
     ),
-    "dino": Family(
-        "ViTModel", ("vit",), IMAGENET, _cls, _interpolated, (("add_pooling_layer", False),)
-    ),
-    "dinov3": Family("DINOv3ViTModel", ("dinov3_vit",), IMAGENET, _registers, _plain),
-    "clip": Family(
-        "CLIPVisionModel", ("clip", "clip_vision_model"), CLIP, _cls, _interpolated, pool=_head
-    ),
+    "dino": Family("ViTModel", ("vit",), options=_NO_POOLER),
+    "dinov3": Family("DINOv3ViTModel", ("dinov3_vit",), interpolate=False),
+    "clip": Family("CLIPVisionModel", _CLIP_TYPES, CLIP, pool=lambda out: out.pooler_output),
+    # The image embedding in the space that CLIP shares with text, of length 1.
     "clip-embedding": Family(
-        "CLIPVisionModelWithProjection",
-        ("clip", "clip_vision_model"),
-        CLIP,
-        _cls,
-        _interpolated,
-        pool=_direction,
-        width=lambda config: int(config.projection_dim),
+        "CLIPVisionModelWithProjection", _CLIP_TYPES, CLIP, width="projection_dim",
+        pool=lambda out: F.normalize(out.image_embeds, dim=1),
     ),
     "siglip2": Family(
-        "SiglipVisionModel",
-        ("siglip", "siglip_vision_model"),
-        HALF,
-        lambda _: 0,
-        _interpolated,
-        pool=_head,
+        "SiglipVisionModel", ("siglip", "siglip_vision_model"), HALF,
+        pool=lambda out: out.pooler_output,
     ),
-    "mae": Family("ViTMAEModel", ("vit_mae",), IMAGENET, _cls, _unmasked, (("mask_ratio", 0.0),)),
+    "mae": Family("ViTMAEModel", ("vit_mae",), noise=True, options=(("mask_ratio", 0.0),)),
     "ijepa": Family(
-        "IJepaModel",
-        ("ijepa",),
-        IMAGENET,
-        lambda _: 0,
-        _interpolated,
-        (("add_pooling_layer", False),),
-        pool=lambda out: out.last_hidden_state.mean(1),
+        "IJepaModel", ("ijepa",), options=_NO_POOLER, pool=lambda out: out.last_hidden_state.mean(1)
     ),
-}
+}  # fmt: skip
+
+# name -> key of FAMILIES, weights at a pinned commit
+HUB: dict[str, tuple[str, Hub]] = {
+    "dinov2-s": ("dinov2", Hub("facebook/dinov2-small",
+        "ed25f3a31f01632728cabb09d1542f84ab7b0056")),
+    "dinov2-b": ("dinov2", Hub("facebook/dinov2-base",
+        "f9e44c814b77203eaa57a6bdbbd535f21ede1415")),
+    "dinov2-l": ("dinov2", Hub("facebook/dinov2-large",
+        "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c")),
+    "dinov2-g": ("dinov2", Hub("facebook/dinov2-giant",
+        "611a9d42f2335e0f921f1e313ad3c1b7178d206d")),
+    "dinov2-s-reg": ("dinov2-reg", Hub("facebook/dinov2-with-registers-small",
+        "0d9846e56b43a21fa46d7f3f5070f0506a5795a9")),
+    "dinov2-b-reg": ("dinov2-reg", Hub("facebook/dinov2-with-registers-base",
+        "a1d738ccfa7ae170945f210395d99dde8adb1805")),
+    "dinov2-l-reg": ("dinov2-reg", Hub("facebook/dinov2-with-registers-large",
+        "e4c89a4e05589de9b3e188688a303d0f3c04d0f3")),
+    "dinov2-g-reg": ("dinov2-reg", Hub("facebook/dinov2-with-registers-giant",
+        "8d0d49f77fb8b5dd78842496ff14afe7dd4d85cb")),
+    "dino-b": ("dino", Hub("facebook/dino-vitb16",
+        "f205d5d8e640a89a2b8ef0369670dfc37cc07fc2")),
+    "dinov3-s": ("dinov3", Hub("facebook/dinov3-vits16-pretrain-lvd1689m",
+        "114c1379950215c8b35dfcd4e90a5c251dde0d32")),
+    "dinov3-b": ("dinov3", Hub("facebook/dinov3-vitb16-pretrain-lvd1689m",
+        "3a0fa61ff39414e2d3be4a1d50c7dfbf459aa8b8")),
+    "dinov3-l": ("dinov3", Hub("facebook/dinov3-vitl16-pretrain-lvd1689m",
+        "ea8dc2863c51be0a264bab82070e3e8836b02d51")),
+    "clip-l": ("clip", Hub("openai/clip-vit-large-patch14",
+        "32bd64288804d66eefd0ccbe215aa642df71cc41")),
+    "clip-l-336": ("clip-embedding", Hub("openai/clip-vit-large-patch14-336",
+        "ce19dc912ca5cd21c8a653c79e251e808ccabcd1")),
+    "siglip2-b": ("siglip2", Hub("google/siglip2-base-patch16-256",
+        "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab")),
+    "siglip2-l": ("siglip2", Hub("google/siglip2-large-patch16-256",
+        "787800c8990e6f058423089178e718139608408c")),
+    "siglip2-so400m": ("siglip2", Hub("google/siglip2-so400m-patch16-256",
+        "e8708ab72d125807e45b36fb7d4e0aacbb59f379")),
+    "mae-l": ("mae", Hub("facebook/vit-mae-large",
+        "142cb8c25e1b1bc1769997a919aa1b5a2345a6b8")),
+    "ijepa-h": ("ijepa", Hub("facebook/ijepa_vith14_1k",
+        "f157467ea509bc356ff9f61fd3c0d840eec5e04e")),
+}  # fmt: skip
 
 
-class VisionTransformer(Encoder):
-    """Patch tokens of a transformers model: its last hidden state without CLS and registers.
+class VisionTransformer(PatchEncoder):
+    """Patch tokens of a transformers model: its last hidden state without the prefix tokens.
 
-    ``network``: the model; ``side``: side of its input in pixels, by default the image's side / 16
-    patches, and for pooled features the side that the model was published with; ``pixels``: mean
-    and deviation, by default the family's.
-
-    Raises ``ConfigError`` for a side that is no multiple of the patch.
+    `side`: of its input in pixels; `pixels`: mean and deviation, by default the family's.
     """
 
     def __init__(
         self,
         name: str,
         network: Any,
-        family: Family,
         *,
+        family: Family,
         side: int | None = None,
         pixels: Pixels | None = None,
     ) -> None:
-        super().__init__()
-        patch = network.config.patch_size
-        self.patch = int(patch if isinstance(patch, int) else patch[0])
-        if side is not None and (side < self.patch or side % self.patch):
-            raise ConfigError(
-                f"input side {side} of {name}: expected a multiple of its patch, {self.patch}"
-            )
-        self.name = name + (f"@{side}" if side else "")
-        self._side, self._family = side, family
-        self.network = network
-        self.revision = getattr(network.config, "_commit_hash", None)
-        self.dim, self.dim_pooled = int(network.config.hidden_size), family.width(network.config)
-        self.dim_class = self.dim_pooled
-        # Others than the family's lie in the state: the weights' hash must tell one from another.
+        config = network.config
+        patch = config.patch_size
+        super().__init__(name, patch=int(patch if isinstance(patch, int) else patch[0]), side=side)
+        self.network, self.family = network, family
+        self.revision = getattr(config, "_commit_hash", None)
+        self.dim = int(config.hidden_size)
+        self.dim_pooled = self.dim_class = int(getattr(config, family.width))
         own = pixels is not None and pixels != family.pixels
-        mean, deviation = (torch.tensor(x).view(-1, 1, 1) for x in pixels or family.pixels)
-        self.register_buffer("mean", 255 * mean, persistent=own)
-        self.register_buffer("deviation", 255 * deviation, persistent=own)
+        self.set_pixels(pixels or family.pixels, hashed=own)
         self.eval().requires_grad_(False)
-
-    def grid(self, image_size: int) -> tuple[int, int]:
-        if self._side is None and image_size % PIXELS_A_TOKEN:
-            raise DataError(
-                f"{self.name} gives one token per {PIXELS_A_TOKEN} px, which does not divide "
-                f"images of {image_size} px: name an input side, as in "
-                f"{self.name}@{16 * self.patch}"
-            )
-        tokens = (self._side or 0) // self.patch or image_size // PIXELS_A_TOKEN
-        return tokens, tokens
 
     def forward(self, images: Tensor) -> Tensor:
         return self.both(images)[0]
 
     @torch.no_grad()
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.grid(images.shape[-1])[0]
-        out = self._run(resize(images.to(self.mean.device), tokens * self.patch))  # type: ignore[arg-type]
-        before = self._family.before(self.network.config)
-        patches = out.last_hidden_state[:, before:].float().contiguous()
-        return patches, self._family.pool(out).float().contiguous()
+        tokens = self.grid(images.shape[-1])[0] ** 2
+        out = self._run(self.resized(images))
+        patches = out.last_hidden_state[:, -tokens:]  # CLS and registers stand before them
+        return patches.float().contiguous(), self.family.pool(out).float().contiguous()
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
-        side = self._side or self._family.side or int(self.network.config.image_size)
-        pixels = resize_bytes(images, side).to(self.mean.device)  # type: ignore[arg-type]
-        out = self._run(pixels.float(), self._family.positions(self.network, side // self.patch))
-        return self._family.pool(out).float().contiguous()
+        side = self.side or self.family.side or int(self.network.config.image_size)
+        replaced = self.family.positions(self.network, side // self.patch)
+        out = self._run(resize_bytes(images, side), replaced)
+        return self.family.pool(out).float().contiguous()
 
     def _run(self, pixels: Tensor, replaced: dict[str, Tensor] | None = None) -> Any:
-        """The model's output for pixels (B, 3, s, s) of 0..255, some parameters `replaced`."""
-        more = self._family.call(len(pixels), (pixels.shape[-1] // self.patch) ** 2, pixels.device)
-        more["pixel_values"] = (pixels - self.mean) / self.deviation  # type: ignore[operator]
-        return functional_call(self.network, replaced or {}, kwargs=more)
-
-    def train(self, mode: bool = True) -> "VisionTransformer":
-        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
-        return super().train(False)
+        """The model's output for pixels (B, 3, s, s) in 0..255, some parameters `replaced`."""
+        kwargs: dict[str, Any] = {"pixel_values": self.normalised(pixels)}
+        if self.family.interpolate:
+            kwargs["interpolate_pos_encoding"] = True
+        if self.family.noise:  # rising noise keeps the patches' order
+            tokens = (pixels.shape[-1] // self.patch) ** 2
+            noise = torch.arange(tokens, dtype=torch.float32, device=self.device)
+            kwargs["noise"] = noise.expand(len(pixels), -1)
+        return functional_call(self.network, replaced or {}, kwargs=kwargs)
 
 
 def load(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
-    """The entry ``name`` with weights from the hub, or from a local folder of the same family.
+    """The entry `name` with weights from the hub, or from a local folder of the same family.
 
-    Raises ``CheckpointError`` where weights are missing, incomplete or of another family.
+    Raises `CheckpointError` where weights are missing, incomplete or of another family.
     """
     kind, hub = HUB[name]
     family = FAMILIES[kind]
-    network = pretrained(
-        family.model, family.types, hub, weights, name=name, **dict(family.options)
+    network = from_transformers(
+        family.model, family.types, weights or hub, name=name, **dict(family.options)
     )
-    return VisionTransformer(name, network, family, side=side)
+    return VisionTransformer(name, network, family=family, side=side)
 
 
 def load_folder(folder: Path, *, side: int | None = None) -> Encoder:
     """Any model of a known family from its folder; the encoder is named after the folder.
 
-    Mean and deviation of pixels are those of the folder's preprocessor_config.json, where it tells
-    them, else the family's. Raises ``ConfigError`` for a model of no known family,
-    ``CheckpointError`` where a file is missing, incomplete or damaged.
+    Mean and deviation of pixels are those in the folder's preprocessor_config.json, by default the
+    family's. Raises `ConfigError` for a model of an unknown family, `CheckpointError` where a file
+    is missing, incomplete or damaged.
     """
-    found = model_type(folder)
+    kind = model_type(folder)
     for family in FAMILIES.values():
-        if found in family.types:
+        if kind in family.types:
             pixels = _pixels(folder / "preprocessor_config.json", family.pixels)
-            network = pretrained(
-                family.model, family.types, None, folder, name=folder.name, **dict(family.options)
+            network = from_transformers(
+                family.model, family.types, folder, name=folder.name, **dict(family.options)
             )
-            return VisionTransformer(folder.name, network, family, side=side, pixels=pixels)
+            return VisionTransformer(folder.name, network, family=family, side=side, pixels=pixels)
     known = ", ".join(sorted({kind for family in FAMILIES.values() for kind in family.types}))
-    raise ConfigError(f"{folder} holds a model of type {found!r}; known are {known}")
+    raise ConfigError(f"{folder} holds a model of type {kind!r}; known are {known}")
 
 
 def _pixels(path: Path, default: Pixels) -> Pixels:
-    """Mean and deviation that the file tells; `default` for a key, or a file, that is not there."""
-    try:
-        told = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    """Mean and deviation from the file; `default` for a key, or a file, that is missing."""
+    if not path.exists():
         return default
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(told, dict):
-        raise CheckpointError(f"{path} holds a {type(told).__name__}: expected a JSON object")
-    if told.get("do_normalize") is False:
+    config = read_json(path)
+    if config.get("do_normalize") is False:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, deviation = told.get("image_mean", default[0]), told.get("image_std", default[1])
+    mean, deviation = config.get("image_mean", default[0]), config.get("image_std", default[1])
     for key, values, least in (("image_mean", mean, -math.inf), ("image_std", deviation, 0)):
-        if (
-            not isinstance(values, list | tuple)
-            or len(values) != 3
-            or not all(type(v) in (int, float) and math.isfinite(v) and v > least for v in values)
-        ):
+        try:
+            valid = len(values) == 3 and all(least < value < math.inf for value in values)
+        except TypeError:
+            valid = False
+        if not valid:
             raise CheckpointError(
-                f"{path} has {key} {values!r}: expected three finite numbers"
-                f"{', each above 0' if least == 0 else ''}; mend it, or remove it for the family's"
+                f"{path} has {key} {values!r}: expected three finite numbers, deviations above 0"
             )
     return tuple(map(float, mean)), tuple(map(float, deviation))

@@ -11,8 +11,7 @@ from erw import __version__
 from erw.config import to_dict
 from erw.data.cache import Cache
 from erw.data.openmoji import ATTRIBUTION, groups
-from erw.encoders.vae import shipped
-from erw.encoders.vae_hub import ENTRIES
+from erw.encoders.vae import ENTRIES, shipped
 from erw.errors import CacheError, CheckpointError
 from erw.io import hash_tensors
 from erw.log import read_metrics
