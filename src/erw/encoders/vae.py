@@ -243,9 +243,15 @@ def _from_folder(folder: Path, name: str, entry: Entry | None) -> tuple[Any, Sca
             f"without {name}="
         )
     network = load_complete(
-        getattr(diffusers, model), folder, name=f"VAE {name if entry else folder.name}", logging=logging, strict=True,
-        use_safetensors=True, low_cpu_mem_usage=False, ignore_mismatched_sizes=False,
-    )  # fmt: skip
+        getattr(diffusers, model),
+        folder,
+        name=f"VAE {name if entry else folder.name}",
+        logging=logging,
+        strict=True,
+        use_safetensors=True,
+        low_cpu_mem_usage=False,
+        ignore_mismatched_sizes=False,
+    )
     return network.float(), _scaling(path, config, entry)
 
 
