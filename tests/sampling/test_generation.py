@@ -196,16 +196,21 @@ def test_interrupted_generation_goes_on(
         assert sum(progress) == 10
         write(ten(), out)  # whole: nothing is drawn
         assert len(count.drawn) == 6
-        write(generate(MODEL, range(12), steps=2), out)  # two more
-        assert count.drawn[6:] == [10, 11]
+        more = generate(MODEL, range(12), steps=2)
+        if out.is_file():
+            with pytest.raises(DataError, match="other seeds"):
+                write(more, out)
+        else:
+            write(more, out)  # two more
+            assert count.drawn[6:] == [10, 11]
     assert read_settings(out) == json.loads(json.dumps(ten().settings))
     if out.is_file():
         assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]
         with np.load(out) as arrays:
             images, labels = arrays["arr_0"], arrays["labels"]
-            assert arrays["seeds"].tolist() == list(range(12))
-            assert arrays["evaluations"].tolist() == [3] * 12
-        assert labels.tolist() == [seed % 3 for seed in range(12)]
+            assert arrays["seeds"].tolist() == list(range(10))
+            assert arrays["evaluations"].tolist() == [3] * 10
+        assert labels.tolist() == [seed % 3 for seed in range(10)]
         assert np.array_equal(np.concatenate(list(read_images(out, rows=5))), images)
     else:
         from PIL import Image

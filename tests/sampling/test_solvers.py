@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from erw import sampling
 from erw.errors import ConfigError, NumericsError
 from erw.flow import PATHS, Path, ends, velocity_from
 from erw.models.sit import SiT
@@ -118,6 +120,18 @@ def test_orders_of_convergence() -> None:
     assert error(adams, 80) / error(adams, 160) == pytest.approx(4, rel=0.1)
     # The last step is an Euler step, of local order 2, so the whole is still of order 2.
     assert error(heun, 80) / error(heun, 160) == pytest.approx(4, rel=0.1)
+
+
+def test_a_solver_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of the module's documentation: the midpoint rule, of order 2."""
+    example = str(sampling.solvers.__doc__).split(":\n\n")[1].split("\n\nSources")[0]
+    monkeypatch.setattr(sampling.solvers, "SOLVERS", dict(SOLVERS))
+    exec(textwrap.dedent(example), names := vars(sampling.solvers).copy())
+    midpoint = names["SOLVERS"]["midpoint"]
+    x = torch.ones(1, dtype=torch.float64)
+    errors = [midpoint(lambda x, t: -x, x, uniform_times(n)).item() - np.e for n in (40, 80)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert midpoint.evaluations(7) == 14
 
 
 def test_adams_is_exact_where_the_slope_is_linear_in_time_on_uneven_steps() -> None:

@@ -24,7 +24,7 @@ from erw.io import hash_tensors
 from erw.rng import generator
 from erw.sampling import rcg
 from erw.sampling.guidance import ModelVelocity, classifier_free, conditional, guided
-from erw.sampling.solvers import SOLVERS, Callback, Noise, Velocity, check_solver
+from erw.sampling.solvers import SOLVERS, Callback, Velocity, check_solver
 from erw.training.trained import Trained
 
 Precision = Literal["fp32", "bf16", "auto"]
@@ -77,20 +77,11 @@ class Generation:
 
     def collect(self) -> Samples:
         """All samples as one record on the CPU; each batch moves there before the next begins."""
-
-        def cpu(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.cpu()
-
-        batches = [b._replace(labels=cpu(b.labels), latents=b.latents.cpu(), images=cpu(b.images))
-                   for b in self]  # fmt: skip
-        seeds, labels, latents, images, evaluations = zip(*batches, strict=True)
-        return Samples(
-            tuple(chain(*seeds)),
-            None if labels[0] is None else torch.cat(labels),
-            torch.cat(latents),
-            None if images[0] is None else torch.cat(images),
-            tuple(chain(*evaluations)),
-        )
+        batches = [[x.cpu() if isinstance(x, Tensor) else x for x in batch] for batch in self]
+        seeds, *tensors, evaluations = zip(*batches, strict=True)
+        labels, latents, images = (None if x[0] is None else torch.cat(x) for x in tensors)
+        assert latents is not None, "every batch has them"
+        return Samples(tuple(chain(*seeds)), labels, latents, images, tuple(chain(*evaluations)))
 
     def rows(self, keep: Callable[[int, int], bool]) -> "Generation":
         """The part whose (position, seed) pass `keep`, to divide the work or skip what exists."""
@@ -142,7 +133,7 @@ class Generation:
         device = next(model.net.parameters()).device
         labels = None
         if self.labels is not None:
-            labels = torch.tensor(self.labels[rows], dtype=torch.int64, device=device)
+            labels = torch.tensor(self.labels[rows], device=device)
         shape, token = model.latent_shape, model.net.class_token
         y, null = labels, model.num_classes
         if model.net.representation:
@@ -164,7 +155,7 @@ class Generation:
                     start_noise(seeds, shape, token=token).to(device),
                     self._times(),
                     path=PATHS[model.run.flow.path],
-                    noise=step_noise(seeds, shape, token=token),
+                    noise=lambda i, x: _normal(seeds, shape, "step", i, token=token),
                     callback=self.callback,
                     **options,
                 )
@@ -284,12 +275,7 @@ def generate(
 
 
 def _check(
-    model: Trained,
-    sample: Sample,
-    seeds: tuple[int, ...],
-    weak: Trained | None,
-    *,
-    decode: bool,
+    model: Trained, sample: Sample, seeds: tuple[int, ...], weak: Trained | None, *, decode: bool
 ) -> None:
     """Raise ConfigError for settings that do not fit the model or each other."""
     if not seeds:
@@ -297,21 +283,19 @@ def _check(
     check_solver(sample.solver, model.run.flow.objective)
     SOLVERS[sample.solver].times(sample.steps, shift=sample.shift)
     rcg.check(model, decode=decode)
-    if sample.guided_channels is not None:
-        if sample.guided_channels > model.latent_shape[0]:
-            raise ConfigError(
-                f"guided_channels is {sample.guided_channels}; expected 1 to "
-                f"{model.latent_shape[0]}, or none: all"
-            )
+    if (channels := sample.guided_channels) is not None:
+        if channels > model.latent_shape[0]:
+            most = model.latent_shape[0]
+            raise ConfigError(f"guided_channels is {channels}; expected 1 to {most}, or none: all")
         if model.net.class_token:
             raise ConfigError("guided_channels needs latents alone; with a class token use none")
     if weak is not None:
-        for name, value in _kind(weak).items():
-            if value != _kind(model)[name]:
-                raise ConfigError(
-                    f"autoguidance: the weaker model's {name} {value} differ from the model's "
-                    f"{_kind(model)[name]}; give one trained on the same data"
-                )
+        own, other = _compatible(model), _compatible(weak)
+        if differ := [name for name in own if own[name] != other[name]]:
+            raise ConfigError(
+                f"autoguidance: the weaker model's {differ[0]} {other[differ[0]]} differ from the "
+                f"model's {own[differ[0]]}; give one trained on the same data"
+            )
         if sample.guidance == 1:
             raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
     elif sample.guidance != 1 and not (model.num_classes or model.net.representation):
@@ -320,15 +304,14 @@ def _check(
         )
 
 
-def _kind(model: Trained) -> dict[str, Any]:
-    """What a model has in common with one that can guide it."""
+def _compatible(model: Trained) -> dict[str, Any]:
+    """What a model and one that guides it have in common."""
+    flow, net = model.run.flow, model.net
     return {
         "latents": model.latent_shape,
-        "class token": model.net.class_token,
-        "representation": model.net.representation,
         "number of classes": model.num_classes,
-        "objective": model.run.flow.objective,
-        "path": model.run.flow.path,
+        "class token or representation": (net.class_token, net.representation),
+        "objective and path": (flow.objective, flow.path),
     }
 
 
@@ -380,15 +363,6 @@ def start_noise(seeds: Sequence[int], shape: tuple[int, ...], *, token: int = 0)
     With a class token of `token` channels: flat rows of both, with the same noise for the latents.
     """
     return _normal(seeds, shape, "start", token=token)
-
-
-def step_noise(seeds: Sequence[int], shape: tuple[int, ...], *, token: int = 0) -> Noise:
-    """Noise of SDE steps, (step, x) -> (B, *shape): a function of each seed and the step."""
-
-    def noise(step: int, x: Tensor) -> Tensor:
-        return _normal(seeds, shape, "step", step, token=token).to(x)
-
-    return noise
 
 
 def _normal(

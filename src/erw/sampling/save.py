@@ -139,6 +139,13 @@ def read_png(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def _png_text(path: Path, name: str) -> str | None:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.info.get(name)
+
+
 def _write_png(path: Path, image: np.ndarray, texts: Mapping[str, int]) -> None:
     from PIL import Image, PngImagePlugin
 
@@ -148,13 +155,6 @@ def _write_png(path: Path, image: np.ndarray, texts: Mapping[str, int]) -> None:
     picture = Image.fromarray(np.ascontiguousarray(image))
     options: dict[str, Any] = {"format": "PNG", "pnginfo": info, "compress_level": 1}
     write_file(path, lambda file: picture.save(file, **options), sync=False)
-
-
-def _png_text(path: Path, name: str) -> str | None:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.info.get(name)
 
 
 def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
@@ -172,30 +172,15 @@ def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
             f"{owner} holds images of other settings: {changed[0]} was {old.get(changed[0])}, now "
             f"{settings.get(changed[0])}; choose another --out or delete it"
         )
-    if owner == file and _complete(file, generation):
-        shutil.rmtree(folder, ignore_errors=True)
-        return True
-    write_json(folder / _SETTINGS, settings)
-    if owner == file:
-        _unpack(file, folder)
-    return False
-
-
-def _complete(file: Path, generation: Generation) -> bool:
-    """Whether a `.npz` of the same settings has just these seeds and labels."""
-    with np.load(file) as arrays:
+    if owner == folder:
+        write_json(folder / _SETTINGS, settings)
+        return False
+    with np.load(owner) as arrays:
         labels = tuple(arrays["labels"].tolist()) if "labels" in arrays.files else None
-        return tuple(arrays["seeds"].tolist()) == generation.seeds and labels == generation.labels
-
-
-def _unpack(file: Path, folder: Path) -> None:
-    """A `.npz` as PNGs again, so that it can grow by more seeds."""
-    names = {"seed": "seeds", "label": "labels", "evaluations": "evaluations"}
-    with np.load(file) as arrays:
-        texts = {k: arrays[v].tolist() for k, v in names.items() if v in arrays.files}
-    for i, image in enumerate(image for block in read_images(file) for image in block):
-        text = {name: values[i] for name, values in texts.items()}
-        _write_png(png_path(folder, text["seed"]), image, text)
+        if (tuple(arrays["seeds"].tolist()), labels) != (generation.seeds, generation.labels):
+            raise DataError(f"{file} holds other seeds or labels; choose another --out")
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
 
 
 def _join(generation: Generation, folder: Path, out: Path) -> None:
@@ -211,7 +196,7 @@ def _join(generation: Generation, folder: Path, out: Path) -> None:
     shape = (len(paths), *read_png(paths[0]).shape)
 
     def fill(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with zipfile.ZipFile(file, "w") as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(stream, header)
@@ -219,7 +204,7 @@ def _join(generation: Generation, folder: Path, out: Path) -> None:
                     stream.write(read_png(path).tobytes())
             for name, value in arrays.items():
                 with archive.open(f"{name}.npy", "w") as stream:
-                    np.lib.format.write_array(stream, value, allow_pickle=False)
+                    np.lib.format.write_array(stream, value)
 
     write_file(out, fill)
 

@@ -1,4 +1,4 @@
-"""Solvers: they carry noise (t = 1) to data (t = 0) along a velocity field.
+"""Solvers carry noise (t = 1) to data (t = 0) along a velocity field.
 
 A solver is the rule of one step; the loop round it is `Solver.__call__`. `SOLVERS` names them, and
 a solver of your own is one more entry:
@@ -10,7 +10,7 @@ a solver of your own is one more entry:
     SOLVERS["midpoint"] = Solver(midpoint, evaluations=lambda steps: 2 * steps)
 
 Sources: REPA (arXiv 2410.06940), section 2 and its samplers; SiT (arXiv 2401.08740), section 2.4;
-improved DDPM (arXiv 2102.09672) and DDIM (arXiv 2010.02502) for DiT's chain.
+of DiT's chain improved DDPM (arXiv 2102.09672) and DDIM (arXiv 2010.02502).
 """
 
 import math
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,25 +49,16 @@ Callback = Callable[[Step], None]
 
 
 class At(NamedTuple):
-    """Where a step starts and what its rule may use.
+    """Where a step starts and what its rule may use."""
 
-    Attributes:
-        number, total: of this step, from 0, and of all steps.
-        t, t_next: the step's times; t_next < t.
-        velocity: takes and gives float64; the network runs in the dtype of the initial state.
-        noise: x -> standard normal numbers shaped like x.
-        path: of the model.
-        previous: the step before, for multistep rules.
-    """
-
-    number: int
-    total: int
+    number: int  # from 0
+    total: int  # of all steps
     t: float
     t_next: float
-    velocity: Velocity
-    noise: Callable[[Tensor], Tensor]
+    velocity: Velocity  # float64 in and out; the network runs in the dtype of the initial state
+    noise: Callable[[Tensor], Tensor]  # x -> standard normal numbers shaped like x
     path: Path
-    previous: Step | None
+    previous: Step | None  # for multistep rules
 
     @property
     def last(self) -> bool:
@@ -78,10 +69,8 @@ Rule = Callable[..., tuple[Tensor, Tensor]]
 """(x, at, **options) -> the next state and the velocity at (x, at.t); all float64."""
 
 
-class Times(Protocol):
-    """The falling times of so many steps, from 1 to 0; `shift` as in `erw.flow.shifted`."""
-
-    def __call__(self, steps: int, *, shift: float = 1.0) -> list[float]: ...
+Times = Callable[..., list[float]]
+"""(steps, *, shift=1.0) -> falling times from 1 to 0; `shift` as in `erw.flow.shifted`."""
 
 
 def uniform_times(steps: int, *, shift: float = 1.0) -> list[float]:
@@ -178,20 +167,14 @@ class Solver:
             callback: called after every step.
             options: of the rule: `atol` and `rtol` of dopri5, `eta` of ddim.
         """
-        dtype, x = x.dtype, x.double()
+        dtype, x, previous = x.dtype, x.double(), None
         noise = noise or (lambda number, like: torch.randn_like(like))
-        previous = None
+
+        def field(x: Tensor, t: float) -> Tensor:
+            return velocity(x.to(dtype), t).double()
+
         for i, (t, t_next) in enumerate(pairwise(times)):
-            at = At(
-                number=i,
-                total=len(times) - 1,
-                t=t,
-                t_next=t_next,
-                velocity=lambda x, t: velocity(x.to(dtype), t).double(),
-                noise=partial(noise, i),
-                path=path,
-                previous=previous,
-            )
+            at = At(i, len(times) - 1, t, t_next, field, partial(noise, i), path, previous)
             x, v = self.rule(x, at, **options)
             previous = Step(i, t, t_next, x, v)
             if callback:
@@ -302,15 +285,10 @@ dopri5 = Solver(_dopri5, whole_interval, evaluations=None)
 ddpm = Solver(partial(_chained, diffusion.ancestral_step), chain_times, objective="ddpm")
 ddim = Solver(partial(_chained, diffusion.ddim_step), chain_times, objective="ddpm")
 
-SOLVERS: dict[str, Solver] = {
-    "euler": euler,
-    "heun": heun,
-    "adams": adams,
-    "euler_maruyama": euler_maruyama,
-    "dopri5": dopri5,
-    "ddpm": ddpm,
-    "ddim": ddim,
-}
+SOLVERS: dict[str, Solver] = dict(
+    euler=euler, heun=heun, adams=adams, euler_maruyama=euler_maruyama,
+    dopri5=dopri5, ddpm=ddpm, ddim=ddim,
+)  # fmt: skip
 
 
 def check_solver(name: str, objective: str) -> None:
