@@ -63,7 +63,7 @@ def summed(mu: Any, sigma: Any) -> dict[str, float]:
 def erw_fid(spec: dict[str, Any]) -> Turn:
     """erw.evaluate's statistics."""
     from erw.evaluation.features import statistics
-    from erw.evaluation.inputs import image_set
+    from erw.evaluation.images import image_set
 
     net = Inception()
     net.load_state_dict(folded(random_state()))

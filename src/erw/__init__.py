@@ -17,8 +17,8 @@ from erw.data.sources import open_source as open_source
 from erw.ema import Ema as Ema
 from erw.encoders import load_encoder as load_encoder
 from erw.errors import ErwError as ErwError
-from erw.evaluation import evaluate as evaluate
-from erw.evaluation.analysis import cknna as cknna
+from erw.evaluation.evaluate import evaluate as evaluate
+from erw.evaluation.probing import cknna as cknna
 from erw.interop import export as export
 from erw.interop import from_pretrained as from_pretrained
 from erw.interop import load_pretrained as load_pretrained

@@ -86,6 +86,14 @@ class World:
             raise box[1]
         return box[0]
 
+    def gather(self, value: T) -> list[T]:
+        """`value` of every process, in the order of ranks, in every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:

@@ -67,7 +67,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Eval:
-    """Scores while training, of a few samples from the same seeds; they change none of its numbers.
+    """Scores and a validation loss while training; they change none of its numbers.
 
     Attributes:
         every: steps between two scores, in full training; the last step has one too. 0: none.
@@ -79,6 +79,10 @@ class Eval:
         weights: file of the Inception network's weights, for metrics that need them.
         vae: decoder of the samples; none: the one that the run trains with.
         keep_best: keep the EMA weights with the best score so far as best.safetensors.
+        loss: steps between two validation losses, in full training: the flow loss of held-out
+            images at fixed noise and twelve fixed times. It needs no sampling. 0: none.
+        loss_images: held-out images of the validation loss.
+        heldout: cache of held-out images; none: built-in ones, for runs on the built-in images.
     """
 
     every: int = 0
@@ -89,8 +93,13 @@ class Eval:
     weights: str | None = None
     vae: str | None = None
     keep_best: bool = True
+    loss: int = 0
+    loss_images: int = 256
+    heldout: str | None = None
 
     def __post_init__(self) -> None:
         at_least("eval", "every", self.every, 0)
+        at_least("eval", "loss", self.loss, 0)
         at_least("eval", "samples", self.samples, 2)
+        at_least("eval", "loss_images", self.loss_images, 2)
         at_least("eval", "reference_count", self.reference_count, 2)

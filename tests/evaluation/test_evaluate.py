@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_generate import MODEL, ten
 from torch import Tensor
 
 from erw.data.openmoji import OpenMojiSet
@@ -16,36 +15,11 @@ from erw.errors import ConfigError, DataError, NumericsError
 from erw.evaluation.distances import Moments, frechet_moments
 from erw.evaluation.evaluate import evaluate
 from erw.evaluation.features import Statistics, load_statistics, save_statistics, statistics
-from erw.evaluation.inputs import image_set
+from erw.evaluation.images import image_set
 from erw.sampling.generation import generate
 from erw.sampling.save import write
-
-
-class Pixels:
-    """Features without a network: mean and spread of each channel's quarters."""
-
-    name = "pixels"
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def pooled(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
-
-
-def pictures(count: int = 40, *, side: int = 8, seed: int = 0) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (count, 3, side, side), generator=rng, dtype=torch.uint8)
-
-
-def save_pngs(folder: Path, images: Tensor) -> Path:
-    from PIL import Image
-
-    folder.mkdir()
-    for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        Image.fromarray(image).save(folder / f"{i:03d}.png")
-    return folder
+from helpers.images import Pixels, pictures, save_pngs
+from helpers.pixels import MODEL, ten
 
 
 def test_every_kind_of_input_gives_the_same_score(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from test_evaluate import save_pngs
 
 from erw.cli import main
 from erw.errors import DataError
 from erw.evaluation import inception_weights, published
 from erw.evaluation.inception_weights import find_inception
-from erw.evaluation.selfcheck import pictures
+from helpers.images import save_pngs
+from helpers.images import stripes as pictures
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -72,9 +72,9 @@ def _die_in_rename(number: int) -> None:
 
 def _die_in_score(number: int) -> None:
     """Kill this process once its `number`th score is known and its line is not yet written."""
-    from erw.evaluation import during
+    from erw.evaluation import callback
 
-    append, seen = during.append_metrics, 0
+    append, seen = callback.append_metrics, 0
 
     def appended(path: Path, line: dict[str, object]) -> None:
         nonlocal seen
@@ -83,7 +83,7 @@ def _die_in_score(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         append(path, line)
 
-    during.append_metrics = appended
+    callback.append_metrics = appended
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from erw.data.online import write
 from erw.data.prepare import add_encoders
 from erw.encoders import load_encoder
 from erw.errors import CacheError, CheckpointError, ConfigError, DataError
-from erw.evaluation.hidden import hidden_states
-from erw.evaluation.material import material
+from erw.evaluation.probing import hidden_states, material
 from erw.interop import load_pretrained, save_pretrained
 from erw.interop.convert import convert
 from erw.interop.measure import positions

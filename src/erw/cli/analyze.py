@@ -12,7 +12,7 @@ from erw.cli.settings import Parser, add_settings, changed
 from erw.errors import ConfigError
 
 if TYPE_CHECKING:
-    from erw.evaluation.material import Material
+    from erw.evaluation.probing import Material
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def analyze(args: Sequence[str]) -> None:
 
 def measured(runs: Sequence[str], how: Analysis) -> dict[str, Any]:
     """The values with everything that they depend on, as JSON values."""
-    from erw.evaluation.analysis import curve, reference
+    from erw.evaluation.probing import curve, reference
     from erw.log import Console
     from erw.study.knowledge import history
 
@@ -118,7 +118,7 @@ def measured(runs: Sequence[str], how: Analysis) -> dict[str, Any]:
 
 def opened(run: str, how: Analysis) -> Iterator[Any]:
     """The networks that a run's folder or a released checkpoint holds, one at a time."""
-    from erw.evaluation.hidden import checkpoints
+    from erw.evaluation.probing import checkpoints
     from erw.interop import load_pretrained
     from erw.training.checkpoint import paths
     from erw.training.trained import is_run, load
@@ -135,7 +135,7 @@ def opened(run: str, how: Analysis) -> Iterator[Any]:
 def material_for(model: Any, how: Analysis, known: dict[Any, Material]) -> Material:
     """What a network is shown: made once for all networks with the same latents."""
     from erw.encoders.vae import load_vae
-    from erw.evaluation.material import material, uncached
+    from erw.evaluation.probing import material, uncached
 
     run = getattr(model, "run", None)
     if how.images is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from erw.cli.sample import BUILT_IN, Draw, generation, opened, pick_device
 from erw.cli.settings import Parser, add_settings, changed
-from erw.errors import ConfigError, ErwError
+from erw.errors import ConfigError
 
 if TYPE_CHECKING:
     from erw.dist import World
@@ -32,13 +32,12 @@ class Score:
             downloaded), or a built-in set; none: the built-in test set, for runs trained on the
             built-in images.
         metric: one or more, also as --metrics: fid, sfid, is, pr, kid of Inception's features; adm,
-            the first four; cmmd; fdr; or fd-, fdinf-, fdci-, kid-, mmd-, pr-, dc- followed by
-            lite0, lite2, dinov2, inception, or any encoder.
+            the first four; cmmd; or fd-, fdci-, fdr-, kid-, mmd-, pr-, dc- followed by lite0,
+            lite2, dinov2, inception, or any encoder.
         weights: file of the Inception network's weights; SPACE=PATH for another encoder's, such as
             dinov2=FOLDER; see docs/evaluation.md.
         validation: held-out real images, which fdr is relative to.
         reference_count: how many images of a built-in reference to compose.
-        chunk: images between two savings; what is lost at most if this is killed.
     """
 
     reference: str | None = None
@@ -46,15 +45,12 @@ class Score:
     weights: tuple[str, ...] = ()
     validation: str | None = None
     reference_count: int = 2000
-    chunk: int = 1024
 
 
 def evaluate(args: Sequence[str]) -> None:
     """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl."""
     from erw.dist import world
 
-    if "--self-check" in args:
-        return self_check(args)
     if args and args[0].endswith((".json", ".jsonl")):
         return compare(args)
     with world() as here:
@@ -68,7 +64,6 @@ def _evaluate(args: Sequence[str], here: World) -> None:
     parser = Parser("erw eval", what, usage="RUN|IMAGES [--reference REF] [--SETTING VALUE ...]")
     parser.add_argument("--out", metavar="FILE", help="write scores and how they were made as JSON")
     parser.add_argument("--against", metavar="JSON", help="another result; warns where it differs")
-    parser.add_argument("--self-check", action="store_true", help="known numbers through it all")
     add_settings(parser, Score())
     parser.add_argument("--metrics", dest="metric", nargs="*", default=SUPPRESS, help=SUPPRESS)
     model, found = run_or_images("eval", parser, args)
@@ -124,14 +119,14 @@ def compare(args: Sequence[str]) -> None:
 
 
 def _result(path: str) -> dict[str, Any]:
-    from erw.evaluation.comparable import read_result
+    from erw.evaluation.compare import read_result
 
     return read_result(path)
 
 
 def _print(scores: dict[str, Any], other: dict[str, Any] | None) -> None:
     """Scores, beside another result's where there is one; what differs goes to stderr."""
-    from erw.evaluation.comparable import differences
+    from erw.evaluation.compare import differences
 
     values = other["values"] if other else {}
     for name, value in scores["values"].items():
@@ -145,30 +140,13 @@ def _print(scores: dict[str, Any], other: dict[str, Any] | None) -> None:
         print(f"warning: not comparable: {'; '.join(map(str, found))}", file=sys.stderr)
 
 
-def self_check(args: Sequence[str]) -> None:
-    """Run known numbers through the whole path. Raises ErwError where one comes out wrong."""
-    parser = Parser("erw eval", "Known numbers through the whole path.", usage="--self-check")
-    parser.add_argument("--self-check", action="store_true")
-    parser.add_argument("--weights", metavar="FILE", help="check Inception's path with these too")
-    found = parser.read(args)
-    from erw.evaluation.selfcheck import self_check as checks
-
-    wrong = []
-    for check in checks(weights=found.weights, device=pick_device("auto")):
-        mark = "ok   " if check.passed else "WRONG"
-        print(f"{mark} {check.name:<48} {check.found:.6g}, expected {check.right:.6g}")
-        wrong += [] if check.passed else [check.name]
-    if wrong:
-        raise ErwError(f"self-check failed in: {'; '.join(wrong)}; scores of this machine are off")
-
-
 def scored(
     what: str, model: Trained | Pretrained | None, found: Any, here: World
 ) -> dict[str, Any]:
     """The scores with everything that they depend on, as JSON values."""
-    from erw.evaluation import evaluate as score
-    from erw.evaluation.during import reference_images
-    from erw.evaluation.inputs import image_set
+    from erw.evaluation.callback import reference_images
+    from erw.evaluation.evaluate import evaluate as score
+    from erw.evaluation.images import image_set
     from erw.log import Console, Silent
 
     how = changed(Score(), found)
@@ -192,7 +170,6 @@ def scored(
         metric=how.metric,
         weights=_weights(how.weights),
         validation=validation,
-        chunk=how.chunk,
         device=pick_device("auto"),
         world=here,
         progress=progress,
@@ -210,7 +187,7 @@ def images_of(
         return images, model.latent_shape[-1] * vae.factor if vae else None
     if not what.startswith(BUILT_IN):
         return what, None
-    from erw.evaluation.during import reference_images
+    from erw.evaluation.callback import reference_images
 
     return reference_images(what, (), size=None, count=count), None
 

@@ -14,8 +14,8 @@ from erw.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from erw.evaluation.inputs import Images, ImageSet
-    from erw.evaluation.memory import Nearest
+    from erw.evaluation.images import Images, ImageSet
+    from erw.evaluation.memorization import Nearest
 
 SHOWN = 8
 
@@ -41,7 +41,7 @@ class Memory:
 
 def memory(args: Sequence[str]) -> None:
     """The nearest training image of every sample: distances, pairs and a picture."""
-    from erw.evaluation.inputs import image_set
+    from erw.evaluation.images import image_set
 
     what = "RUN: the folder of a run, whose samples are held against training images; or IMAGES."
     parser = Parser("erw memory", what, usage="RUN|IMAGES [--training IMAGES] [--SETTING VALUE ..]")
@@ -67,7 +67,7 @@ def memory(args: Sequence[str]) -> None:
     if near.suspicious is not None:
         print(f"{'suspicious':<12}{near.suspicious:.1%}   nearer than 99 % of held-out images")
     if found.out:
-        from erw.evaluation.memory import nearest_pairs
+        from erw.evaluation.memorization import nearest_pairs
         from erw.study.plots import save_figure
 
         pairs = nearest_pairs(samples, training, near, count=SHOWN)
@@ -79,8 +79,8 @@ def measured(sets: dict[str, ImageSet], how: Memory) -> tuple[Nearest, dict[str,
     """The nearest images, and distances with everything that they depend on as JSON values."""
     from erw import __version__
     from erw.encoders.registry import load_encoder
-    from erw.evaluation.memory import memorisation
-    from erw.evaluation.sides import same_resolution
+    from erw.evaluation.images import same_resolution
+    from erw.evaluation.memorization import nearest_images
     from erw.io import hash_tensors
     from erw.log import Console
 
@@ -95,7 +95,7 @@ def measured(sets: dict[str, ImageSet], how: Memory) -> tuple[Nearest, dict[str,
         done += count
         console.step(done, total)
 
-    near = memorisation(
+    near = nearest_images(
         sets["samples"],
         training=sets["training"],
         held_out=sets.get("held_out"),
@@ -163,6 +163,6 @@ def _training(how: Memory, model: Any, *, size: int | None) -> Images:
 
 
 def _images(name: str, count: int, size: int | None) -> Images:
-    from erw.evaluation.during import reference_images
+    from erw.evaluation.callback import reference_images
 
     return reference_images(name, (), size=size, count=count)

@@ -13,6 +13,7 @@ from erw.config import Run
 from erw.errors import ConfigError
 
 if TYPE_CHECKING:
+    from erw.dist import World
     from erw.training import Init, Trained
 
 
@@ -51,7 +52,7 @@ class Watch(NamedTuple):
     """What looks at a run while it trains: after which steps, and how."""
 
     steps: Collection[int]
-    look: Callable[[int, Trained], None]
+    look: Callable[[int, Trained, World], None]
 
 
 def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
@@ -71,9 +72,13 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
             f"first (--out {out}/{RDM}), or leave eval.every and log.preview at 0"
         )
     if run.eval.every:
-        from erw.evaluation.during import scored_steps, scoring
+        from erw.evaluation.callback import scored_steps, scoring
 
         found.append(Watch(scored_steps(run), scoring(run, out, say=say)))
+    if run.eval.loss:
+        from erw.evaluation.validation import validated_steps, validating
+
+        found.append(Watch(validated_steps(run), validating(run, out, say=say)))
     if run.log.preview:
         from erw.sampling.preview import preview_steps, previewing
 
@@ -84,10 +89,10 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
 def together(found: Sequence[Watch]) -> dict[str, Any]:
     """`at=` and `evaluate=` of `erw.train` for all of them; each is called at its own steps."""
 
-    def look(step: int, model: Trained) -> None:
+    def look(step: int, model: Trained, world: World) -> None:
         for watch in found:
             if step in watch.steps:
-                watch.look(step, model)
+                watch.look(step, model, world)
 
     return {"at": {step for watch in found for step in watch.steps}, "evaluate": look}
 

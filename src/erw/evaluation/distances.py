@@ -1,4 +1,4 @@
-"""Distances between sets of features: Fréchet, kernel (KID, CMMD), and the Inception Score.
+"""Distances between sets of features: Fréchet and kernel (KID, CMMD); and the Inception Score.
 
 | symbol | meaning                                         | shape             |
 | x, y   | features of real images, of generated images    | (N, D), (M, D)    |
@@ -65,6 +65,8 @@ class Moments:
 
     def part(self, which: slice) -> "Moments":
         """The moments of some of the features."""
+        if which == slice(None):
+            return self
         return Moments(self.count, self.mean[which], self.scatter[which, which])
 
     @cached_property
@@ -86,7 +88,7 @@ def frechet(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
 
 
 def frechet_moments(real: Moments, fake: Moments) -> float:
-    """`frechet` of two `Moments`; the roots are kept in them, so a reference is decomposed once."""
+    """`frechet` of two `Moments`; each caches its root, so a reference is decomposed once."""
     if real.mean.shape != fake.mean.shape:
         raise DataError(
             f"features of {len(fake.mean)} dimensions against a reference of {len(real.mean)}: "
@@ -108,6 +110,46 @@ def frechet_features(real: Moments, features: Tensor) -> float:
     mean = fake.mean(0)
     root = ((fake - mean) / (len(fake) - 1) ** 0.5).T
     return _frechet(real.mean, real.cov.trace(), real.root, mean, root.square().sum(), root)
+
+
+class Interval(NamedTuple):
+    """A value and its confidence bounds."""
+
+    value: float
+    low: float
+    high: float
+
+
+def frechet_bootstrap(
+    features: Tensor,
+    reference: Moments,
+    *,
+    resamples: int = 100,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The Fréchet distance of `features` (N, D) and its basic bootstrap interval.
+
+    Resampling repeats images, which raises the distance as fewer images would; the basic interval
+    [2 v - q_high, 2 v - q_low] of the resampled quantiles q takes that bias out again. It covers
+    the choice of images, not seeds of training.
+    """
+    if resamples < 2 or not 0 < confidence < 1:
+        raise DataError(
+            f"resamples {resamples} (>= 2) or confidence {confidence} (0..1) is impossible"
+        )
+    value = frechet_features(reference, features)
+    rng = torch.Generator().manual_seed(seed)
+    values = torch.empty(resamples, dtype=torch.float64)
+    for i in range(resamples):
+        rows = torch.randint(len(features), (len(features),), generator=rng)
+        values[i] = frechet_features(reference, features[rows])
+    tail = (1 - confidence) / 2
+    return Interval(
+        value,
+        2 * value - values.quantile(1 - tail).item(),
+        2 * value - values.quantile(tail).item(),
+    )
 
 
 class Kid(NamedTuple):
@@ -190,8 +232,8 @@ def _moments(batch: Tensor) -> Moments:
 
 
 def _root(cov: Tensor, rank: int | None = None) -> Tensor:
-    """A square root (D, r); `rank` is a bound on the covariance's rank, where one is known."""
-    if rank is not None and 2 * rank < len(cov):  # few images: only their span is decomposed
+    """A square root (D, r); `rank` is an upper bound of the covariance's rank, if one is known."""
+    if rank is not None and 2 * rank < len(cov):  # few images: decompose only their span
         rng = torch.Generator().manual_seed(0)
         probes = torch.randn(len(cov), rank, generator=rng, dtype=cov.dtype).to(cov.device)
         span = torch.linalg.qr(cov @ probes).Q  # (D, rank), the whole image of the covariance

@@ -9,46 +9,47 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from erw import __version__
 from erw.dist import World
-from erw.errors import ConfigError
-from erw.evaluation.features import CHUNK, PooledEncoder, Progress
-from erw.evaluation.inputs import Images, ImageSet, image_set
-from erw.evaluation.metrics import SPACES, Metric, Pair, metric_of, ratio_scores
-from erw.evaluation.sides import (
-    How,
-    Reference,
-    Side,
-    Spaces,
-    Weights,
-    chunks_of,
-    extract_all,
-    reference_side,
-    same_resolution,
-    spaces_of,
+from erw.errors import ConfigError, DataError
+from erw.evaluation.adm import AdmFeatures, with_stated
+from erw.evaluation.distances import Moments
+from erw.evaluation.features import (
+    ALONE,
+    Extractor,
+    PooledEncoder,
+    Progress,
+    Statistics,
+    extract,
+    extract_cached,
+    load_statistics,
 )
-from erw.evaluation.stored import Statistics, cache_folder
+from erw.evaluation.images import Images, ImageSet, image_set, same_resolution
+from erw.evaluation.metrics import SPACES, Metric, Pair, Space, Weights, extractors_of, metrics_of
+from erw.io import cache_home
+
+Reference = Images | Moments | Statistics
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What `evaluate` found, and how.
+    """The result of `evaluate`, and what it depends on.
 
     Attributes:
         values: score by name.
         count, reference_count: images on either side.
-        images, reference: their names; the hashes tell which they were ("" where not known).
+        images, reference: their names, and hashes of their content ("" where not known).
         encoder, encoder_weights: the network of the features and the hash of its weights; of
             several, separated by commas.
         encoder_file: name and SHA-256 of the file they are from; "": the package's or the hub's.
         reference_statistics: "images", or "stated": the mean and covariance in ADM's `.npz`.
         resolution: (height, width) of the images, before the encoder's own resizing.
         settings: how the images were generated, where that is known.
-        features: score -> encoder, weights and file that this score is of.
+        features: score -> its encoder, weights and file.
         validation, validation_hash: the images that FDr is relative to; "" without.
     """
 
@@ -97,32 +98,27 @@ def evaluate(
     weights: Weights | None = None,
     validation: Images | None = None,
     batch_size: int = 64,
-    chunk: int = CHUNK,
     cache: str | Path | None = None,
     device: str = "cpu",
-    world: World | None = None,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> Scores:
-    """Score `images` against `reference`.
-
-    Features are kept on disk chunk by chunk: the same call goes on after a kill.
+    """Score `images` against `reference`, whose statistics are cached.
 
     Args:
         images: uint8 tensor (N, 3, H, W), a `Generation` or its `Samples`, a source, a cache with
             images, an iterator of uint8 batches, or the path of a folder, a zip, a cache or a
             `.npz` with `arr_0`.
-        reference: the same, or `Moments` or `Statistics` made before, or their `.safetensors` file.
-            With "fid" and "sfid" the mean and covariance that a `.npz` states are used, as ADM
-            does.
+        reference: the same, or `Moments`, `Statistics` or their `.safetensors` file. With "fid" and
+            "sfid" the mean and covariance that a `.npz` states are used, as ADM does.
         metric: one or several, see `erw.evaluation.metrics`.
         encoder: the network itself in place of the one that `metric` names.
         weights: file of the Inception network's weights, or space -> file or folder of weights.
         validation: held-out real images, which FDr is relative to.
         batch_size: images per forward pass.
-        chunk: images between two savings.
-        cache: folder for the reference's statistics; None: the user's cache folder.
-        world: the processes that share the work, each of which calls this; all get the scores.
-        progress: is given the number of images after each batch of this process.
+        cache: folder for the reference's statistics; None: in the user's cache folder.
+        world: the ranks that share the images; all call this, all get the scores.
+        progress: is given the number of images after each batch of this rank.
 
     Raises:
         ConfigError: an unknown metric, FDr without validation images, impossible sizes.
@@ -130,77 +126,121 @@ def evaluate(
         NumericsError: images or features that are not finite.
         FileNotFoundError, CheckpointError: weights that are missing or another network's.
     """
-    asked = metric_of([metric] if isinstance(metric, str) else list(metric))
-    if asked.ratios and validation is None:
+    metrics = metrics_of([metric] if isinstance(metric, str) else list(metric))
+    relative = {m.space for m in metrics if m.distance.needs_held_out}
+    if relative and validation is None:
         raise ConfigError("FDr is relative to held-out real images: give them (--validation)")
-    if min(batch_size, chunk) < 1:
-        raise ConfigError(f"batch_size {batch_size}, chunk {chunk}: expected 1 image or more")
-    given = image_set(images)
-    folder = Path(cache) if cache is not None else cache_folder() / "statistics"
-    how = How(batch_size, chunk, folder, world or World(0, 1, torch.device("cpu")))
-    spaces: Spaces = {}
-    # The first process downloads what is missing before the others look for it.
-    how.world.broadcast(lambda: spaces.update(spaces_of(asked, encoder, weights, device=device)))
-    spaces = spaces or spaces_of(asked, encoder, weights, device=device)
-    real = reference_side(reference, spaces, how, against=given)
-    floor = None
-    if validation is not None and asked.ratios:
-        needed = {space: spaces[space] for ratio in asked.ratios for space in ratio}
-        floor = reference_side(validation, needed, how, against=given, what="validation set")
-    chunks = chunks_of(given, how)
-    found = extract_all(given, spaces, how, chunks=chunks, progress=progress)
-    scores = how.world.broadcast(lambda: _scores(asked, spaces, given, found, real, floor))
-    if chunks and how.world.first:
-        chunks.drop()
-    return scores
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size}: expected 1 image or more")
+    fake = image_set(images)
+    folder = Path(cache) if cache is not None else cache_home() / "statistics"
+    extractors: dict[str, Extractor] = {}
+    # The first rank downloads missing weights before the others look for them.
+    world.broadcast(
+        lambda: extractors.update(extractors_of(metrics, encoder, weights, device=device))
+    )
+    extractors = extractors or extractors_of(metrics, encoder, weights, device=device)
+    how: dict[str, Any] = {"batch_size": batch_size, "world": world}
+    real = _side(reference, extractors, folder, against=fake, what="reference", **how)
+    held_out = None
+    if validation is not None and relative:
+        some = {space: one for space, one in extractors.items() if space in relative}
+        held_out = _side(validation, some, folder, against=fake, what="validation set", **how)
+    found = extract(fake, list(extractors.values()), progress=progress, **how)
+    statistics = dict(zip(extractors, found, strict=True))
+    return world.broadcast(lambda: _scores(metrics, extractors, fake, statistics, real, held_out))
+
+
+class _Side(NamedTuple):
+    """Statistics by space and what they are of; complete on the first rank.
+
+    `stated`: the file's own mean and covariance take the place of those of its images.
+    """
+
+    statistics: dict[str, Statistics]
+    name: str
+    count: int
+    content: str = ""
+    stated: bool = False
+
+
+def _side(
+    reference: Reference,
+    extractors: Mapping[str, Extractor],
+    folder: Path,
+    *,
+    against: ImageSet,
+    what: str,
+    **how: Any,
+) -> _Side:
+    """Statistics of a reference: given, cached, or extracted and cached.
+
+    Raises DataError where it has another resolution than the images, or too little.
+    """
+    name = "statistics"
+    if isinstance(reference, str | Path) and Path(reference).suffix == ".safetensors":
+        name, reference = Path(reference).name, load_statistics(reference)
+    if isinstance(reference, Moments):
+        reference = Statistics(reference)
+    if isinstance(reference, Statistics):
+        (space, one), *more = extractors.items()
+        if more or (one.keep and reference.features is None):
+            raise DataError(
+                f"the {what} {name} holds {'one kind of features' if more else 'moments alone'}, "
+                "enough for fd of one encoder; give its images for the other metrics"
+            )
+        return _Side({space: reference}, name, reference.moments.count)
+    real = image_set(reference, what=what)
+    same_resolution(against.resolution, real.resolution, against.name, f"the {what} {real.name}")
+    statistics, stated, count = extract_cached(real, extractors, folder, **how), False, real.count
+    for space, found in statistics.items():
+        count = found.moments.count
+        if isinstance(extractors[space].encoder, AdmFeatures) and str(reference).endswith(".npz"):
+            statistics[space], stated = with_stated(found, Path(str(reference)))
+    return _Side(statistics, real.name, count or 0, real.content, stated)
 
 
 def _scores(
-    asked: Metric,
-    spaces: Spaces,
-    given: ImageSet,
-    found: Mapping[str, Statistics],
-    real: Side,
-    floor: Side | None,
+    metrics: Sequence[Metric],
+    extractors: Mapping[str, Extractor],
+    fake: ImageSet,
+    statistics: Mapping[str, Statistics],
+    real: _Side,
+    held_out: _Side | None,
 ) -> Scores:
-    """All scores from all statistics, in the first process."""
-    pairs = {}
-    for space, used in spaces.items():
-        k = SPACES[space].neighbours if space in SPACES else Pair._field_defaults["neighbours"]
-        pairs[space] = pair = Pair(real.statistics[space], found[space], used.encoder, k)
-        a, b = pair.fake.resolution, pair.real.resolution
-        same_resolution(a, b, given.name, f"the reference {real.name}")
-        if floor is not None and space in floor.statistics:
-            b = floor.statistics[space].resolution
-            same_resolution(a, b, given.name, f"the validation set {floor.name}")
     values: dict[str, float] = {}
     features: dict[str, dict[str, str]] = {}
-    for part in asked.asked:
-        new = part.scores(pairs[part.space])
-        values |= new
-        features |= {name: spaces[part.space].stated for name in new}
-    for ratio in asked.ratios:
-        assert floor is not None
-        mean, *each = ratio_scores(ratio, pairs, floor.statistics).items()
-        values |= dict([mean, *each])
-        features |= {name: spaces[s].stated for (name, _), s in zip(each, ratio, strict=True)}
-    one, used_all = next(iter(found.values())), list(spaces.values())
-    assert one.resolution is not None
+    for metric in metrics:
+        space, one = metric.space, extractors[metric.space]
+        pair = Pair(real.statistics[space], statistics[space], one.encoder)
+        pair = pair._replace(neighbours=SPACES.get(space, Space(space)).neighbours)
+        size = pair.fake.resolution
+        same_resolution(size, pair.real.resolution, fake.name, f"the reference {real.name}")
+        if held_out is not None and metric.distance.needs_held_out:
+            pair = pair._replace(held_out=held_out.statistics[space])
+            other = held_out.statistics[space].resolution
+            same_resolution(size, other, fake.name, f"the validation set {held_out.name}")
+        scores = metric.scores(pair)
+        values |= scores
+        features |= dict.fromkeys(scores, one.described)
+    first, used = next(iter(statistics)), extractors.values()
+    resolution = statistics[first].resolution
+    assert resolution is not None
     return Scores(
         values=values,
-        count=one.moments.count,
-        reference_count=real.images,
-        images=given.name,
-        images_hash=given.content,
+        count=statistics[first].moments.count,
+        reference_count=real.count,
+        images=fake.name,
+        images_hash=fake.content,
         reference=real.name,
         reference_hash=real.content,
-        encoder=", ".join(used.encoder.name for used in used_all),
-        encoder_weights=", ".join(used.weights for used in used_all),
-        resolution=one.resolution,
-        settings=given.settings,
-        encoder_file=", ".join(used.file for used in used_all if used.file),
+        encoder=", ".join(one.encoder.name for one in used),
+        encoder_weights=", ".join(one.weights for one in used),
+        resolution=resolution,
+        settings=fake.settings,
+        encoder_file=", ".join(one.file for one in used if one.file),
         reference_statistics="stated" if real.stated else "images",
         features=features,
-        validation=floor.name if floor else "",
-        validation_hash=floor.content if floor else "",
+        validation=held_out.name if held_out else "",
+        validation_hash=held_out.content if held_out else "",
     )

@@ -1,38 +1,35 @@
-"""From images to statistics: features of frozen encoders, all in one pass over the images.
+"""From images to statistics: pooled features of frozen encoders, several in one pass.
 
-The pass goes by chunks of images. Of one process each chunk is added up as it is done; of several
-each process takes its chunks, and the first one adds all of them up in their order: so the sums are
-the same whoever made the features. Chunks on disk are not made again.
+Statistics of references are cached in `CONTENT-COUNT-ENCODER-WEIGHTS.safetensors`, in the user's
+cache folder unless another is given. They may be deleted at any time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import NamedTuple, Protocol
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from erw.dist import World
-from erw.errors import DataError, NumericsError
+from erw.errors import CheckpointError, DataError, NumericsError
 from erw.evaluation.distances import Moments
-from erw.evaluation.inputs import ImageSet
-from erw.evaluation.stored import Chunk, Chunks
-from erw.evaluation.stored import Statistics as Statistics
-from erw.evaluation.stored import cache_folder as cache_folder
-from erw.evaluation.stored import load_statistics as load_statistics
-from erw.evaluation.stored import save_statistics as save_statistics
+from erw.evaluation.images import ImageSet, sides
+from erw.io import load_tensors, save_tensors
 
-CHUNK = 1024
-"""Images of a chunk: what is lost at most by a kill, in each process."""
+BLOCK = 1024
+"""Rows of features that are folded into the moments at once."""
+ALONE = World(0, 1, torch.device("cpu"))
 Progress = Callable[[int], None]
 
 
 class PooledEncoder(Protocol):
-    """What is asked of an encoder; every `erw.encoders.base.Encoder` with `pooled` is one.
+    """An encoder of whole images; every `erw.encoders.base.Encoder` with `pooled` is one.
 
-    An attribute `kept`, if there is one, says how many leading features of an image are kept where
-    all are asked for; moments are of all of them.
+    With an attribute `kept`, only so many leading features of an image are kept where all images'
+    are needed; moments are of all of them.
     """
 
     name: str
@@ -40,166 +37,197 @@ class PooledEncoder(Protocol):
     def pooled(self, images: Tensor) -> Tensor: ...
 
 
-class Wanted(NamedTuple):
-    """Features to make: by which encoder, whether to keep them all, and their name on disk."""
+class Extractor(NamedTuple):
+    """An encoder, the hash and file of its weights, and whether all its features are kept."""
 
     encoder: PooledEncoder
+    weights: str = ""
+    file: str = ""
     keep: bool = False
-    key: str = ""
+
+    @property
+    def described(self) -> dict[str, str]:
+        """As a result records it."""
+        return {"encoder": self.encoder.name, "weights": self.weights, "file": self.file}
+
+    @property
+    def columns(self) -> slice:
+        """The features of an image that are kept."""
+        return slice(getattr(self.encoder, "kept", None))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Features of a set of images: their moments, and all of them (N, D) where they were kept.
+
+    `resolution` is (height, width) of the images, None where it is not known.
+    """
+
+    moments: Moments
+    features: Tensor | None = None
+    resolution: tuple[int, int] | None = None
 
 
 def statistics(
-    images: ImageSet,
-    encoder: PooledEncoder,
-    *,
-    keep: bool = False,
-    batch_size: int = 64,
-    progress: Progress | None = None,
+    images: ImageSet, encoder: PooledEncoder, *, keep: bool = False, **options: Any
 ) -> Statistics:
-    """Statistics of `images` under `encoder.pooled`; `keep` holds on to all features (N, D).
-
-    Raises NumericsError for features that are not finite.
-    """
-    found = extract(images, [Wanted(encoder, keep)], batch_size=batch_size, progress=progress)
-    assert found is not None
-    return found[0]
+    """Statistics of `images` under one encoder; `options` as for `extract`."""
+    return extract(images, [Extractor(encoder, keep=keep)], **options)[0]
 
 
 def extract(
     images: ImageSet,
-    wanted: Sequence[Wanted],
+    extractors: Sequence[Extractor],
     *,
-    chunks: Chunks | None = None,
-    chunk: int = CHUNK,
     batch_size: int = 64,
-    world: World | None = None,
+    world: World = ALONE,
     progress: Progress | None = None,
-) -> list[Statistics] | None:
-    """Statistics of `images` under several encoders, in one pass; None but in the first process.
+) -> list[Statistics]:
+    """Statistics of `images` under several encoders.
 
     Args:
-        chunks: where features are kept, and looked for; needed by several processes.
-        world: the processes that share the work; each of them must call this.
-        progress: is given the number of images after each batch of this process.
+        world: the ranks that share the images, each a range of them; all call this, all get the
+            statistics of the whole.
+        progress: is given the number of images after each batch of this rank.
 
     Raises:
         NumericsError: features that are not finite.
-        DataError: images of several sizes, or several processes that share no `chunks`.
+        DataError: images of several sizes, or a stream and several ranks.
     """
-    rank, size = (world.rank, world.size) if world else (0, 1)
-    if size > 1 and (chunks is None or images.count is None):
+    count = images.count
+    if count is None and world.size > 1:
         raise DataError(
-            f"{images.name} cannot be split over {size} processes, since its content is not known: "
-            "write the images to files first, or run one process"
+            f"{images.name} cannot be split over {world.size} processes, since its length is not "
+            "known: write the images to files first, or run one process"
         )
-    totals = [_Total(one) for one in wanted]
-    for number, batches in enumerate(_pieces(images, chunk, batch_size)):
-        if number % size == rank:
-            made = _chunk(images.name, batches, wanted, chunks, number, progress)
-            for total, part in zip(totals, made if size == 1 else [], strict=False):
-                total.add(images.name, part)
-    if size > 1:
-        assert world is not None and chunks is not None and images.count is not None
-        world.barrier()
-        if rank:
-            return None
+    first, stop = 0, None
+    if count is not None:
+        first, stop = (count * rank // world.size for rank in (world.rank, world.rank + 1))
+    totals = [_Total(extractor) for extractor in extractors]
+    for batch in images.batches(batch_size, first, stop):
         for total in totals:
-            for number in range(-(-images.count // chunk)):
-                total.add(images.name, _of_others(chunks, total.wanted.key, number))
-    return [total.statistics() for total in totals]
+            total.add(batch, images.name)
+        if progress:
+            progress(len(batch))
+    ranks = world.gather([total.statistics() for total in totals])
+    return [_joined(images.name, parts) for parts in zip(*ranks, strict=True)]
 
 
-def _of_others(chunks: Chunks, key: str, number: int) -> Chunk:
-    """A chunk that any of the processes made."""
-    if (found := chunks.read(key, number)) is None:
-        raise DataError(
-            f"chunk {number} that another process made is not in {chunks.folder}: let "
-            "$XDG_CACHE_HOME name a folder that all machines share"
+class _Total:
+    """Features of one encoder, added up."""
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor = extractor
+        self.rows: list[Tensor] = []  # not yet in the moments
+        self.kept: list[Tensor] = []
+        self.moments: Moments | None = None
+        self.resolution: tuple[int, int] | None = None
+
+    def add(self, batch: Tensor, name: str) -> None:
+        encoder = self.extractor.encoder
+        device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
+        features = encoder.pooled(batch.to(device)).cpu()
+        if bad := int((~torch.isfinite(features)).any(1).sum()):
+            raise NumericsError(
+                f"{name}: {encoder.name} features of {bad} of {len(batch)} images are not finite"
+            )
+        self.resolution = (batch.shape[2], batch.shape[3])
+        self.rows.append(features)
+        if sum(map(len, self.rows)) >= BLOCK:
+            self._fold()
+
+    def statistics(self) -> Statistics | None:
+        """Of all that was added; None of nothing."""
+        if self.rows:
+            self._fold()
+        features = torch.cat(self.kept) if self.kept else None
+        return self.moments and Statistics(self.moments, features, self.resolution)
+
+    def _fold(self) -> None:
+        block, self.rows = torch.cat(self.rows), []
+        moments = Moments.of(block)
+        self.moments = moments if self.moments is None else self.moments + moments
+        if self.extractor.keep:
+            self.kept.append(block[:, self.extractor.columns].clone())
+
+
+def _joined(name: str, parts: Sequence[Statistics | None]) -> Statistics:
+    """The statistics of all ranks' images, in order."""
+    some = [part for part in parts if part is not None]
+    if not some:
+        raise DataError(f"{name} holds no images")
+    whole = some[0]
+    for part in some[1:]:
+        if part.resolution != whole.resolution:
+            a, b = sides(part.resolution), sides(whole.resolution)
+            raise DataError(f"{name} holds {a} after {b} images: bring them to one size first")
+        whole = dataclasses.replace(whole, moments=whole.moments + part.moments)
+    features = [part.features for part in some if part.features is not None]
+    return dataclasses.replace(whole, features=torch.cat(features) if features else None)
+
+
+def extract_cached(
+    images: ImageSet,
+    extractors: Mapping[str, Extractor],
+    folder: Path,
+    *,
+    batch_size: int,
+    world: World,
+) -> dict[str, Statistics]:
+    """Statistics of a reference by space, from `folder` where they are cached; on the first rank.
+
+    Other ranks get those that are new.
+    """
+    found: dict[str, Statistics] = {}
+    paths = {
+        space: folder / f"{images.content}-{images.count}-"
+        f"{one.encoder.name.replace('/', '_')}-{one.weights}.safetensors"
+        for space, one in extractors.items()
+    }
+
+    def look() -> list[str]:
+        """Load what is cached; the spaces that are missing."""
+        for space, one in extractors.items() if images.content else ():
+            try:
+                cached = load_statistics(paths[space])
+            except (CheckpointError, DataError):
+                continue  # missing, or damaged: made again
+            if cached.features is not None or not one.keep:
+                found[space] = cached
+        return [space for space in extractors if space not in found]
+
+    if missing := world.broadcast(look):
+        new = extract(
+            images, [extractors[space] for space in missing], batch_size=batch_size, world=world
         )
+        found |= zip(missing, new, strict=True)
+    if world.first and images.content:
+        for space in missing:
+            try:
+                save_statistics(paths[space], found[space])
+            except CheckpointError:
+                continue  # a full disk costs time at the next evaluation, nothing else
     return found
 
 
-@dataclass
-class _Total:
-    """Chunks added up, in order."""
-
-    wanted: Wanted
-    moments: Moments | None = None
-    kept: list[Tensor] = field(default_factory=list)
-    resolution: tuple[int, int] | None = None
-
-    def add(self, name: str, part: Chunk) -> None:
-        if self.resolution is not None and self.resolution != part.resolution:
-            a, b = (f"{w} x {h}" for h, w in (part.resolution, self.resolution))
-            raise DataError(f"{name} holds {a} after {b} images: bring them to one size first")
-        self.resolution = part.resolution
-        moments = Moments.of(part.features)
-        self.moments = moments if self.moments is None else self.moments + moments
-        if self.wanted.keep:
-            columns = getattr(self.wanted.encoder, "kept", None)
-            self.kept.append(
-                part.features if columns is None else part.features[:, :columns].clone()
-            )
-
-    def statistics(self) -> Statistics:
-        if self.moments is None:
-            raise DataError("no features: the set of images is empty")
-        return Statistics(
-            self.moments, torch.cat(self.kept) if self.wanted.keep else None, self.resolution
-        )
+def save_statistics(path: str | Path, statistics: Statistics) -> None:
+    """Write statistics as safetensors, to be given as a reference later."""
+    moments = statistics.moments
+    tensors = {"count": torch.tensor(moments.count)}
+    tensors |= {"mean": moments.mean, "scatter": moments.scatter}
+    if statistics.features is not None:
+        tensors["features"] = statistics.features
+    if statistics.resolution is not None:
+        tensors["resolution"] = torch.tensor(statistics.resolution)
+    save_tensors(Path(path), tensors)
 
 
-def _pieces(
-    images: ImageSet, chunk: int, batch_size: int
-) -> Iterator[Callable[[], Iterator[Tensor]]]:
-    """The batches of each chunk, to be read if they are needed."""
-    if images.count is not None:
-        for first in range(0, images.count, chunk):
-            stop = min(first + chunk, images.count)
-            yield lambda first=first, stop=stop: images.batches(batch_size, first, stop)  # type: ignore[misc]
-        return
-    stream = images.batches(batch_size)
-    for head in stream:
-        rest = list(islice(stream, max(1, chunk // batch_size) - 1))
-        yield lambda head=head, rest=rest: iter([head, *rest])  # type: ignore[misc]
-
-
-def _chunk(
-    name: str,
-    batches: Callable[[], Iterator[Tensor]],
-    wanted: Sequence[Wanted],
-    chunks: Chunks | None,
-    number: int,
-    progress: Progress | None,
-) -> list[Chunk]:
-    """One chunk under every encoder, from the disk or made, and then kept."""
-    found = [chunks.read(one.key, number) if chunks else None for one in wanted]
-    missing = {i: one for i, one in enumerate(wanted) if found[i] is None}
-    rows: dict[int, list[Tensor]] = {i: [] for i in missing}
-    resolution = (0, 0)
-    for batch in batches() if missing else ():
-        resolution = (batch.shape[2], batch.shape[3])
-        for i, one in missing.items():
-            rows[i].append(_features(one.encoder, batch, name))
-        if progress:
-            progress(len(batch))
-    for i, one in missing.items():
-        found[i] = made = Chunk(torch.cat(rows[i]), resolution)
-        if chunks:
-            chunks.write(one.key, number, made)
-    done = [part for part in found if part is not None]
-    if progress and not missing:
-        progress(len(done[0].features))
-    return done
-
-
-def _features(encoder: PooledEncoder, batch: Tensor, name: str) -> Tensor:
-    device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
-    features = encoder.pooled(batch.to(device)).cpu()
-    if not torch.isfinite(features).all():
-        rows = (~torch.isfinite(features)).any(1)
-        raise NumericsError(
-            f"{name}: {encoder.name} features of {int(rows.sum())} of {len(rows)} images are not "
-            "finite"
-        )
-    return features
+def load_statistics(path: str | Path) -> Statistics:
+    """What `save_statistics` wrote. Raises CheckpointError or DataError for another file."""
+    tensors, _ = load_tensors(Path(path))
+    if missing := {"count", "mean", "scatter"} - tensors.keys():
+        raise DataError(f"{path} holds no statistics (no {', '.join(missing)}): make it again")
+    moments = Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])
+    resolution = tensors.get("resolution")
+    size = None if resolution is None else (int(resolution[0]), int(resolution[1]))
+    return Statistics(moments, tensors.get("features"), size)

@@ -24,7 +24,7 @@ from erw.evaluation.graphdef import Graph, read_graph
 from erw.evaluation.inception import Inception, folded
 from erw.evaluation.inception_table import names
 from erw.evaluation.published import download
-from erw.evaluation.stored import cache_folder
+from erw.io import cache_home as cache_folder
 
 FILES = {
     "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/"

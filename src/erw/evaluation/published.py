@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from erw.errors import DataError
-from erw.evaluation.stored import cache_folder
+from erw.io import cache_home as cache_folder
 
 BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
 REFERENCES = {

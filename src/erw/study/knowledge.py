@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erw.errors import ConfigError
-from erw.evaluation.analysis import over_steps
+from erw.evaluation.probing import over_steps
 from erw.study import marks
 from erw.study.plots import save_figure
 from erw.study.style import Theme

@@ -15,7 +15,7 @@ from erw.data.sources import Source
 from erw.encoders import VAE, Encoder, load_encoder
 from erw.evaluation.evaluate import evaluate
 from erw.evaluation.features import Statistics, load_statistics, save_statistics, statistics
-from erw.evaluation.inputs import Images, image_set
+from erw.evaluation.images import Images, image_set
 
 ENCODER = "efficientnet-lite2"
 GRID = 16

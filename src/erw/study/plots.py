@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from erw.evaluation.during import HIGHER
+from erw.evaluation.callback import HIGHER
 from erw.study import marks, style
 from erw.study.compare import mean_curve, name_of
 from erw.study.marks import PARTS, axis_for, flops_unit

@@ -19,7 +19,7 @@ from itertools import permutations, product
 from typing import Any, NamedTuple
 
 from erw.errors import DataError
-from erw.evaluation.during import HIGHER
+from erw.evaluation.callback import HIGHER
 from erw.study.compare import cost_to_target, name_of
 from erw.study.marks import flops_unit
 

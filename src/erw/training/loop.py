@@ -44,7 +44,7 @@ def train(
     out: str | Path,
     *,
     at: Collection[int] = (),
-    evaluate: Callable[[int, Trained], None] | None = None,
+    evaluate: Callable[[int, Trained, World], None] | None = None,
     step_fn: Step | None = None,
     init: Init | None = None,
     reporter: Reporter | None = None,
@@ -54,8 +54,8 @@ def train(
     Args:
         run: the settings.
         out: folder for `recipe.json`, `metrics.jsonl`, `checkpoints/` and `ema.safetensors`.
-        at: steps after which a checkpoint is written and `evaluate(step, model)` is called with
-            the EMA model, in the first process. Its time is not counted in `seconds`. It is called
+        at: steps after which a checkpoint is written and `evaluate(step, model, world)` is called
+            with the EMA model, in every process. Its time is not counted in `seconds`. It is called
             again when the run is resumed at that very step.
         step_fn: another objective in place of `FlowMatching`.
         init: weights to begin with (`erw.interop.starting_point`); give the same ones to go on.
@@ -105,8 +105,8 @@ def train(
         def pause(step: int) -> None:
             """Hand the EMA model of `step` to the caller, with the clock stopped."""
             clock.stop()
-            if evaluate and here.first:
-                evaluate(step, load(out, device=here.device))
+            if evaluate:
+                evaluate(step, load(out, device=here.device), here)
             if here.agree(asked.is_set()):
                 raise stopped(step)
             clock.go()

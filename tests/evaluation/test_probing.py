@@ -14,10 +14,18 @@ from erw.cli import main
 from erw.config import Flow, Run, Sample
 from erw.errors import CheckpointError, ConfigError, DataError
 from erw.evaluation import alignment
-from erw.evaluation.analysis import METRICS, curve, over_steps, reference
-from erw.evaluation.hidden import checkpoints, hidden_states
-from erw.evaluation.material import Material, local_over_distant, material
-from erw.evaluation.probes import knn_accuracy, linear_probe
+from erw.evaluation.alignment import knn_accuracy, linear_probe
+from erw.evaluation.probing import (
+    METRICS,
+    Material,
+    checkpoints,
+    curve,
+    hidden_states,
+    local_over_distant,
+    material,
+    over_steps,
+    reference,
+)
 from erw.log import Silent
 from erw.models import SiT
 from erw.rng import generator

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evaluate import Pixels, pictures
-from test_generate import ten
 
+from erw import evaluate
 from erw.cli import main
 from erw.errors import DataError
-from erw.evaluation import evaluate
-from erw.evaluation.comparable import differences, read_result
+from erw.evaluation.compare import differences, read_result
+from helpers.images import Pixels, pictures
+from helpers.pixels import ten
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def test_only_the_networks_of_common_scores_count(result: dict[str, Any]) -> Non
 
 def test_validation_images_count_for_fdr(result: dict[str, Any]) -> None:
     one = changed(result)
-    one["values"]["fdr6"] = 1.5
-    one["features"]["fdr6"] = one["features"]["fd_lite2"]
+    one["values"]["fdr_lite2"] = 1.5
+    one["features"]["fdr_lite2"] = one["features"]["fd_lite2"]
     other = changed(one, validation="held", validation_hash="f00")
     assert [str(d) for d in differences(one, other)] == [
         "validation images not stated here, held there"

@@ -16,8 +16,8 @@ from erw.cli import main
 from erw.cli.train import Watch, together, watches
 from erw.config import Eval, Run
 from erw.errors import CheckpointError, ConfigError
-from erw.evaluation import during
-from erw.evaluation.during import better, keep_if_best, scored_steps
+from erw.evaluation.callback import better, keep_if_best, reference_images, scored_steps
+from erw.evaluation.evaluate import Scores
 from erw.log import Silent, read_metrics
 from erw.training import load, train
 from erw.training.checkpoint import paths
@@ -100,7 +100,7 @@ def test_killed_within_a_score_and_after_one_each_is_told_once(
 
 def test_only_comparable_scores_decide_which_weights_are_best(scored: Path, tmp_path: Path) -> None:
     found = lines(scored, "eval")[0]
-    scores = during.Scores(**{**found["how"], "values": {"fd_lite2": 5.0}})
+    scores = Scores(**{**found["how"], "values": {"fd_lite2": 5.0}})
     model, path = load(scored), tmp_path / "best.safetensors"
     assert keep_if_best(path, model, scores)
     other = dataclasses.replace(model, step=13)
@@ -115,13 +115,13 @@ def test_steps_and_several_watches() -> None:
     assert scored_steps(run) == (10, 20, 25) and scored_steps(run.replace(eval=Eval())) == ()
     seen: list[tuple[str, int]] = []
     two = [
-        Watch({1, 2}, lambda s, _: seen.append(("a", s))),
-        Watch({2}, lambda s, _: seen.append(("b", s))),
+        Watch({1, 2}, lambda s, *_: seen.append(("a", s))),
+        Watch({2}, lambda s, *_: seen.append(("b", s))),
     ]
     options = together(two)
     assert options["at"] == {1, 2}
     for step in (1, 2):
-        options["evaluate"](step, None)
+        options["evaluate"](step, None, None)
     assert seen == [("a", 1), ("a", 2), ("b", 2)]
 
 
@@ -151,4 +151,4 @@ def test_from_the_command_line(
 
 def test_without_a_reference_it_says_so_before_training(cache: Path) -> None:
     with pytest.raises(ConfigError, match="reference"):
-        during.reference_images(None, ("cat", "dog"), size=16, count=8)
+        reference_images(None, ("cat", "dog"), size=16, count=8)

@@ -1,4 +1,4 @@
-"""What can be evaluated, as uint8 batches: tensors, generations, files, caches, streams."""
+"""What can be scored, as uint8 batches: tensors, generations, files, caches, streams."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +16,7 @@ from erw.data.files import Folder
 from erw.data.images import Unreadable, channels
 from erw.data.sources import FileSource, Source, open_source, where
 from erw.errors import CacheError, DataError, NumericsError
+from erw.io import hash_file
 from erw.sampling.generation import Generation, Samples
 from erw.sampling.save import image_shape, read_images, read_settings
 
@@ -26,7 +27,7 @@ class ImageSet:
 
     Attributes:
         name: for people, without folders of this machine.
-        count: number of images; None: a stream, which ends when it ends and is read once.
+        count: number of images; None: a stream, which is read once.
         content: hash of the images, or of everything they follow from; "" where unknown.
         batches: (batch size, first image, image to stop before) -> iterator over uint8
             (B, 3, H, W), all of one size; without the latter two, all images.
@@ -64,28 +65,48 @@ def image_set(images: Images, *, what: str = "images") -> ImageSet:
         CacheError: a cache without images.
         FileNotFoundError: nothing at the path.
     """
-    found = _open(images, what)
-    if found.count is not None and found.count < 2:
+    if isinstance(images, ImageSet):
+        return images
+    opened = _open(images, what)
+    if opened.count is not None and opened.count < 2:
         raise DataError(
-            f"{what} {found.name}: {found.count} image{'' if found.count == 1 else 's'}; "
+            f"{what} {opened.name}: {opened.count} image{'' if opened.count == 1 else 's'}; "
             "statistics need at least 2"
         )
 
-    def checked(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        sides: torch.Size | None = None
-        for batch in found.batches(batch_size, first, stop):
-            _check(batch, found.name, what)
-            sides = sides or batch.shape[2:]
-            if batch.shape[2:] != sides:
-                raise DataError(f"{what} {found.name}: {_side(batch)} after {_side(sides)} images")
+    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        size: tuple[int, int] | None = None
+        stop = opened.count if stop is None else stop
+        for batch in opened.batches(batch_size, first, stop):
+            _check(batch, f"{what} {opened.name}")
+            before, size = size, (batch.shape[2], batch.shape[3])
+            if before not in (None, size):
+                raise DataError(
+                    f"{what} {opened.name}: {sides(size)} after {sides(before)} images: bring them "
+                    "to one size first"
+                )
             yield batch
 
-    return replace(found, batches=checked)
+    return replace(opened, batches=batches)
+
+
+def same_resolution(
+    images: tuple[int, int] | None, reference: tuple[int, int] | None, name: str, other: str
+) -> None:
+    """Raises DataError where both (height, width) are known, and differ."""
+    if images is not None and reference is not None and images != reference:
+        raise DataError(
+            f"images {name} are {sides(images)}, {other} is {sides(reference)}: scores would "
+            "compare sizes; bring both to one size first"
+        )
+
+
+def sides(resolution: tuple[int, int] | None) -> str:
+    """(height, width) as "width x height"."""
+    return "unknown" if resolution is None else f"{resolution[1]} x {resolution[0]}"
 
 
 def _open(images: Images, what: str) -> ImageSet:
-    if isinstance(images, ImageSet):
-        return images
     if isinstance(images, Samples):
         if images.images is None:
             raise DataError(f"{what} are latents without images: generate with a VAE")
@@ -97,7 +118,14 @@ def _open(images: Images, what: str) -> ImageSet:
     if isinstance(images, Cache):
         return _of_cache(images, what)
     if isinstance(images, str | Path):
-        return _of_path(Path(images), what)
+        path = Path(images)
+        if path.suffix == ".npz":
+            return _of_npz(path)
+        if any(
+            (path / name).is_file() for name in ("manifest.json", "prepare.json", "online.json")
+        ):
+            return _of_cache(Cache.open(path), what)
+        return _of_source(open_source(path, classes="none"), path)
     if isinstance(images, Source):
         return _of_source(images)
     if isinstance(images, Iterable):
@@ -108,44 +136,28 @@ def _open(images: Images, what: str) -> ImageSet:
     )
 
 
-def _of_path(path: Path, what: str) -> ImageSet:
-    if path.suffix == ".npz":
-        return _of_npz(path)
-    if any((path / name).is_file() for name in ("manifest.json", "prepare.json", "online.json")):
-        return _of_cache(Cache.open(path), what)
-    return _of_source(open_source(path, classes="none"), path=path)
-
-
 def _of_tensor(images: Tensor | np.ndarray, what: str) -> ImageSet:
     """uint8 (N, 3, H, W) tensors or (N, H, W, 3) arrays."""
     whole = _tensor(images)
-    _check(whole, "tensor", what)
+    _check(whole, f"{what} tensor")
     content = blake3(whole.cpu().contiguous().numpy().tobytes())
     content.update(str(tuple(whole.shape)).encode())
 
-    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
         yield from whole[first:stop].split(batch_size)
 
-    sides = (whole.shape[2], whole.shape[3])
-    return ImageSet("tensor", len(whole), content.hexdigest()[:32], batches, None, sides)
-
-
-def _tensor(images: Any) -> Tensor:
-    if not isinstance(images, np.ndarray):
-        return images if isinstance(images, Tensor) else torch.as_tensor(images)
-    if images.ndim == 4 and images.shape[3] == 3:
-        images = images.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(images))
+    size = (whole.shape[2], whole.shape[3])
+    return ImageSet("tensor", len(whole), content.hexdigest()[:32], batches, None, size)
 
 
 def _of_stream(images: Iterable[Any], what: str) -> ImageSet:
     """Batches uint8 (B, 3, H, W), arrays (B, H, W, 3) or `Samples`, of any number each."""
 
-    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+    def batches(batch_size: int, first: int, stop: int | None) -> Iterator[Tensor]:
         assert (first, stop) == (0, None)
         for item in images:
             whole = _tensor(item.images if isinstance(item, Samples) else item)
-            _check(whole, "of a generator", what)
+            _check(whole, f"{what} of a generator")
             yield from whole.split(batch_size)
 
     return ImageSet("generator", None, "", batches)
@@ -155,44 +167,41 @@ def _of_generation(generation: Generation, what: str) -> ImageSet:
     if generation.vae is None:
         raise DataError(f"{what} are latents without images: generate with decode=True")
 
-    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        stop = len(generation) if stop is None else stop
+    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
+        if first == stop:
+            return
         for samples in generation.rows(lambda i, _: first <= i < stop):
             assert samples.images is not None
-            bad = [s for s, x in zip(samples.seeds, samples.latents, strict=True) if _broken(x)]
-            if bad:
+            finite = torch.isfinite(samples.latents).flatten(1).all(1).tolist()
+            if bad := [seed for seed, good in zip(samples.seeds, finite, strict=True) if not good]:
                 raise NumericsError(
                     f"samples of seeds {', '.join(map(str, bad[:4]))} are not finite: the weights "
                     "have diverged, or guidance is too strong"
                 )
             yield from samples.images.split(batch_size)
 
-    # Images follow from the settings and these: hashed before they are drawn.
-    told = [generation.settings, generation.seeds, generation.labels]
-    content = blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    # Images follow from the settings and these, so they are hashed before they are drawn.
+    recipe = [generation.settings, generation.seeds, generation.labels]
+    content = blake3(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
     return ImageSet("generation", len(generation), content, batches, generation.settings)
-
-
-def _broken(latent: Tensor) -> bool:
-    return not bool(torch.isfinite(latent).all())
 
 
 def _of_npz(path: Path) -> ImageSet:
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
     _, height, width, _ = image_shape(path)
-    count = sum(len(block) for block in read_images(path))  # checks the sums, too
-    content = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()[:32]
+    count = sum(len(block) for block in read_images(path))  # reading checks the sums, too
 
-    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
         for block in read_images(path, rows=batch_size, first=first, stop=stop):
             yield torch.from_numpy(block).permute(0, 3, 1, 2).contiguous()
 
+    content = hash_file(path)[:32]
     return ImageSet(path.name, count, content, batches, read_settings(path), (height, width))
 
 
 def _of_cache(cache: Cache, what: str) -> ImageSet:
-    """The images that a cache was made of, where it kept them."""
+    """The images that a cache was made of, where it stores them or encodes on the fly."""
     from erw.data.online import Online
 
     name = Path(cache.where).name
@@ -202,13 +211,12 @@ def _of_cache(cache: Cache, what: str) -> ImageSet:
             "the images themselves, or prepare them again with --images"
         )
 
-    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        stop = len(cache) if stop is None else stop
+    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
         for lo in range(first, stop, batch_size):
             yield cache.images(range(lo, min(lo + batch_size, stop)))
 
-    sides = (cache.image_size, cache.image_size)
-    return ImageSet(name, len(cache), cache.identity, batches, None, sides)
+    size = (cache.image_size, cache.image_size)
+    return ImageSet(name, len(cache), cache.identity, batches, None, size)
 
 
 def _of_source(source: Source, path: Path | None = None) -> ImageSet:
@@ -218,20 +226,16 @@ def _of_source(source: Source, path: Path | None = None) -> ImageSet:
         except Unreadable as error:
             raise DataError(f"{where(source, i)}: {error}; mend or remove it") from error
 
-    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        rows: list[np.ndarray] = []
-        stop = len(source) if stop is None else stop
-        for i in range(first, stop):
-            row = image(i)
-            if row.shape != shape:
-                raise DataError(
-                    f"{where(source, i)} is {row.shape[1]} x {row.shape[0]}, the images before it "
-                    f"{shape[1]} x {shape[0]}: bring them to one size first"
-                )
-            rows.append(row)
-            if len(rows) == batch_size or i == stop - 1:
-                yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
-                rows = []
+    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
+        for lo in range(first, stop, batch_size):
+            rows = [image(i) for i in range(lo, min(lo + batch_size, stop))]
+            for i, row in enumerate(rows, start=lo):
+                if row.shape != shape:
+                    raise DataError(
+                        f"{where(source, i)} is {sides(row.shape[:2])}, the images before it "
+                        f"{sides(shape[:2])}: bring them to one size first"
+                    )
+            yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
 
     shape = image(0).shape if len(source) else (0, 0, 3)
     settings = read_settings(path) if path is not None and path.is_dir() else None
@@ -239,10 +243,10 @@ def _of_source(source: Source, path: Path | None = None) -> ImageSet:
 
 
 def _content(source: Source) -> str:
-    """A source's fingerprint; files in a folder are hashed too, since it knows sizes only.
+    """A source's fingerprint; files in a folder are hashed too, since it knows only their sizes.
 
-    On the way, headers are looked at: a set of grey and colour, or of opaque and transparent images
-    is no set of one kind, and what a decoder makes of it would be scored.
+    Raises DataError for a mix of grey and colour, or of opaque and transparent images: what the
+    decoder makes of them would be scored.
     """
     digest = blake3(source.fingerprint().encode())
     if isinstance(source, FileSource):
@@ -265,14 +269,17 @@ def _content(source: Source) -> str:
     return digest.hexdigest()[:32]
 
 
-def _check(batch: Tensor, name: str, what: str) -> None:
+def _tensor(images: Any) -> Tensor:
+    if not isinstance(images, np.ndarray):
+        return images if isinstance(images, Tensor) else torch.as_tensor(images)
+    if images.ndim == 4 and images.shape[3] == 3:
+        images = images.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def _check(batch: Tensor, name: str) -> None:
     if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3:
         raise DataError(
-            f"{what} {name}: {str(batch.dtype).removeprefix('torch.')} of shape "
-            f"{tuple(batch.shape)}; expected uint8 (N, 3, H, W) with values 0..255"
+            f"{name}: {str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)}; "
+            "expected uint8 (N, 3, H, W) with values 0..255"
         )
-
-
-def _side(of: Tensor | torch.Size) -> str:
-    height, width = (of.shape if isinstance(of, Tensor) else of)[-2:]
-    return f"{width} x {height}"

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_evaluate import pictures, save_pngs
 from torch import Tensor
 
 from erw.cli import main
 from erw.errors import DataError
-from erw.evaluation.memory import memorisation, pairs_picture
+from erw.evaluation.memorization import nearest_images, nearest_pairs
+from helpers.images import pictures, save_pngs
 
 
 class Centred:
@@ -27,7 +27,7 @@ def test_copies_are_found_and_new_images_are_not() -> None:
     training, held_out = pictures(90, seed=1), pictures(70, seed=2)
     copies = [40, 3, 77, 12]
     samples = torch.cat([pictures(12, seed=3), training[copies]])
-    found = memorisation(
+    found = nearest_images(
         samples, training=training, held_out=held_out, encoder=Centred(), batch_size=16
     )
     assert found.index[-4:].tolist() == copies
@@ -40,7 +40,7 @@ def test_copies_are_found_and_new_images_are_not() -> None:
 
 def test_every_nearest_is_that_of_a_full_search() -> None:
     training, samples = pictures(50, seed=1), pictures(9, seed=2)
-    found = memorisation(samples, training=training, encoder=Centred(), batch_size=7)
+    found = nearest_images(samples, training=training, encoder=Centred(), batch_size=7)
     a, b = (torch.nn.functional.normalize(Centred().pooled(x), dim=1) for x in (samples, training))
     value, where = (a @ b.T).max(1)
     assert torch.equal(found.index, where)
@@ -51,12 +51,11 @@ def test_every_nearest_is_that_of_a_full_search() -> None:
 def test_the_picture_has_each_sample_over_its_image(tmp_path: Path) -> None:
     training = save_pngs(tmp_path / "train", pictures(20, seed=1))
     samples = pictures(20, seed=1)[[7, 2, 9]]
-    found = memorisation(samples, training=training, encoder=Centred())
-    picture = pairs_picture(samples, training, found, columns=3)
-    assert picture.shape == (3, 16, 24) and picture.dtype == torch.uint8
-    assert torch.equal(picture[:, :8], picture[:, 8:])
+    found = nearest_images(samples, training=training, encoder=Centred())
+    above, below = nearest_pairs(samples, training, found, count=3)
+    assert len(above) == 3 and all(map(torch.equal, above, below))
     with pytest.raises(DataError, match="one size"):
-        pairs_picture(pictures(3, side=16), training, found)
+        nearest_pairs(pictures(3, side=16), training, found, count=3)
 
 
 def test_the_command_line_writes_distances_and_a_picture(

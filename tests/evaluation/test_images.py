@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_evaluate import Pixels, pictures, save_pngs
-from test_generate import MODEL
 
+from erw import evaluate
 from erw.cli import main
 from erw.data.cache import Cache
 from erw.data.online import write as write_online
 from erw.errors import CacheError, DataError, NumericsError
-from erw.evaluation import evaluate
-from erw.evaluation.inputs import image_set
+from erw.evaluation.images import image_set
 from erw.sampling.generation import generate
+from helpers.images import Pixels, pictures, save_pngs
 from helpers.parts import make, photos
+from helpers.pixels import MODEL
 
 
 @pytest.fixture(scope="module")

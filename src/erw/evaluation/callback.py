@@ -1,0 +1,192 @@
+"""Scores while training, of samples that the EMA model draws between two steps.
+
+    erw.train(run, out, at=scored_steps(run), evaluate=scoring(run, out))
+
+Seeds and labels are the same each time, and every rank takes its share of them. A score is a line
+of kind "eval" in `metrics.jsonl`: the cost of training so far, the values, and everything that they
+depend on. The EMA weights with the best score are `best.safetensors`. Training does not depend on
+being scored: neither its weights nor its numbers change.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erw.config import Run, to_dict
+from erw.data.cache import Cache
+from erw.data.sources import BUILT_IN, open_source
+from erw.dist import World
+from erw.errors import ConfigError
+from erw.evaluation.compare import differences
+from erw.evaluation.evaluate import Scores, evaluate
+from erw.evaluation.images import Images
+from erw.evaluation.metrics import extractors_of, metrics_of
+from erw.evaluation.published import REFERENCES, reference_batch
+from erw.io import save_tensors, tensor_header
+from erw.log import append_metrics, read_metrics
+from erw.sampling import generate
+from erw.sampling.preview import watched_steps
+from erw.training import build
+from erw.training.ledger import Ledger
+from erw.training.trained import BEST, Trained
+
+Callback = Callable[[int, Trained, World], None]
+"""What `erw.train` calls on every rank after a step, with the EMA model in memory."""
+HIGHER = ("precision", "recall", "density", "coverage", "inception_score")
+"""Scores that begin so are better when they are higher; all others are distances."""
+
+
+def scored_steps(run: Run) -> tuple[int, ...]:
+    """The steps to score by `eval.every`, none of them in warm-up."""
+    return watched_steps(run, run.eval.every)
+
+
+def scoring(
+    run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
+) -> Callback:
+    """The callback that scores samples of the EMA model; `say` gets a line on each score.
+
+    A step that has its line is not scored again, so a run that was killed has one line for each.
+
+    Raises:
+        ConfigError, CacheError, FileNotFoundError: an impossible metric, or missing weights,
+            reference or cache. They are raised here, not after hours of training.
+    """
+    options, best_path = run.eval, Path(out) / BEST
+    metrics = metrics_of(options.metric)
+    if any(metric.distance.needs_held_out for metric in metrics):
+        raise ConfigError("fdr needs validation images: leave it to erw eval, after training")
+    extractors_of(metrics, weights=options.weights)
+    cache = Cache.open(run.data.cache)
+    lines = Lines.of(run, out, "eval", cache)
+    reference = reference_images(
+        options.reference, cache.class_names, size=cache.image_size, count=options.reference_count
+    )
+
+    def score(step: int, model: Trained, world: World) -> None:
+        if lines.has(step, world):
+            return
+        began = time.monotonic()
+        sample: dict[str, Any] = to_dict(run.sample)
+        generation = generate(
+            model, range(options.samples), **sample, precision="auto", vae=options.vae
+        )
+        scores = evaluate(
+            generation,
+            reference=reference,
+            metric=options.metric,
+            weights=options.weights,
+            device=str(world.device),
+            world=world,
+        )
+        if not world.first:
+            return
+        best = options.keep_best and keep_if_best(best_path, model, scores)
+        how = scores.to_dict()
+        values = {"values": how.pop("values"), "best": best, "how": how}
+        lines.write(step, values | {"eval_seconds": time.monotonic() - began})
+        text = ", ".join(f"{name} {value:.4g}" for name, value in scores.values.items())
+        say(f"step {step}: {text} of {options.samples} samples" + ", the best so far" * best)
+
+    return score
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The lines of one kind in a run's `metrics.jsonl`, each with the cost of training so far."""
+
+    path: Path
+    kind: str
+    ledger: Ledger
+
+    @classmethod
+    def of(cls, run: Run, out: str | Path, kind: str, cache: Cache) -> "Lines":
+        """Of a run in the folder `out`, on its cache."""
+        resolved = build.resolve(run, cache)
+        cost = build.step_cost(resolved, cache)
+        ledger = Ledger(resolved.plan, resolved.data.batch_size, cost, cache.encoded)
+        return cls(Path(out) / "metrics.jsonl", kind, ledger)
+
+    def has(self, step: int, world: World) -> bool:
+        """Whether the line of `step` is written; all ranks get the first rank's answer."""
+
+        def look() -> bool:
+            return any(line["kind"] == self.kind and line["step"] == step for line in self._read())
+
+        return world.broadcast(look)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append the line of `step`, on the first rank."""
+        spent = self.ledger.spent(step)._asdict()
+        trained = [line for line in self._read() if line["kind"] == "train"]
+        line = {"kind": self.kind, "step": step, "images": self.ledger.images(step)}
+        line |= {f"flops_{part}": value for part, value in spent.items()}
+        line["seconds"] = max((line["seconds"] for line in trained), default=0.0)
+        append_metrics(self.path, line | values)
+
+    def _read(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path) if self.path.exists() else []
+
+
+def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:
+    """Write the model's weights to `path` unless better ones are there; True if they are the best.
+
+    The first score decides. Weights whose score is not comparable (another metric, reference or way
+    of sampling) are replaced.
+    """
+    name, value = next(iter(scores.values.items()))
+    result = scores.to_dict()
+    if path.exists():
+        header = tensor_header(path)
+        before = json.loads(header["score"])
+        comparable = name in before["values"] and not differences(result, before)
+        if comparable and not better(name, value, before["values"][name]):
+            return int(header["step"]) == model.step
+    header = {"step": str(model.step), "recipe": model.run.name, "score": json.dumps(result)}
+    save_tensors(path, dict(model.net.named_parameters()), header)
+    return True
+
+
+def better(name: str, value: float, than: float) -> bool:
+    """Whether a score is better than another of the same name."""
+    return value > than if name.startswith(HIGHER) else value < than
+
+
+def reference_images(
+    name: str | None, class_names: tuple[str, ...], *, size: int | None, count: int
+) -> Images:
+    """The images to compare with: a path, a built-in set composed at `size`, or ADM's by name.
+
+    Without a name, runs on the built-in images are compared with the built-in test set.
+
+    Raises:
+        ConfigError: no name, and the classes are not those of the built-in images.
+        FileNotFoundError: nothing at the path.
+    """
+    if name is None:
+        if not built_in(class_names):
+            raise ConfigError(
+                "--reference (--eval.reference while training) is missing: give images that were "
+                "not trained on (a folder, zip, .npz, cache with images or openmoji-test)"
+            )
+        name = "openmoji-test"
+    if name in BUILT_IN:
+        options: dict[str, Any] = {"size": size} if size else {}
+        return open_source(name, count=count, **options)
+    if not Path(name).exists():
+        if name in REFERENCES:
+            return reference_batch(name)
+        raise FileNotFoundError(
+            f"no reference at {name}: give a folder, zip, .npz, cache or statistics"
+        )
+    return name
+
+
+def built_in(class_names: tuple[str, ...]) -> bool:
+    """Whether these are the classes of the built-in images."""
+    from erw.data.openmoji import groups
+
+    return class_names == tuple(groups())

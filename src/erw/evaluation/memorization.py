@@ -1,0 +1,131 @@
+"""Does a model repeat its training images? The nearest one of each sample, and usual distances.
+
+A small distance alone says nothing: an image that nobody trained on has a nearest neighbour too.
+So held-out images are compared with the same training images, and a sample counts as suspicious
+if it is nearer than all but one percent of those.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from erw.errors import DataError
+from erw.evaluation.features import PooledEncoder, Progress
+from erw.evaluation.images import Images, image_set, sides
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest training image of each sample.
+
+    Attributes:
+        index: number (N,) of the nearest training image, in their order.
+        distance: (N,) 1 - cosine of both images' features: 0 is the same direction.
+        usual: the same (M,) for images that were not trained on; None without any.
+        suspicious: share of samples nearer than all but one percent of `usual`; None without it.
+    """
+
+    index: Tensor
+    distance: Tensor
+    usual: Tensor | None = None
+    suspicious: float | None = None
+
+    def to_dict(self, *, top: int = 16) -> dict[str, Any]:
+        """Distribution and the `top` nearest pairs, as JSON values."""
+        order = self.distance.argsort()[:top].tolist()
+        pairs = [
+            {"sample": i, "image": int(self.index[i]), "distance": float(self.distance[i])}
+            for i in order
+        ]
+        return {
+            "samples": _quantiles(self.distance),
+            "held_out": None if self.usual is None else _quantiles(self.usual),
+            "suspicious": self.suspicious,
+            "nearest": pairs,
+        }
+
+
+def nearest_images(
+    samples: Images,
+    *,
+    training: Images,
+    held_out: Images | None = None,
+    encoder: PooledEncoder | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Nearest:
+    """The nearest training image of every sample, and of every held-out image for comparison.
+
+    Memory: the features of samples and held-out images; training images pass by in batches.
+
+    Args:
+        samples, training, held_out: as for `erw.evaluate`.
+        encoder: of pooled features; None: EfficientNet-Lite2.
+        progress: is given the number of images of any of the three after each batch.
+
+    Raises:
+        DataError: fewer than 2 images in a set, or images of another type.
+    """
+    if encoder is None:
+        from erw.encoders.registry import load_encoder
+
+        encoder = load_encoder("efficientnet-lite2")
+    device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
+
+    def features(images: Images, what: str) -> Iterator[Tensor]:
+        """Of length 1, (B, D)."""
+        for batch in image_set(images, what=what).batches(batch_size):
+            yield F.normalize(encoder.pooled(batch.to(device)).float().cpu(), dim=1)
+            if progress:
+                progress(len(batch))
+
+    queries = torch.cat(list(features(samples, "samples")))
+    count = len(queries)
+    if held_out is not None:
+        queries = torch.cat([queries, *features(held_out, "held-out images")])
+    best = torch.full((len(queries),), -torch.inf)
+    index = torch.zeros(len(queries), dtype=torch.int64)
+    first = 0
+    for part in features(training, "training images"):
+        value, row = (queries @ part.T).max(1)
+        nearer = value > best
+        best, index = torch.where(nearer, value, best), torch.where(nearer, row + first, index)
+        first += len(part)
+    distance = (1 - best).clamp(min=0)
+    if held_out is None:
+        return Nearest(index, distance)
+    usual = distance[count:]
+    share = (distance[:count] < usual.quantile(0.01)).double().mean().item()
+    return Nearest(index[:count], distance[:count], usual, share)
+
+
+def nearest_pairs(
+    samples: Images, training: Images, nearest: Nearest, *, count: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The `count` nearest samples, and the training image of each, uint8 (3, H, W).
+
+    Raises DataError where the two sets are of different sizes.
+    """
+
+    def pick(images: Images, rows: list[int]) -> list[Tensor]:
+        read = image_set(images).batches
+        return [next(read(1, i, i + 1))[0].cpu() for i in rows]
+
+    order = nearest.distance.argsort()[:count]
+    pairs = pick(samples, order.tolist()), pick(training, nearest.index[order].tolist())
+    a, b = (images[0].shape for images in pairs)
+    if a != b:
+        raise DataError(
+            f"samples are {sides((a[1], a[2]))}, training images {sides((b[1], b[2]))}: a picture "
+            "of both needs one size"
+        )
+    return pairs
+
+
+def _quantiles(distance: Tensor) -> dict[str, float]:
+    at = {"least": 0.0, "1%": 0.01, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}
+    return {name: distance.double().quantile(q).item() for name, q in at.items()}

@@ -1,0 +1,398 @@
+"""What a transformer represents at which depth, at which noise time, after how many steps.
+
+| metric     | of                                                                             |
+| cknna      | tokens' mean against an encoder's, nearest-neighbour alignment (REPA, Fig. 2)  |
+| cka        | the same, linear centred kernel alignment                                      |
+| mutual_knn | the same, share of nearest neighbours in common                                |
+| probe      | classes, by a linear map from the tokens' mean                                 |
+| knn        | classes, by the nearest neighbours                                             |
+| spatial    | tokens alone: similarity of neighbours less that of distant ones (LDS, iREPA)  |
+
+Depths count blocks from 1. The network gets no labels unless asked to. Means have length 1 before
+cknna, cka and mutual_knn, as in Huh et al.: otherwise a few long vectors decide what is near.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from erw import ddpm, flow
+from erw.config import Flow, nearest
+from erw.data.cache import Cache
+from erw.data.sources import BUILT_IN
+from erw.encoders.base import Encoder
+from erw.errors import CheckpointError, ConfigError, DataError
+from erw.evaluation import alignment
+from erw.rng import generator
+from erw.sampling.generation import start_noise
+from erw.training import checkpoint
+from erw.training.trained import Trained, load
+
+Labels = Literal["null", "given"]
+
+
+class Material(NamedTuple):
+    """Images to probe with: latents (n, C, h, w), labels (n,), an encoder's mean features (n, D).
+
+    `rows` are their numbers in the cache; the noise of each is a function of its number. `spatial`
+    is `local_over_distant` of the encoder's tokens, `class_names` are those of the labels, `token`
+    has the encoder's class tokens (n, R) where the cache stores them.
+    """
+
+    rows: tuple[int, ...]
+    latents: Tensor
+    labels: Tensor
+    target: Tensor
+    encoder: str
+    spatial: float | None = None
+    class_names: tuple[str, ...] = ()
+    token: Tensor | None = None
+
+
+class States(NamedTuple):
+    """Hidden states by depth: tokens' mean (n, D), and `local_over_distant`, mean over images."""
+
+    pooled: dict[int, Tensor]
+    spatial: dict[int, float]
+
+
+class Point(NamedTuple):
+    """One value: of which run, after how many steps, at which noise time, after which block."""
+
+    run: str
+    step: int
+    time: float
+    depth: int
+    value: float
+
+
+class Change(NamedTuple):
+    """A value over training steps: first, lowest and last, and the step of the lowest.
+
+    `u_shaped`: the lowest lies strictly between, and at least a tenth of the fall comes back.
+    """
+
+    first: float
+    lowest: float
+    last: float
+    step: int
+    u_shaped: bool
+
+
+class Options(NamedTuple):
+    """Of cknna, cka and mutual_knn: number of neighbours, and the estimate of HSIC."""
+
+    k: int = 10
+    unbiased: bool = True
+
+
+Measure = Callable[[States, int, Material, Options], float]
+
+
+def _aligned(measure: Callable[[Tensor, Tensor, Options], float]) -> Measure:
+    def value(states: States, depth: int, material: Material, options: Options) -> float:
+        pair = (F.normalize(x.double(), dim=-1) for x in (states.pooled[depth], material.target))
+        return measure(*pair, options)
+
+    return value
+
+
+METRICS: dict[str, Measure] = {
+    "cknna": _aligned(lambda a, b, options: alignment.cknna(a, b, **options._asdict())),
+    "cka": _aligned(lambda a, b, options: alignment.cka(a, b, unbiased=options.unbiased)),
+    "mutual_knn": _aligned(lambda a, b, options: alignment.mutual_knn(a, b, k=options.k)),
+    "probe": lambda states, depth, m, _: alignment.linear_probe(states.pooled[depth], m.labels),
+    "knn": lambda states, depth, m, _: alignment.knn_accuracy(states.pooled[depth], m.labels),
+    "spatial": lambda states, depth, m, _: states.spatial[depth],
+}
+
+
+def cknna(
+    model: Any,
+    *,
+    data: Cache | str | Path,
+    encoder: str | Encoder | None = None,
+    time: float = 0.0,
+    depths: Sequence[int] = (),
+    count: int = 2000,
+    k: int = 10,
+    unbiased: bool = True,
+) -> dict[int, float]:
+    """CKNNA of a model's blocks with an encoder: depth, counted from 1 -> value.
+
+    `erw.evaluation.cknna` compares two sets of features directly.
+
+    Args:
+        model: a run from `erw.load`, or any network with SiT's taps.
+        data: a cache with the encoder's features, or with images.
+        encoder: a name or an encoder; None: the first in the cache.
+        time: noise time, 0 (clean) to 1 (noise alone).
+        count: images; REPA has 10,000.
+
+    Raises:
+        CacheError, ConfigError, DataError: see `material` and `curve`.
+    """
+    images = material(data, encoder=encoder, count=count)
+    options: dict[str, Any] = {"times": (time,), "depths": depths, "k": k, "unbiased": unbiased}
+    return {p.depth: p.value for p in curve(model, images, **options)}
+
+
+def curve(
+    model: Any,
+    images: Material,
+    *,
+    metric: str = "cknna",
+    times: Sequence[float] = (0.0,),
+    depths: Sequence[int] = (),
+    k: int = 10,
+    unbiased: bool = True,
+    labels: Labels = "null",
+    batch_size: int = 64,
+    name: str = "",
+) -> Iterator[Point]:
+    """A metric over depth and noise time, time by time.
+
+    Args:
+        model, depths, labels: see `hidden_states`.
+        k: neighbours, for cknna and mutual_knn.
+        unbiased: the estimate of HSIC, for cknna and cka.
+        name: of the run, in the points.
+
+    Raises:
+        ConfigError: an unknown metric, an impossible time or depth.
+        DataError: too few images for k, or one class where classes are needed.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
+    step = int(getattr(model, "step", 0))
+    for time in times:
+        states = hidden_states(
+            model, images, time=time, depths=depths, labels=labels, batch_size=batch_size
+        )
+        for depth in states.pooled:
+            value = METRICS[metric](states, depth, images, Options(k, unbiased))
+            yield Point(name, step, time, depth, value)
+
+
+def reference(images: Material, *, metric: str) -> float | None:
+    """The value of the encoder's own features, for probe, knn and spatial; None for the others."""
+    if metric not in ("probe", "knn", "spatial"):
+        return None
+    states = States({0: images.target}, {0: images.spatial or 0.0})
+    return METRICS[metric](states, 0, images, Options())
+
+
+def over_steps(steps: Sequence[float], values: Sequence[float]) -> Change | None:
+    """How a value changes over rising steps; None for fewer than 3."""
+    if len(steps) < 3:
+        return None
+    i = min(range(len(values)), key=values.__getitem__)
+    first, low, last = values[0], values[i], values[-1]
+    u_shaped = 0 < i < len(values) - 1 and last - low >= 0.1 * (first - low)
+    return Change(first, low, last, int(steps[i]), u_shaped)
+
+
+@torch.no_grad()
+def hidden_states(
+    model: Any,
+    images: Material,
+    *,
+    time: float = 0.0,
+    depths: Sequence[int] = (),
+    labels: Labels = "null",
+    batch_size: int = 64,
+) -> States:
+    """Hidden states of a model on images noised to one time.
+
+    Args:
+        model: a `Trained`, or a network with SiT's taps.
+        depths: after which blocks; empty: all.
+        labels: "null": the null class for every image, so that the states hold nothing of the
+            label; "given": each image's own.
+
+    Raises:
+        ConfigError: a time outside 0..1, or a depth that the model does not have.
+        DataError: latents of another shape than the model's.
+    """
+    net: nn.Module = model if isinstance(model, nn.Module) else model.net
+    sit: Any = getattr(net, "net", net)
+    depths = tuple(depths) or tuple(range(1, sit.depth + 1))
+    if not 0 <= time <= 1:
+        raise ConfigError(f"time {time}: expected 0 (clean) to 1 (noise)")
+    if wrong := [depth for depth in depths if not 1 <= depth <= sit.depth]:
+        raise ConfigError(f"depth {wrong[0]}: the model has blocks 1 to {sit.depth}")
+    _check(model, images, labels)
+    clean, condition = network_inputs(sit, images.latents, images.labels, images.token)
+    device = next(net.parameters()).device
+    pooled: dict[int, list[Tensor]] = {depth: [] for depth in depths}
+    spatial = dict.fromkeys(depths, 0.0)
+    for lo in range(0, len(images.rows), batch_size):
+        part = slice(lo, lo + batch_size)
+        shape = tuple(images.latents.shape[1:])
+        eps = start_noise(images.rows[part], shape, token=sit.class_token).to(device)
+        y = condition[part].to(device) if labels == "given" else None
+        x_t, t = _noised(model, clean[part].to(device), eps, time)
+        for depth, h in net(x_t, t, y, tap=depths).hidden.items():
+            h = h[:, 1:] if sit.class_token else h  # patches alone
+            pooled[depth].append(h.float().mean(1).cpu())
+            spatial[depth] += float(local_over_distant(h).sum()) / len(images.rows)
+    return States({depth: torch.cat(parts) for depth, parts in pooled.items()}, spatial)
+
+
+def network_inputs(
+    net: Any, latents: Tensor, labels: Tensor, token: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(clean state, condition) as a `SiT` takes them: with a class token joined to the latents, or
+    with a representation in place of the label."""
+    width = net.class_token or net.representation
+    if not width:
+        return latents, labels if net.null_class else torch.zeros_like(labels)
+    if token is None or token.shape[1] != width:
+        raise DataError(
+            f"the model needs class tokens of {width} channels, which this cache does not have: "
+            "give the cache that it was trained on, or prepare one with --class-token"
+        )
+    if net.representation:
+        return latents, F.layer_norm(token, token.shape[1:])
+    return net.join(latents, token), labels if net.null_class else torch.zeros_like(labels)
+
+
+def material(
+    data: Cache | str | Path, *, encoder: str | Encoder | None = None, count: int = 2000
+) -> Material:
+    """`count` images of a cache with the features of one encoder, the same ones every time.
+
+    Args:
+        encoder: one whose features the cache has (None: its first), or any encoder or name, which
+            is then run on the images of a cache that was prepared with --images.
+
+    Raises:
+        CacheError: no such cache, or neither these features nor images in it.
+        DataError: fewer than 4 images.
+    """
+    cache = data if isinstance(data, Cache) else Cache.open(data)
+    if encoder is None:
+        encoder = next(iter(cache.features), None)
+    if encoder is None:
+        raise ConfigError(f"cache {cache.where} holds no features: name an encoder")
+    n = min(count, len(cache))
+    if n < 4:
+        raise DataError(f"{n} images: similarity of representations needs at least 4")
+    rows = torch.randperm(len(cache), generator=generator(0, "analysis"))[:n].sort().values
+    cached = [encoder] if isinstance(encoder, str) and encoder in cache.features else []
+    if isinstance(encoder, str) and not cached:
+        from erw.encoders.registry import load_encoder
+
+        encoder = load_encoder(encoder)
+    token = cached[0] if cached and cache.features[cached[0]].class_dim else ""
+    columns: dict[str, list[Tensor]] = {"latents": [], "labels": [], "target": [], "token": []}
+    spatial = 0.0
+    for part in rows.split(64):
+        batch = cache.read(part.numpy(), features=cached, token=token)
+        if isinstance(encoder, Encoder):
+            device = next(encoder.parameters()).device
+            tokens = encoder(cache.images(part.numpy()).to(device))
+        else:
+            tokens = batch.features[0]
+        columns["latents"].append(batch.mean.cpu())
+        columns["labels"].append(batch.labels.cpu())
+        columns["target"].append(tokens.mean(1).float().cpu())
+        columns["token"] += [] if batch.token is None else [batch.token.cpu()]
+        spatial += float(local_over_distant(tokens).sum()) / n
+    return Material(
+        rows=tuple(rows.tolist()),
+        **{name: torch.cat(parts) for name, parts in columns.items() if parts},
+        encoder=encoder if isinstance(encoder, str) else encoder.name,
+        spatial=spatial,
+        class_names=tuple(cache.class_names),
+    )
+
+
+@contextmanager
+def uncached(
+    images: str | Path, *, vae: str, encoder: str, image_size: int, count: int = 2000
+) -> Iterator[Cache]:
+    """Images without a cache, read as if from one: cropped and encoded when they are read.
+
+    Args:
+        images: a folder, zip or table, or a built-in set.
+        vae, encoder: by name; see `erw.prepare`.
+        count: how many of a built-in set to compose; of others, all are there.
+    """
+    from erw.data.online import write
+
+    options: dict[str, Any] = {}
+    if str(images) in BUILT_IN:
+        options = {"size": image_size, "count": count}
+    options |= {"vae": vae, "encoders": (encoder,), "image_size": image_size}
+    with TemporaryDirectory() as folder:
+        yield write(images, folder, precision="float32", **options)
+
+
+def checkpoints(
+    folder: str | Path, *, device: torch.device | str = "cpu"
+) -> Iterator[tuple[int, Trained]]:
+    """(step, model) with the EMA weights of every checkpoint that a run folder keeps, oldest first.
+
+    Raises CheckpointError where there is none.
+    """
+    paths = checkpoint.paths(Path(folder) / "checkpoints")
+    if not paths:
+        raise CheckpointError(f"{folder} keeps no checkpoints: give --log.keep when training")
+    for step in map(checkpoint.step_of, paths):
+        yield step, load(folder, checkpoint=step, device=device)
+
+
+def local_over_distant(tokens: Tensor) -> Tensor:
+    """How spatial tokens (B, T, D) of a square grid are (B,): cosine of neighbours less of distant.
+
+    The mean cosine similarity of tokens that touch, less that of tokens whose Manhattan distance is
+    at least 6 of 16 (3/8 of the side, 2 at least). Source: LDS of iREPA (arXiv 2512.10794) and its
+    released code, which has 6 for every grid. 0 for a grid without distant tokens.
+    """
+    side = round(tokens.shape[1] ** 0.5)
+    if side * side != tokens.shape[1]:
+        raise DataError(f"{tokens.shape[1]} tokens are no square grid")
+    if side < 2:
+        return tokens.new_zeros(len(tokens)).float()
+    place = torch.arange(side * side, device=tokens.device)
+    rows, columns = place // side, place % side
+    gaps = (rows[:, None] - rows).abs() + (columns[:, None] - columns).abs()
+    unit = F.normalize(tokens.float(), dim=-1)
+    similar = unit @ unit.transpose(1, 2)
+    near, far = gaps == 1, gaps >= max(2, 3 * side // 8)
+    return similar[:, near].mean(1) - similar[:, far].mean(1)
+
+
+def _noised(model: Any, x: Tensor, eps: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    """Latents at a noise time as the model's objective has them, and the network's `t`: the time
+    or, of a DiT, the step of its chain (the first for clean latents)."""
+    run = getattr(model, "run", None)
+    settings = run.flow if run else Flow()
+    t = torch.full((len(x),), time, device=x.device)
+    if settings.objective == "flow":
+        return flow.noise(x, eps, t, path=flow.PATHS[settings.path]).x_t, t
+    step = ddpm.step_at(t)
+    return (ddpm.noised(ddpm.chain(), x, eps, step) if time else x), step
+
+
+def _check(model: Any, images: Material, labels: Labels) -> None:
+    """Refuse latents of another shape than the model's, and labels of other classes."""
+    shape, expected = tuple(images.latents.shape[1:]), getattr(model, "latent_shape", None)
+    if expected is not None and tuple(expected) != shape:
+        raise DataError(
+            f"the latents are {shape}, the model's are {tuple(expected)}: give the cache that it "
+            "was trained on, or images with its VAE"
+        )
+    names = getattr(model, "class_names", ())
+    if labels == "given" and names and images.class_names and names != images.class_names:
+        raise ConfigError(
+            f"labels given: the images have the classes {', '.join(images.class_names[:3])}, ..., "
+            f"the model {', '.join(names[:3])}, ...; leave the labels out"
+        )

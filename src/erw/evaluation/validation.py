@@ -1,0 +1,174 @@
+"""A validation loss while training: the EMA model's flow loss on images that it never trains on.
+
+    erw.train(run, out, at=validated_steps(run), evaluate=validating(run, out))
+
+It is the objective's own squared error, of its own prediction along its own path, with the class
+given and nothing dropped. Noise and times are fixed: the same for every step, run and number of
+ranks. So it has none of the noise of the training loss, and small runs can be compared by it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erw import ddpm, flow
+from erw.config import Run
+from erw.data.cache import Batch, Cache
+from erw.dist import World, precision
+from erw.errors import ConfigError
+from erw.evaluation.callback import Callback, Lines, built_in
+from erw.evaluation.probing import network_inputs
+from erw.rng import generator
+from erw.sampling.preview import watched_steps
+from erw.training import build
+from erw.training.trained import Trained
+
+TIMES = tuple((i + 0.5) / 12 for i in range(12))
+"""Noise times of the loss, the midpoints of twelve equal parts of [0, 1]."""
+VAE = ("weight_hash", "shift", "scale")
+"""What two caches must have in common for their latents to be comparable."""
+
+
+def validated_steps(run: Run) -> tuple[int, ...]:
+    """The steps to validate by `eval.loss`, none of them in warm-up."""
+    return watched_steps(run, run.eval.loss)
+
+
+def validating(
+    run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
+) -> Callback:
+    """The callback that writes a line of kind "validation"; `say` gets a line on each.
+
+    Every rank takes its share of the images. The line has `flow`, the mean, and `flow_by_time`, the
+    loss at each of `times`. A step that has its line is not validated again.
+
+    Raises:
+        ConfigError, CacheError: there are no held-out images, or they do not fit the run's cache.
+    """
+    cache = Cache.open(run.data.cache)
+    held_out = _held_out(run, cache)
+    lines = Lines.of(run, out, "validation", cache)
+    shares: list[Share] = []  # read or encoded at the first use, then kept
+
+    def validate(step: int, model: Trained, world: World) -> None:
+        if lines.has(step, world):
+            return
+        if not shares:
+            total = run.eval.loss_images
+            rows = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)
+            shares.append(Share(tuple(rows), held_out(rows, world)))
+        sums = loss_sums(model, shares[0], device=world.device)
+        losses = (world.mean(sums) * (world.size / run.eval.loss_images)).tolist()
+        mean = sum(losses) / len(losses)
+        if world.first:
+            lines.write(step, {"flow": mean, "times": TIMES, "flow_by_time": losses})
+            say(f"step {step}: validation loss {mean:.4f}")
+
+    return validate
+
+
+class Share(NamedTuple):
+    """The held-out images of one rank: their numbers, which their noise follows from, and data."""
+
+    numbers: tuple[int, ...]
+    batch: Batch
+
+
+@torch.no_grad()
+def loss_sums(
+    model: Trained, share: Share, *, device: torch.device, batch_size: int = 64
+) -> Tensor:
+    """The loss at each of `TIMES`, summed over images: float64 (12,).
+
+    Where a class token is denoised too, it is the loss of the latents alone.
+    """
+    dtype, _ = precision(model.run.optim.precision, device)
+    sums = torch.zeros(len(TIMES), dtype=torch.float64, device=device)
+    for lo in range(0, len(share.numbers), batch_size):
+        part = slice(lo, lo + batch_size)
+        batch, numbers = share.batch.rows(part).to(device), share.numbers[part]
+        latent = _normal("latent", numbers, batch.mean.shape[1:], 0).to(device)
+        x, y = network_inputs(model.net, batch.mean + batch.std * latent, batch.labels, batch.token)
+        for i, time in enumerate(TIMES):
+            eps = _normal("noise", numbers, x.shape[1:], i).to(device)
+            t = torch.full((len(x),), time, device=device)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                residual = _residual(model, x, eps, t, y)
+            channels = batch.mean[0].numel()
+            sums[i] += residual.flatten(1)[:, :channels].double().square().mean(1).sum()
+    return sums
+
+
+def _residual(model: Trained, x: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """The network's output less what it is trained to give: for a DiT, the noise."""
+    settings = model.run.flow
+    if settings.objective == "ddpm":
+        step, chain = ddpm.step_at(t), ddpm.chain()
+        output = model.net(ddpm.noised(chain, x, eps, step), step, y)
+        return output[:, : x.shape[1]].float() - eps
+    path = flow.PATHS[settings.path]
+    noised = flow.noise(x, eps, t, path=path)
+    output = model.net(noised.x_t, t, y).float()
+    return flow.residual(settings.prediction, output, x, noised, path=path)
+
+
+def _normal(name: str, numbers: Sequence[int], shape: Sequence[int], time: int) -> Tensor:
+    """Standard normal (B, *shape): a function of each image's number and the time's."""
+    seeds = (generator(0, "validation", name, number, time) for number in numbers)
+    return torch.stack([torch.randn(tuple(shape), generator=rng) for rng in seeds])
+
+
+def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], World], Batch]:
+    """A function that gives held-out images by number; checks now that it can."""
+    count = run.eval.loss_images
+    if run.model.net == "rdm":
+        raise ConfigError("an rdm has no latents to validate on: leave eval.loss at 0")
+    if run.eval.heldout is None:
+        if run.model.needs_token or not built_in(cache.class_names):
+            raise ConfigError(
+                "eval.heldout is missing: give a cache of images that are not trained on, made as "
+                f"{run.data.cache} (only runs on the built-in images, without class tokens, have "
+                "one built in)"
+            )
+        return lambda rows, world: _composed(cache, rows, count, world.device)
+    other = Cache.open(run.eval.heldout)
+    for name, a, b in (
+        ("latents of another VAE", *([c.vae[k] for k in VAE] for c in (other, cache))),
+        ("latents of another shape", other.latent_shape, cache.latent_shape),
+        ("other classes", other.class_names, cache.class_names),
+    ):
+        if a != b:
+            raise ConfigError(
+                f"eval.heldout {run.eval.heldout} has {name} than {run.data.cache}: prepare it "
+                "with the same options"
+            )
+    if len(other) < count:
+        raise ConfigError(f"eval.loss_images is {count}, but eval.heldout has {len(other)} images")
+    token = build.token_encoder(run, cache) if run.model.needs_token else ""
+    spread = np.arange(count) * len(other) // count  # a cache may be sorted by class
+    return lambda rows, world: other.read(spread[list(rows)], token=token)
+
+
+def _composed(cache: Cache, rows: Sequence[int], count: int, device: torch.device) -> Batch:
+    """Built-in test images, encoded by the cache's VAE, on the CPU."""
+    from erw.data.openmoji import OpenMojiSet
+    from erw.encoders.vae import load_vae
+
+    vae = load_vae(cache.vae["name"], device=str(device))
+    if cache.scaling:
+        vae = vae.scaled(**cache.scaling)
+    source = OpenMojiSet("test", size=cache.image_size, count=count)
+    means, deviations, labels = [], [], []
+    shift, scale = vae.scaling
+    for lo in range(0, len(rows), 64):
+        images, classes = zip(*(source[i] for i in rows[lo : lo + 64]), strict=True)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        mean, deviation = vae.encode(pixels).chunk(2, 1)
+        means.append(((mean - shift) * scale).cpu())
+        deviations.append((deviation * scale).cpu())
+        labels += classes
+    return Batch(torch.cat(means), torch.cat(deviations), torch.tensor(labels))
