@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.data.openmoji import OpenMojiSet
+from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import load_encoder
 
 CONFIG = {

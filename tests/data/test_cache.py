@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from erw.data import Batch, Cache, open_source
 from erw.data.codec import FORMATS, SCALED, fidelity, from_numpy, pack, to_numpy, unpack
-from erw.data.crops import adm_center_crop
 from erw.data.gather import Located, gather
+from erw.data.images import adm_center_crop
 from erw.data.shards import Column, ShardReader, hash_file, write_shard
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, DataError

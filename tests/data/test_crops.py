@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from erw.data.crops import adm_center_crop, crop, random_crop
-from erw.data.images import Unreadable
+from erw.data.images import Unreadable, adm_center_crop, crop, random_crop
 from erw.errors import DataError
 from helpers.parts import picture
 

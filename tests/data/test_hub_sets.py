@@ -10,11 +10,11 @@ from threading import Thread
 import numpy as np
 import pytest
 from PIL import Image
-from test_hub import COMMIT, Hub, _endpoint
+from interop.test_hub import COMMIT, Hub, _endpoint
 
 from erw.cli import main
 from erw.data import Cache, open_source
-from erw.data.hub import sets
+from erw.data.sources.hub import sets
 from erw.errors import DataError
 from helpers.parts import CLASSES, picture
 

@@ -46,7 +46,7 @@ def test_rows_are_those_of_a_cache(both: tuple[Cache, Cache, Path]) -> None:
 
 def make_images(stored: Cache, rows: list[int], folder: Path) -> np.ndarray:
     from erw.data import open_source
-    from erw.data.crops import crop
+    from erw.data.images import crop
     from erw.rng import seeded
 
     source = open_source(folder)

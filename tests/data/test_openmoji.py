@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from erw.data import openmoji
-from erw.data.openmoji import OpenMojiSet, groups, split_glyphs
+from erw.data.sources import openmoji
+from erw.data.sources.openmoji import OpenMojiSet, groups, split_glyphs
 from erw.errors import DataError
 
 

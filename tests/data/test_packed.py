@@ -148,8 +148,9 @@ def test_labels_of_a_webdataset(folder: Path, tmp_path: Path) -> None:
     told = open_source(shard("json", png0=image, json0=b'{"label": 3}', png1=image,
                              json1=b'{"label": 1}'))  # fmt: skip
     assert [told[i][1] for i in range(2)] == [3, 1] and len(told.class_names) == 4
-    told = open_source(shard("text", png0=image, txt0=b"dog", png1=image, txt1=b"cat"))
-    assert told.class_names == ("cat", "dog") and [told[i][1] for i in range(2)] == [1, 0]
+    named = open_source(shard("text", png0=image, json0=b'{"class_id": "dog"}', png1=image,
+                              json1=b'{"class_id": "cat"}'))  # fmt: skip
+    assert named.class_names == ("cat", "dog") and [named[i][1] for i in range(2)] == [1, 0]
     with pytest.raises(DataError, match="1 of 2 images have no label"):
         open_source(shard("half", png0=image, cls0=b"1", png1=image))
     with pytest.raises(DataError, match="is no label"):

@@ -27,7 +27,7 @@ SLOW = """
 import json, sys, time
 from pathlib import Path
 from helpers.parts import make
-from erw.data.files import Folder
+from erw.data.sources.folder import Folder
 from erw.data.sources import FileSource
 
 class Slow(FileSource):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erw.data.arrays import Arrays
-from erw.data.tables import Table
+from erw.data.sources.numpy import Arrays
+from erw.data.sources.parquet import Table
 from erw.errors import DataError
 from helpers.parts import picture
 
@@ -90,10 +90,10 @@ def test_an_image_column_of_another_type_is_named(tmp_path: Path, cell: Any) -> 
         Table([path])
 
 
-@pytest.mark.parametrize(("label", "kind"), [(True, "bool"), (1.0, "double"), ([1], "list")])
-def test_a_label_column_of_another_type_is_named(tmp_path: Path, label: Any, kind: str) -> None:
+@pytest.mark.parametrize("label", [True, 1.0, [1]])
+def test_a_label_column_of_another_type_is_named(tmp_path: Path, label: Any) -> None:
     path = write(tmp_path / "x.parquet", {"image": [png(0)], "label": [label]})
-    with pytest.raises(DataError, match=f"column label has type {kind}.*--classes none"):
+    with pytest.raises(DataError, match=r"column label: label \[?(True|1).*--classes none"):
         Table([path])
     assert Table([path], labelled=False).class_names == ()
 

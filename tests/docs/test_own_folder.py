@@ -11,7 +11,7 @@ from PIL import Image
 
 from erw.cli import main
 from erw.data import Cache
-from erw.data.openmoji import _rasterise, groups
+from erw.data.sources.openmoji import _rasterise, groups
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "own-folder.md"
 GLYPHS = ("animals-nature", "food-drink")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from erw.data.openmoji import OpenMojiSet
 from erw.data.settings import weight_hash
+from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import VAE, Encoder, ModuleEncoder, load_encoder, load_vae
 from erw.encoders.efficientnet import _pretrained
 from erw.encoders.vae import SHIPPED
@@ -73,7 +73,7 @@ def test_preprocessing_classifies_a_football():
 
 
 def football(side: int) -> np.ndarray:
-    from erw.data.openmoji import _rasterise
+    from erw.data.sources.openmoji import _rasterise
 
     glyph = _rasterise("26BD", side).astype(np.int64)
     return (glyph[..., :3] + 255 - glyph[..., 3:]).astype(np.uint8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erw.data.openmoji import OpenMojiSet
+from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError, DataError, NumericsError
 from erw.evaluation.distances import Moments, frechet_moments

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from erw import evaluate
 from erw.cli import main
-from erw.data.openmoji import OpenMojiSet
+from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import load_encoder
 from erw.encoders.base import resize_bytes
 from erw.errors import ConfigError, DataError

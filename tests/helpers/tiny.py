@@ -13,8 +13,8 @@ import torch
 
 from erw.config import Eval, Flow, Run, Sample
 from erw.data.cache import Cache
-from erw.data.openmoji import OpenMojiSet
 from erw.data.prepare import prepare
+from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import load_encoder, load_vae
 from erw.recipes import recipe
 

@@ -233,7 +233,7 @@ def _forecast(source: Source, how: Prepare, found: Any, there: dict[str, Any]) -
     from erw.data.encoding import Networks
     from erw.data.forecast import table
     from erw.data.settings import describe, load_networks
-    from erw.data.sources import left_alone
+    from erw.data.sources import overview
 
     networks: Networks = load_networks(how.vae, how.encoders, precision=how.precision, device="cpu")
     told = describe(
@@ -243,9 +243,9 @@ def _forecast(source: Source, how: Prepare, found: Any, there: dict[str, Any]) -
     )  # fmt: skip
     flops = told["vae"]["flops"] + sum(part["flops"] for part in told["encoders"])
     flops *= 2 if how.flip else 1
-    lines = [f"images      {len(source):,} of {source.name}"]
-    lines += [f"            {said}"] if (said := left_alone(source)) else []
-    lines += [f"classes     {len(source.class_names)} ({', '.join(source.class_names[:12])})"]
+    first, *notes = overview(source)
+    lines = [f"images      {first}"]
+    lines += [f"            {line}" for line in notes]
     lines += [f"shards      {math.ceil(len(source) / how.rows_per_shard)}"]
     lines += [f"encoding    {flops / 1e9:.3f} GFLOP an image", ""]
     lines += [table(told, images=len(source))]

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from erw.data.cache import Batch, Cache
-from erw.data.crops import crop
-from erw.data.images import Unreadable
+from erw.data.images import Unreadable, crop
 from erw.data.manifest import VERSION, Manifest
 from erw.data.settings import describe, differences, load_networks, weight_hash
 from erw.data.shards import hash_file

@@ -16,7 +16,7 @@ from erw.data.manifest import MANIFEST, REJECTED, REPORT, Manifest
 from erw.data.progress import Bar, summary
 from erw.data.repair import damaged, named
 from erw.data.settings import begun, describe, describe_encoders, identity, load_networks
-from erw.data.sources import Source, left_alone, open_source
+from erw.data.sources import Source, open_source, overview
 from erw.errors import CacheError, ConfigError, DataError
 from erw.io import write_text
 
@@ -227,8 +227,8 @@ def _go(job: Job, *, repair: bool, patience: float, progress: bool) -> Cache:
     mine = sum(span.stop - span.first for span in job.own()[job.rank :: job.world])
     before = Manifest.read(job.out).class_names if (job.out / MANIFEST).exists() else None
     with Bar(f"prepare {job.source.name}", total=mine, shown=progress) as bar:
-        if said := left_alone(job.source):
-            bar.note(said)
+        for line in overview(job.source):
+            bar.note(line)
         if before is not None and (new := job.source.class_names[len(before) :]):
             bar.note(f"classes that the cache did not have: {', '.join(new)}")
         others = work(job, bar, patience=patience)

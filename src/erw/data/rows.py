@@ -12,9 +12,8 @@ from blake3 import blake3
 from torch import Tensor
 
 from erw.data.codec import Packed, fidelity, pack, to_numpy
-from erw.data.crops import crop
 from erw.data.encoding import Networks
-from erw.data.images import Unreadable
+from erw.data.images import Unreadable, crop
 from erw.data.manifest import IMAGES, Record, Shard, Which, by_file, shard_file
 from erw.data.shards import Column, Written
 from erw.data.sources import Source, where

@@ -9,9 +9,8 @@ import torch
 from blake3 import blake3
 
 from erw.data.codec import FORMATS
-from erw.data.crops import CROPS
 from erw.data.encoding import Networks
-from erw.data.images import WHITE
+from erw.data.images import CROPS, WHITE
 from erw.data.manifest import MANIFEST, SETTINGS, Manifest
 from erw.data.pca import IMAGES
 from erw.data.sources import Source

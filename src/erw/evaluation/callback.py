@@ -187,6 +187,6 @@ def reference_images(
 
 def built_in(class_names: tuple[str, ...]) -> bool:
     """Whether these are the classes of the built-in images."""
-    from erw.data.openmoji import groups
+    from erw.data.sources.openmoji import groups
 
     return class_names == tuple(groups())

@@ -12,9 +12,9 @@ from blake3 import blake3
 from torch import Tensor
 
 from erw.data.cache import Cache
-from erw.data.files import Folder
 from erw.data.images import Unreadable, channels
 from erw.data.sources import FileSource, Source, open_source, where
+from erw.data.sources.folder import Folder
 from erw.errors import CacheError, DataError, NumericsError
 from erw.io import hash_file
 from erw.sampling.generation import Generation, Samples

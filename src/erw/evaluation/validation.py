@@ -155,7 +155,7 @@ def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], World], Batch]
 
 def _composed(cache: Cache, rows: Sequence[int], count: int, device: torch.device) -> Batch:
     """Built-in test images, encoded by the cache's VAE, on the CPU."""
-    from erw.data.openmoji import OpenMojiSet
+    from erw.data.sources.openmoji import OpenMojiSet
     from erw.encoders.vae import load_vae
 
     vae = load_vae(cache.vae["name"], device=str(device))

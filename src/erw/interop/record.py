@@ -10,7 +10,7 @@ from typing import Any
 from erw import __version__
 from erw.config import to_dict
 from erw.data.cache import Cache
-from erw.data.openmoji import ATTRIBUTION, groups
+from erw.data.sources.openmoji import ATTRIBUTION, groups
 from erw.encoders.vae import ENTRIES, shipped
 from erw.errors import CacheError, CheckpointError
 from erw.io import hash_tensors

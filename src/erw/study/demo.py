@@ -18,8 +18,8 @@ import torch
 
 from erw.config import to_dict
 from erw.data.cache import Cache
-from erw.data.openmoji import ATTRIBUTION, OpenMojiSet
 from erw.data.prepare import prepare
+from erw.data.sources.openmoji import ATTRIBUTION, OpenMojiSet
 from erw.encoders import load_vae
 from erw.encoders.vae import VAE
 from erw.errors import CheckpointError, FolderInUseError

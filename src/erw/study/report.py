@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from erw.data.openmoji import ATTRIBUTION
+from erw.data.sources.openmoji import ATTRIBUTION
 from erw.errors import DataError
 from erw.log import read_metrics as log_lines
 from erw.study import page, sections

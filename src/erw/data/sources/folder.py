@@ -1,0 +1,143 @@
+"""Images in files of their own: below a folder, inside a zip archive, or any other `Files`."""
+
+import lzma
+import os
+import zipfile
+import zlib
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from erw.data.images import EXTENSIONS, WHITE, Unreadable
+from erw.data.sources.base import EncodedImages, Entry, Files, digest, ending, hidden
+from erw.data.sources.labels import TABLES, find, samples
+from erw.errors import DataError, one_line
+
+
+class FileSource(EncodedImages):
+    """The images among some `Files`, in the order of their paths; see `open_source`."""
+
+    def __init__(
+        self,
+        files: Files,
+        *,
+        classes: str = "auto",
+        background: tuple[int, int, int] = WHITE,
+    ) -> None:
+        self.files, self.background = files, background
+        self.name = files.root.resolve().name
+        others = Counter(
+            ending(entry.key) or "none"
+            for entry in files.entries
+            if ending(entry.key) not in EXTENSIONS and Path(entry.key).name not in TABLES
+        )
+        chosen = samples(files)
+        images = [e for e in files.entries if ending(e.key) in EXTENSIONS]
+        images = [entry for entry in images if not chosen or entry.key in chosen]
+        counted = ", ".join(f"{count} {kind}" for kind, count in others.most_common(3))
+        if not images and not files.entries:
+            raise DataError(f"{files.root} is empty: expected images, or folders of images")
+        if not images:
+            raise DataError(
+                f"no images in {files.root}, only other files ({counted}); Pillow's image formats "
+                "are read"
+            )
+        notes = [f"{others.total()} other files are left alone ({counted})"] if others else []
+        self.keys = [entry.key for entry in images]
+        self.class_names, labels = find(files, self.keys, classes, notes)
+        self.labels = np.asarray(labels, dtype=np.int32)
+        self.notes = (*notes, *files.notes)
+        self._fingerprint = digest(
+            [self.class_names, background],
+            (f"{e.key}\0{e.size}\0{e.stamp}\0{n}\n" for e, n in zip(images, labels, strict=True)),
+        )
+
+    def read(self, index: int) -> bytes:
+        """The bytes of image `index`. Raises `Unreadable`."""
+        try:
+            return self.files.read(self.keys[index])
+        except OSError as error:
+            raise Unreadable(f"cannot be read ({error.strerror or error})") from error
+
+    def where(self, index: int) -> str:
+        """The path of image `index`."""
+        return self.files.where(self.keys[index])
+
+
+class Folder:
+    """The files below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.notes: list[str] = []
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Every file, links followed; each real folder is entered once, by its real path first."""
+        found, empty, seen = [], [], set()
+        real, links = [str(self.root)], []
+        while real or links:
+            folder = real.pop() if real else links.pop(0)
+            if (path := os.path.realpath(folder)) in seen:
+                continue
+            seen.add(path)
+            with os.scandir(folder) as listing:
+                items = sorted((i for i in listing if not hidden(i.name)), key=lambda i: i.name)
+            if not items and folder != str(self.root):
+                empty.append(os.path.relpath(folder, self.root))
+            for item in items:
+                if item.is_dir():
+                    (links if item.is_symlink() else real).append(item.path)
+                elif item.is_file() or item.is_symlink():  # a link to nothing: reading it fails
+                    size = item.stat().st_size if item.is_file() else 0
+                    found.append(Entry(Path(item.path).relative_to(self.root).as_posix(), size))
+        if empty:
+            self.notes = [f"{len(empty)} empty folders are no classes (such as {min(empty)})"]
+        return sorted(found)
+
+    def read(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def where(self, key: str) -> str:
+        return str(self.root / key)
+
+    def inside(self, key: str) -> str:
+        return key
+
+
+class Zip:
+    """The files inside a zip archive. Reading from several threads is safe."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = path
+        self.notes: list[str] = []
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(
+                f"{path} is not a whole zip archive ({one_line(error)}): copy it again"
+            ) from error
+        # Of members of equal path the last counts, as unpacking would have it. Some tools write
+        # backslashes, or ./ in front.
+        members = [info for info in self._archive.infolist() if not info.is_dir()]
+        self._members = {m.filename.replace("\\", "/").removeprefix("./"): m for m in members}
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        members = ((key, info) for key, info in self._members.items() if not hidden(key))
+        return sorted(Entry(key, info.file_size, f"{info.CRC:08x}") for key, info in members)
+
+    def read(self, key: str) -> bytes:
+        try:
+            return self._archive.read(self._members[key])
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+            # RuntimeError: encrypted, or packed in a way that is not implemented.
+            raise Unreadable(f"damaged inside the archive ({one_line(error, 120)})") from error
+
+    def where(self, key: str) -> str:
+        return f"{self.root}!{key}"
+
+    def inside(self, key: str) -> str:
+        return key

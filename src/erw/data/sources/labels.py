@@ -1,0 +1,275 @@
+"""Which class an image belongs to: every rule by which labels are found, in one place.
+
+Sources bring values (a number, a name or None for each image); `classes` makes labels of them.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+from unicodedata import normalize
+
+from erw.data.images import EXTENSIONS
+from erw.data.sources.base import Files, ending, listed
+from erw.errors import DataError, one_line
+
+CLASSES = ("auto", "folders", "leaf", "none")
+TABLES = ("dataset.json", "metadata.csv", "metadata.jsonl")
+# Names that mean a label, in JSON, tables and arrays. The first of `USUAL` that is there is taken;
+# of the others only one that is there alone.
+USUAL = ("label", "labels", "fine_label", "cls")
+OTHERS = (
+    "class", "class_id", "class_label", "category", "category_id", "target", "targets", "y",
+    "coarse_label",
+)  # fmt: skip
+SPLITS = {
+    "train": "train", "training": "train",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
+
+Value = int | str | None
+
+
+class Labels(NamedTuple):
+    """Names of the classes, () without any, and the class number of each image."""
+
+    names: tuple[str, ...]
+    numbers: list[int]
+
+
+def label_name(names: Sequence[str], *, usual: bool = False) -> str | None:
+    """Which of these names of columns or keys means the label, if that is clear.
+
+    `usual`: look for the usual ones alone.
+    """
+    if found := [name for name in USUAL if name in names]:
+        return found[0]
+    others = [name for name in OTHERS if name in names]
+    return others[0] if len(others) == 1 and not usual else None
+
+
+def classes(values: Sequence[Any], *, where: str, names: Sequence[str] = ()) -> Labels:
+    """Labels from one value an image: all numbers, all names, or all None (no classes).
+
+    `names` are the classes' names in order, where a file lists them; otherwise numbers are names.
+
+    Raises:
+        DataError: some images have a label and others not, numbers and names are mixed, or a value
+            is neither or not listed.
+    """
+    if not values:
+        raise DataError(f"{where} holds no images")
+    kinds = {type(value) for value in values}
+    if kinds == {type(None)}:
+        return Labels((), [0] * len(values))
+    if type(None) in kinds:
+        bare = sum(value is None for value in values)
+        raise DataError(
+            f"{where}: {bare} of {len(values)} images have no label; give all of them one, or take "
+            "none with --classes none"
+        )
+    if kinds == {str}:
+        texts = [normalize("NFC", value) for value in values]
+        known = tuple(normalize("NFC", name) for name in names) or tuple(sorted(set(texts)))
+        number = {name: label for label, name in enumerate(known)}
+        if missing := sorted(set(texts) - set(known)):
+            raise DataError(
+                f"{where}: label {missing[0]!r} is not in the list of {len(known)} class names "
+                f"({listed(known)})"
+            )
+        return Labels(known, [number[text] for text in texts])
+    if kinds != {int}:
+        odd = next((v for v in values if type(v) not in (int, str)), None)
+        what = "labels mix numbers and names" if odd is None else f"label {odd!r}"
+        raise DataError(
+            f"{where}: {what}, expected a class number or name for each; take none with "
+            "--classes none"
+        )
+    low, high = min(values), max(values)
+    if low < 0:
+        raise DataError(
+            f"{where}: label {low}, expected a class number from 0; take none with --classes none"
+        )
+    if names and high >= len(names):
+        raise DataError(f"{where}: label {high} but only {len(names)} class names")
+    return Labels(tuple(names) or tuple(map(str, range(high + 1))), list(values))
+
+
+def find(files: Files, images: Sequence[str], rule: str, notes: list[str]) -> Labels:
+    """Labels of the images with these keys, by one of the rules `CLASSES`.
+
+    "auto" takes the first of tables (`TABLES`), label files of a WebDataset, and folders. What
+    looks like labels and is not used goes to `notes`.
+    """
+    none = classes([None] * len(images), where=str(files.root))
+    if rule == "none":
+        return none
+    if rule == "auto":
+        if (found := _of_tables(files, images, notes)) is not None:
+            return found
+        sidecars = samples(files)
+        if sidecars:
+            values = [_of_sidecar(files, sidecars[image]) for image in images]
+            return classes(values, where=str(files.root))
+    return _of_folders(files, images, rule, notes) or none
+
+
+def samples(files: Files) -> dict[str, str | None]:
+    """The images of a WebDataset, each with its label file; {} if no image has one.
+
+    Files of one name up to the first dot make a sample; names that differ after it make one each if
+    each has a label file of its own (v1.0.jpg, v1.0.cls). Labels are NAME.cls, or NAME.json with a
+    label in it where the images lie in no class folders. Of several images in a sample the one
+    whose ending has one dot is meant.
+    """
+    groups: dict[str, list[str]] = {}
+    for key, *_ in files.entries:
+        folder, _, name = key.rpartition("/")
+        groups.setdefault(f"{folder}/{name.partition('.')[0]}", []).append(key)
+    groups = {name: keys for name, keys in groups.items() if _images(keys)}
+    kind = _kind(files, groups.values())
+    found: dict[str, str | None] = {}
+    for keys in groups.values() if kind else ():
+        images, sides = _images(keys), [key for key in keys if ending(key) == kind]
+        own = {side.rpartition(".")[0]: side for side in sides}
+        if len(images) > 1 and all(image.rpartition(".")[0] in own for image in images):
+            found |= {image: own[image.rpartition(".")[0]] for image in images}
+            continue
+        plain = [key for key in images if key.rpartition("/")[2].count(".") == 1]
+        image, *more = images if len(images) == 1 else plain or images
+        if more or len(sides) > 1:
+            several = listed([files.where(key) for key in (images if more else sides)])
+            what = "images" if more else "labels"
+            raise DataError(f"one sample of a WebDataset has several {what}: {several}; leave one")
+        found[image] = sides[0] if sides else None
+    return found
+
+
+def _images(keys: Sequence[str]) -> list[str]:
+    return [key for key in keys if ending(key) in EXTENSIONS]
+
+
+def _kind(files: Files, groups: Iterable[list[str]]) -> str:
+    """The ending of a set's label files: ".cls", ".json", or "" if there are none."""
+    beside = {ending(key): key for keys in groups for key in reversed(keys)}
+    if ".cls" in beside or ".json" not in beside:
+        return ".cls" if ".cls" in beside else ""
+    images = (key for keys in groups for key in _images(keys))
+    if len({files.inside(key).rpartition("/")[0] for key in images}) > 1:
+        return ""  # folders come first: JSON beside their images may mean anything
+    return ".json" if _of_sidecar(files, beside[".json"]) is not None else ""
+
+
+def _of_sidecar(files: Files, key: str | None) -> Any:
+    if key is None:
+        return None
+    text = files.read(key).decode("utf-8", "replace").strip()
+    try:
+        if ending(key) == ".cls":
+            return int(text)
+        table = json.loads(text)
+        return table.get(label_name(list(table))) if isinstance(table, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{files.where(key)} is no label ({one_line(error)})") from error
+
+
+def _of_tables(files: Files, images: Sequence[str], notes: list[str]) -> Labels | None:
+    """Labels of dataset.json (edm2, REPA), metadata.csv and metadata.jsonl (`datasets`)."""
+    known: dict[str, Any] = {}
+    names: Sequence[str] = ()
+    used = ""
+    for key, *_ in files.entries:
+        if PurePosixPath(key).name not in TABLES:
+            continue
+        place = files.where(key)
+        rows, own = _rows(files, key, place)
+        if rows is None:
+            notes.append(f"{place} names no labels and is left alone")
+            continue
+        used, names = place, own or names
+        base = key[: key.rfind("/") + 1]
+        for path, value in rows:
+            path = normalize("NFC", str(path).replace("\\", "/").removeprefix("./"))
+            path = path if path.startswith(base) else base + path
+            if known.setdefault(path, value) != value:
+                raise DataError(f"{place} gives {path} two labels: {known[path]} and {value}")
+    if not used:
+        return None
+    if not known:  # "labels": null
+        return classes([None] * len(images), where=used)
+    keys = [normalize("NFC", image) for image in images]
+    if missing := [key for key in keys if known.get(key) is None]:
+        raise DataError(f"{used} has no label for {missing[0]}")
+    return classes([known[key] for key in keys], where=used, names=names)
+
+
+def _rows(files: Files, key: str, place: str) -> tuple[Iterable[Any] | None, list[str]]:
+    """(path, label) of every image that a table lists, None if it lists none; and class names."""
+    try:
+        text = files.read(key).decode("utf-8-sig")
+        if key.endswith(".csv"):
+            table: Any = list(csv.DictReader(io.StringIO(text)))
+        elif key.endswith(".jsonl"):
+            table = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            table = json.loads(text)
+    except (ValueError, RecursionError, OSError, csv.Error) as error:
+        kind = PurePosixPath(key).suffix[1:].upper()
+        raise DataError(f"{place} is not readable as {kind} ({one_line(error)})") from error
+    if key.endswith(".json"):
+        table = table if isinstance(table, dict) else {"labels": table}
+        rows, names = table.get("labels"), table.get("class_names") or []
+        if not isinstance(names, list):
+            raise DataError(f'{place}: "class_names" is no list of names, in the order of labels')
+        try:
+            pairs = (
+                list(rows.items()) if isinstance(rows, dict) else [(a, b) for a, b in rows or ()]
+            )
+        except (TypeError, ValueError):
+            raise DataError(f'{place}: "labels" is no list of [path, class number]') from None
+        return (pairs if "labels" in table else None), list(map(str, names))
+    first = table[0] if table and isinstance(table[0], dict) else {}
+    label = label_name(list(first))
+    if label is None or "file_name" not in first:
+        return None, []
+    values = [row.get(label) for row in table]
+    if key.endswith(".csv") and all(str(value).isdecimal() for value in values):
+        values = [int(value) for value in values]
+    return zip([row.get("file_name") for row in table], values, strict=True), []
+
+
+def _of_folders(files: Files, images: Sequence[str], rule: str, notes: list[str]) -> Labels | None:
+    """Classes named by folders, sorted by code point; None without any."""
+    paths = [files.inside(key) for key in images]
+    if not any("/" in path for path in paths) and paths != list(images):  # flat archives
+        if rule == "auto":
+            raise DataError(
+                f"several archives such as {files.root} hold images without labels or folders: "
+                "give --classes folders to make each archive a class, or --classes none for none"
+            )
+        paths = [key.replace(".tar/", "/") for key in images]
+    parents = [normalize("NFC", path).split("/")[:-1] for path in paths]
+    if not any(parents):
+        return None
+    if loose := sum(not parts for parts in parents):
+        raise DataError(
+            f"{files.root} holds {loose} images beside class folders: move them into one, "
+            "or take all without labels with --classes none"
+        )
+    if rule == "leaf":
+        return classes(["/".join(parts) for parts in parents], where=str(files.root))
+    depth = 0  # a wrapper such as train/ is no class: go down while there is one way only
+    while all(len(p) > depth + 1 for p in parents) and len({p[depth] for p in parents}) == 1:
+        depth += 1
+    found = classes([parts[depth] for parts in parents], where=str(files.root))
+    if rule == "auto" and len(found.names) == 1:
+        return None  # one folder around a flat set
+    if all(name.lower() in SPLITS for name in found.names):
+        notes.append(
+            f"the classes are the folders {' and '.join(found.names)}: if these are splits, take "
+            f"one with --split {found.names[-1]}, or both with --classes leaf or none"
+        )
+    return found
