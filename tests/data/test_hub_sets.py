@@ -10,13 +10,13 @@ from threading import Thread
 import numpy as np
 import pytest
 from PIL import Image
-from interop.test_hub import COMMIT, Hub, _endpoint
 
 from erw.cli import main
 from erw.data import Cache, open_source
 from erw.data.sources.hub import sets
 from erw.errors import DataError
 from helpers.parts import CLASSES, picture
+from interop.test_hub import COMMIT, Hub, _endpoint
 
 pyarrow = pytest.importorskip("pyarrow")
 HEADER = """---
