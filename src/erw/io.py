@@ -185,6 +185,26 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
     return path
 
 
+def misfit(tensors: Tensors, expected: Tensors, *, optional: Container[str] = ()) -> str:
+    """What keeps `tensors` from filling `expected`, which has the same names and shapes: a text of
+    one line, "" if nothing does. Names in `optional` may be missing."""
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} not {tuple(expected[name].shape)}"
+        for name in sorted(tensors.keys() & expected.keys())
+        if tensors[name].shape != expected[name].shape
+    ]
+    problems = {
+        "missing": sorted(k for k in expected.keys() - tensors.keys() if k not in optional),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "of another shape": shapes,
+    }
+    return "; ".join(
+        f"{len(names)} {problem}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        for problem, names in problems.items()
+        if names
+    )
+
+
 def hash_file(path: Path) -> str:
     """blake3 of a file, hexadecimal."""
     from blake3 import blake3

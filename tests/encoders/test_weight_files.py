@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from erw.errors import CheckpointError
-from erw.interop.files import Inert, read_weights, write_weights
+from erw.interop.convert import _write
+from erw.interop.safe_load import Inert, read_weights
 
 WEIGHTS = {"a": torch.arange(64.0), "b": torch.ones(2, 3)}
 RAN = []
@@ -69,7 +70,7 @@ def test_stand_ins_run_nothing():
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9, 0.999])
 def test_a_truncated_file(tmp_path, name, share):
     path = tmp_path / name
-    write_weights(WEIGHTS, path)
+    _write(WEIGHTS, path, {})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     refused(path)
@@ -181,13 +182,13 @@ def test_legacy_files_are_read(tmp_path):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "w.pt"
-    write_weights(WEIGHTS, path)
+    _write(WEIGHTS, path, {})
 
     def full(*_args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match=r"could not write .*No space left"):
-        write_weights({"a": torch.zeros(1)}, path)
+        _write({"a": torch.zeros(1)}, path, {})
     assert os.listdir(tmp_path) == ["w.pt"]
     assert read_weights(path).tensors.keys() == WEIGHTS.keys()

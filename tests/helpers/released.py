@@ -2,7 +2,7 @@
 
 import torch
 
-from erw.interop.measure import positions
+from erw.interop.layouts import positions
 from erw.models import SiT
 from helpers.reference import weight
 

@@ -8,11 +8,10 @@ import torch
 from erw.cli import main
 from erw.config import Flow, Model, Run, Sample, to_dict
 from erw.errors import CheckpointError, ConfigError
-from erw.interop import load_pretrained, save_pretrained
-from erw.interop.convert import convert
+from erw.interop import convert, load_pretrained
+from erw.io import save_tensors
 from erw.models import SiT
 from erw.plan import PRESETS
-from erw.training.checkpoint import write_beside
 from helpers.released import LIGHTNING, SIZE, peer, same, save
 
 
@@ -61,14 +60,14 @@ def test_heads_are_known_shown_or_asked_for(tmp_path):
 
 
 def test_layouts_that_mean_another_thing_are_no_target(tmp_path):
-    model = load_pretrained(save(peer(projector=True), tmp_path / "a.pt"), num_heads=4)
+    path = save(peer(projector=True), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"counts time from data .* choose repa, erw"):
-        save_pretrained(model, tmp_path / "b.pt", layout="sit")
+        convert(path, tmp_path / "b.pt", to="sit", num_heads=4)
     with pytest.raises(CheckpointError, match="end the name in"):
-        save_pretrained(model, tmp_path / "b.zip")
-    lightning = load_pretrained(save(peer(**LIGHTNING), tmp_path / "c.pt"))
+        convert(path, tmp_path / "b.zip", to="repa", num_heads=4)
+    lightning = save(peer(**LIGHTNING), tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match="sit has no rope = True"):
-        save_pretrained(lightning, tmp_path / "b.pt", layout="sit")
+        convert(lightning, tmp_path / "b.pt", to="sit")
     assert not (tmp_path / "b.pt").exists()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere"):
         convert(tmp_path / "nowhere", tmp_path / "b.pt", to="dit")
@@ -105,11 +104,11 @@ def test_a_run_of_ours_becomes_theirs(tmp_path, to):
     recipe = {"resolved": to_dict(run), "cache": {"vae": "none", "class_names": ["a", "b", "c"]}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     weights = dict(net.named_parameters())
-    write_beside(weights, tmp_path / "ema.safetensors", header={"step": "5"})
+    save_tensors(tmp_path / "ema.safetensors", weights, {"step": "5"})
     out = tmp_path / "theirs.safetensors"
     assert main(["convert", str(tmp_path), str(out), "--to", to]) == 0
     x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 3])
-    assert torch.equal(load_pretrained(out, to, num_heads=4)(x, t, y), net(x, t, y))
+    assert torch.equal(load_pretrained(out, to, num_heads=4).net(x, t, y), net(x, t, y))
     with pytest.raises(CheckpointError, match="counts time"):
         convert(tmp_path, out, to="sit")
 

@@ -11,48 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_pretrained import LIGHTNING, peer, save
 
 import erw
-from erw.config import Flow, Model, Run, Sample
+from erw.config import Flow
 from erw.encoders import load_vae
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained
 from erw.interop.bundle import bundled
-from erw.plan import PRESETS
 from erw.sampling.generation import predictor, start_noise
 from erw.sampling.guidance import classifier_free
 from erw.sampling.solvers import SOLVERS
-from erw.training.build import build_model
-from erw.training.trained import Trained
+from helpers.exported import DDPM, SCALING, model, scaled_vae
 from helpers.parts import vae_folder
-
-SMALL = Model(depth=2, width=32, heads=2, patch=4, input_size=16, channels=4, num_classes=3)
-
-
-DDPM = Flow(objective="ddpm")
-SCALING = {"shift": [0.25, -0.5, 0.375, 0.0], "scale": [2.0, 0.5, 4.0, 1.0]}
-
-
-def model(vae: str = "openmoji-f4c4", *, flow: Flow | None = None, **changes: object) -> Trained:
-    """A tiny model with random weights everywhere, the zero layers too."""
-    shape = dataclasses.replace(SMALL, **changes)
-    sample = Sample(solver="heun" if flow != DDPM else "ddim")
-    run = Run(name="small", model=shape, flow=flow or Flow(), plan=PRESETS["sit"], sample=sample)
-    net = build_model(run.model, outputs=run.flow.outputs)
-    rng = torch.Generator().manual_seed(0)
-    for weight in net.parameters():
-        weight.data.normal_(0, 0.15, generator=rng)
-    names = tuple(f"class {i}" for i in range(net.null_class))
-    return Trained(net.eval().requires_grad_(False), run, vae, names, 7)
-
-
-def scaled_vae(folder: Path) -> Path:
-    """A VAE whose latents have a shift and scale of their own in each channel."""
-    config = json.loads((vae_folder(folder) / "config.json").read_text())
-    config |= {"latents_mean": SCALING["shift"], "latents_std": SCALING["scale"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+from helpers.released import LIGHTNING, peer, save
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +135,7 @@ def test_a_released_dit_there_and_back(tmp_path: Path) -> None:
     folder = erw.export(path, tmp_path / "a", vae=vae, layout="dit", num_heads=4)
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "DiTPipeline"
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([5, 1000])
-    want = load_pretrained(path, "dit", num_heads=4)(x, t, y)
+    want = load_pretrained(path, "dit", num_heads=4).net(x, t, y)
     assert torch.equal(erw.from_pretrained(folder).net(x, t, y), want)
 
 

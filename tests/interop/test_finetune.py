@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from test_pretrained import LIGHTNING, peer, save
 
 from erw.cli import main
 from erw.config import Flow
@@ -13,15 +12,9 @@ from erw.data.cache import Cache
 from erw.dist import World
 from erw.errors import CheckpointError, ConfigError
 from erw.flow import velocity_from
-from erw.interop import (
-    adopted,
-    export,
-    load_pretrained,
-    open_start,
-    starting_point,
-    with_heads,
-)
-from erw.interop.start import TABLE, label_rows
+from erw.interop import adopt, export, load_pretrained, open_model, starting_point
+from erw.interop.init_from import TABLE, label_rows
+from erw.interop.safe_load import read_weights
 from erw.log import Silent
 from erw.models import SiT
 from erw.training import build, load, train
@@ -30,6 +23,7 @@ from erw.training.init import begin_with
 from erw.training.state import State
 from helpers import parts
 from helpers.reference import relative
+from helpers.released import LIGHTNING, peer, save
 from helpers.tiny import as_dit, tiny_cache, tiny_run
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -66,20 +60,26 @@ def test_files_of_the_other_time_are_turned(tmp_path, layout, options, predictio
     """The weights that training begins with, in a plain SiT, are the file's network in our time."""
     args = {"prediction": prediction}
     path = save({"ema": peer(**options), "args": args}, tmp_path / "a.pt")
-    start = open_start(path, layout=layout, num_heads=4)
-    run = adopted(tiny_run("none"), start)
+    start = open_model(path, layout=layout, num_heads=4)
+    run = adopt(tiny_run("none"), start)
     assert run.flow.prediction == prediction
-    init = starting_point(start, run, (), num_classes=1000)
+    init = starting_point(start, run, (), 1000)
     net = SiT(input_size=8, num_classes=1000, **architecture(run))
     begin_with(net, init)
     x, t, y = torch.randn(3, 4, 8, 8), torch.tensor([0.0, 0.3, 1.0]), torch.tensor([3, 7, 1000])
-    want = load_pretrained(path, layout, num_heads=4)(x, t, y)
+    raw = SiT(
+        input_size=8, num_classes=1000, **options, **architecture(run, without=options)
+    ).eval()
+    raw.load_state_dict(read_weights(path).tensors, strict=False)
+    raw.requires_grad_(False)
+    out = raw(x, 1 - t, y)[:, :4]
+    want = velocity_from(prediction, -out if prediction == "velocity" else out, x, t)
     assert relative(velocity_from(prediction, net(x, t, y), x, t), want) < 1e-5
 
 
-def architecture(run):
+def architecture(run, *, without=()):
     taken = ("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp")
-    return {name: getattr(run.model, name) for name in taken}
+    return {name: getattr(run.model, name) for name in taken if name not in without}
 
 
 def test_labels_by_name_by_number_or_from_none():
@@ -96,27 +96,27 @@ def test_labels_by_name_by_number_or_from_none():
 
 def test_other_classes_and_another_resolution(tmp_path):
     path = save(peer(projector=True), tmp_path / "a.pt")
-    start = open_start(path, num_heads=4)
-    run = adopted(tiny_run("none"), start)
-    init = starting_point(start, run, ("a", "b"), num_classes=2)
+    start = open_model(path, num_heads=4)
+    run = adopt(tiny_run("none"), start)
+    init = starting_point(start, run, ("a", "b"), 2)
     net = SiT(input_size=16, num_classes=2, **architecture(run))
     begin_with(net, init)
     table = start.net.get_parameter(TABLE)
     assert torch.equal(net.get_parameter(TABLE), table[[1000, 1000, 1000]])
     small = load_pretrained(path, num_heads=4, input_size=16)
     x, t = torch.randn(2, 4, 16, 16), torch.rand(2)
-    assert torch.equal(net(x, t, torch.tensor([0, 1])), small(x, t))
+    assert torch.equal(net(x, t, torch.tensor([0, 1])), small.net(x, t))
 
 
 def test_a_warm_up_file_leaves_the_rest_fresh(tmp_path):
     state = {k: v for k, v in peer().items() if not k.startswith(("final_layer", "blocks.3"))}
     path = save(state, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="give depth="):
-        open_start(path, layout="erw", num_heads=4)
-    start = open_start(path, layout="erw", num_heads=4, depth=6)
-    run = adopted(tiny_run("none"), start)
+        open_model(path, layout="erw", num_heads=4)
+    start = open_model(path, layout="erw", num_heads=4, depth=6)
+    run = adopt(tiny_run("none"), start)
     assert run.model.depth == 6
-    init = starting_point(start, run, (), num_classes=1000)
+    init = starting_point(start, run, (), 1000)
     torch.manual_seed(1)
     net = SiT(input_size=8, num_classes=1000, **architecture(run))
     fresh = net.get_parameter("blocks.3.attn.qkv.weight").clone()
@@ -128,12 +128,12 @@ def test_a_warm_up_file_leaves_the_rest_fresh(tmp_path):
 
 
 def test_network_and_average_begin_with_the_run(cache, before, tmp_path):
-    opened, data = open_start(before), Cache.open(cache)
+    opened, data = open_model(before), Cache.open(cache)
     assert opened.class_names == data.class_names
-    run = build.resolve(adopted(tiny_run(cache), opened), data)
+    run = build.resolve(adopt(tiny_run(cache), opened), data)
     assert run.model.width == 48 and run.model.qk_norm
-    init = starting_point(opened, run, data.class_names, num_classes=data.num_classes)
-    assert f"{data.num_classes} of {data.num_classes} classes by name" in init.said
+    init = starting_point(opened, run, data.class_names, data.num_classes)
+    assert f"{data.num_classes} of {data.num_classes} classes by name" in init.origin
     state = State(run, data, HERE, tmp_path, build.build_step(run))
     state.begin_with(init)
     for name, want in load(before).net.named_parameters():
@@ -188,7 +188,7 @@ def test_heads_are_taken_over_when_asked_for(cache, before, tmp_path, capsys):
 
     assert started(cache, before, tmp_path / "b", flag, "--model.projector", "16") == 2
     said = capsys.readouterr().err
-    assert "0.2.bias is (32,) not (16,)" in said and "leave out --init-projectors" in said
+    assert "0.2.bias (32,) not (16,)" in said and "leave out --init-projectors" in said
     assert started(cache, before, tmp_path / "c", flag, "--plan.warmup", "0", "--plan.align.value",
                    "0") == 2  # fmt: skip
     assert "the run aligns with nothing" in capsys.readouterr().err
@@ -202,14 +202,15 @@ def test_heads_are_taken_over_when_asked_for(cache, before, tmp_path, capsys):
 
 def test_heads_of_a_released_file(tmp_path):
     state = peer(projector=True)
-    path = save(state, tmp_path / "a.pt")
-    start = open_start(path, num_heads=4)
-    init = starting_point(start, adopted(tiny_run("none"), start), (), num_classes=1000)
-    init = with_heads(init, ["dinov2-b"], num_heads=4)
-    assert init.projectors.keys() == {f"0.{i}.{k}" for i in (0, 2, 4) for k in ("weight", "bias")}
-    assert torch.equal(init.projectors["0.2.weight"], state["projectors.0.2.weight"])
+    model = load_pretrained(save(state, tmp_path / "a.pt"), num_heads=4)
+    run = adopt(tiny_run("none"), model)
+    run = run.replace(data=dataclasses.replace(run.data, features=("dinov2-b",)))
+    heads = starting_point(model, run, (), 1000, projectors=True).projectors.state_dict()
+    assert heads.keys() == {f"0.{i}.{k}" for i in (0, 2, 4) for k in ("weight", "bias")}
+    assert torch.equal(heads["0.2.weight"], state["projectors.0.2.weight"])
+    run = run.replace(data=dataclasses.replace(run.data, features=("dinov2-b", "clip-l")))
     with pytest.raises(CheckpointError, match="has alignment heads for 1 without names"):
-        with_heads(init, ["dinov2-b", "clip-l"], num_heads=4)
+        starting_point(model, run, (), 1000, projectors=True)
 
 
 def test_to_no_classes_to_other_ones_and_to_another_size(cache, before, tmp_path):
@@ -228,20 +229,20 @@ def test_to_no_classes_to_other_ones_and_to_another_size(cache, before, tmp_path
 
 def test_what_cannot_start_a_run(tmp_path):
     path = save(peer(out_channels=8), tmp_path / "a.pt")
-    start = open_start(path, layout="dit", num_heads=4)
+    start = open_model(path, layout="dit", num_heads=4)
     with pytest.raises(ConfigError, match=r"is a DiT, .* but flow.objective is flow; choose"):
-        starting_point(start, adopted(tiny_run("none"), start), (), num_classes=1000)
-    run = adopted(as_dit(tiny_run("none")), start)
-    init = starting_point(start, run, (), num_classes=1000)
+        starting_point(start, adopt(tiny_run("none"), start), (), 1000)
+    run = adopt(as_dit(tiny_run("none")), start)
+    init = starting_point(start, run, (), 1000)
     net = SiT(input_size=8, num_classes=1000, out_channels=8, **architecture(run))
     begin_with(net, init)
     x, told = torch.randn(2, 4, 8, 8), torch.tensor([0, 700])
     assert torch.equal(net(x, told), start.net(x, told))
-    start = open_start(path, layout="sit", num_heads=4)
-    run = adopted(tiny_run("none"), start).replace(flow=Flow(prediction="x"))
+    start = open_model(path, layout="sit", num_heads=4)
+    run = adopt(tiny_run("none"), start).replace(flow=Flow(prediction="x"))
     with pytest.raises(ConfigError, match=r"prediction is x, but .* predicts velocity"):
-        starting_point(start, run, (), num_classes=1000)
-    init = starting_point(start, adopted(run, start), (), num_classes=1000)
+        starting_point(start, run, (), 1000)
+    init = starting_point(start, adopt(run, start), (), 1000)
     net = SiT(input_size=8, channels=3, width=64, depth=4, heads=4)
-    with pytest.raises(CheckpointError, match=r"x_embedder.proj.weight is \(64, 4, 2, 2\) not"):
+    with pytest.raises(CheckpointError, match=r"x_embedder.proj.weight \(64, 4, 2, 2\) not"):
         begin_with(net, init)

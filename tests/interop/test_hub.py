@@ -11,14 +11,14 @@ from threading import Thread
 import pytest
 import torch
 import yaml
-from test_export import model
-from test_pretrained import peer, save
 
 import erw
 from erw.cli import main
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained
 from erw.log import Silent
+from helpers.exported import model
+from helpers.released import peer, save
 from helpers.tiny import tiny_cache, tiny_run
 
 COMMIT = "a" * 40

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pretrained import LIGHTNING, SIZE, peer, same, save
 from test_vaes import Reference, small
 from torch.utils.flop_counter import FlopCounterMode
 
 from erw.cli import main
 from erw.errors import CheckpointError
-from erw.interop import load_pretrained, save_pretrained
+from erw.interop import convert, load_pretrained
 from erw.models import SiT
 from erw.models.cost import sit_flops, sit_parameters
 from erw.sampling import generate
 from helpers.reference import relative
+from helpers.released import LIGHTNING, SIZE, peer, same, save
 
 __all__ = ["small"]  # a fixture
 UNSHIFTED = LIGHTNING | {"adaln_shift": False}
@@ -52,15 +52,17 @@ def test_without_shift_the_cost_is_what_torch_counts():
 
 def test_files_without_shift_there_and_back(tmp_path):
     state = peer(**UNSHIFTED)
-    model = load_pretrained(save(state, tmp_path / "a.pt"))
-    assert model.origin.layout == "lightningdit" and not model.run.model.adaln_shift
-    save_pretrained(model, tmp_path / "b.pt")
+    path = save(state, tmp_path / "a.pt")
+    model = load_pretrained(path)
+    assert model.origin.startswith("lightningdit") and not model.run.model.adaln_shift
+    convert(path, tmp_path / "b.pt", to="lightningdit")
     same(torch.load(tmp_path / "b.pt"), state)
     plain = peer(adaln_shift=False)
-    model = load_pretrained(save(plain, tmp_path / "c.pt"), num_heads=4)
-    assert model.origin.seen.startswith("lightningdit (modulations without shift)")
+    path = save(plain, tmp_path / "c.pt")
+    model = load_pretrained(path, num_heads=4)
+    assert model.origin.startswith("lightningdit (modulations without shift)")
     with pytest.raises(CheckpointError, match="choose"):
-        save_pretrained(model, tmp_path / "d.pt", layout="repa")
+        convert(path, tmp_path / "d.pt", to="repa", num_heads=4)
 
 
 def test_a_released_file_samples_with_its_latents_statistics(small: Reference, tmp_path, capsys):

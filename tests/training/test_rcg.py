@@ -14,7 +14,7 @@ from erw.cli import main
 from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.errors import CheckpointError, ConfigError
-from erw.interop import load_pretrained, open_start, starting_point
+from erw.interop import load_pretrained, starting_point
 from erw.interop.convert import convert
 from erw.log import Silent
 from erw.models import SiT
@@ -213,10 +213,10 @@ def test_erw_sample_draws_both(rcg, tmp_path):
 
 
 def test_a_given_run_starts_another(rcg, cache):
-    start = open_start(rcg)
+    start = load(rcg)
     held = Cache.open(cache)
     run = build.resolve(image_run(cache, class_token="given"), held)
-    init = starting_point(start, run, held.class_names, num_classes=9)
+    init = starting_point(start, run, held.class_names, 9)
     net = build.build_model(run.model)
     begin_with(net, init)
     assert torch.equal(net.y_embedder.fake_latent, start.net.y_embedder.fake_latent)
@@ -241,15 +241,15 @@ def test_unconditional_all_the_way(cache, tmp_path):
     convert(tmp_path / "run", tmp_path / "a.pt", to="repa")
     again = load_pretrained(tmp_path / "a.pt", "repa", num_heads=2)
     x, t = torch.randn(2, 3, 16, 16), torch.rand(2)
-    assert again.num_classes == 0 and torch.equal(again(x, t), model.velocity(x, t))
+    assert again.num_classes == 0 and torch.equal(again.velocity(x, t), model.velocity(x, t))
 
     held = Cache.open(cache)
     taught = build.resolve(image_run(cache), held)
-    init = starting_point(open_start(tmp_path / "run"), taught, held.class_names, num_classes=9)
-    assert torch.equal(init.tensors["y_embedder.embedding_table.weight"], table.expand(10, -1))
+    init = starting_point(model, taught, held.class_names, 9)
+    assert torch.equal(init.net.y_embedder.embedding_table.weight, table.expand(10, -1))
     back = build.resolve(image_run(cache, num_classes=0), held)
-    init = starting_point(open_start(tmp_path / "run"), back, (), num_classes=0)
-    assert init.tensors["y_embedder.embedding_table.weight"].shape == (1, 32)
+    init = starting_point(model, back, (), 0)
+    assert init.net.y_embedder.embedding_table.weight.shape == (1, 32)
 
 
 def test_an_unconditional_run_is_evaluated_from_the_command_line(cache, tmp_path, capsys):

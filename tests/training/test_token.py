@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_pretrained import same, save
 from torch import Tensor
 
 from erw import flow
@@ -19,9 +18,8 @@ from erw.data.prepare import add_encoders
 from erw.encoders import load_encoder
 from erw.errors import CacheError, CheckpointError, ConfigError, DataError
 from erw.evaluation.probing import hidden_states, material
-from erw.interop import load_pretrained, save_pretrained
-from erw.interop.convert import convert
-from erw.interop.measure import positions
+from erw.interop import convert, load_pretrained
+from erw.interop.layouts import positions
 from erw.log import Silent
 from erw.models import SiT
 from erw.plan import Phase
@@ -30,6 +28,7 @@ from erw.sampling import generate
 from erw.training import FlowMatching, build, load, train
 from helpers.parts import ENCODER, make, photos
 from helpers.reference import relative, weight
+from helpers.released import same, save
 from helpers.tiny import tiny_run
 
 SIZE = dict(input_size=8, patch=2, width=64, depth=3, heads=4, num_classes=10)
@@ -192,19 +191,20 @@ def test_regs_files_are_loaded_and_written_back(tmp_path):
     assert state["pos_embed"].shape == (1, 17, 64) and not state["pos_embed"][0, 0].any()
     path = save({"ema": state, "model": state, "steps": 3}, tmp_path / "4000000.pt")
     model = load_pretrained(path, num_heads=4)
-    assert model.origin.layout == "reg" and "class token of 24" in model.origin.seen
+    assert model.origin.startswith("reg (") and "class token of 24" in model.origin
     x, token, t, y = inputs()
     want, want_token, seen = defined(state, x, token, t, y)
-    tapped = model(model.net.join(x, token), t, y, tap=(2,))
+    tapped = model.net(model.net.join(x, token), t, y, tap=(2,))
     velocity, velocity_token = model.net.split(tapped.velocity)
     assert relative(velocity, want) < 1e-5 and relative(velocity_token, want_token) < 1e-5
     assert relative(tapped.hidden[2], seen[1]) < 1e-5 and len(model.projectors) == 1
-    same(torch.load(save_pretrained(model, tmp_path / "back.pt")), state)
+    convert(path, tmp_path / "back.pt", to="reg", num_heads=4)
+    same(torch.load(tmp_path / "back.pt"), state)
     convert(path, tmp_path / "again.safetensors", to="reg", num_heads=4)
     again = load_pretrained(tmp_path / "again.safetensors", num_heads=4)
-    assert torch.equal(again(model.net.join(x, token), t, y), tapped.velocity)
+    assert torch.equal(again.velocity(model.net.join(x, token), t, y), tapped.velocity)
     with pytest.raises(CheckpointError, match="repa has no class_token = True"):
-        save_pretrained(model, tmp_path / "no.pt", layout="repa")
+        convert(path, tmp_path / "no.pt", to="repa", num_heads=4)
     drawn = generate(model, [1, 2], [3, 4], steps=2, guidance=2.0, decode=False).collect()
     assert drawn.latents.shape == (2, 4, 8, 8) and drawn.latents.isfinite().all()
 
@@ -213,7 +213,7 @@ def test_another_resolution_of_regs_files(tmp_path):
     path = save(released(), tmp_path / "a.pt")
     model = load_pretrained(path, "reg", num_heads=4, input_size=16)
     assert model.latent_shape == (4, 16, 16)
-    assert model(torch.randn(1, 4 * 256 + 24), torch.rand(1)).shape == (1, 4 * 256 + 24)
+    assert model.velocity(torch.randn(1, 4 * 256 + 24), torch.rand(1)).shape == (1, 4 * 256 + 24)
 
 
 def test_xl_has_the_parameters_of_regs_file():
@@ -310,10 +310,10 @@ def test_samples_follow_from_their_seeds(trained):
 
 
 def test_a_run_goes_to_regs_layout(trained, tmp_path):
-    model = convert(trained, tmp_path / "reg.pt", to="reg")
+    convert(trained, tmp_path / "reg.pt", to="reg")
     again = load_pretrained(tmp_path / "reg.pt", num_heads=2)
     x, t = torch.randn(2, 3 * 256 + 1280), torch.rand(2)
-    assert torch.equal(again(x, t), model(x, t))
+    assert torch.equal(again.velocity(x, t), load(trained).velocity(x, t))
 
 
 def test_hidden_states_are_of_patches(trained, cache):

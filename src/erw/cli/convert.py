@@ -51,5 +51,5 @@ def convert(args: Sequence[str]) -> None:
     how = changed(Read(), found)
     from erw.interop import convert as go
 
-    model = go(found.source, found.out, to=found.to, **to_dict(how))
-    print(f"{found.source}: {model.origin.seen}\n{found.out}: {found.to}")
+    origin = go(found.source, found.out, to=found.to, **to_dict(how))
+    print(f"{found.source}: {origin}\n{found.out}: {found.to}")

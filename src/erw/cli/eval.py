@@ -16,7 +16,6 @@ from erw.errors import ConfigError
 
 if TYPE_CHECKING:
     from erw.dist import World
-    from erw.interop import Pretrained
     from erw.training import Trained
 
 SCORES = "scores.jsonl"
@@ -80,9 +79,7 @@ def _evaluate(args: Sequence[str], here: World) -> None:
         Path(found.out).write_text(line + "\n", encoding="utf-8")
 
 
-def run_or_images(
-    verb: str, parser: Parser, args: Sequence[str]
-) -> tuple[Trained | Pretrained | None, Any]:
+def run_or_images(verb: str, parser: Parser, args: Sequence[str]) -> tuple[Trained | None, Any]:
     """What the first of `args` names: a run, loaded, or None for images; and the options after it.
 
     Raises ConfigError if it is missing, FileNotFoundError if nothing is there.
@@ -140,9 +137,7 @@ def _print(scores: dict[str, Any], other: dict[str, Any] | None) -> None:
         print(f"warning: not comparable: {'; '.join(map(str, found))}", file=sys.stderr)
 
 
-def scored(
-    what: str, model: Trained | Pretrained | None, found: Any, here: World
-) -> dict[str, Any]:
+def scored(what: str, model: Trained | None, found: Any, here: World) -> dict[str, Any]:
     """The scores with everything that they depend on, as JSON values."""
     from erw.evaluation.callback import reference_images
     from erw.evaluation.evaluate import evaluate as score
@@ -178,7 +173,7 @@ def scored(
 
 
 def images_of(
-    what: str, model: Trained | Pretrained | None, found: Any, *, count: int
+    what: str, model: Trained | None, found: Any, *, count: int
 ) -> tuple[Any, int | None]:
     """The images that were named, or a run's samples to be; and the side that a run's have."""
     if model is not None:

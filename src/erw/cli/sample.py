@@ -13,7 +13,6 @@ from erw.config import Sample, nearest, to_dict
 from erw.errors import ConfigError
 
 if TYPE_CHECKING:
-    from erw.interop import Pretrained
     from erw.sampling import Generation
     from erw.training import Trained
 
@@ -81,7 +80,7 @@ def sample(args: Sequence[str]) -> None:
             print(write_preview(drawing, found.out))
 
 
-def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained | Pretrained, Any]:
+def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained, Any]:
     """The model named first in `args`, loaded, and the options after it; defaults are its own."""
     usage = "RUN --out PATH [--SETTING VALUE ...]"
     what = (
@@ -106,7 +105,7 @@ def trained(verb: str, args: Sequence[str], *, out: str) -> tuple[Trained | Pret
     return model, parser.read(args[1:])
 
 
-def opened(args: Sequence[str]) -> Trained | Pretrained:
+def opened(args: Sequence[str]) -> Trained:
     """The model named first in `args`, with the weights that `--checkpoint` among them names."""
     from erw.interop import open_model
 
@@ -118,7 +117,7 @@ def opened(args: Sequence[str]) -> Trained | Pretrained:
     return open_model(args[0], **found, device=pick_device("auto"))
 
 
-def generation(model: Trained | Pretrained, found: Any, draw: Draw = Draw()) -> Generation:
+def generation(model: Trained, found: Any, draw: Draw = Draw()) -> Generation:
     """What the options ask `erw.generate` for; `draw` has the values of those not given."""
     from erw.interop import open_model
     from erw.sampling import generate
@@ -146,7 +145,7 @@ def generation(model: Trained | Pretrained, found: Any, draw: Draw = Draw()) -> 
     )
 
 
-def _with_rdm(model: Trained | Pretrained, path: str) -> Trained:
+def _with_rdm(model: Trained, path: str) -> Trained:
     """The run with its representations from the run at `path`."""
     from erw.training import Trained as Run
     from erw.training.trained import fitting_rdm, load

@@ -214,14 +214,15 @@ def read_recipe(
     add_settings(parser, run)
     found = parser.read(args[1:])
     if vars(found).get("init"):
-        from erw.interop import adopted, open_start
+        from erw.interop import adopt, open_model
+        from erw.interop.pretrained import is_ours
 
         given = vars(found)
-        found.init_how = {
+        how = {
             "layout": found.init_layout,
             "num_heads": given.get("model.heads"),
             "depth": given.get("model.depth"),
         }
-        found.start = open_start(found.init, **found.init_how)
-        run = adopted(run, found.start)
+        found.start = open_model(found.init, **({} if is_ours(found.init) else how))
+        run = adopt(run, found.start)
     return changed(run, found), found

@@ -14,7 +14,7 @@ from erw.errors import ConfigError
 
 if TYPE_CHECKING:
     from erw.dist import World
-    from erw.training import Init, Trained
+    from erw.training import Trained
 
 
 def train(args: Sequence[str]) -> None:
@@ -97,21 +97,18 @@ def together(found: Sequence[Watch]) -> dict[str, Any]:
     return {"at": {step for watch in found for step in watch.steps}, "evaluate": look}
 
 
-def _init(found: argparse.Namespace, run: Run) -> Init | None:
-    """What `--init` names, with labels as the run's cache has them."""
+def _init(found: argparse.Namespace, run: Run) -> Trained | None:
+    """The model that `--init` names, adapted to the run's cache."""
     if not found.init:
         if found.init_projectors:
             raise ConfigError("--init-projectors takes heads over from --init, which is missing")
         return None
     from erw.data.cache import Cache
-    from erw.interop import starting_point, with_heads
+    from erw.interop import starting_point
     from erw.training import build
 
     cache = Cache.open(run.data.cache)
     resolved = build.resolve(run, cache)
     count = resolved.model.num_classes or 0
     names = cache.class_names if count else ()
-    init = starting_point(found.start, run, names, num_classes=count)
-    if found.init_projectors:
-        init = with_heads(init, resolved.data.features, **found.init_how)
-    return init
+    return starting_point(found.start, resolved, names, count, projectors=found.init_projectors)

@@ -11,13 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from erw.encoders.vae import VAE
 from erw.errors import CheckpointError
-from erw.interop.convert import unlike
-from erw.interop.files import Found
-from erw.interop.layouts import Parts, ours, peers
+from erw.interop.convert import PLAIN
+from erw.interop.layouts import Parts, to_layout
 from erw.training.trained import Trained
 
 LABELS = 1000  # DiTPipeline's own
@@ -30,7 +28,8 @@ BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 
 def check_fits(model: Trained, vae: VAE | None) -> None:
     """Raises CheckpointError for a DiT that DiTPipeline cannot hold."""
-    wrong = unlike(model.net, "diffusers-dit")
+    has = {name: getattr(model.run.model, name) for name in PLAIN if name != "class_token"}
+    wrong = [f"{k} = {v}" for k, v in has.items() if v != PLAIN[k]]
     wrong += [f"{model.net.null_class} classes"] * (model.net.null_class > LABELS)
     if vae is None:
         wrong.append("no VAE")
@@ -64,7 +63,7 @@ def write_dit(model: Trained, folder: Path) -> None:
     net = {name: p.detach() for name, p in model.net.named_parameters()}
     table = net[TABLE]
     net[TABLE] = torch.cat([table[:-1], table[-1:].expand(LABELS + 2 - len(table), -1)])
-    tensors = {k: v.clone() for k, v in peers(Parts(net, {}, {}), "diffusers-dit").items()}
+    tensors = {k: v.clone() for k, v in to_layout(Parts(net, {}, {}), "diffusers-dit").items()}
     transformer.load_state_dict(tensors, assign=True)
     transformer.save_pretrained(folder / "transformer", max_shard_size="1TB")
     scheduler = ChainDDIM(**BETAS, clip_sample=False, timestep_spacing="trailing")
@@ -90,14 +89,6 @@ def folded(vae: VAE) -> VAE:
         out.bias[mean] = (out.bias[mean] - shift) * scale
         out.bias[deviation] += 2 * scale.log()  # a logarithm of the variance
     return replace(vae, network=network).scaled([0.0] * len(shift), [1.0] * len(scale))
-
-
-def from_folder(tensors: dict[str, Tensor], classes: int, path: Path) -> dict[str, Tensor]:
-    """The weights that `write_dit` wrote by our names, its label table with its own classes."""
-    net = ours(Found(tensors, "", {}), "diffusers-dit", path).net
-    if TABLE in net:
-        net[TABLE] = torch.cat([net[TABLE][:classes], net[TABLE][-1:]])
-    return net
 
 
 def _one_scale(vae: VAE) -> bool:

@@ -15,7 +15,7 @@ import os
 import shutil
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,28 +28,18 @@ from erw.interop.bundle import bundled
 from erw.interop.card import CODE, card
 from erw.interop.dit import CODE as DIT_CODE
 from erw.interop.dit import check_fits, folded, write_dit
-from erw.interop.folder import PLAIN_FILE, from_pretrained
-from erw.interop.layouts import TIMES
-from erw.interop.pretrained import Pretrained, load_pretrained
+from erw.interop.pretrained import PLAIN_FILE, open_model
 from erw.interop.record import RECORD, known_vae, public_name, read_record, record_of
-from erw.interop.start import in_our_time
 from erw.models import SiT
 from erw.training.checkpoint import write_beside
-from erw.training.trained import RECIPE, Trained, is_run, load, read_recipe
+from erw.training.trained import RECIPE, Trained, read_recipe
 
 FORMATS = ("diffusers", "safetensors")
 TRAINED_STEPS = 1000  # how diffusers counts time: 1000 t
 
 
-class Opened(NamedTuple):
-    """A model in our convention, and everything known of it."""
-
-    model: Trained
-    record: dict[str, Any]
-
-
 def export(
-    source: str | Path | Trained | Pretrained,
+    source: str | Path | Trained,
     out: str | Path,
     *,
     format: str = "diffusers",
@@ -81,6 +71,11 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; export into a new folder, or delete it first")
     model, record = opened(source, checkpoint=checkpoint, **told)
+    if model.missing:
+        raise CheckpointError(
+            f"{model.source} is a warm-up: {len(model.missing)} parameters of the full model are "
+            "not in it; train on from it (erw train RECIPE --init), then export the run"
+        )
     if model.run.model.net == "rdm" or model.run.model.class_token == "given":
         raise CheckpointError(
             f"{model.run.name} is half of a pair, representations and images from them; an export "
@@ -113,25 +108,16 @@ def export(
 
 
 def opened(
-    source: str | Path | Trained | Pretrained, *, checkpoint: str | int = "last", **told: Any
-) -> Opened:
-    """A model from wherever it lies. Raises as `export`."""
-    if isinstance(source, Trained):
-        return Opened(source, record_of(source))
-    if isinstance(source, Pretrained):
-        model = as_trained(source)
-        return Opened(model, record_of(model, origin=source.origin.seen))
-    folder = Path(source).expanduser()
-    if told and (is_run(folder) or (folder / RECORD).is_file()):
-        raise ConfigError(f"{folder} says itself what it is; leave out {', '.join(told)}")
-    if is_run(folder):
-        model = load(folder, checkpoint=checkpoint)
-        return Opened(model, record_of(model, _run_folder(folder, model)))
-    if checkpoint != "last":
-        raise ConfigError(f"{folder} is no run, so it has no checkpoint {checkpoint}; leave it out")
-    if (folder / RECORD).is_file():
-        return Opened(from_pretrained(folder), read_record(folder))
-    return opened(load_pretrained(folder, **told))
+    source: str | Path | Trained, *, checkpoint: str | int = "last", **told: Any
+) -> tuple[Trained, dict[str, Any]]:
+    """A model, and everything known of it. Raises as `export`."""
+    if not isinstance(source, Trained):
+        folder = Path(source).expanduser()
+        model = open_model(folder, checkpoint=checkpoint, **told)
+        if (folder / RECORD).is_file():
+            return model, read_record(folder)
+        return model, record_of(model, _run_folder(folder, model), origin=model.origin)
+    return source, record_of(source, origin=source.origin)
 
 
 def _run_folder(path: Path, model: Trained) -> Path | None:
@@ -142,26 +128,6 @@ def _run_folder(path: Path, model: Trained) -> Path | None:
     if near and from_dict(Run, read_recipe(near[0])["resolved"]) == model.run:
         return near[0]
     return None
-
-
-def as_trained(found: Pretrained) -> Trained:
-    """A released model, a flow model with our time in its weights.
-
-    Raises:
-        CheckpointError: a warm-up, whose last blocks are not trained.
-    """
-    file = found.origin.file
-    net = copy.deepcopy(found.net)
-    parameters = dict(net.named_parameters())
-    if missing := parameters.keys() - found.origin.loaded:
-        raise CheckpointError(
-            f"{file} is a warm-up: {len(missing)} parameters of the full model are not in it; "
-            "train on from it (erw train RECIPE --init), then export the run"
-        )
-    if TIMES[found.origin.layout] == "flipped":
-        negated = found.run.flow.prediction == "velocity"
-        net.load_state_dict(in_our_time(parameters, negated=negated))
-    return Trained(net, found.run, found.vae, (), 0, source=file)
 
 
 def write_safetensors(model: Trained, folder: Path) -> None:

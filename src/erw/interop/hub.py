@@ -5,14 +5,13 @@ from typing import Any
 
 from erw.errors import CheckpointError, ConfigError, one_line
 from erw.interop.export import export
-from erw.interop.folder import NAME
-from erw.interop.pretrained import Pretrained
+from erw.interop.pretrained import REPO
 from erw.interop.record import RECORD
 from erw.training.trained import Trained
 
 
 def push_to_hub(
-    source: str | Path | Trained | Pretrained,
+    source: str | Path | Trained,
     repo: str,
     *,
     out: str | Path | None = None,
@@ -33,7 +32,7 @@ def push_to_hub(
         CheckpointError: as `export`; or the hub refuses or cannot be reached. The folder is then
             complete and can be pushed later.
     """
-    if not NAME.fullmatch(repo):
+    if not REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is no repository on the hub; expected owner/name")
     if isinstance(source, str | Path):
         source = Path(source).expanduser()

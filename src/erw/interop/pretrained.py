@@ -1,132 +1,56 @@
-"""Released networks as ours: one forward, one direction of time, whatever file they came from."""
+"""Released checkpoints, exported folders and runs as one kind of model, `Trained`: t = 0 is data,
+and a flow model gives the velocity noise - data, whatever its file's network predicts."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from erw.align import Projector
-from erw.config import Run
-from erw.errors import CheckpointError, ConfigError
-from erw.flow import PATHS, velocity_from
-from erw.interop.files import Found, Which, read_weights
-from erw.interop.known import known_run, unusual, vae_of
-from erw.interop.layouts import LAYOUTS, TIMES, ours, tell, without_sigma
-from erw.interop.measure import check_buffers, depth_of, fitting, measure
+from erw.config import Run, from_dict
+from erw.errors import CheckpointError, ConfigError, one_line
+from erw.interop.infer_config import VAES, check_positions, infer_run, infer_sizes, unusual
+from erw.interop.layouts import (
+    LAYOUTS,
+    TIMES,
+    Parts,
+    depth_of,
+    detect_layout,
+    from_layout,
+    without_sigma,
+)
+from erw.interop.record import RECORD, read_record
+from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
+from erw.io import misfit
 from erw.models import SiT
-from erw.models.positions import sincos_2d
-from erw.models.sit import Tapped, rope_tables
+from erw.training.build import build_model
+from erw.training.trained import Trained, is_run, load
+
+FILES = (".pt", ".pth", ".bin", ".safetensors")
+REPO = re.compile(r"[\w.-]+/[\w.-]+")
+PLAIN_FILE = "model.safetensors"
+EXPORTED = (f"transformer/{FOLDER_FILE}", PLAIN_FILE)
+MOST_POSITIONS = 2**28  # numbers in the table of positions: far above any model there is
+TABLE = "y_embedder.embedding_table.weight"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a network came from, and what its file had that the network does not use.
+class Released(NamedTuple):
+    """A released file by our names, as stored: nothing is cast, turned or dropped.
 
-    Attributes:
-        layout: of `LAYOUTS`. seen: what was read, in words. file: its path.
-        loaded: names of the parameters that the file had; the rest are a fresh model's.
-        sigma: rows of the last layer that predict sigma, by parameter.
-        buffers: positions as stored, where they are for this resolution.
-        dtypes: of parameters that were not float32 in the file.
+    `sizes`: arguments of `SiT`. `optional`: parameters that a warm-up's file lacks. `origin`: what
+    was read, in words. `own_positions`: whether its buffers are for this resolution.
     """
 
     layout: str
-    seen: str
-    file: str
-    loaded: frozenset[str]
-    sigma: dict[str, Tensor] = field(default_factory=dict)
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
-
-
-class Pretrained(nn.Module):
-    """A network in our convention: t = 0 is data, t = 1 is noise, and flow models give the velocity
-    noise - data, whatever their file's network predicts. `erw.generate` draws all of them.
-
-    Attributes:
-        net: the transformer, in its file's own convention of time.
-        projectors: one per encoder that it was aligned with; may be empty.
-        origin: where it came from; `origin.seen` says what was read.
-        run: its settings as a run's.
-        vae: name of the VAE whose latents it makes.
-    """
-
-    def __init__(
-        self, net: SiT, origin: Origin, *, projectors: nn.ModuleList, run: Run, vae: str
-    ) -> None:
-        super().__init__()
-        self.net, self.projectors = net, projectors
-        self.origin, self.run, self.vae = origin, run, vae
-
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        *,
-        tap: tuple[int, ...] = (),
-        stop_at: int | None = None,
-    ) -> Tensor | Tapped:
-        """The velocity at x (B, C, H, W) and times t (B,), for labels y (B,); y None: no class.
-
-        REG's x and velocity are rows of latents and class token (`net.join`, `net.split`). A DiT
-        takes steps 0..999 for t and gives noise and variance (B, 2C, H, W). `tap` and `stop_at` as
-        in `erw.SiT`.
-        """
-        told = 1 - t if self._flipped else t
-        if not tap and stop_at is None:
-            return self._ours(self.net(x, told, y), x, t)
-        tapped = self.net(x, told, y, tap=tap, stop_at=stop_at)
-        if tapped.velocity is None:
-            return tapped
-        return Tapped(self._ours(tapped.velocity, x, t), tapped.hidden)
-
-    step, scaling, ema, rdm, average = 0, None, "", None, ""
-
-    @property
-    def _flipped(self) -> bool:
-        return TIMES[self.origin.layout] == "flipped"
-
-    def _ours(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The velocity, or a DiT's own, from what the file's network gives."""
-        of = self.run.flow
-        if of.prediction == "velocity":
-            return -output if self._flipped else output
-        return velocity_from(of.prediction, output, x, t, path=PATHS[of.path])
-
-    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The velocity, for `erw.generate`. Raises ConfigError for a DiT, which has none."""
-        if self.run.flow.objective == "ddpm":
-            raise ConfigError("a DiT predicts noise and has no velocity; draw it with ddpm or ddim")
-        out = self(x, t, y)
-        assert isinstance(out, Tensor)
-        return out
-
-    @property
-    def source(self) -> str:
-        """The file's path."""
-        return self.origin.file
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Released files do not name their classes."""
-        return ()
-
-    @property
-    def num_classes(self) -> int:
-        return self.net.null_class
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(C, h, w)."""
-        return self.net.latent_shape
-
-    @property
-    def depth(self) -> int:
-        return self.net.depth
+    parts: Parts
+    sizes: dict[str, Any]
+    run: Run
+    optional: frozenset[str]
+    own_positions: bool
+    origin: str
 
 
 def load_pretrained(
@@ -141,104 +65,214 @@ def load_pretrained(
     prediction: str | None = None,
     path_type: str | None = None,
     device: torch.device | str = "cpu",
-) -> Pretrained:
+) -> Trained:
     """A released checkpoint of DiT, SiT, REPA, ERW, REG or LightningDiT as our model.
+
+    Time and sign of SiT's and LightningDiT's files are turned into ours in their weights, which
+    changes outputs by float32 rounding. A DiT keeps its meaning: `net(x, steps, y)` gives noise
+    and variance (B, 2C, h, w). REG's class token travels with the latents (`net.join`).
 
     Args:
         path: a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers DiT folder. Nothing in
             it is run.
-        layout: "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"; "auto" tells it
-            from keys and shapes, and asks where two layouts look the same.
+        layout: "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"; "auto" detects
+            it from keys and shapes, and asks where two layouts look the same.
         num_heads: attention heads, where neither the width nor the shapes say it.
         which: averaged ("ema") or plain weights ("model") of a training checkpoint.
         input_size: side of the latent, where it should be another than the file's; positions are
             computed anew.
-        depth: blocks of the full model, for a warm-up's file without its last blocks: those are
-            loaded, the others start fresh.
+        depth: blocks of the full model, for a warm-up's file without its last blocks; those start
+            fresh and are listed in `Trained.missing`.
         projectors: False drops the alignment heads.
-        prediction: what a flow model's network gives, "velocity", "noise", "score" or "x", where
-            the file does not say it; the velocity if you neither.
+        prediction: output of a flow model's network, "velocity", "noise", "score" or "x", where
+            the file does not say it; default: velocity.
         path_type: the path it was trained on, "linear", "cosine" (SiT's GVP) or "vp", likewise.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: no such file.
         CheckpointError: damaged, hostile, ambiguous, or not this layout's; missing, unexpected and
             mis-shaped keys are listed.
     """
+    file = read_released(
+        path, layout, which=which, num_heads=num_heads, input_size=input_size, depth=depth,
+        prediction=prediction, path_type=path_type,
+    )  # fmt: skip
+    net, sizes, run = file.parts.net, file.sizes, file.run
+    if TIMES[file.layout] != "steps" and sizes["out_channels"] == 2 * sizes["channels"]:
+        net = without_sigma(net, sizes["channels"])
+        sizes = sizes | {"out_channels": sizes["channels"]}
+    if TIMES[file.layout] == "flipped":
+        net = in_our_time(net, negate=run.flow.prediction == "velocity")
+    model = _network(sizes, net)
+    heads = _projectors(file.parts.projectors if projectors else {}, model.width, path)
+    vae = VAES.get(model.channels, f"a VAE of {model.channels} channels")
+    origin = file.origin + f", {len(heads)} projector(s)" * bool(heads)
+    trained = Trained(
+        model, run, vae, source=str(path), projectors=heads, missing=file.optional, origin=origin
+    )
+    for module in (model, heads):
+        module.to(device).eval().requires_grad_(False)
+    return trained
+
+
+def read_released(
+    path: str | Path, layout: str = "auto", *, which: Which = "ema", num_heads: int | None = None,
+    input_size: int | None = None, depth: int | None = None, prediction: str | None = None,
+    path_type: str | None = None,
+) -> Released:  # fmt: skip
+    """The checked contents of a released file; arguments and errors as for `load_pretrained`."""
     if layout not in ("auto", *LAYOUTS):
         raise ConfigError(f"layout is {layout!r}; expected auto, {', '.join(LAYOUTS)}")
-    found = read_weights(path, which=which)
-    why = "as told"
+    weights = read_weights(path, which=which)
+    evidence = "as told"
     if layout == "auto":
-        layout, why = tell(found, path)
-    told: dict[str, int | None] = {
-        "num_heads": num_heads,
-        "depth": depth,
-        "input_size": input_size,
-    }
-    if layout == "diffusers-dit":  # its folder says them
-        told["num_heads"] = num_heads or found.settings.get("num_attention_heads")
-        told["input_size"] = input_size or found.settings.get("sample_size")
-    means = {"prediction": prediction, "path_type": path_type}
-    model = _model(found, layout, path, told, means, why=why, projectors=projectors)
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _model(
-    found: Found,
-    layout: str,
-    path: str | Path,
-    told: dict[str, int | None],
-    means: dict[str, str | None],
-    *,
-    why: str,
-    projectors: bool,
-) -> Pretrained:
-    """The model of a file whose layout is known."""
-    parts = ours(found, layout, path)
-    sizes = measure(parts, path, **told)
+        layout, evidence = detect_layout(weights, path)
+    if layout == "diffusers-dit":  # its folder's config.json says them
+        num_heads = num_heads or weights.settings.get("num_attention_heads")
+        input_size = input_size or weights.settings.get("sample_size")
+    parts = from_layout(weights.tensors, layout, path)
+    sizes = infer_sizes(parts, path, num_heads=num_heads, depth=depth, input_size=input_size)
     with torch.device("meta"):
-        net = SiT(**sizes)
-    warm = not any(key.startswith("final_layer.") for key in parts.net)
-    fitting(net, parts, path, warm=warm)
-    steps = TIMES[layout] == "steps"
-    sigma: dict[str, Tensor] = {}
-    if net.out_channels == 2 * net.channels and not steps:
-        parts, sigma = without_sigma(parts, sizes)
-    elif net.out_channels != (2 * net.channels if steps else net.channels):
+        expected = dict(SiT(**sizes).named_parameters())
+    optional = frozenset[str]()
+    if "final_layer.linear.weight" not in parts.net:  # a warm-up
+        late = [f"blocks.{block}." for block in range(depth_of(parts.net), sizes["depth"])]
+        optional = frozenset(k for k in expected if k.startswith(("final_layer.", *late)))
+    if problems := misfit(parts.net, expected, optional=optional):
         raise CheckpointError(
-            f"{path} gives {net.out_channels} channels for latents of {net.channels}, which is not "
-            f"what a {layout} file does"
+            f"{path} does not fit a {sizes['depth']} x {sizes['width']} network: {problems}"
         )
-    net = _filled(sizes, parts.net, warm=warm)
-    same = check_buffers(net, parts.buffers, path)
-    heads = _projectors(parts.projectors if projectors else {}, net.width, path)
-    run = known_run(path, sizes, found.settings, layout, **means)
-    seen = _seen(layout, why, sizes, found.wrapper, warm, depth_of(parts.net), sigma, heads)
-    origin = Origin(
-        layout=layout,
-        seen=", ".join([seen, *unusual(run.flow)]),
-        file=str(path),
-        loaded=frozenset(parts.net),
-        sigma={k: v.clone() for k, v in sigma.items()},
-        buffers={k: v.clone() for k, v in parts.buffers.items()} if same else {},
-        dtypes={k: v.dtype for k, v in parts.net.items() if v.dtype != torch.float32},
+    once, outputs = sizes["channels"], sizes["out_channels"]
+    if outputs not in ((2 * once,) if TIMES[layout] == "steps" else (once, 2 * once)):
+        raise CheckpointError(
+            f"{path} gives {outputs} channels for latents of {once}, which is not what a {layout} "
+            "file does"
+        )
+    own = check_positions(sizes, parts.buffers, path)
+    run = infer_run(
+        path, sizes, weights.settings, layout, prediction=prediction, path_type=path_type
     )
-    return Pretrained(net, origin, projectors=heads, run=run, vae=vae_of(net.channels))
+    words = [f"{layout} ({evidence}): {_words(sizes)}"]
+    words += [f"weights {weights.wrapper}"] * bool(weights.wrapper)
+    words += ["sigma channels dropped"] * (TIMES[layout] != "steps" and outputs == 2 * once)
+    if optional:
+        words.append(
+            f"warm start: blocks 1 to {depth_of(parts.net)} from the file, the rest is new"
+        )
+    words += unusual(run.flow)
+    return Released(layout, parts, sizes, run, optional, own, ", ".join(words))
 
 
-def _filled(sizes: dict[str, Any], tensors: Mapping[str, Tensor], *, warm: bool) -> SiT:
-    """The network with the tensors as float32 copies; a warm start's other parameters are new."""
-    with torch.device("cpu" if warm else "meta"), torch.random.fork_rng(devices=[]):
+def from_pretrained(
+    source: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+) -> Trained:
+    """A model that `erw.export` or `erw.push_to_hub` wrote: a folder, or "owner/name" on the hub.
+
+    Only safetensors and JSON are fetched and read; code in the folder is not run.
+
+    Args:
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: no such folder or repository, the hub cannot be reached, or the export is
+            not complete.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = _download(str(source), revision)
+    record = read_record(folder)
+    run = from_dict(Run, record["run"])
+    file = next((folder / name for name in EXPORTED if (folder / name).is_file()), None)
+    if file is None:
+        raise CheckpointError(f"{folder} has no {' or '.join(EXPORTED)}; get it again")
+    tensors = {k.removeprefix("net."): v for k, v in read_weights(file).tensors.items()}
+    if any(name.startswith("transformer_blocks.") for name in tensors):
+        # An export of an older erw for DiTPipeline, whose label table has 1,000 classes.
+        tensors = from_layout(tensors, "diffusers-dit", file).net
+        tensors[TABLE] = torch.cat([tensors[TABLE][: run.model.num_classes], tensors[TABLE][-1:]])
+    net = _exported_network(run, tensors, file)
+    vae, scaling = record["vae"], record.get("scaling")
+    if (folder / "vae" / "config.json").is_file():  # which has the scaling too
+        vae, scaling = str(folder / "vae"), None
+    names = tuple(record["class_names"])
+    if names and len(names) != net.null_class:
+        raise CheckpointError(
+            f"{folder / RECORD} names {len(names)} classes, the weights have {net.null_class}"
+        )
+    net = net.to(device).eval().requires_grad_(False)
+    return Trained(
+        net, run, vae, names, record["step"], scaling, str(source), record["average"],
+        origin=record["origin"],
+    )  # fmt: skip
+
+
+def open_model(
+    path: str | Path,
+    *,
+    checkpoint: str | int = "last",
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> Trained:
+    """The model at a path: a run (whatever `erw.load` takes), an exported folder, or a released
+    checkpoint, which `options` say how to read (see `load_pretrained`).
+
+    Raises:
+        ConfigError: options for a run or an exported folder, which need none, or a checkpoint of
+            something that is no run.
+        CheckpointError, FileNotFoundError: as `erw.load`, `from_pretrained`, `load_pretrained`.
+    """
+    path = Path(path).expanduser()
+    options = {k: v for k, v in options.items() if v not in (None, "auto")}
+    if options and is_ours(path):
+        raise ConfigError(f"{path} says itself what it is; leave out {', '.join(options)}")
+    if is_run(path) or (path.is_dir() and not is_model(path)):  # `load` says what is missing
+        return load(path, checkpoint=checkpoint, device=device)
+    if checkpoint != "last":
+        raise ConfigError(f"{path} is no run, so it has no checkpoint {checkpoint}; leave it out")
+    if (path / RECORD).is_file():
+        return from_pretrained(path, device=device)
+    return load_pretrained(path, **options, device=device)
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether the path is what `open_model` takes, by its name and contents."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path.suffix in FILES
+    return is_ours(path) or (path / FOLDER_FILE).is_file()
+
+
+def is_ours(path: str | Path) -> bool:
+    """Whether the path is a run or an exported folder, which say themselves what they are."""
+    return is_run(path) or (Path(path) / RECORD).is_file()
+
+
+def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Tensor]:
+    """The weights of net(x, 1 - t), or of its negative, from those of net(x, t), up to rounding.
+
+    The sinusoids of 1 - t are a fixed rotation and reflection of those of t, which the first layer
+    of the time embedding absorbs. The last layer changes the sign of a velocity; noise, score and
+    clean latent are the same in either direction.
+    """
+    turned = dict(tensors)
+    first = tensors["t_embedder.mlp.0.weight"].double()
+    cos, sin = first.chunk(2, dim=1)
+    half = cos.shape[1]
+    omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=first.device) / half)
+    c, s = omega.cos(), omega.sin()
+    turned["t_embedder.mlp.0.weight"] = torch.cat([cos * c + sin * s, cos * s - sin * c], 1).float()
+    for kind in ("weight", "bias"):
+        if negate and (name := f"final_layer.linear.{kind}") in turned:
+            turned[name] = -turned[name]
+    return turned
+
+
+def _network(sizes: dict[str, Any], tensors: Mapping[str, Tensor]) -> SiT:
+    """The network with the tensors as float32 copies; parameters without one are fresh."""
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = SiT(**sizes)
-    own = {k: v.to(torch.float32, copy=True).contiguous() for k, v in tensors.items()}
-    net.load_state_dict(own, strict=False, assign=True)
-    net.pos_embed = sincos_2d(net.width, net.grid)[None]
-    if net.rope is not None:
-        head_dim, token = sizes["width"] // sizes["heads"], net.class_token > 0
-        net.rope = rope_tables(head_dim, net.grid, class_token=token)
-    assert not any(p.is_meta for p in net.parameters())
+    net.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     return net
 
 
@@ -248,45 +282,69 @@ def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.M
     left = dict(tensors)
     while any(key.startswith(f"projectors.{len(heads)}.") for key in left):
         stem = f"projectors.{len(heads)}."
-        own = {k.removeprefix(stem): left.pop(k) for k in list(left) if k.startswith(stem)}
-        shapes = {k: tuple(v.shape) for k, v in own.items()}
-        hidden, dim = (shapes.get(f"{layer}.bias", (0,))[0] for layer in (0, 4))
-        with torch.device("meta"):
-            head = Projector(width, hidden, dim)
-        if shapes != {k: tuple(v.shape) for k, v in head.state_dict().items()}:
+        own = {k.removeprefix(stem): left.pop(k).float() for k in list(left) if k.startswith(stem)}
+        hidden, dim = (own[k].numel() if k in own else 0 for k in ("0.bias", "4.bias"))
+        head = Projector(width, hidden, dim)
+        if misfit(own, head.state_dict()):
             raise CheckpointError(
                 f"{path}: {stem}* is no three-layer projector ({', '.join(list(own)[:4])}); give "
                 "projectors=False to leave it out"
             )
-        head.load_state_dict({k: v.float().clone() for k, v in own.items()}, assign=True)
+        head.load_state_dict(own)
         heads.append(head)
     if left:
         raise CheckpointError(f"{path}: projectors are not numbered from 0: {', '.join(left)}")
     return heads
 
 
-def _seen(
-    layout: str,
-    why: str,
-    sizes: dict[str, Any],
-    wrapper: str,
-    warm: bool,
-    blocks: int,
-    sigma: Mapping[str, Tensor],
-    heads: nn.ModuleList,
-) -> str:
-    """What was read, in one line."""
+def _words(sizes: dict[str, Any]) -> str:
+    """Sizes and options of a network, in one line."""
     side = sizes["input_size"]
-    said = [
-        f"{layout} ({why}): {sizes['depth']} x {sizes['width']}, {sizes['heads']} heads",
+    words = [
+        f"{sizes['depth']} x {sizes['width']}, {sizes['heads']} heads",
         f"patch {sizes['patch']}, latents {sizes['channels']} x {side} x {side}",
         f"{sizes['num_classes']} classes",
     ]
-    said += [f"class token of {sizes['class_token']}"] * bool(sizes["class_token"])
-    said += [name for name in ("rope", "qk_norm") if sizes[name]]
-    said += [sizes[name] for name in ("norm", "mlp") if sizes[name] in ("rms", "swiglu")]
-    said += [f"weights {wrapper}"] * bool(wrapper)
-    said += ["sigma channels dropped"] * bool(sigma)
-    said += [f"{len(heads)} projector(s)"] * bool(heads)
-    said += [f"warm start: blocks 1 to {blocks} from the file, the rest is new"] * warm
-    return ", ".join(said)
+    words += [f"class token of {sizes['class_token']}"] * bool(sizes["class_token"])
+    words += [name for name in ("rope", "qk_norm") if sizes[name]]
+    words += [sizes[name] for name in ("norm", "mlp") if sizes[name] in ("rms", "swiglu")]
+    return ", ".join(words)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    """The readable files of a repository in the hub's local cache."""
+    if not REPO.fullmatch(repo):
+        raise CheckpointError(f"no folder {repo}, and that is no owner/name on the hub")
+    from huggingface_hub import snapshot_download
+
+    files = [RECORD, *EXPORTED, "vae/config.json", f"vae/{FOLDER_FILE}"]
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
+    except Exception as error:  # network, gate and disk raise many types
+        raise CheckpointError(
+            f"there is no folder {repo}, and the hub's repository of that name cannot be fetched: "
+            f"{one_line(error)}; connect, log in where it asks so, or give a local folder"
+        ) from error
+
+
+def _exported_network(run: Run, tensors: dict[str, Tensor], file: Path) -> SiT:
+    """The network of the settings with these weights; sizes are checked before memory is taken."""
+    model = run.model
+    side, channels, classes = model.input_size, model.channels, model.num_classes
+    if side is None or channels is None or classes is None or min(side, channels) < 1:
+        raise CheckpointError(f"{file.parent}: {RECORD} does not say the latent's size")
+    blocks = depth_of(tensors)
+    if model.depth != blocks or (side // model.patch) ** 2 * model.width > MOST_POSITIONS:
+        raise CheckpointError(
+            f"{file} has {blocks} blocks, and {RECORD} tells of {model.depth} on {side} x {side}: "
+            "not of one model; get it again"
+        )
+    with torch.device("meta"):
+        net = build_model(model, outputs=run.flow.outputs)
+    if problems := misfit(tensors, dict(net.named_parameters())):
+        raise CheckpointError(
+            f"{file} does not fit a {model.depth} x {model.width} network: {problems}"
+        )
+    net = build_model(model, outputs=run.flow.outputs)
+    net.load_state_dict(tensors)
+    return net

@@ -134,7 +134,7 @@ def _data(model: Trained, recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _begins_with(init: dict[str, str] | None) -> str:
     """What was fine-tuned, in words."""
-    return f"{Path(init['source']).name} ({init['said']})" if init else ""
+    return f"{Path(init['source']).name} ({init.get('message', init.get('said'))})" if init else ""
 
 
 def _spent(log: list[dict[str, Any]], step: int) -> dict[str, Any]:

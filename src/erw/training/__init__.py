@@ -1,6 +1,5 @@
 """Training: the step, the loop, checkpoints, and loading what came out."""
 
-from erw.training.init import Init as Init
 from erw.training.loop import Result as Result
 from erw.training.loop import train as train
 from erw.training.objective import Diffusion as Diffusion

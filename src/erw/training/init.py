@@ -1,65 +1,41 @@
-"""Weights to begin with other than fresh ones: what fine-tuning starts from."""
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+"""Weights to begin with other than fresh ones: another model's, adapted to the run's classes."""
 
 import torch
 from torch import Tensor, nn
 
 from erw.errors import CheckpointError
+from erw.io import hash_tensors, misfit
+from erw.training.trained import Trained
 
 
-@dataclass(frozen=True)
-class Init:
-    """Parameters of the transformer to begin with, in the run's own convention.
-
-    Attributes:
-        source: file or folder they came from. identity: a hash of them.
-        said: what was done with them, in words.
-        tensors: by parameter name; of a warm-up's file some are absent and start fresh.
-        whole: whether every parameter must be among them.
-        projectors: of the alignment heads, by name; empty: they start fresh.
-    """
-
-    source: str
-    identity: str
-    said: str
-    tensors: Mapping[str, Tensor]
-    whole: bool = True
-    projectors: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def record(self) -> dict[str, str]:
-        """What `recipe.json` keeps of it."""
-        return {"source": self.source, "identity": self.identity, "said": self.said}
+def init_record(model: Trained) -> dict[str, str]:
+    """What `recipe.json` says of the model that a run begins with."""
+    identity = hash_tensors(model.net) + "-heads" * bool(len(model.projectors))
+    return {"source": model.source, "identity": identity, "message": model.origin}
 
 
-def begin_with(net: nn.Module, init: Init, *, projectors: nn.Module | None = None) -> None:
-    """Copy the parameters of `init` into the transformer `net` and the alignment heads.
+def begin_with(net: nn.Module, model: Trained, *, projectors: nn.Module | None = None) -> None:
+    """Copy the model's parameters into the transformer `net`, except those that its file did not
+    have, and its alignment heads, if it has any, into `projectors`.
 
     Raises:
-        CheckpointError: they are another network's; the first few differences are named.
+        CheckpointError: they do not fit; the first few differences are named.
     """
+    loaded = {k: p for k, p in model.net.named_parameters() if k not in model.missing}
     hint = "leave out the --model settings, or use a cache with its latent channels"
-    _copy(init.tensors, net, f"{init.source} cannot start this run", hint, whole=init.whole)
-    if init.projectors and projectors is not None:
-        said = f"the alignment heads of {init.source} are not those of this run"
-        _copy(init.projectors, projectors, said, "leave out --init-projectors", whole=True)
+    _copy(loaded, net, model.missing, f"{model.source} cannot start this run", hint)
+    if len(model.projectors) and projectors is not None:
+        heads = dict(model.projectors.named_parameters())
+        problem = f"the alignment heads of {model.source} are not those of this run"
+        _copy(heads, projectors, frozenset(), problem, "leave out --init-projectors")
 
 
+@torch.no_grad()
 def _copy(
-    tensors: Mapping[str, Tensor], into: nn.Module, said: str, hint: str, *, whole: bool
+    tensors: dict[str, Tensor], into: nn.Module, optional: frozenset[str], problem: str, hint: str
 ) -> None:
-    want = dict(into.named_parameters())
-    wrong = [f"{k} is unexpected" for k in tensors if k not in want]
-    wrong += [f"{k} is missing" for k in want if whole and k not in tensors]
-    wrong += [
-        f"{k} is {tuple(v.shape)} not {tuple(want[k].shape)}"
-        for k, v in tensors.items()
-        if k in want and v.shape != want[k].shape
-    ]
-    if wrong:
-        more = "; ..." if len(wrong) > 4 else ""
-        raise CheckpointError(f"{said}: {'; '.join(wrong[:4])}{more}; {hint}")
-    with torch.no_grad():
-        for name, value in tensors.items():
-            want[name].copy_(value)
+    parameters = dict(into.named_parameters())
+    if problems := misfit(tensors, parameters, optional=optional):
+        raise CheckpointError(f"{problem}: {problems}; {hint}")
+    for name, value in tensors.items():
+        parameters[name].copy_(value)

@@ -25,7 +25,6 @@ from erw.io import write_text
 from erw.log import Console, Metrics, Reporter, Silent
 from erw.training import build, checkpoint, run_dir
 from erw.training.checkpoint import Progress
-from erw.training.init import Init
 from erw.training.ledger import Ledger
 from erw.training.objective import Losses, Step
 from erw.training.state import State
@@ -46,7 +45,7 @@ def train(
     at: Collection[int] = (),
     evaluate: Callable[[int, Trained, World], None] | None = None,
     step_fn: Step | None = None,
-    init: Init | None = None,
+    init: Trained | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
     """Train `run` in the folder `out`, going on from its newest checkpoint if it has one.
@@ -58,7 +57,7 @@ def train(
             with the EMA model, in every process. Its time is not counted in `seconds`. It is called
             again when the run is resumed at that very step.
         step_fn: another objective in place of `FlowMatching`.
-        init: weights to begin with (`erw.interop.starting_point`); give the same ones to go on.
+        init: the model to begin with (`erw.interop.starting_point`); give the same to go on.
         reporter: another console.
 
     Raises:
@@ -89,7 +88,7 @@ def train(
             console.say(f"going on from {there[-1]}")
         elif init:
             state.begin_with(init)
-            console.say(f"begins with {init.source}: {init.said}")
+            console.say(f"begins with {init.source}: {init.origin}")
         if start.step > run.steps:
             raise CheckpointError(
                 f"{out} has {start.step} steps behind it, more than the {run.steps} asked for"

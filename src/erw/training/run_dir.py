@@ -14,8 +14,8 @@ from erw.config import Run, from_dict, to_dict
 from erw.data.cache import Cache
 from erw.errors import CheckpointError, FolderInUseError
 from erw.models.cost import StepCost
-from erw.training.init import Init
-from erw.training.trained import RDM, RECIPE, read_recipe
+from erw.training.init import init_record
+from erw.training.trained import RDM, RECIPE, Trained, read_recipe
 
 MAY_CHANGE = (
     "steps",
@@ -64,7 +64,7 @@ def claim(
     cache: Cache,
     cost: StepCost,
     *,
-    init: Init | None = None,
+    init: Trained | None = None,
 ) -> str:
     """The text of `recipe.json`, once the one that is there is found to be of the same run.
 
@@ -72,6 +72,7 @@ def claim(
         CheckpointError: the folder holds another run, or other files; the first differences are
         named.
     """
+    begins_with = init_record(init) if init else None
     if (folder / RECIPE).exists():
         there = read_recipe(folder)
         # Settings that came after that run was begun have their defaults in it.
@@ -79,7 +80,7 @@ def claim(
         different = differences(before, to_dict(resolved))
         if there["cache"]["identity"] != cache.identity:
             different.append(f"the contents of data.cache {run.data.cache}")
-        began, begins = (there.get("init") or {}), (init.record() if init else {})
+        began, begins = (there.get("init") or {}), (begins_with or {})
         if began.get("identity") != begins.get("identity"):
             one, two = (of.get("source", "fresh weights") for of in (began, begins))
             different.append(f"what it begins with: {one} (there) against {two}")
@@ -104,7 +105,7 @@ def claim(
             "class_names": list(cache.class_names),
         },
         "cost": cost.__dict__,
-        "init": init.record() if init else None,
+        "init": begins_with,
     }
     return json.dumps(recipe, indent=1) + "\n"
 

@@ -20,9 +20,9 @@ from erw.plan import Phase
 from erw.rng import Draws
 from erw.training import build, checkpoint, posthoc_ema
 from erw.training.checkpoint import Progress
-from erw.training.init import Init, begin_with
+from erw.training.init import begin_with
 from erw.training.objective import Losses, Step
-from erw.training.trained import WEIGHTS
+from erw.training.trained import WEIGHTS, Trained
 
 
 class State:
@@ -65,7 +65,7 @@ class State:
     def model(self) -> SiT:
         return self.net.model  # type: ignore[return-value]
 
-    def begin_with(self, init: Init) -> None:
+    def begin_with(self, init: Trained) -> None:
         """Start from other weights than fresh ones; the average starts from them too."""
         begin_with(self.model, init, projectors=self.net.projectors)
         self.ema = Ema(self.net, decay=self.run.optim.ema)

@@ -1,0 +1,141 @@
+"""Fine-tuning: a run of ours or a released checkpoint as what another run begins with."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from erw.align import Projector
+from erw.config import Run
+from erw.errors import CheckpointError, ConfigError
+from erw.interop.pretrained import TABLE
+from erw.training.checkpoint import paths, read
+from erw.training.trained import Trained, is_run
+
+ARCHITECTURE = (
+    *("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp", "adaln_shift"),
+    *("net", "class_token", "class_dim"),
+)
+
+
+def adopt(run: Run, model: Trained) -> Run:
+    """The run with the architecture, path and prediction of the model that it begins with."""
+    taken = {name: getattr(model.run.model, name) for name in ARCHITECTURE}
+    run = run.replace(model=dataclasses.replace(run.model, **taken))
+    flow = model.run.flow
+    if run.flow.objective != flow.objective:  # refused by `starting_point`, after all settings
+        return run
+    return run.replace(
+        flow=dataclasses.replace(run.flow, path=flow.path, prediction=flow.prediction)
+    )
+
+
+def starting_point(
+    model: Trained,
+    run: Run,
+    class_names: Sequence[str],
+    num_classes: int,
+    *,
+    projectors: bool = False,
+) -> Trained:
+    """`model` adapted to a resolved `run` on data of `num_classes` classes named `class_names`.
+
+    Label rows go by name where both sides have names; otherwise they stay where they are if there
+    are as many. A new class begins as the null class.
+
+    Args:
+        projectors: take over the alignment heads for the run's encoders: by name from a run of
+            ours, by order from a released file.
+
+    Raises:
+        ConfigError: the run has another objective or prediction.
+        CheckpointError: the model has no heads, or none for one of the run's encoders.
+    """
+    theirs, ours = model.run.flow, run.flow
+    if ours.objective != theirs.objective:
+        kinds = {"flow": "a flow model", "ddpm": "a DiT, which predicts noise on its chain"}
+        raise ConfigError(
+            f"{model.source} is {kinds[theirs.objective]}, but flow.objective is "
+            f"{ours.objective}; choose a recipe of {theirs.objective}"
+        )
+    if ours.prediction != theirs.prediction:
+        raise ConfigError(
+            f"flow.prediction is {ours.prediction}, but {model.source} predicts "
+            f"{theirs.prediction}; leave it out"
+        )
+    words = [model.origin or f"run {model.run.name} after {model.step} steps"]
+    net = copy.deepcopy(model.net)
+    if TABLE in dict(net.named_parameters()):
+        table = net.get_parameter(TABLE)
+        rows, message = label_rows(model.class_names, len(table) - 1, class_names, num_classes)
+        table.data = table.data[[*rows, len(table) - 1]]
+        net.null_class = num_classes
+        words.append(message)
+    heads = nn.ModuleList()
+    if projectors:
+        heads = _heads(model, run.data.features)
+        words.append(f"with its alignment heads for {', '.join(run.data.features)}")
+    settings = model.run.replace(
+        model=dataclasses.replace(model.run.model, num_classes=net.null_class)
+    )
+    return dataclasses.replace(
+        model, net=net, run=settings, class_names=tuple(class_names), projectors=heads,
+        origin="; ".join(words),
+    )  # fmt: skip
+
+
+def label_rows(
+    old: Sequence[str], old_count: int, new: Sequence[str], new_count: int
+) -> tuple[list[int], str]:
+    """For each new class the row of the old table that it begins as, and that in words.
+
+    `old` and `new` are names, empty where unknown. Row `old_count` is the null class.
+    """
+    null = old_count
+    if old and new:
+        by_name = {name: row for row, name in enumerate(old)}
+        rows = [by_name.get(name, null) for name in new]
+        known = sum(row != null for row in rows)
+        return rows, f"{known} of {new_count} classes by name, the others from no class"
+    if old_count == new_count:
+        return list(range(new_count)), f"{new_count} classes as they are"
+    return [null] * new_count, f"{new_count} classes, all from no class"
+
+
+def _heads(model: Trained, encoders: Sequence[str]) -> nn.ModuleList:
+    """The model's alignment heads for these encoders, in their order."""
+    heads, names = model.projectors, list[str]()
+    if is_run(model.source):
+        heads, names = _heads_of_run(Path(model.source)), list(model.run.data.features)
+    if not heads:
+        raise CheckpointError(
+            f"{model.source} holds no alignment heads (a run's are in its checkpoints); leave out "
+            "--init-projectors"
+        )
+    missing = [name for name in encoders if names and name not in names]
+    if missing or not encoders or (not names and len(heads) != len(encoders)):
+        has = ", ".join(names) or f"{len(heads)} without names"
+        raise CheckpointError(
+            f"{model.source} has alignment heads for {has}, the run aligns with "
+            f"{', '.join(encoders) or 'nothing'}; leave out --init-projectors"
+        )
+    return nn.ModuleList(
+        [heads[names.index(name) if names else i] for i, name in enumerate(encoders)]
+    )
+
+
+def _heads_of_run(folder: Path) -> nn.ModuleList:
+    """The averaged heads in the newest checkpoint of a run's folder."""
+    saved = paths(folder / "checkpoints")
+    tensors = read(saved[-1])[0] if saved else {}
+    heads = nn.ModuleList()
+    while f"ema.projectors.{len(heads)}.0.weight" in tensors:
+        stem = f"ema.projectors.{len(heads)}."
+        own = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
+        hidden, width = own["0.weight"].shape
+        head = Projector(width, hidden, len(own["4.bias"]))
+        head.load_state_dict(own)
+        heads.append(head)
+    return heads

@@ -1,0 +1,166 @@
+"""Weights from files of unknown origin, read without running anything in them.
+
+Pickles go through torch's weights-only reader, in which `argparse.Namespace` (training arguments
+that the peers save with their weights) and paths become inert records. Before that, the archive
+must be what torch writes: entries stored uncompressed, together no larger than the file.
+"""
+
+import json
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from erw.errors import CheckpointError, one_line
+from erw.io import load_tensors
+
+Which = Literal["ema", "model"]
+WRAPPERS = {"ema": ("ema", "model", "state_dict"), "model": ("model", "state_dict", "ema")}
+PREFIXES = ("module.", "_orig_mod.")
+FOLDER_FILE = "diffusion_pytorch_model.safetensors"
+
+
+class Weights(NamedTuple):
+    """Tensors by their names in the file, the wrapper they were in ("" for none), and the text,
+    numbers and booleans among the settings saved with them."""
+
+    tensors: dict[str, Tensor]
+    wrapper: str
+    settings: dict[str, Any]
+
+
+class Inert:
+    """Replaces a class named in a pickle: keeps its state and does nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+
+def read_weights(path: str | Path, *, which: Which = "ema") -> Weights:
+    """The weights in a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers folder.
+
+    `which` picks averaged or plain weights where a file has both. Tensors may share memory with
+    the file: copy before changing them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: damaged, hostile, or without weights.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if _is_safetensors(path):
+        tensors, header = load_tensors(path)
+        weights = _unwrap(tensors, path, which)._replace(settings=header)
+    else:
+        weights = _unwrap(_read_pickle(path), path, which)
+    size = sum(t.numel() * t.element_size() for t in weights.tensors.values())
+    if size > path.stat().st_size:  # a stride of 0 makes a small storage look huge
+        raise CheckpointError(
+            f"{path} promises {size:,} bytes of weights but has {path.stat().st_size:,}; it is "
+            "damaged or hostile, get it again from its source"
+        )
+    return weights
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: eight bytes of header length, then the header's brace."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return path.suffix == ".safetensors" or start[8:] == b"{"
+
+
+def _read_pickle(path: Path) -> Any:
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _check_archive(path)
+    names = ["argparse.Namespace"]
+    names += [f"{m}.{k}Path" for m in ("pathlib", "pathlib._local") for k in ("Posix", "Windows")]
+    inert = [(Inert, name) for name in names]
+    try:
+        with (
+            torch.serialization.safe_globals(inert),  # type: ignore[arg-type]
+            warnings.catch_warnings(action="ignore"),  # about a protocol newer than torch's own
+        ):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged pickle can raise anything
+        text = str(error)
+        if isinstance(error, pickle.UnpicklingError):
+            if code := re.search(r"(?:GLOBAL|of type|function|class) ([\w.]+\.[\w.]+)", text):
+                raise CheckpointError(
+                    f"{path} asks for {code[1]}, which is not weights and could run code; nothing "
+                    "of it was run: take the bare state dict, or safetensors, from its source"
+                ) from error
+            # torch's text recommends loading the file unsafely
+            text = text.rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+        reason = " ".join(text.split()).partition(". ")[0][:120] or type(error).__name__
+        raise CheckpointError(
+            f"{path} is truncated or no file of weights ({reason}); get it again"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive with compressed entries, or with more bytes than the file."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({one_line(error)})") from error
+    total = sum(entry.file_size for entry in entries)
+    if total > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{path} is a zip archive of {total:,} bytes packed into {size:,}, which torch does "
+            "not write; it was not unpacked"
+        )
+
+
+def _read_folder(folder: Path) -> Weights:
+    """A diffusers model folder: weights, and the plain values of its config.json."""
+    for file in ("config.json", FOLDER_FILE):
+        if not (folder / file).is_file():
+            raise CheckpointError(
+                f"{folder} has no {file}; give a file of weights, a diffusers model folder, or "
+                "load a run of erw's own with erw.load"
+            )
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    return Weights(load_tensors(folder / FOLDER_FILE)[0], "", _plain(config))
+
+
+def _unwrap(content: Any, path: Path, which: Which) -> Weights:
+    """The requested state dict, without the prefixes that DDP and torch.compile add."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, no weights by name")
+    settings: dict[str, Any] = {}
+    for name in ("args", "config"):
+        settings |= _plain(getattr(content.get(name), "__dict__", content.get(name)))
+    wrapper = next((name for name in WRAPPERS[which] if isinstance(content.get(name), dict)), "")
+    weights = content[wrapper] if wrapper else content
+    other = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
+    if other or not weights:
+        raise CheckpointError(
+            f"{path} holds no state dict: {', '.join(other[:5]) or 'nothing'} is no tensor"
+        )
+    tensors = {str(name): value.detach() for name, value in weights.items()}
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+    return Weights(tensors, wrapper, settings)
+
+
+def _plain(values: Any) -> dict[str, Any]:
+    """The text, numbers and booleans among some settings; nothing else is looked at."""
+    if not isinstance(values, dict):
+        return {}
+    return {str(k): v for k, v in values.items() if isinstance(v, str | int | float | bool)}
