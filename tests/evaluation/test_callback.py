@@ -23,7 +23,7 @@ from erw.training import load, train
 from erw.training.checkpoint import paths
 from helpers.tiny import tiny_run
 
-SMALL = Eval(every=2, samples=8, reference_count=16)
+SMALL = Eval(every=2, samples=8, reference_count=16, loss=2, loss_images=8)
 
 
 def watched(run: Run, out: Path) -> Path:
@@ -65,6 +65,16 @@ def test_a_line_has_score_cost_and_how_it_was_made(scored: Path) -> None:
     assert len({line["values"]["fd_lite2"] for line in found}) > 1
 
 
+def test_a_validation_line_has_cost_and_the_loss_by_time(scored: Path) -> None:
+    found, scores = lines(scored, "validation"), lines(scored, "eval")
+    assert [line["step"] for line in found] == [6, 8, 10, 12]  # none in warm-up
+    for line, score in zip(found, scores, strict=True):
+        assert line["flops_total"] == score["flops_total"] and line["images"] == score["images"]
+        assert len(line["flow_by_time"]) == len(line["times"]) == 12
+        assert line["flow"] == pytest.approx(sum(line["flow_by_time"]) / 12)
+    assert found[-1]["flow"] < found[0]["flow"]  # the EMA model learns
+
+
 def test_the_best_weights_are_kept(scored: Path) -> None:
     found = lines(scored, "eval")
     top = min(found, key=lambda line: line["values"]["fd_lite2"])["step"]
@@ -91,10 +101,11 @@ def test_killed_within_a_score_and_after_one_each_is_told_once(
     ]
     script += ["--eval-every", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for more in (["--die-in-score", "2"], ["--die-after", "9"], []):
+    for more in (["--die-in-score", "3"], ["--die-after", "9"], []):
         done = subprocess.run([*script, *more], env=environment, capture_output=True, text=True)
         assert done.returncode == (-signal.SIGKILL if more else 0), done.stderr
     assert lines(out, "eval") == lines(scored, "eval")
+    assert lines(out, "validation") == lines(scored, "validation")
     assert load(out, checkpoint="best").step == load(scored, checkpoint="best").step
 
 

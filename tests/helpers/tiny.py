@@ -71,7 +71,7 @@ def _die_in_rename(number: int) -> None:
 
 
 def _die_in_score(number: int) -> None:
-    """Kill this process once its `number`th score is known and its line is not yet written."""
+    """Kill this process once its `number`th score or validation loss is known, before its line."""
     from erw.evaluation import callback
 
     append, seen = callback.append_metrics, 0
@@ -115,6 +115,9 @@ if __name__ == "__main__":
     run = tiny_run(args.cache)
     run = as_dit(run) if args.dit else run
     run = with_loss(run, args.loss)
-    run = run.replace(eval=Eval(every=args.eval_every, samples=8, reference_count=16))
+    every = args.eval_every
+    run = run.replace(
+        eval=Eval(every=every, samples=8, reference_count=16, loss=every, loss_images=8)
+    )
     watched = together(watches(run, args.out, say=print))
     train(run, args.out, reporter=Deadly(), **watched)
