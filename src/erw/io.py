@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import sys
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -173,6 +174,7 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
         raise FileNotFoundError(f"{path.name} is not here and ERW_OFFLINE=1: {by_hand}")
     import torch
 
+    print(f"downloading {url} to {path}", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)

@@ -1,4 +1,4 @@
-"""ADM's metrics from images to scores, with random weights in TensorFlow's own file format."""
+"""ADM's metrics from images to scores, with random weights in a file."""
 
 import json
 from pathlib import Path
@@ -19,15 +19,15 @@ from erw.evaluation.inception import POOL, SPATIAL, Inception
 from erw.evaluation.inception_weights import load_inception
 from erw.evaluation.manifold import precision_recall
 from helpers.images import stripes as pictures
-from helpers.inception_parts import graph_of, random_state
+from helpers.inception_parts import random_state
 
 SIZES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "classify_image_graph_def.pb"
-    path.write_bytes(graph_of(random_state()))
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(random_state(), path)
     return path
 
 
@@ -62,7 +62,7 @@ def test_the_five_scores_are_adms(tmp_path: Path, weights: Path, net: Inception)
     assert (found["precision"], found["recall"]) == precision_recall(a.pool, b.pool, k=3)
     record = json.loads(found.to_json())
     assert record["encoder"] == "inception-2015-adm" and record["reference_statistics"] == "images"
-    assert record["encoder_file"].startswith("classify_image_graph_def.pb sha256 ")
+    assert record["encoder_file"].startswith("random.pth sha256 ")
 
 
 def test_statistics_stated_by_the_reference_are_used(
@@ -119,12 +119,12 @@ def test_eval_adm_from_the_command_line(
 ) -> None:
     images = npz(tmp_path / "a.npz", pictures(5))
     reference = str(npz(tmp_path / "b.npz", pictures(5, first=5)))
-    asked = ["eval", str(images), "--reference", reference, "--metric", "adm"]
-    assert main([*asked, "--weights", str(weights)]) == 0
+    command = ["eval", str(images), "--reference", reference, "--metric", "adm"]
+    assert main([*command, "--weights", str(weights)]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][:2] == ["fid", "sfid"]
-    assert main([*asked, "--weights", str(tmp_path / "none.pth")]) == 2
+    assert main([*command, "--weights", str(tmp_path / "none.pth")]) == 2
     assert "none.pth" in capsys.readouterr().err
-    assert main([*asked[:-1], "fd-lite2", "--weights", str(weights)]) == 2
+    assert main([*command[:-1], "fd-lite2", "--weights", str(weights)]) == 2
     assert "without effect" in capsys.readouterr().err
 
 

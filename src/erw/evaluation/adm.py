@@ -64,25 +64,25 @@ def score_of_classes(fake: Statistics, encoder: PooledEncoder) -> float:
     return inception_score(logits, split_size=SPLIT)
 
 
-def with_stated(found: Statistics, path: Path) -> tuple[Statistics, bool]:
-    """`found` with the mean and covariance that a `.npz` states, and whether it states any.
+def with_stated(images: Statistics, path: Path) -> tuple[Statistics, bool]:
+    """Statistics of a `.npz`'s images, with the mean and covariance that the file states if any.
 
-    Raises DataError where they are of other sizes than this network's.
+    The flag says whether it states any. Raises DataError where their sizes are not this network's.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if "mu" not in arrays.files:
-                return found, False
-            held = {name: arrays[name] for pair in STATED.values() for name in pair}
+                return images, False
+            stated = {name: arrays[name] for pair in STATED.values() for name in pair}
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} states mu, but not all of sigma, mu_s, sigma_s: {error}") from None
     sizes = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL,) * 2}
     for name, size in sizes.items():
-        if held[name].shape != size:
-            raise DataError(f"{path}: {name} has shape {held[name].shape}, expected {size}")
-    # How many images are behind them is not stated; more than dimensions, since they are whole.
-    count = max(found.moments.count, POOL + SPATIAL + 1)
-    mean = torch.cat([torch.from_numpy(held[mu]).double() for mu, _ in STATED.values()])
-    covariances = [torch.from_numpy(held[sigma]).double() for _, sigma in STATED.values()]
+        if stated[name].shape != size:
+            raise DataError(f"{path}: {name} has shape {stated[name].shape}, expected {size}")
+    # The file states no count; its covariances are of full rank, so of more images than dimensions.
+    count = max(images.moments.count, POOL + SPATIAL + 1)
+    mean = torch.cat([torch.from_numpy(stated[mu]).double() for mu, _ in STATED.values()])
+    covariances = [torch.from_numpy(stated[sigma]).double() for _, sigma in STATED.values()]
     scatter = torch.block_diag(*covariances).mul_(count - 1)
-    return dataclasses.replace(found, moments=Moments(count, mean, scatter)), True
+    return dataclasses.replace(images, moments=Moments(count, mean, scatter)), True

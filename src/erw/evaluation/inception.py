@@ -1,30 +1,27 @@
 """The Inception network of 2015 that FID, sFID and the Inception Score are defined with.
 
-Written from its definition, a table (`inception_table`). It differs from the Inception v3 that is
-common today: means of pooling leave the padding out, the last block pools by maximum,
-and there are 1,008 logits. Batch norms (eps 0.001) are folded into the convolutions when weights
-are loaded.
+It differs from the Inception v3 that is common today: average pooling leaves the padding out, the
+last block pools by maximum, and there are 1,008 logits. Modules are named as in pytorch-fid and
+torch-fidelity, so their weights load by name.
 
-Images enter as ADM's evaluator has them: uint8, resized to 299 x 299 by the bilinear rule of
-TensorFlow 1, then (x - 128) / 128.
+Images enter as in ADM's evaluator: uint8, resized to 299 x 299 by the bilinear rule of TensorFlow
+1, then (x - 128) / 128.
 
 Source: Szegedy et al. (arXiv 1512.00567); `evaluations/evaluator.py` of openai/guided-diffusion.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from erw.errors import DataError
-from erw.evaluation.inception_table import BLOCKS, STEM, Conv, Spec, names
+from erw.encoders.base import check_images
 
 SIDE = 299
 POOL, SPATIAL, LOGITS = 2048, 17 * 17 * 7, 1008
-SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d", 7  # of branch1x1: ADM's mixed_6/conv:0[..., :7]
-BN_EPS = 1e-3
+SPATIAL_CHANNELS = 7
 
 
 class Activations(NamedTuple):
@@ -34,23 +31,167 @@ class Activations(NamedTuple):
     spatial: Tensor
 
 
+class Conv(nn.Module):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        kernel: int | tuple[int, int] = 1,
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, width, kernel, stride, padding, bias=False)
+        self.bn: nn.Module = nn.BatchNorm2d(width, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+def _square(inputs: int, width: int) -> Conv:
+    return Conv(inputs, width, kernel=3, padding=1)
+
+
+def _row(inputs: int, width: int, size: int) -> Conv:
+    return Conv(inputs, width, kernel=(1, size), padding=(0, size // 2))
+
+
+def _column(inputs: int, width: int, size: int) -> Conv:
+    return Conv(inputs, width, kernel=(size, 1), padding=(size // 2, 0))
+
+
+def _mean(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+
+class BlockA(nn.Module):
+    """35 x 35: 1 x 1, 5 x 5, two 3 x 3, pooling."""
+
+    def __init__(self, inputs: int, pool: int) -> None:
+        super().__init__()
+        self.branch1x1 = Conv(inputs, 64)
+        self.branch5x5_1 = Conv(inputs, 48)
+        self.branch5x5_2 = Conv(48, 64, kernel=5, padding=2)
+        self.branch3x3dbl_1 = Conv(inputs, 64)
+        self.branch3x3dbl_2 = _square(64, 96)
+        self.branch3x3dbl_3 = _square(96, 96)
+        self.branch_pool = Conv(inputs, pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        five = self.branch5x5_2(self.branch5x5_1(x))
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(_mean(x))], 1)
+
+
+class BlockB(nn.Module):
+    """35 x 35 -> 17 x 17."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.branch3x3 = Conv(inputs, 384, kernel=3, stride=2)
+        self.branch3x3dbl_1 = Conv(inputs, 64)
+        self.branch3x3dbl_2 = _square(64, 96)
+        self.branch3x3dbl_3 = Conv(96, 96, kernel=3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], 1)
+
+
+class BlockC(nn.Module):
+    """17 x 17: 1 x 1, 7 x 7 and two 7 x 7 as rows and columns, pooling."""
+
+    def __init__(self, inputs: int, inner: int) -> None:
+        super().__init__()
+        self.branch1x1 = Conv(inputs, 192)
+        self.branch7x7_1 = Conv(inputs, inner)
+        self.branch7x7_2 = _row(inner, inner, 7)
+        self.branch7x7_3 = _column(inner, 192, 7)
+        self.branch7x7dbl_1 = Conv(inputs, inner)
+        self.branch7x7dbl_2 = _column(inner, inner, 7)
+        self.branch7x7dbl_3 = _row(inner, inner, 7)
+        self.branch7x7dbl_4 = _column(inner, inner, 7)
+        self.branch7x7dbl_5 = _row(inner, 192, 7)
+        self.branch_pool = Conv(inputs, 192)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
+        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(_mean(x))], 1)
+
+
+class BlockD(nn.Module):
+    """17 x 17 -> 8 x 8."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.branch3x3_1 = Conv(inputs, 192)
+        self.branch3x3_2 = Conv(192, 320, kernel=3, stride=2)
+        self.branch7x7x3_1 = Conv(inputs, 192)
+        self.branch7x7x3_2 = _row(192, 192, 7)
+        self.branch7x7x3_3 = _column(192, 192, 7)
+        self.branch7x7x3_4 = Conv(192, 192, kernel=3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        three = self.branch3x3_2(self.branch3x3_1(x))
+        seven = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
+        return torch.cat([three, self.branch7x7x3_4(seven), F.max_pool2d(x, 3, stride=2)], 1)
+
+
+class BlockE(nn.Module):
+    """8 x 8; the last one pools by maximum."""
+
+    def __init__(self, inputs: int, *, maximum: bool) -> None:
+        super().__init__()
+        self.maximum = maximum
+        self.branch1x1 = Conv(inputs, 320)
+        self.branch3x3_1 = Conv(inputs, 384)
+        self.branch3x3_2a = _row(384, 384, 3)
+        self.branch3x3_2b = _column(384, 384, 3)
+        self.branch3x3dbl_1 = Conv(inputs, 448)
+        self.branch3x3dbl_2 = _square(448, 384)
+        self.branch3x3dbl_3a = _row(384, 384, 3)
+        self.branch3x3dbl_3b = _column(384, 384, 3)
+        self.branch_pool = Conv(inputs, 192)
+
+    def forward(self, x: Tensor) -> Tensor:
+        three = self.branch3x3_1(x)
+        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.maximum else _mean(x)
+        branches = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
+        branches += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
+        return torch.cat([*branches, self.branch_pool(pooled)], 1)
+
+
 class Inception(nn.Module):
-    """The network with folded batch norms; `load_inception` fills it with weights."""
+    """The network; `load_inception` fills it with weights."""
 
     name = "inception-2015"
     dim_pooled = POOL
 
     def __init__(self) -> None:
         super().__init__()
-        width = 3
-        for conv in STEM:
-            self.add_module(conv.name, _layer(width, conv))
-            width = conv.width
-        for spec in BLOCKS:
-            block = Block(width, spec)
-            self.add_module(spec.name, block)
-            width = block.width
-        self.fc = nn.Linear(width, LOGITS)
+        self.Conv2d_1a_3x3 = Conv(3, 32, kernel=3, stride=2)
+        self.Conv2d_2a_3x3 = Conv(32, 32, kernel=3)
+        self.Conv2d_2b_3x3 = _square(32, 64)
+        self.Conv2d_3b_1x1 = Conv(64, 80)
+        self.Conv2d_4a_3x3 = Conv(80, 192, kernel=3)
+        self.Mixed_5b = BlockA(192, 32)
+        self.Mixed_5c = BlockA(256, 64)
+        self.Mixed_5d = BlockA(288, 64)
+        self.Mixed_6a = BlockB(288)
+        self.Mixed_6b = BlockC(768, 128)
+        self.Mixed_6c = BlockC(768, 160)
+        self.Mixed_6d = BlockC(768, 160)
+        self.Mixed_6e = BlockC(768, 192)
+        self.Mixed_7a = BlockD(768)
+        self.Mixed_7b = BlockE(1280, maximum=False)
+        self.Mixed_7c = BlockE(2048, maximum=True)
+        self.fc = nn.Linear(2048, LOGITS)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -59,26 +200,17 @@ class Inception(nn.Module):
 
         Raises DataError for images of another type.
         """
-        last: Tensor | None = None
-        for name, x in self.layers(images):
-            if name == SPATIAL_BLOCK:  # the block's first branch comes first in its output
-                spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-            last = x
-        assert last is not None
-        return Activations(last.mean((2, 3)).float(), spatial.float().contiguous())
-
-    @torch.no_grad()
-    def layers(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Every layer's and block's name with its output (B, C, h, w), in order."""
-        x = normalised(images)
-        for conv in STEM:
-            x = F.relu(self.get_submodule(conv.name)(x))
-            yield conv.name, x
-            if conv.name in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"):
-                x = F.max_pool2d(x, 3, stride=2)
-        for spec in BLOCKS:
-            x = self.get_submodule(spec.name)(x)
-            yield spec.name, x
+        check_images(images)
+        x = (resize_tf1(images.float(), SIDE) - 128) / 128
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
+        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
+        x = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x))))
+        # The first channels of branch1x1, which is ADM's mixed_6/conv after its ReLU.
+        spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(x))))
+        return Activations(x.mean((2, 3)).float(), spatial.float().contiguous())
 
     def pooled(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> `pool_3` (B, 2048)."""
@@ -88,62 +220,17 @@ class Inception(nn.Module):
         """`pool_3` (B, 2048) -> logits (B, 1008) *without* the bias, as ADM scores them."""
         return pool @ self.fc.weight.T
 
-    def train(self, mode: bool = True) -> "Inception":
+    def fold(self) -> None:
+        """Fold the batch norms into the convolutions: the same outputs, faster."""
+        for module in self.modules():
+            if isinstance(module, Conv) and isinstance(module.bn, nn.BatchNorm2d):
+                module.conv = fuse_conv_bn_eval(module.conv.double(), module.bn.double()).float()
+                module.bn = nn.Identity()
+        self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> Self:
         """Stays in eval mode: it has no other."""
         return super().train(False)
-
-
-class Block(nn.Module):
-    """The branches of a `Spec` on one input, joined along the channels."""
-
-    def __init__(self, inputs: int, spec: Spec) -> None:
-        super().__init__()
-        self.spec, self.width = spec, 0
-        for branch in spec.branches:
-            width = inputs
-            for conv in branch.convs:
-                self.add_module(conv.name, _layer(width, conv))
-                width = conv.width
-            for conv in branch.split:
-                self.add_module(conv.name, _layer(width, conv))
-            self.width += sum(conv.width for conv in branch.split) or width
-
-    def forward(self, x: Tensor) -> Tensor:
-        joined: list[Tensor] = []
-        for branch in self.spec.branches:
-            y = _pool(x, branch.pool)
-            for conv in branch.convs:
-                y = F.relu(self.get_submodule(conv.name)(y))
-            if branch.split:
-                joined += [F.relu(self.get_submodule(conv.name)(y)) for conv in branch.split]
-            else:
-                joined.append(y)
-        return torch.cat(joined, 1)
-
-
-def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with batch norms (`X.conv.weight`, `X.bn.*`) as those of `Inception` without.
-
-    Raises KeyError for what is missing.
-    """
-    made = {"fc.weight": state["fc.weight"], "fc.bias": state["fc.bias"]}
-    for name in names():
-        norm = {k: state[f"{name}.bn.{k}"].double() for k in ("weight", "bias")}
-        mean, var = (state[f"{name}.bn.running_{k}"].double() for k in ("mean", "var"))
-        gain = norm["weight"] / (var + BN_EPS).sqrt()
-        kernel = state[f"{name}.conv.weight"].double()
-        made[f"{name}.weight"] = (kernel * gain.reshape(-1, 1, 1, 1)).float()
-        made[f"{name}.bias"] = (norm["bias"] - mean * gain).float()
-    return made
-
-
-def normalised(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 (B, 3, 299, 299) in -1..1, as the network takes them."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        shape = tuple(images.shape)
-        raise DataError(f"images are {images.dtype} {shape}: expected uint8 (B, 3, H, W)")
-    pixels = resize_tf1(images.float(), SIDE)
-    return ((pixels - 128) / 128).contiguous(memory_format=torch.channels_last)
 
 
 def resize_tf1(images: Tensor, side: int) -> Tensor:
@@ -160,23 +247,7 @@ def resize_tf1(images: Tensor, side: int) -> Tensor:
 
 
 def _points(size: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each output pixel: the input pixels on either side, and how far it is from the first."""
+    """For each output pixel: the input pixels on either side, and its distance from the first."""
     at = torch.arange(side, dtype=torch.float32, device=device) * (size / side)
     low = at.floor().long().clamp(max=size - 1)
     return low, (low + 1).clamp(max=size - 1), at - low
-
-
-def _layer(inputs: int, conv: Conv) -> nn.Conv2d:
-    height, width = conv.kernel
-    padding = (height // 2, width // 2) if conv.same else (0, 0)
-    layer = nn.Conv2d(inputs, conv.width, conv.kernel, conv.stride, padding)
-    layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-    return layer
-
-
-def _pool(x: Tensor, kind: str) -> Tensor:
-    if kind == "mean":
-        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-    if kind == "max":
-        return F.max_pool2d(x, 3, stride=1, padding=1)
-    return F.max_pool2d(x, 3, stride=2) if kind == "halve" else x
