@@ -66,4 +66,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.tools: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,dev]"
+	$(BIN)/python -m pip install -q --no-deps torch-fidelity  # it would bring torchvision
 	@touch $@

@@ -6,7 +6,7 @@ against each other. A warm-up turn is a small one.
 
 The peers need torchvision to be imported, which this project does without. torch-fidelity's network
 has none in it and is loaded past its package's `__init__`. pytorch-fid's is torchvision's Inception
-with patched blocks: `stand_in` gives it blocks of the same layers, from erw's table; the patched
+with patched blocks: `stand_in` gives it erw's blocks, which have the same layers; the patched
 forwards are its own.
 """
 
@@ -26,11 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.evaluation.inception import Inception, folded
-from erw.evaluation.inception_table import BLOCKS, STEM, Conv
+from erw.evaluation.inception import BlockA, BlockC, BlockE, Inception
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from inception_parts import random_state
+from helpers.inception_parts import random_state
 
 Turn = Callable[[int], dict[str, float]]
 """How many images or features -> what came out."""
@@ -66,7 +65,8 @@ def erw_fid(spec: dict[str, Any]) -> Turn:
     from erw.evaluation.images import image_set
 
     net = Inception()
-    net.load_state_dict(folded(random_state()))
+    net.load_state_dict(random_state())
+    net.fold()
     images = pictures(spec["images"], spec["side"])
 
     def turn(count: int) -> dict[str, float]:
@@ -106,11 +106,7 @@ def torch_fidelity(spec: dict[str, Any]) -> Turn:
 
 def pytorch_fid(spec: dict[str, Any]) -> Turn:
     """Its network and its loop, over decoded images instead of files."""
-    state = random_state()
-    tracked = {
-        f"{key[:-7]}.num_batches_tracked": torch.tensor(0) for key in state if "bn.we" in key
-    }
-    stand_in(state | tracked)
+    stand_in(random_state())
     sys.path.append(spec["peers"])
     module = importlib.import_module("pytorch_fid.inception")
     net = module.InceptionV3([3]).eval()
@@ -129,76 +125,19 @@ def pytorch_fid(spec: dict[str, Any]) -> Turn:
     return turn
 
 
-class BasicConv2d(nn.Module):
-    """Convolution, batch norm, ReLU: what torchvision's Inception is made of."""
-
-    def __init__(self, inputs: int, conv: Conv) -> None:
-        super().__init__()
-        height, width = conv.kernel
-        padding = (height // 2, width // 2) if conv.same else (0, 0)
-        self.conv = nn.Conv2d(inputs, conv.width, conv.kernel, conv.stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(conv.width, eps=0.001)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)), inplace=True)
-
-
-class Mixed(nn.Module):
-    """A block of the table; `forward` serves the two that pytorch-fid does not patch."""
-
-    def __init__(self, inputs: int, name: str) -> None:
-        super().__init__()
-        self.spec = next(spec for spec in BLOCKS if spec.name == name)
-        for branch in self.spec.branches:
-            width = inputs
-            for conv in branch.convs:
-                self.add_module(conv.name, BasicConv2d(width, conv))
-                width = conv.width
-            for conv in branch.split:
-                self.add_module(conv.name, BasicConv2d(width, conv))
-
-    def forward(self, x: Tensor) -> Tensor:
-        joined = []
-        for branch in self.spec.branches:
-            y = F.max_pool2d(x, 3, stride=2) if branch.pool else x
-            for conv in branch.convs:
-                y = self.get_submodule(conv.name)(y)
-            joined.append(y)
-        return torch.cat(joined, 1)
-
-
 def stand_in(state: dict[str, Tensor]) -> None:
     """Modules in torchvision's place, with the weights at hand in place of a download."""
 
-    class A(Mixed):
-        def __init__(self, inputs: int, pool_features: int) -> None:
-            super().__init__(inputs, {192: "Mixed_5b", 256: "Mixed_5c"}.get(inputs, "Mixed_5d"))
-
-    class C(Mixed):
-        def __init__(self, inputs: int, channels_7x7: int) -> None:
-            names = {128: "Mixed_6b", 160: "Mixed_6c", 192: "Mixed_6e"}
-            super().__init__(inputs, names[channels_7x7])
-
-    class E(Mixed):
+    class E(BlockE):
         def __init__(self, inputs: int) -> None:
-            super().__init__(inputs, {1280: "Mixed_7b", 2048: "Mixed_7c"}[inputs])
-
-    def inception_v3(**_: object) -> nn.Module:
-        net, width = nn.Module(), 3
-        for conv in STEM:
-            net.add_module(conv.name, BasicConv2d(width, conv))
-            width = conv.width
-        net.add_module("Mixed_6a", Mixed(288, "Mixed_6a"))
-        net.add_module("Mixed_7a", Mixed(768, "Mixed_7a"))
-        net.fc = nn.Linear(2048, 1008)
-        return net
+            super().__init__(inputs, maximum=False)
 
     vision = types.ModuleType("torchvision")
     vision.__version__ = "0.28"
     models = types.ModuleType("torchvision.models")
-    models.inception_v3 = inception_v3
+    models.inception_v3 = lambda **_: Inception()
     inner = types.ModuleType("torchvision.models.inception")
-    inner.InceptionA, inner.InceptionC, inner.InceptionE = A, C, E
+    inner.InceptionA, inner.InceptionC, inner.InceptionE = BlockA, BlockC, E
     loads = types.ModuleType("torchvision.models.utils")
     loads.load_state_dict_from_url = lambda url, progress: state
     vision.models, models.inception, models.utils = models, inner, loads
