@@ -59,7 +59,7 @@ OURS = (
 import json, sys
 vae, images, out, size, encoder, precision = sys.argv[1:]
 import torch
-from erw.data import prepare
+from erw.data.prepare import prepare
 from erw.encoders import load_encoder, load_vae
 device = "cuda" if torch.cuda.is_available() else "cpu"
 vae = load_vae(vae, device=device)

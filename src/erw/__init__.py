@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from erw.errors import ErwError as ErwError
     from erw.evaluation.evaluate import evaluate as evaluate
     from erw.evaluation.probing import cknna as cknna
-    from erw.interop import export as export
     from erw.interop import from_pretrained as from_pretrained
     from erw.interop import load_pretrained as load_pretrained
     from erw.interop import push_to_hub as push_to_hub
+    from erw.interop.export import export as export
     from erw.models import SiT as SiT
     from erw.plan import PRESETS as PRESETS
     from erw.plan import Phase as Phase
@@ -56,7 +56,8 @@ _NAMES = {
     "erw.errors": "ErwError",
     "erw.evaluation.evaluate": "evaluate",
     "erw.evaluation.probing": "cknna",
-    "erw.interop": "export from_pretrained load_pretrained push_to_hub",
+    "erw.interop.export": "export",
+    "erw.interop": "from_pretrained load_pretrained push_to_hub",
     "erw.models": "SiT",
     "erw.plan": "PRESETS Phase Plan Schedule constant cosine_decay exponential half_life "
     "linear_decay stop_at",

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erw.data import Cache, open_source, prepare
+from erw.data import Cache, open_source
 from erw.data.claims import Claims
+from erw.data.prepare import prepare
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, ConfigError, DataError
 from helpers.parts import ENCODER, files, make, photos, vae_folder

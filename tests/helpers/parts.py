@@ -9,7 +9,8 @@ import torch
 from blake3 import blake3
 from PIL import Image
 
-from erw.data import Cache, prepare
+from erw.data import Cache
+from erw.data.prepare import prepare
 from erw.encoders import load_encoder, load_vae
 
 CLASSES = ("apple", "bear", "cup")

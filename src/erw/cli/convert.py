@@ -49,7 +49,7 @@ def convert(args: Sequence[str]) -> None:
     add_settings(parser, Read())
     found = parser.read(args)
     how = changed(Read(), found)
-    from erw.interop import convert as go
+    from erw.interop.convert import convert as go
 
     origin = go(found.source, found.out, to=found.to, **to_dict(how))
     print(f"{found.source}: {origin}\n{found.out}: {found.to}")

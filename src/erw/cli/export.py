@@ -30,8 +30,8 @@ def export(args: Sequence[str]) -> None:
     found = parser.read(args)
     known = {"format", "vae", "checkpoint", *to_dict(Read())}
     how = {k: v for k, v in vars(found).items() if k in known and v is not None}
-    from erw.interop import export as go
     from erw.interop import push_to_hub
+    from erw.interop.export import export as go
 
     if found.push:
         private = found.private or None

@@ -2,7 +2,6 @@
 
 from erw.data.cache import Batch, Cache, FeatureSpec
 from erw.data.loader import Loader, prefetch
-from erw.data.prepare import prepare
 from erw.data.sources import Source, open_source
 
 __all__ = [
@@ -13,5 +12,4 @@ __all__ = [
     "Source",
     "open_source",
     "prefetch",
-    "prepare",
 ]

@@ -1,7 +1,5 @@
 """Released checkpoints of DiT, SiT, REPA, ERW and LightningDiT: in, and out again; and exports."""
 
-from erw.interop.convert import convert as convert
-from erw.interop.export import export as export
 from erw.interop.hub import push_to_hub as push_to_hub
 from erw.interop.init_from import adopt as adopt
 from erw.interop.init_from import starting_point as starting_point
