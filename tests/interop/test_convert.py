@@ -8,7 +8,8 @@ import torch
 from erw.cli import main
 from erw.config import Flow, Model, Run, Sample, to_dict
 from erw.errors import CheckpointError, ConfigError
-from erw.interop import convert, load_pretrained
+from erw.interop import load_pretrained
+from erw.interop.convert import convert
 from erw.io import save_tensors
 from erw.models import SiT
 from erw.plan import PRESETS

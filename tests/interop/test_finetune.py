@@ -12,7 +12,8 @@ from erw.data.cache import Cache
 from erw.dist import World
 from erw.errors import CheckpointError, ConfigError
 from erw.flow import velocity_from
-from erw.interop import adopt, export, load_pretrained, open_model, starting_point
+from erw.interop import adopt, load_pretrained, open_model, starting_point
+from erw.interop.export import export
 from erw.interop.init_from import TABLE, label_rows
 from erw.interop.safe_load import read_weights
 from erw.log import Silent

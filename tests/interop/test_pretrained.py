@@ -10,7 +10,8 @@ import torch
 from erw import flow
 from erw.cli import main
 from erw.errors import CheckpointError, ConfigError
-from erw.interop import convert, load_pretrained
+from erw.interop import load_pretrained
+from erw.interop.convert import convert
 from erw.models import SiT
 from erw.sampling import generate
 from helpers.reference import array, relative, tensors

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from erw.cli import main
 from erw.errors import CheckpointError
-from erw.interop import convert, load_pretrained
+from erw.interop import load_pretrained
+from erw.interop.convert import convert
 from erw.models import SiT
 from erw.models.cost import sit_flops, sit_parameters
 from erw.sampling import generate

@@ -18,7 +18,8 @@ from erw.data.prepare import add_encoders
 from erw.encoders import load_encoder
 from erw.errors import CacheError, CheckpointError, ConfigError, DataError
 from erw.evaluation.probing import hidden_states, material
-from erw.interop import convert, load_pretrained
+from erw.interop import load_pretrained
+from erw.interop.convert import convert
 from erw.interop.layouts import positions
 from erw.log import Silent
 from erw.models import SiT
