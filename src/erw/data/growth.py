@@ -140,7 +140,7 @@ class Part:
 
     def __init__(self, source: Source, *, first: int, class_names: tuple[str, ...]) -> None:
         self.source, self.first, self.class_names = source, first, class_names
-        self.name, self.ignored = source.name, getattr(source, "ignored", None)
+        self.name, self.notes = source.name, getattr(source, "notes", ())
         self._labels = [class_names.index(name) for name in source.class_names] or [0]
 
     def __len__(self) -> int:

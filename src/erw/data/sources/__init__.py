@@ -6,9 +6,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from erw.data.images import EXTENSIONS, WHITE
-from erw.data.sources.base import Source, ending, overview, where
+from erw.data.images import WHITE
+from erw.data.sources.base import LabelledImages, Source, overview, where
 from erw.data.sources.folder import FileSource, Folder, Zip
+from erw.data.sources.hub import PACKED, files_of, has_shards
 from erw.data.sources.labels import CLASSES, SPLITS
 from erw.errors import DataError
 
@@ -16,8 +17,6 @@ __all__ = ["BUILT_IN", "HUB", "FileSource", "Folder", "Source", "open_source", "
 
 BUILT_IN = ("openmoji", "openmoji-test")
 HUB = "hf:"
-_SHARDS = (".tar", ".parquet", ".arrow")
-_ARRAYS = (".npy", ".npz")
 
 
 def open_source(
@@ -60,92 +59,63 @@ def open_source(
         return OpenMojiSet("test" if str(images).endswith("test") else "train", **options)
     if options:
         raise DataError(f"{images} is no built-in set, so it has no option {sorted(options)[0]!r}")
-    name, paths = _files(str(images), split=split, subset=subset)
-    source = _open(paths, classes=classes, background=background, columns=columns)
-    if name:
-        source.name = name
-    return source
-
-
-def _files(images: str, *, split: str | None, subset: str | None) -> tuple[str, list[Path]]:
-    """The name of a set with splits, or "", and the files, or the one folder, to read."""
     path = Path(images).expanduser()
-    if images.startswith(HUB):
-        from erw.data.sources.hub import files_of
-
-        return files_of(images.removeprefix(HUB), split=split, subset=subset)
-    paths = [path] if path.exists() else [Path(match) for match in sorted(glob(str(path)))]
+    chosen = split or subset
+    if str(images).startswith(HUB):
+        name, paths = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
+    elif path.is_dir() and (folder := _split_folder(path, split, subset)):
+        name, paths = f"{path.name}:{split}", [folder]
+    elif path.is_dir() and (chosen or has_shards(Folder(path))):
+        name, paths = files_of(str(path), split=split, subset=subset)
+        name = name if chosen else ""
+    elif chosen:
+        raise DataError(f"{path} is no folder, so it has no split or subset")
+    else:
+        name, paths = "", [path] if path.exists() else [Path(p) for p in sorted(glob(str(path)))]
     if not paths:
         raise FileNotFoundError(
             f"no image folder or archive at {path} (built-in sets: {', '.join(BUILT_IN)})"
         )
-    if not path.is_dir():
-        if split or subset:
-            raise DataError(f"{path} is no folder, so it has no split or subset")
-        return "", paths
-    if split and not subset:  # train/ and test/ with folders of classes in them
-        folders = [p for p in path.iterdir() if p.is_dir() and SPLITS.get(p.name.lower())]
-        chosen = [p for p in folders if SPLITS[p.name.lower()] == SPLITS.get(split, split)]
-        if len(chosen) == 1 and not _shards(chosen[0]):
-            return f"{path.name}:{split}", chosen
-    if split or subset or _shards(path):
-        from erw.data.sources.hub import files_of
-
-        name, paths = files_of(images, split=split, subset=subset)
-        return (name if split or subset else ""), paths
-    return "", [path]
+    source = _open(paths, columns, classes=classes, background=background)
+    source.name = name or source.name
+    return source
 
 
-def _shards(folder: Path) -> bool:
-    """Whether a folder holds shards of a set instead of loose images."""
-    kinds = [(ending(entry.key), entry.key) for entry in Folder(folder).entries]
-    shards = [(kind, key) for kind, key in kinds if kind in _SHARDS]
-    loose = sum(kind in EXTENSIONS for kind, _ in kinds)
-    if not shards:
-        return False
-    endings = sorted({kind for kind, _ in shards})
-    pattern = f"a pattern such as '{folder / ('*' + endings[0])}'"
-    if loose:
-        raise DataError(
-            f"{folder} holds {loose} images and {len(shards)} packed files (such as "
-            f"{shards[0][1]}): move one kind away, or name the packed ones by {pattern}"
-        )
-    if len(endings) > 1:
-        raise DataError(f"{folder} holds {' and '.join(endings)} files: name one kind by {pattern}")
-    return True
+def _split_folder(path: Path, split: str | None, subset: str | None) -> Path | None:
+    """The folder of loose images that is the split: train/ beside test/."""
+    if split is None or subset is not None:
+        return None
+    folders = [p for p in sorted(path.iterdir()) if p.is_dir()]
+    same = [p for p in folders if SPLITS.get(p.name.lower()) == SPLITS.get(split, split)]
+    return same[0] if len(same) == 1 and not has_shards(Folder(same[0])) else None
 
 
-def _open(
-    paths: list[Path], *, classes: str, background: tuple[int, int, int], columns: Sequence[str]
-) -> Any:
+def _open(paths: list[Path], columns: Sequence[str], **options: Any) -> LabelledImages:
     """The source in files of one kind, or in one folder."""
-    first = paths[0]
+    first, labelled = paths[0], options["classes"] != "none"
     kinds = {"" if path.is_dir() else path.suffix.lower() for path in paths}
     kind = kinds.pop()
-    if kinds or (len(paths) > 1 and kind not in _SHARDS):
+    if kinds or (len(paths) > 1 and kind not in PACKED):
         raise DataError(f"{first} and {len(paths) - 1} more are no shards of one kind")
-    labelled = classes != "none"
     if kind in (".parquet", ".arrow"):
         from erw.data.sources.parquet import Table
 
-        return Table(paths, labelled=labelled, background=background, columns=columns)
+        return Table(paths, labelled=labelled, background=options["background"], columns=columns)
     if columns:
         raise DataError(f"{first} is no table, so it has no columns {', '.join(columns)}")
-    if kind in _ARRAYS:
+    if kind in (".npy", ".npz"):
         from erw.data.sources.numpy import Arrays
 
         return Arrays(first, labelled=labelled)
     if kind == ".tar":
         from erw.data.sources.webdataset import Tars
 
-        source = FileSource(Tars(sorted(paths)), classes=classes, background=background)
-        source.name = first.parent.name if len(paths) > 1 else first.name
-        return source
+        return FileSource(Tars(sorted(paths)), **options)
     if first.is_dir():
-        return FileSource(Folder(first), classes=classes, background=background)
+        return FileSource(Folder(first), **options)
     if zipfile.is_zipfile(first):
-        return FileSource(Zip(first), classes=classes, background=background)
+        return FileSource(Zip(first), **options)
     raise DataError(
         f"{first} is neither a folder nor a zip archive of images, nor one of "
-        f"{', '.join((*_SHARDS, *_ARRAYS))}"
+        f"{', '.join(PACKED)}, .npy, .npz"
     )

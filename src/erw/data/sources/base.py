@@ -1,4 +1,4 @@
-"""What every source of images is, and the list of files that most of them read."""
+"""What every source of images is, and the files that most of them read."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -35,8 +35,8 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
 
 
-class EncodedImages:
-    """Base of sources whose images are encoded files: `read(i)` gives bytes, `where(i)` a place."""
+class LabelledImages:
+    """Base of sources with all labels in memory: a subclass sets these and gives `read`."""
 
     name: str
     class_names: tuple[str, ...]
@@ -55,12 +55,8 @@ class EncodedImages:
         """The encoded image `index`. Raises `Unreadable`."""
         raise NotImplementedError
 
-    def where(self, index: int) -> str:
-        """The place of image `index`, for messages."""
-        raise NotImplementedError
-
     def fingerprint(self) -> str:
-        """A hash of what identifies the images and of their labels."""
+        """A hash of what identifies the images, of their labels and the background colour."""
         return self._fingerprint
 
 
@@ -72,24 +68,28 @@ class Entry(NamedTuple):
     stamp: str = ""
 
 
-class Files(Protocol):
-    """Files by path: below a folder, or inside archives.
+class Files:
+    """Base of named files: below a folder, or inside archives. `notes`: what cannot be read."""
 
-    `entries` lists them in the order of their keys, hidden ones left out. The folders of
-    `inside(key)` name the class of an image. `notes` are lines about what cannot be read.
-    """
-
-    root: Path
-    notes: list[str]
+    def __init__(self, root: Path) -> None:
+        self.root, self.name = root, root.resolve().name
+        self.notes: list[str] = []
 
     @cached_property
-    def entries(self) -> list[Entry]: ...
+    def entries(self) -> list[Entry]:
+        """All files but hidden ones, sorted by key."""
+        raise NotImplementedError
 
-    def read(self, key: str) -> bytes: ...
+    def read(self, key: str) -> bytes:
+        raise NotImplementedError
 
-    def where(self, key: str) -> str: ...
+    def inside(self, key: str) -> str:
+        """The path whose folders may name the class."""
+        return key
 
-    def inside(self, key: str) -> str: ...
+    def where(self, key: str) -> str:
+        """The place of a file, for messages."""
+        return f"{self.root}!{key}"
 
 
 def ending(key: str) -> str:
@@ -117,20 +117,17 @@ def where(source: Source, index: int) -> str:
 
 def overview(source: Source) -> list[str]:
     """Lines for people: images and classes; then what was left alone, and what to do about it."""
-    names = source.class_names
-    first = f"{len(source):,} images of {source.name}"
+    names, notes = source.class_names, list(getattr(source, "notes", ()))
+    line = f"{len(source):,} images of {source.name}"
     if not names:
-        return [f"{first}, no classes: the set is unconditional", *getattr(source, "notes", ())]
-    some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    first += f", {len(names):,} classes ({some})"
-    lines = list(getattr(source, "notes", ()))
+        return [f"{line}, no classes: the set is unconditional", *notes]
+    line += f", {len(names):,} classes ({listed(names)})"
     if (labels := getattr(source, "labels", None)) is not None:
         counts = np.bincount(labels, minlength=len(names))
-        low, high = int(counts.min()), int(counts.max())
-        first += f" of {low:,} images each" if low == high else f" of {low:,} to {high:,} images"
+        line += f" of {counts.min():,} to {counts.max():,} images"
         if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
-            lines.append(f"{len(empty)} classes have no image ({listed(empty)})")
-    return [first, *lines]
+            notes.append(f"{len(empty)} classes have no image ({listed(empty)})")
+    return [line, *notes]
 
 
 def listed(items: Sequence[Any], most: int = 4) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from erw.data.images import EXTENSIONS, WHITE, Unreadable
-from erw.data.sources.base import EncodedImages, Entry, Files, digest, ending, hidden
+from erw.data.sources.base import Entry, Files, LabelledImages, digest, ending, hidden
 from erw.data.sources.labels import TABLES, find, samples
 from erw.errors import DataError, one_line
 
 
-class FileSource(EncodedImages):
+class FileSource(LabelledImages):
     """The images among some `Files`, in the order of their paths; see `open_source`."""
 
     def __init__(
@@ -27,7 +27,7 @@ class FileSource(EncodedImages):
         background: tuple[int, int, int] = WHITE,
     ) -> None:
         self.files, self.background = files, background
-        self.name = files.root.resolve().name
+        self.name = files.name
         others = Counter(
             ending(entry.key) or "none"
             for entry in files.entries
@@ -66,12 +66,8 @@ class FileSource(EncodedImages):
         return self.files.where(self.keys[index])
 
 
-class Folder:
+class Folder(Files):
     """The files below a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.notes: list[str] = []
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -103,16 +99,12 @@ class Folder:
     def where(self, key: str) -> str:
         return str(self.root / key)
 
-    def inside(self, key: str) -> str:
-        return key
 
-
-class Zip:
+class Zip(Files):
     """The files inside a zip archive. Reading from several threads is safe."""
 
     def __init__(self, path: Path) -> None:
-        self.root = path
-        self.notes: list[str] = []
+        super().__init__(path)
         try:
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
@@ -135,9 +127,3 @@ class Zip:
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
             # RuntimeError: encrypted, or packed in a way that is not implemented.
             raise Unreadable(f"damaged inside the archive ({one_line(error, 120)})") from error
-
-    def where(self, key: str) -> str:
-        return f"{self.root}!{key}"
-
-    def inside(self, key: str) -> str:
-        return key

@@ -12,11 +12,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from erw.data.images import EXTENSIONS
+from erw.data.sources.base import ending
 from erw.data.sources.folder import Folder
 from erw.data.sources.labels import SPLITS
 from erw.errors import DataError, one_line
 
-ENDINGS = (".parquet", ".arrow", ".tar")
+PACKED = (".tar", ".parquet", ".arrow")
 CONVERTED = "refs/convert/parquet"  # where the hub puts its Parquet copy
 README = "README.md"
 
@@ -38,7 +40,7 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
         raise DataError(f"{path} is no folder and no data set of the hub: expected OWNER/NAME")
     repo, _, revision = path.partition("@")
     files = _files(repo, revision or None)
-    if not revision and not any(file.endswith(ENDINGS) for file in files):
+    if not revision and not any(file.endswith(PACKED) for file in files):
         revision = CONVERTED
         files = _files(repo, revision)
     configs = _configs(_fetched(repo, revision or None, [README])) if README in files else []
@@ -63,11 +65,32 @@ def sets(files: Iterable[str]) -> Sets:
     return found
 
 
+def has_shards(folder: Folder) -> bool:
+    """Whether a folder holds shards instead of loose images. `DataError` if it holds both."""
+    kinds: dict[str, list[str]] = {}
+    for entry in folder.entries:
+        kind = "image" if ending(entry.key) in EXTENSIONS else ending(entry.key)
+        kinds.setdefault(kind, []).append(entry.key)
+    loose, packed = kinds.get("image", []), sorted(kinds.keys() & set(PACKED))
+    pattern = f"a pattern such as '{folder.root / ('*' + packed[0])}'" if packed else ""
+    if packed and loose:
+        number = sum(len(kinds[kind]) for kind in packed)
+        raise DataError(
+            f"{folder.root} holds {len(loose)} images and {number} packed files (such as "
+            f"{kinds[packed[0]][0]}): move one kind away, or name the packed ones by {pattern}"
+        )
+    if len(packed) > 1:
+        raise DataError(
+            f"{folder.root} holds {' and '.join(packed)} files: name one kind by {pattern}"
+        )
+    return bool(packed)
+
+
 def _chosen(
     path: str, files: Sequence[str], configs: list[Any], *, split: str | None, subset: str | None
 ) -> tuple[list[str], str]:
     """The files of one set, and its name."""
-    packed = [file for file in files if file.lower().endswith(ENDINGS)]
+    packed = [file for file in files if file.lower().endswith(PACKED)]
     if not packed:
         raise DataError(
             f"{path} has no Parquet, Arrow or tar files: download it and give the folder of images"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erw.data.sources.base import digest
+from erw.data.sources.base import LabelledImages, digest
 from erw.data.sources.labels import classes, label_name
 from erw.errors import DataError, one_line
 from erw.io import hash_file
@@ -14,7 +14,7 @@ from erw.io import hash_file
 _IMAGES = ("images", "image", "x", "data", "arr_0")
 
 
-class Arrays:
+class Arrays(LabelledImages):
     """NumPy images, uint8 (N, H, W, 3) or (N, H, W), memory-mapped from .npy, or from an .npz.
 
     Labels come from the .npz ("labels" and the like, or "arr_1" as ADM writes them) or from
@@ -60,9 +60,6 @@ class Arrays:
         self.labels = np.asarray(numbers, dtype=np.int32)
         self._fingerprint = digest([self.class_names, numbers], [hash_file(path)])
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         image = np.ascontiguousarray(self._images[index])
         if image.ndim == 2:
@@ -72,7 +69,3 @@ class Arrays:
     def where(self, index: int) -> str:
         """The file and number of image `index`."""
         return f"{self.path}[{index}]"
-
-    def fingerprint(self) -> str:
-        """Of the file's content and the labels."""
-        return self._fingerprint

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erw.data.images import Unreadable
-from erw.data.sources.base import Entry, hidden
+from erw.data.sources.base import Entry, Files, hidden
 from erw.errors import DataError, one_line
 
 
@@ -20,7 +20,7 @@ class Place(NamedTuple):
     size: int
 
 
-class Tars:
+class Tars(Files):
     """The files inside one or more uncompressed tar archives; safe from any thread.
 
     Headers are read once. Of several archives, a key begins with the archive's name. Of members of
@@ -28,7 +28,9 @@ class Tars:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.root, self.paths = paths[0], tuple(paths)
+        super().__init__(paths[0])
+        self.name = paths[0].parent.name if len(paths) > 1 else paths[0].name
+        self.paths = paths
         if len(paths) > 1 and len({path.name for path in paths}) == len(paths):
             self._names = [f"{path.name}/" for path in paths]
         elif len(paths) > 1:
