@@ -138,7 +138,7 @@ def test_missing_empty_and_imageless_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no image folder or archive at"):
         open_source(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="is empty"):
+    with pytest.raises(DataError, match=r"no images in .*expected images, or folders"):
         open_source(tmp_path / "empty")
     (tmp_path / "empty" / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match=r"no images in .*1 \.txt"):

@@ -4,15 +4,14 @@ import lzma
 import os
 import zipfile
 import zlib
-from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from erw.data.images import EXTENSIONS, WHITE, Unreadable
-from erw.data.sources.base import Entry, Files, LabelledImages, digest, ending, hidden
-from erw.data.sources.labels import TABLES, find, samples
+from erw.data.images import WHITE, Unreadable
+from erw.data.sources.base import Entry, Files, LabelledImages, digest, hidden
+from erw.data.sources.labels import find
 from erw.errors import DataError, one_line
 
 
@@ -28,27 +27,15 @@ class FileSource(LabelledImages):
     ) -> None:
         self.files, self.background = files, background
         self.name = files.name
-        others = Counter(
-            ending(entry.key) or "none"
-            for entry in files.entries
-            if ending(entry.key) not in EXTENSIONS and Path(entry.key).name not in TABLES
-        )
-        chosen = samples(files)
-        images = [e for e in files.entries if ending(e.key) in EXTENSIONS]
-        images = [entry for entry in images if not chosen or entry.key in chosen]
-        counted = ", ".join(f"{count} {kind}" for kind, count in others.most_common(3))
-        if not images and not files.entries:
-            raise DataError(f"{files.root} is empty: expected images, or folders of images")
-        if not images:
-            raise DataError(
-                f"no images in {files.root}, only other files ({counted}); Pillow's image formats "
-                "are read"
-            )
-        notes = [f"{others.total()} other files are left alone ({counted})"] if others else []
-        self.keys = [entry.key for entry in images]
-        self.class_names, labels = find(files, self.keys, classes, notes)
+        notes: list[str] = []
+        self.keys, (self.class_names, labels) = find(files, classes, notes)
         self.labels = np.asarray(labels, dtype=np.int32)
+        if not self.keys:
+            what = notes[0] if notes else "expected images, or folders of images"
+            raise DataError(f"no images in {files.root}: {what}; Pillow's image formats are read")
         self.notes = (*notes, *files.notes)
+        entries = {entry.key: entry for entry in files.entries}
+        images = [entries[key] for key in self.keys]
         self._fingerprint = digest(
             [self.class_names, background],
             (f"{e.key}\0{e.size}\0{e.stamp}\0{n}\n" for e, n in zip(images, labels, strict=True)),

@@ -6,8 +6,9 @@ Sources bring values (a number, a name or None for each image); `classes` makes 
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
@@ -98,26 +99,32 @@ def classes(values: Sequence[Any], *, where: str, names: Sequence[str] = ()) -> 
     return Labels(tuple(names) or tuple(map(str, range(high + 1))), list(values))
 
 
-def find(files: Files, images: Sequence[str], rule: str, notes: list[str]) -> Labels:
-    """Labels of the images with these keys, by one of the rules `CLASSES`.
+def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
+    """The images among some files, sorted, and their labels by one of the rules `CLASSES`.
 
     "auto" takes the first of tables (`TABLES`), label files of a WebDataset, and folders. What
     looks like labels and is not used goes to `notes`.
     """
-    none = classes([None] * len(images), where=str(files.root))
-    if rule == "none":
-        return none
-    if rule == "auto":
-        if (found := _of_tables(files, images, notes)) is not None:
-            return found
-        sidecars = samples(files)
-        if sidecars:
-            values = [_of_sidecar(files, sidecars[image]) for image in images]
-            return classes(values, where=str(files.root))
-    return _of_folders(files, images, rule, notes) or none
+    sides = _samples(files)
+    images = sorted(sides) or [e.key for e in files.entries if ending(e.key) in EXTENSIONS]
+    used = {*images, *sides.values()}
+    rest = [entry.key for entry in files.entries if entry.key not in used]
+    others = Counter(ending(key) or "no ending" for key in rest if Path(key).name not in TABLES)
+    if others:
+        counted = ", ".join(f"{count} {kind}" for kind, count in others.most_common(3))
+        notes.append(f"{others.total()} other files are left alone ({counted})")
+    found = None
+    if rule == "auto" and images:
+        found = _of_tables(files, images, notes)
+        if found is None and sides:
+            values = [_of_side(files, side) if (side := sides[key]) else None for key in images]
+            found = classes(values, where=str(files.root))
+    if rule != "none" and images and found is None:
+        found = _of_folders(files, images, rule, notes)
+    return images, found or Labels((), [0] * len(images))
 
 
-def samples(files: Files) -> dict[str, str | None]:
+def _samples(files: Files) -> dict[str, str | None]:
     """The images of a WebDataset, each with its label file; {} if no image has one.
 
     Files of one name up to the first dot make a sample; names that differ after it make one each if
@@ -126,13 +133,14 @@ def samples(files: Files) -> dict[str, str | None]:
     whose ending has one dot is meant.
     """
     groups: dict[str, list[str]] = {}
-    for key, *_ in files.entries:
-        folder, _, name = key.rpartition("/")
-        groups.setdefault(f"{folder}/{name.partition('.')[0]}", []).append(key)
-    groups = {name: keys for name, keys in groups.items() if _images(keys)}
-    kind = _kind(files, groups.values())
+    if any(ending(entry.key) in (".cls", ".json") for entry in files.entries):
+        for key, *_ in files.entries:
+            folder, _, name = key.rpartition("/")
+            groups.setdefault(f"{folder}/{name.partition('.')[0]}", []).append(key)
+    samples = [keys for keys in groups.values() if _images(keys)]
+    kind = _side_kind(files, samples)
     found: dict[str, str | None] = {}
-    for keys in groups.values() if kind else ():
+    for keys in samples if kind else ():
         images, sides = _images(keys), [key for key in keys if ending(key) == kind]
         own = {side.rpartition(".")[0]: side for side in sides}
         if len(images) > 1 and all(image.rpartition(".")[0] in own for image in images):
@@ -152,20 +160,19 @@ def _images(keys: Sequence[str]) -> list[str]:
     return [key for key in keys if ending(key) in EXTENSIONS]
 
 
-def _kind(files: Files, groups: Iterable[list[str]]) -> str:
+def _side_kind(files: Files, samples: Sequence[list[str]]) -> str:
     """The ending of a set's label files: ".cls", ".json", or "" if there are none."""
-    beside = {ending(key): key for keys in groups for key in reversed(keys)}
-    if ".cls" in beside or ".json" not in beside:
-        return ".cls" if ".cls" in beside else ""
-    images = (key for keys in groups for key in _images(keys))
-    if len({files.inside(key).rpartition("/")[0] for key in images}) > 1:
+    sides = {ending(key): key for keys in samples for key in keys}
+    folders = {files.inside(key).rpartition("/")[0] for keys in samples for key in keys}
+    if ".cls" in sides:
+        return ".cls"
+    if ".json" not in sides or len(folders) > 1:
         return ""  # folders come first: JSON beside their images may mean anything
-    return ".json" if _of_sidecar(files, beside[".json"]) is not None else ""
+    return ".json" if _of_side(files, sides[".json"]) is not None else ""
 
 
-def _of_sidecar(files: Files, key: str | None) -> Any:
-    if key is None:
-        return None
+def _of_side(files: Files, key: str) -> Any:
+    """The label in a file beside an image."""
     text = files.read(key).decode("utf-8", "replace").strip()
     try:
         if ending(key) == ".cls":
@@ -179,13 +186,12 @@ def _of_sidecar(files: Files, key: str | None) -> Any:
 def _of_tables(files: Files, images: Sequence[str], notes: list[str]) -> Labels | None:
     """Labels of dataset.json (edm2, REPA), metadata.csv and metadata.jsonl (`datasets`)."""
     known: dict[str, Any] = {}
-    names: Sequence[str] = ()
+    names: list[str] = []
     used = ""
-    for key, *_ in files.entries:
-        if PurePosixPath(key).name not in TABLES:
-            continue
+    for key in (e.key for e in files.entries if Path(e.key).name in TABLES):
         place = files.where(key)
-        rows, own = _rows(files, key, place)
+        table = _read_table(files, key, place)
+        rows, own = _rows(table, place) if key.endswith(".json") else (_columns(table, key), [])
         if rows is None:
             notes.append(f"{place} names no labels and is left alone")
             continue
@@ -196,49 +202,50 @@ def _of_tables(files: Files, images: Sequence[str], notes: list[str]) -> Labels 
             path = path if path.startswith(base) else base + path
             if known.setdefault(path, value) != value:
                 raise DataError(f"{place} gives {path} two labels: {known[path]} and {value}")
-    if not used:
-        return None
-    if not known:  # "labels": null
-        return classes([None] * len(images), where=used)
+    if not used or not known:  # none that names labels, or "labels": null
+        return Labels((), [0] * len(images)) if used else None
     keys = [normalize("NFC", image) for image in images]
     if missing := [key for key in keys if known.get(key) is None]:
         raise DataError(f"{used} has no label for {missing[0]}")
     return classes([known[key] for key in keys], where=used, names=names)
 
 
-def _rows(files: Files, key: str, place: str) -> tuple[Iterable[Any] | None, list[str]]:
-    """(path, label) of every image that a table lists, None if it lists none; and class names."""
+def _read_table(files: Files, key: str, place: str) -> Any:
     try:
         text = files.read(key).decode("utf-8-sig")
         if key.endswith(".csv"):
-            table: Any = list(csv.DictReader(io.StringIO(text)))
-        elif key.endswith(".jsonl"):
-            table = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            table = json.loads(text)
+            return list(csv.DictReader(io.StringIO(text)))
+        if key.endswith(".jsonl"):
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text)
     except (ValueError, RecursionError, OSError, csv.Error) as error:
-        kind = PurePosixPath(key).suffix[1:].upper()
+        kind = Path(key).suffix[1:].upper()
         raise DataError(f"{place} is not readable as {kind} ({one_line(error)})") from error
-    if key.endswith(".json"):
-        table = table if isinstance(table, dict) else {"labels": table}
-        rows, names = table.get("labels"), table.get("class_names") or []
-        if not isinstance(names, list):
-            raise DataError(f'{place}: "class_names" is no list of names, in the order of labels')
-        try:
-            pairs = (
-                list(rows.items()) if isinstance(rows, dict) else [(a, b) for a, b in rows or ()]
-            )
-        except (TypeError, ValueError):
-            raise DataError(f'{place}: "labels" is no list of [path, class number]') from None
-        return (pairs if "labels" in table else None), list(map(str, names))
-    first = table[0] if table and isinstance(table[0], dict) else {}
-    label = label_name(list(first))
-    if label is None or "file_name" not in first:
-        return None, []
-    values = [row.get(label) for row in table]
+
+
+def _rows(table: Any, place: str) -> tuple[list[Any] | None, list[str]]:
+    """(path, label) of every image in a dataset.json, None if it lists none; and class names."""
+    table = table if isinstance(table, dict) else {"labels": table}
+    rows, names = table.get("labels"), table.get("class_names") or []
+    if not isinstance(names, list):
+        raise DataError(f'{place}: "class_names" is no list of names, in the order of the labels')
+    try:
+        rows = [(a, b) for a, b in (rows.items() if isinstance(rows, dict) else rows or ())]
+    except (TypeError, ValueError):
+        raise DataError(f'{place}: "labels" is no list of [path, class number]') from None
+    return (rows if "labels" in table else None), [str(name) for name in names]
+
+
+def _columns(table: Any, key: str) -> list[Any] | None:
+    """(path, label) of every image in a metadata table; None without a column of labels."""
+    rows = [row for row in table if isinstance(row, dict)]
+    label = label_name(list(rows[0])) if rows else None
+    if label is None or "file_name" not in rows[0]:
+        return None
+    values = [row.get(label) for row in rows]
     if key.endswith(".csv") and all(str(value).isdecimal() for value in values):
-        values = [int(value) for value in values]
-    return zip([row.get("file_name") for row in table], values, strict=True), []
+        values = [int(value) for value in values if value is not None]
+    return list(zip([row.get("file_name") for row in rows], values, strict=True))
 
 
 def _of_folders(files: Files, images: Sequence[str], rule: str, notes: list[str]) -> Labels | None:
