@@ -39,14 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
-    """golden("sit_forward") -> the arrays of that file; skips where the file is not at hand."""
+    """golden("sit_forward") -> the arrays of that file; fails where the file is missing."""
 
     def read(name: str) -> dict[str, np.ndarray]:
         for folder in GOLDEN:
             if (path := folder / f"{name}.npz").exists():
                 with np.load(path) as arrays:
                     return dict(arrays)
-        pytest.skip(f"golden file {name}.npz not at hand: set ERW_GOLDEN to its folder")
+        pytest.fail(f"golden file {name}.npz is in none of {', '.join(map(str, GOLDEN))}")
 
     return read
 

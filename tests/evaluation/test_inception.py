@@ -138,7 +138,9 @@ def test_weights_are_checked(
     torch.save(old, path)  # as PyTorch 0.3 saved it
     assert torch.equal(load_inception(path).net(images()).pool, net(images()).pool)
     torch.save(old | {"fc.weight": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"no Inception of 2015: 1 weights.*'fc.weight'"):
+    with pytest.raises(
+        CheckpointError, match=r"no Inception of 2015: 1 of another shape: fc\.weight"
+    ):
         load_inception(path)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match="plain tensors"):

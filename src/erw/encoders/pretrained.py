@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from erw.errors import CheckpointError, DataError, one_line
+from erw.io import misfit
 
 
 class Hub(NamedTuple):
@@ -21,11 +22,14 @@ class Hub(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises FileNotFoundError, or `CheckpointError` for anything else."""
+    """A JSON object. Raises `CheckpointError` for a file that is missing or anything else."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: expected a folder as transformers or diffusers "
+            "saves it"
+        )
     try:
         value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {one_line(error)}") from error
     if not isinstance(value, dict):
@@ -46,13 +50,8 @@ def read_checkpoint(path: Path) -> Any:
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load weights by name. Raises `CheckpointError` unless all names and shapes are equal."""
-    expected = {name: value.shape for name, value in module.state_dict().items()}
-    wrong = [name for name, shape in expected.items()
-             if name not in state or state[name].shape != shape]  # fmt: skip
-    if wrong := [*wrong, *(name for name in state if name not in expected)]:
-        raise CheckpointError(
-            f"{source}: {len(wrong)} weights missing, extra or of another shape, first {wrong[0]!r}"
-        )
+    if problem := misfit(state, module.state_dict()):
+        raise CheckpointError(f"{source}: {problem}")
     module.load_state_dict(state)
 
 
@@ -89,7 +88,7 @@ def from_transformers(
     if isinstance(source, Hub):
         options |= {"revision": source.revision}
         options |= {"local_files_only": os.environ.get("ERW_OFFLINE") == "1"}
-    elif (kind := model_type(source)) not in types:
+    elif (kind := read_json(source / "config.json").get("model_type")) not in types:
         raise CheckpointError(
             f"{source} holds a model of type {kind!r}; {name} expects {' or '.join(types)}"
         )
@@ -128,16 +127,6 @@ def load_complete(
             f"another shape, first {wrong[0]!r}"
         )
     return network
-
-
-def model_type(folder: Path) -> str:
-    """`model_type` in the folder's config.json; `CheckpointError` if there is none."""
-    try:
-        return str(read_json(folder / "config.json").get("model_type"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} has no config.json: expected a folder as transformers saves it"
-        ) from None
 
 
 def _unavailable(name: str, hub: Hub, error: Exception) -> CheckpointError:

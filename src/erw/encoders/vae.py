@@ -226,11 +226,6 @@ def _from_folder(folder: Path, name: str, entry: Entry | None) -> tuple[Any, Sca
     from diffusers.utils import logging
 
     path = folder / _CONFIG
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no {_CONFIG}: expected a diffusers AutoencoderKL folder with {_CONFIG} "
-            f"and {_WEIGHTS}"
-        )
     config = read_json(path)
     model, channels = config.get("_class_name"), config.get("latent_channels")
     if model not in CLASSES:

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from erw.encoders.base import IMAGENET, Encoder, PatchEncoder, Pixels, resize_bytes
-from erw.encoders.pretrained import Hub, from_transformers, model_type, read_json
+from erw.encoders.pretrained import Hub, from_transformers, read_json
 from erw.errors import CheckpointError, ConfigError
 
 CLIP: Pixels = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -213,7 +213,7 @@ def load_folder(folder: Path, *, side: int | None = None) -> Encoder:
     family's. Raises `ConfigError` for a model of an unknown family, `CheckpointError` where a file
     is missing, incomplete or damaged.
     """
-    kind = model_type(folder)
+    kind = read_json(folder / "config.json").get("model_type")
     for family in FAMILIES.values():
         if kind in family.types:
             pixels = _pixels(folder / "preprocessor_config.json", family.pixels)

@@ -32,35 +32,24 @@ class Activations(NamedTuple):
 
 
 class Conv(nn.Module):
-    """Convolution, batch norm, ReLU."""
+    """Convolution, batch norm, ReLU. Zero padding keeps the size unless `pad` is False."""
 
     def __init__(
         self,
         inputs: int,
         width: int,
+        kernel: tuple[int, int] = (1, 1),
         *,
-        kernel: int | tuple[int, int] = 1,
         stride: int = 1,
-        padding: int | tuple[int, int] = 0,
+        pad: bool = True,
     ) -> None:
         super().__init__()
+        padding = (kernel[0] // 2, kernel[1] // 2) if pad else 0
         self.conv = nn.Conv2d(inputs, width, kernel, stride, padding, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(width, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
-
-
-def _square(inputs: int, width: int) -> Conv:
-    return Conv(inputs, width, kernel=3, padding=1)
-
-
-def _row(inputs: int, width: int, size: int) -> Conv:
-    return Conv(inputs, width, kernel=(1, size), padding=(0, size // 2))
-
-
-def _column(inputs: int, width: int, size: int) -> Conv:
-    return Conv(inputs, width, kernel=(size, 1), padding=(size // 2, 0))
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -74,10 +63,10 @@ class BlockA(nn.Module):
         super().__init__()
         self.branch1x1 = Conv(inputs, 64)
         self.branch5x5_1 = Conv(inputs, 48)
-        self.branch5x5_2 = Conv(48, 64, kernel=5, padding=2)
+        self.branch5x5_2 = Conv(48, 64, (5, 5))
         self.branch3x3dbl_1 = Conv(inputs, 64)
-        self.branch3x3dbl_2 = _square(64, 96)
-        self.branch3x3dbl_3 = _square(96, 96)
+        self.branch3x3dbl_2 = Conv(64, 96, (3, 3))
+        self.branch3x3dbl_3 = Conv(96, 96, (3, 3))
         self.branch_pool = Conv(inputs, pool)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,10 +80,10 @@ class BlockB(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.branch3x3 = Conv(inputs, 384, kernel=3, stride=2)
+        self.branch3x3 = Conv(inputs, 384, (3, 3), stride=2, pad=False)
         self.branch3x3dbl_1 = Conv(inputs, 64)
-        self.branch3x3dbl_2 = _square(64, 96)
-        self.branch3x3dbl_3 = Conv(96, 96, kernel=3, stride=2)
+        self.branch3x3dbl_2 = Conv(64, 96, (3, 3))
+        self.branch3x3dbl_3 = Conv(96, 96, (3, 3), stride=2, pad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
@@ -108,13 +97,13 @@ class BlockC(nn.Module):
         super().__init__()
         self.branch1x1 = Conv(inputs, 192)
         self.branch7x7_1 = Conv(inputs, inner)
-        self.branch7x7_2 = _row(inner, inner, 7)
-        self.branch7x7_3 = _column(inner, 192, 7)
+        self.branch7x7_2 = Conv(inner, inner, (1, 7))
+        self.branch7x7_3 = Conv(inner, 192, (7, 1))
         self.branch7x7dbl_1 = Conv(inputs, inner)
-        self.branch7x7dbl_2 = _column(inner, inner, 7)
-        self.branch7x7dbl_3 = _row(inner, inner, 7)
-        self.branch7x7dbl_4 = _column(inner, inner, 7)
-        self.branch7x7dbl_5 = _row(inner, 192, 7)
+        self.branch7x7dbl_2 = Conv(inner, inner, (7, 1))
+        self.branch7x7dbl_3 = Conv(inner, inner, (1, 7))
+        self.branch7x7dbl_4 = Conv(inner, inner, (7, 1))
+        self.branch7x7dbl_5 = Conv(inner, 192, (1, 7))
         self.branch_pool = Conv(inputs, 192)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,11 +119,11 @@ class BlockD(nn.Module):
     def __init__(self, inputs: int) -> None:
         super().__init__()
         self.branch3x3_1 = Conv(inputs, 192)
-        self.branch3x3_2 = Conv(192, 320, kernel=3, stride=2)
+        self.branch3x3_2 = Conv(192, 320, (3, 3), stride=2, pad=False)
         self.branch7x7x3_1 = Conv(inputs, 192)
-        self.branch7x7x3_2 = _row(192, 192, 7)
-        self.branch7x7x3_3 = _column(192, 192, 7)
-        self.branch7x7x3_4 = Conv(192, 192, kernel=3, stride=2)
+        self.branch7x7x3_2 = Conv(192, 192, (1, 7))
+        self.branch7x7x3_3 = Conv(192, 192, (7, 1))
+        self.branch7x7x3_4 = Conv(192, 192, (3, 3), stride=2, pad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         three = self.branch3x3_2(self.branch3x3_1(x))
@@ -150,12 +139,12 @@ class BlockE(nn.Module):
         self.maximum = maximum
         self.branch1x1 = Conv(inputs, 320)
         self.branch3x3_1 = Conv(inputs, 384)
-        self.branch3x3_2a = _row(384, 384, 3)
-        self.branch3x3_2b = _column(384, 384, 3)
+        self.branch3x3_2a = Conv(384, 384, (1, 3))
+        self.branch3x3_2b = Conv(384, 384, (3, 1))
         self.branch3x3dbl_1 = Conv(inputs, 448)
-        self.branch3x3dbl_2 = _square(448, 384)
-        self.branch3x3dbl_3a = _row(384, 384, 3)
-        self.branch3x3dbl_3b = _column(384, 384, 3)
+        self.branch3x3dbl_2 = Conv(448, 384, (3, 3))
+        self.branch3x3dbl_3a = Conv(384, 384, (1, 3))
+        self.branch3x3dbl_3b = Conv(384, 384, (3, 1))
         self.branch_pool = Conv(inputs, 192)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,11 +164,11 @@ class Inception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = Conv(3, 32, kernel=3, stride=2)
-        self.Conv2d_2a_3x3 = Conv(32, 32, kernel=3)
-        self.Conv2d_2b_3x3 = _square(32, 64)
+        self.Conv2d_1a_3x3 = Conv(3, 32, (3, 3), stride=2, pad=False)
+        self.Conv2d_2a_3x3 = Conv(32, 32, (3, 3), pad=False)
+        self.Conv2d_2b_3x3 = Conv(32, 64, (3, 3))
         self.Conv2d_3b_1x1 = Conv(64, 80)
-        self.Conv2d_4a_3x3 = Conv(80, 192, kernel=3)
+        self.Conv2d_4a_3x3 = Conv(80, 192, (3, 3), pad=False)
         self.Mixed_5b = BlockA(192, 32)
         self.Mixed_5c = BlockA(256, 64)
         self.Mixed_5d = BlockA(288, 64)
@@ -226,7 +215,7 @@ class Inception(nn.Module):
             if isinstance(module, Conv) and isinstance(module.bn, nn.BatchNorm2d):
                 module.conv = fuse_conv_bn_eval(module.conv.double(), module.bn.double()).float()
                 module.bn = nn.Identity()
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode: it has no other."""
