@@ -20,8 +20,6 @@ warnings.simplefilter("error")
 
 
 def run(case: Path) -> None:
-    if case.name.startswith("dit"):
-        return dit(case)
     where = case / "export"
     pipe = DiffusionPipeline.from_pretrained(
         where, custom_pipeline="pipeline", trust_remote_code=True, use_safetensors=True
@@ -38,24 +36,6 @@ def run(case: Path) -> None:
     assert picture.mode == "RGB", picture
     if (case / "more").exists():
         more(pipe, where)
-
-
-def dit(case: Path) -> None:
-    """diffusers' own DiTPipeline: one forward pass, and images with guidance and without."""
-    pipe = DiffusionPipeline.from_pretrained(
-        case / "export", trust_remote_code=True, use_safetensors=True
-    )
-    assert type(pipe).__name__ == "DiTPipeline" and pipe.labels == {"class 0": 0, "class 1": 1}
-    pipe.set_progress_bar_config(disable=True)
-    noise = load_file(case / "noise.safetensors")["noise"]
-    t, y = torch.tensor([3, 700]), torch.tensor([1, 1000])
-    with torch.no_grad():
-        drawn = {"forward": pipe.transformer(noise, timestep=t, class_labels=y).sample}
-    for name, scale in (("plain", 1.0), ("guided", 2.5)):
-        rng = torch.Generator().manual_seed(0)
-        ask = {"guidance_scale": scale, "num_inference_steps": 7, "output_type": "pt"}
-        drawn[name] = pipe([1, 0], generator=rng, **ask).images.contiguous()
-    save_file(drawn, case / "drawn.safetensors")
 
 
 def more(pipe: DiffusionPipeline, where: Path) -> None:

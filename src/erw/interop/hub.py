@@ -5,8 +5,8 @@ from typing import Any
 
 from erw.errors import CheckpointError, ConfigError, one_line
 from erw.interop.export import export
+from erw.interop.metadata import METADATA
 from erw.interop.pretrained import REPO
-from erw.interop.record import RECORD
 from erw.training.trained import Trained
 
 
@@ -36,7 +36,7 @@ def push_to_hub(
         raise ConfigError(f"{repo!r} is no repository on the hub; expected owner/name")
     if isinstance(source, str | Path):
         source = Path(source).expanduser()
-        done = out is None and (source / RECORD).is_file()
+        done = out is None and (source / METADATA).is_file()
         folder = source if done else Path(out or default_out(source))
         if done and told:
             raise ConfigError(f"{folder} is exported already; leave out {', '.join(told)}")

@@ -22,7 +22,7 @@ from erw.interop.layouts import (
     from_layout,
     without_sigma,
 )
-from erw.interop.record import RECORD, read_record
+from erw.interop.metadata import METADATA, read_metadata
 from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
 from erw.io import misfit
 from erw.models import SiT
@@ -180,8 +180,8 @@ def from_pretrained(
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = _download(str(source), revision)
-    record = read_record(folder)
-    run = from_dict(Run, record["run"])
+    meta = read_metadata(folder)
+    run = from_dict(Run, meta["run"])
     file = next((folder / name for name in EXPORTED if (folder / name).is_file()), None)
     if file is None:
         raise CheckpointError(f"{folder} has no {' or '.join(EXPORTED)}; get it again")
@@ -191,18 +191,18 @@ def from_pretrained(
         tensors = from_layout(tensors, "diffusers-dit", file).net
         tensors[TABLE] = torch.cat([tensors[TABLE][: run.model.num_classes], tensors[TABLE][-1:]])
     net = _exported_network(run, tensors, file)
-    vae, scaling = record["vae"], record.get("scaling")
+    vae, scaling = meta["vae"], meta.get("scaling")
     if (folder / "vae" / "config.json").is_file():  # which has the scaling too
         vae, scaling = str(folder / "vae"), None
-    names = tuple(record["class_names"])
+    names = tuple(meta["class_names"])
     if names and len(names) != net.null_class:
         raise CheckpointError(
-            f"{folder / RECORD} names {len(names)} classes, the weights have {net.null_class}"
+            f"{folder / METADATA} names {len(names)} classes, the weights have {net.null_class}"
         )
     net = net.to(device).eval().requires_grad_(False)
     return Trained(
-        net, run, vae, names, record["step"], scaling, str(source), record["average"],
-        origin=record["origin"],
+        net, run, vae, names, meta["step"], scaling, str(source), meta["average"],
+        origin=meta.get("origin", ""),
     )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def open_model(
         return load(path, checkpoint=checkpoint, device=device)
     if checkpoint != "last":
         raise ConfigError(f"{path} is no run, so it has no checkpoint {checkpoint}; leave it out")
-    if (path / RECORD).is_file():
+    if (path / METADATA).is_file():
         return from_pretrained(path, device=device)
     return load_pretrained(path, **options, device=device)
 
@@ -244,7 +244,7 @@ def is_model(path: str | Path) -> bool:
 
 def is_ours(path: str | Path) -> bool:
     """Whether the path is a run or an exported folder, which say themselves what they are."""
-    return is_run(path) or (Path(path) / RECORD).is_file()
+    return is_run(path) or (Path(path) / METADATA).is_file()
 
 
 def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Tensor]:
@@ -317,7 +317,7 @@ def _download(repo: str, revision: str | None) -> Path:
         raise CheckpointError(f"no folder {repo}, and that is no owner/name on the hub")
     from huggingface_hub import snapshot_download
 
-    files = [RECORD, *EXPORTED, "vae/config.json", f"vae/{FOLDER_FILE}"]
+    files = [METADATA, *EXPORTED, "vae/config.json", f"vae/{FOLDER_FILE}"]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
     except Exception as error:  # network, gate and disk raise many types
@@ -332,12 +332,12 @@ def _exported_network(run: Run, tensors: dict[str, Tensor], file: Path) -> SiT:
     model = run.model
     side, channels, classes = model.input_size, model.channels, model.num_classes
     if side is None or channels is None or classes is None or min(side, channels) < 1:
-        raise CheckpointError(f"{file.parent}: {RECORD} does not say the latent's size")
+        raise CheckpointError(f"{file.parent}: {METADATA} does not say the latent's size")
     blocks = depth_of(tensors)
     if model.depth != blocks or (side // model.patch) ** 2 * model.width > MOST_POSITIONS:
         raise CheckpointError(
-            f"{file} has {blocks} blocks, and {RECORD} tells of {model.depth} on {side} x {side}: "
-            "not of one model; get it again"
+            f"{file} has {blocks} blocks, and {METADATA} tells of {model.depth} on {side} x "
+            f"{side}: not of one model; get it again"
         )
     with torch.device("meta"):
         net = build_model(model, outputs=run.flow.outputs)

@@ -1,17 +1,16 @@
-"""A diffusers pipeline for class-conditional and unconditional flow models.
+"""A diffusers pipeline for flow models and DiTs, with classes and without.
 
-    pipe = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline",
-                                             trust_remote_code=True)
+    pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
     images = pipe(["cat", 3], num_inference_steps=50, guidance_scale=2.0).images
 
-Time runs from 1 (noise) to 0 (data), the network gives the velocity noise - data, and the scheduler
-takes Euler steps along it. Needs torch, numpy and diffusers alone.
+Time runs from 1 (noise) to 0 (data). A flow model's velocity noise - data is followed by Euler
+steps, a DiT's noise by DDIM. Needs torch and diffusers alone.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -21,14 +20,13 @@ Label = int | str
 
 
 class FlowPipeline(DiffusionPipeline):
-    """Images by Euler steps along a learned velocity.
+    """Images from noise.
 
     Args:
-        transformer: `transformer(x, t, y)` is the velocity at x (B, C, h, w), times t (B,) in
-            [0, 1] and classes y (B,); config.network says channels, input_size, num_classes.
-        scheduler: a FlowMatchEulerDiscreteScheduler; its `shift` is the model's.
+        transformer: a `FlowTransformer`.
         vae: AutoencoderKL or AutoencoderTiny; None: the latents are the pixels.
         id2label: names by class number, as text; None or empty where there are none.
+        shift: of the times, s t / (1 + (s - 1) t).
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -37,27 +35,14 @@ class FlowPipeline(DiffusionPipeline):
     def __init__(
         self,
         transformer: Any,
-        scheduler: Any,
         vae: Any = None,
         id2label: dict[str, str] | None = None,
+        shift: float = 1.0,
     ) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
-        self.register_to_config(id2label=id2label)
+        self.register_modules(transformer=transformer, vae=vae)
+        self.register_to_config(id2label=id2label, shift=shift)
         self.labels = {name: int(number) for number, name in (id2label or {}).items()}
-
-    def get_label_ids(self, labels: Label | Sequence[Label]) -> list[int]:
-        """Class numbers of names or numbers. Raises ValueError for one that the model lacks."""
-        count = self.transformer.config.network["num_classes"]
-        found = []
-        for label in [labels] if isinstance(labels, int | str) else labels:
-            if isinstance(label, str) and label not in self.labels:
-                raise ValueError(f"no class {label!r}; known: {', '.join(self.labels) or 'none'}")
-            number = self.labels[label] if isinstance(label, str) else int(label)
-            if not 0 <= number < count:
-                raise ValueError(f"class {number} is none of 0..{count - 1}")
-            found.append(number)
-        return found
 
     @torch.no_grad()
     def __call__(
@@ -78,78 +63,88 @@ class FlowPipeline(DiffusionPipeline):
 
         Args:
             class_labels: a class by name or number, or one for each image; None: no class.
-            num_inference_steps: Euler steps, one evaluation each.
+            num_inference_steps: steps, one evaluation each.
             guidance_scale: classifier-free guidance; 1 is none.
             guidance_interval: times (0 is data, 1 is noise) between which guidance acts.
-            guided_channels: so many of the latents' first channels are guided; None: all.
+            guided_channels: only the latents' first channels are guided; None: all.
             num_images: how many, where labels and latents do not say it.
-            generator: randomness of the noise to start from.
+            generator: of the noise to start from.
             latents: that noise itself, (B, C, h, w).
             output_type: "pil", "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1], or "latent".
 
         Raises:
-            ValueError: unknown classes, numbers of images that contradict each other, or guidance
-                without classes.
+            ValueError: unknown classes, contradicting numbers of images, or guidance without
+                classes.
         """
         if guidance_scale != 1 and class_labels is None:
             raise ValueError("guidance_scale is not 1: give the class_labels to guide to")
-        y = self._classes(class_labels, num_images, latents)
-        x = self._noise(len(y), generator, latents)
-        y = y.to(x.device)
-        steps = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
-        self.scheduler.set_timesteps(sigmas=steps.tolist(), device=x.device)
+        network = self.transformer.config.network
+        labels = self._labels(class_labels, num_images, latents)
+        shape = (len(labels), *[network[k] for k in ("channels", "input_size", "input_size")])
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}; expected {shape}")
+        device = self._execution_device
+        y = torch.tensor(labels, device=device)
+        x = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents
+        x = x.to(device, torch.float32)
         low, high = guidance_interval
-        for step in self.progress_bar(self.scheduler.timesteps):
-            t = step / self.scheduler.config.num_train_timesteps
-            scale = guidance_scale if low - 1e-6 <= float(t) <= high + 1e-6 else 1.0
-            x = self.scheduler.step(
-                self._velocity(x, t, y, scale, guided_channels), step, x
-            ).prev_sample
+        for t, t_next in self.progress_bar(list(pairwise(self._times(num_inference_steps)))):
+            out = self._ask(x, t, y)
+            if guidance_scale != 1 and low - 1e-6 <= t <= high + 1e-6:
+                null = self._ask(x, t, torch.full_like(y, network["num_classes"]))
+                c = guided_channels
+                out[:, :c] = null[:, :c] + guidance_scale * (out[:, :c] - null[:, :c])
+            x = self._step(x, out, t, t_next)
         images = x if output_type == "latent" else self._decode(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _classes(
+    def _labels(
         self, labels: Label | Sequence[Label] | None, count: int | None, latents: Tensor | None
-    ) -> Tensor:
-        """The class of each image; `num_classes` stands for none."""
-        null = self.transformer.config.network["num_classes"]
-        if isinstance(labels, int | str):
-            labels = [labels] * (count or (1 if latents is None else len(latents)))
+    ) -> list[int]:
+        """The class number of each image; `num_classes` is the null class."""
+        classes = self.transformer.config.network["num_classes"]
+        number = count or (1 if latents is None else len(latents))
         if labels is None:
-            chosen = [null] * (count or (1 if latents is None else len(latents)))
-        else:
-            chosen = self.get_label_ids(labels)
+            return [classes] * number
+        given = [labels] * number if isinstance(labels, int | str) else list(labels)
+        if unknown := [x for x in given if isinstance(x, str) and x not in self.labels]:
+            raise ValueError(f"no class {unknown[0]!r}; known: {', '.join(self.labels) or 'none'}")
+        numbers = [self.labels[x] if isinstance(x, str) else int(x) for x in given]
+        if wrong := [x for x in numbers if not 0 <= x < classes]:
+            raise ValueError(f"class {wrong[0]} is none of 0..{classes - 1}")
         for name, other in (("num_images", count), ("latents", latents)):
-            number = other if other is None or isinstance(other, int) else len(other)
-            if number not in (None, len(chosen)):
-                raise ValueError(f"{len(chosen)} images by class_labels, {number} by {name}")
-        return torch.tensor(chosen)
+            size = other if other is None or isinstance(other, int) else len(other)
+            if size not in (None, len(numbers)):
+                raise ValueError(f"{len(numbers)} images by class_labels, {size} by {name}")
+        return numbers
 
-    def _noise(self, count: int, generator: Any, latents: Tensor | None) -> Tensor:
-        network = self.transformer.config.network
-        shape = (count, network["channels"], network["input_size"], network["input_size"])
-        device = self._execution_device
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        if latents.shape != shape:
-            raise ValueError(f"latents are {tuple(latents.shape)}; expected {shape}")
-        return latents.to(device, torch.float32)
+    def _times(self, steps: int) -> list[float]:
+        """Falling times from 1 to 0; a DiT's are evenly spaced steps of its chain of 1,000."""
+        if self.transformer.config.objective == "ddpm":
+            if not 2 <= steps <= 1000:
+                raise ValueError(f"{steps} steps; expected 2 to 1000")
+            places = accumulate([999 / (steps - 1)] * (steps - 1), initial=0.0)
+            steps_up = [round(place) for place in places]
+            return [*((step + 1) / 1000 for step in reversed(steps_up)), 0.0]
+        even = [1 - i / steps for i in range(steps + 1)]
+        shift = self.config.shift
+        return [shift * t / (1 + (shift - 1) * t) for t in even]
 
-    def _velocity(
-        self, x: Tensor, t: Tensor, y: Tensor, scale: float, channels: int | None
-    ) -> Tensor:
-        """The velocity at time t, guided: v_null + scale (v - v_null)."""
-        if scale == 1:
-            return self._ask(x, t, y)
-        null = torch.full_like(y, self.transformer.config.network["num_classes"])
-        v, v_null = self._ask(torch.cat([x, x]), t, torch.cat([y, null])).chunk(2)
-        mixed = v_null + scale * (v - v_null)
-        return mixed if channels is None else torch.cat([mixed[:, :channels], v[:, channels:]], 1)
+    def _ask(self, x: Tensor, t: float, y: Tensor) -> Tensor:
+        """The network in its own precision; the state stays float32."""
+        times = torch.full((len(x),), t, device=x.device)
+        return self.transformer(x.to(self.transformer.dtype), times, y).float()
 
-    def _ask(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The network, in its own precision; the state stays float32."""
-        return self.transformer(x.to(self.transformer.dtype), t.expand(len(x)), y).float()
+    def _step(self, x: Tensor, out: Tensor, t: float, t_next: float) -> Tensor:
+        """An Euler step, or DDIM's without noise (arXiv 2010.02502, Eq. 12)."""
+        if self.transformer.config.objective == "flow":
+            return x + (t_next - t) * out
+        betas = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64)
+        kept = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
+        now, after = (float(kept[round(1000 * time)]) for time in (t, t_next))
+        clean = (x - (1 - now) ** 0.5 * out) / now**0.5
+        return after**0.5 * clean + (1 - after) ** 0.5 * out
 
     def _decode(self, x: Tensor, output_type: str) -> Any:
         if self.vae is not None:

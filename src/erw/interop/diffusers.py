@@ -1,0 +1,93 @@
+"""A model as a folder that plain diffusers loads, with code that does not need erw.
+
+DIR/model_index.json, pipeline.py
+DIR/transformer/  config, weights, erw_transformer.py
+DIR/vae/          AutoencoderKL or AutoencoderTiny, its config with the shift and scale of latents
+"""
+
+import copy
+import re
+import shutil
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from erw import __version__
+from erw.encoders.vae import VAE
+from erw.errors import CheckpointError
+from erw.io import write_json
+from erw.models import SiT
+from erw.training.build import token_sizes
+from erw.training.trained import Trained
+
+PACKAGE = Path(__file__).parents[1]
+CODE = "erw_transformer"
+SOURCES = [
+    name
+    for name in ("flow.py", "models/positions.py", "models/layers.py", "models/sit.py",
+                 "interop/exported/transformer.py")
+    if (PACKAGE / name).is_file()
+]  # fmt: skip
+
+
+def write_diffusers(model: Trained, vae: VAE | None, folder: Path) -> None:
+    """Transformer, pipeline and VAE with their code.
+
+    Raises:
+        CheckpointError: the model works with class tokens.
+    """
+    import diffusers
+
+    from erw.interop.exported.transformer import FlowTransformer
+
+    run = model.run
+    if run.model.needs_token:
+        raise CheckpointError(
+            f"{run.name} works with class tokens, for which plain diffusers has no pipeline; "
+            "choose --format safetensors, or erw convert --to reg"
+        )
+    sizes = {k: getattr(run.model, k) for k in signature(SiT).parameters if hasattr(run.model, k)}
+    sizes |= token_sizes(run.model) | {"out_channels": model.net.out_channels}
+    with torch.device("meta"):
+        transformer = FlowTransformer(sizes, run.flow.objective, run.flow.prediction, run.flow.path)
+    transformer.net = model.net
+    transformer.save_pretrained(folder / "transformer", max_shard_size="1TB")
+    (folder / "transformer" / f"{CODE}.py").write_text(transformer_code(), "utf-8")
+    shutil.copyfile(PACKAGE / "interop" / "exported" / "pipeline.py", folder / "pipeline.py")
+    index = {
+        "_class_name": ["pipeline", "FlowPipeline"],
+        "_diffusers_version": diffusers.__version__,
+        "transformer": [CODE, "FlowTransformer"],
+        "vae": ["diffusers", type(vae.network).__name__] if vae else [None, None],
+        "id2label": {str(i): name for i, name in enumerate(model.class_names)},
+        "shift": run.sample.shift,
+    }
+    write_json(folder / "model_index.json", index)
+
+
+def transformer_code() -> str:
+    """The network in one file: erw's sources one after another, without their imports of erw."""
+    text = "\n\n".join((PACKAGE / name).read_text("utf-8") for name in SOURCES)
+    text = re.sub(r"^from erw\.\S+ import (?:\([^)]*\)|.*)\n", "", text, flags=re.M)
+    head = f"{', '.join(SOURCES)} of erw {__version__} (Apache-2.0); needs torch and diffusers."
+    return f'"""{head}"""\n\nConfigError = ValueError\n\n{text}'
+
+
+def save_vae(vae: VAE, folder: Path) -> None:
+    """A VAE as diffusers has it, with the shift and scale of its latents in its config."""
+    shift, scale = (
+        [float(str(np.float32(x))) for x in value.flatten().tolist()]  # 0.18215, not 0.1821500063
+        for value in vae.scaling
+    )
+    config: dict[str, Any] = {"shift_factor": shift[0], "scaling_factor": scale[0]}
+    if len(set(shift)) > 1 or len(set(scale)) > 1:
+        config = {"shift_factor": None, "scaling_factor": 1.0, "latents_mean": shift}
+        config["latents_std"] = [1 / x for x in scale]
+    elif "latents_mean" in vae.network.config:
+        config |= {"latents_mean": None, "latents_std": None}
+    network = copy.deepcopy(vae.network).to(memory_format=torch.contiguous_format)
+    network.register_to_config(**config)
+    network.save_pretrained(folder)
