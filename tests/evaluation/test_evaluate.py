@@ -67,7 +67,10 @@ def test_a_generation_carries_its_settings_into_the_score(tmp_path: Path) -> Non
     record = json.loads(direct.to_json())
     assert record["settings"]["solver"] == "heun" and record["settings"]["steps"] == 2
     assert record["settings"] == read.to_dict()["settings"] == pngs.to_dict()["settings"]
-    assert record["encoder"] == "pixels" and record["versions"]["torch"] == torch.__version__
+    assert (
+        record["features"]["fd_lite2"]["encoder"] == "pixels"
+        and record["versions"]["torch"] == torch.__version__
+    )
 
 
 def test_reference_statistics_are_kept_by_content(tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_fd_lite2_tells_real_images_from_noise(tmp_path: Path) -> None:
     far = evaluate(pictures(24, side=32), reference=real, cache=tmp_path)
     same = evaluate(real, reference=real, cache=tmp_path, encoder=encoder)
     assert abs(same["fd-lite2"]) < 1e-6 < near["fd-lite2"] < far["fd-lite2"]
-    assert near.encoder == far.encoder and near.encoder_weights == far.encoder_weights
+    assert near.features == far.features
     assert near.images_hash != near.reference_hash == far.reference_hash
 
 

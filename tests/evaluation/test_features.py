@@ -13,16 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from erw import evaluate
-from erw.dist import World
-from erw.errors import DataError
 from erw.evaluation.features import Extractor, extract
-from erw.evaluation.images import image_set
+from erw.evaluation.images import ImageSet, image_set
 from erw.sampling.save import read_images, write
 from helpers.images import Pixels, pictures, save_pngs
 from helpers.pixels import ten
-
-METRICS = ["fd-lite2", "pr-lite2", "kid-lite2", "mmd-lite2"]
 
 
 def test_two_processes_score_as_one(tmp_path: Path) -> None:
@@ -47,25 +42,6 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     one, two = found[1], found[2]
     assert two["values"] == pytest.approx(one["values"], rel=1e-6, abs=1e-6)
     assert {**one, "values": 0} == {**two, "values": 0}
-
-
-def test_what_cannot_be_shared_says_so(tmp_path: Path) -> None:
-    pair = World(0, 2, torch.device("cpu"))
-    stream = image_set(iter([pictures(4)]))
-    with pytest.raises(DataError, match="cannot be split over 2 processes"):
-        extract(stream, [Extractor(Pixels())], world=pair)
-
-
-def test_a_stream_is_scored_as_it_passes(tmp_path: Path) -> None:
-    held, real = pictures(40), pictures(30, seed=1)
-    expected = evaluate(held, reference=real, metric=METRICS, encoder=Pixels(), cache=tmp_path)
-    for parts in (held.split(7), [part.permute(0, 2, 3, 1).numpy() for part in held.split(40)]):
-        found = evaluate(
-            iter(parts), reference=iter(real.split(11)), metric=METRICS, encoder=Pixels(),
-            batch_size=5,
-        )  # fmt: skip
-        assert found.values == pytest.approx(expected.values, rel=1e-9)
-        assert (found.count, found.reference_count) == (40, 30) and found.images_hash == ""
 
 
 def test_parts_of_every_kind_of_images(tmp_path: Path) -> None:
@@ -101,16 +77,16 @@ class Wide(Pixels):
 def growth(count: int, *, keep: bool) -> float:
     """MB by which this process's peak memory rises while `count` images pass, after 4,096."""
 
-    def stream() -> Iterator[Tensor]:
+    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
         nonlocal before
-        for i in range(count // 64):
-            if i == 64:
+        for lo in range(first, stop, batch_size):
+            if lo == 4096:
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            yield pictures(64, side=64, seed=i)
+            yield pictures(batch_size, side=64, seed=lo)
 
-    before = 0
-    found = extract(image_set(stream()), [Extractor(Wide(), keep=keep)])
-    assert found[0].moments.count == count // 64 * 64
+    before, images = 0, ImageSet("random", count, "", batches)
+    found = extract(images, [Extractor(Wide(), keep=keep)])
+    assert found[0].moments.count == count
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
@@ -118,8 +94,14 @@ def growth(count: int, *, keep: bool) -> float:
 @pytest.mark.parametrize(("keep", "most"), [(False, 100), (True, 1000)])
 def test_50_000_images_pass_in_bounded_memory(keep: bool, most: float) -> None:
     """Moments alone take 50 MB more at most, whatever the number; all features are 410 MB."""
-    code = f"import test_features as t; print(t.growth(50_000, keep={keep}))"
+    code = f"import test_features as t; print(t.growth(49_984, keep={keep}))"
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])
     said = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=here,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
     )
     assert float(said.stdout) < most, said.stderr

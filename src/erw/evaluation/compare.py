@@ -20,11 +20,8 @@ MEASURED = {
 """Fields of a result and their names in messages."""
 HASHED = {"validation": "validation images", "reference": "reference"}
 """Sets of images, compared by hash where there is one."""
-FEATURES = {
-    "encoder": "features (and their resize)",
-    "encoder_weights": "weights of the features' network",
-}
-"""Of each score where both results have it, else of the whole result."""
+FEATURES = {"encoder": "features (and their resize)", "weights": "weights of the features' network"}
+"""The network of each score that both results have."""
 GENERATED = {
     "solver": "solver",
     "steps": "sampling steps",
@@ -88,13 +85,10 @@ def _pairs(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Differe
     for key, name in MEASURED.items():
         yield Difference(name, *(r.get(key) for r in both))
     shared = sorted((one.get("values") or {}).keys() & (other.get("values") or {}).keys())
-    described = [s for s in shared if all(s in (r.get("features") or {}) for r in both)]
     for key, name in FEATURES.items():
-        if not described:
-            yield Difference(name, *(r.get(key) for r in both))
-        for score in described:
-            parts = (r["features"][score].get(key.removeprefix("encoder_")) for r in both)
-            yield Difference(f"{name} of {score}", *parts)
+        for score in shared:
+            networks = ((r.get("features") or {}).get(score, {}) for r in both)
+            yield Difference(f"{name} of {score}", *(network.get(key) for network in networks))
     for key, name in HASHED.items():
         if key == "validation" and not any(score.startswith("fdr") for score in shared):
             continue

@@ -152,33 +152,19 @@ def frechet_bootstrap(
     )
 
 
-class Kid(NamedTuple):
-    """Kernel distance: mean and, over subsets, standard deviation (0 without subsets)."""
-
-    mean: float
-    std: float
-
-
-def kid(
-    x: Tensor, y: Tensor, *, subsets: int | None = None, size: int = 1000, seed: int = 0
-) -> Kid:
+def kid(x: Tensor, y: Tensor) -> float:
     """Unbiased squared MMD of features (N, D), (M, D) under k(a, b) = (a.b / D + 1)^3.
 
-    One estimate over everything, or the mean over `subsets` random subsets of `size` as in the
-    first paper. Its expectation is 0 for two samples of one distribution, so it can be negative.
-    Source: Binkowski et al. (arXiv 1801.01401).
+    One estimate over everything. Its expectation is 0 for two samples of one distribution, so it
+    can be negative. Source: Binkowski et al. (arXiv 1801.01401).
     """
     x, y = _pair(x, y)
-    if subsets is None:
-        return Kid(_mmd2(x, y), 0.0)
-    size = min(size, len(x), len(y))
-    rng = torch.Generator().manual_seed(seed)
-
-    def part(z: Tensor) -> Tensor:
-        return z[torch.randperm(len(z), generator=rng)[:size]]
-
-    values = torch.tensor([_mmd2(part(x), part(y)) for _ in range(subsets)], dtype=torch.float64)
-    return Kid(values.mean().item(), values.std(correction=0).item())
+    n, m = len(x), len(y)
+    if min(n, m) < 2:
+        raise DataError(f"{n} and {m} images: the unbiased kernel distance needs 2 of each")
+    within_x = (_kernel_sum(x, x) - _kernel_diagonal(x)) / (n * (n - 1))
+    within_y = (_kernel_sum(y, y) - _kernel_diagonal(y)) / (m * (m - 1))
+    return within_x + within_y - 2 * _kernel_sum(x, y) / (n * m)
 
 
 def cmmd(x: Tensor, y: Tensor, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
@@ -250,15 +236,6 @@ def _frechet(
     product = root1.T @ root2
     cross = torch.linalg.svdvals(product).sum() if product.numel() else product.new_zeros(())
     return ((mu1 - mu2).square().sum() + trace1 + trace2 - 2 * cross).item()
-
-
-def _mmd2(x: Tensor, y: Tensor) -> float:
-    n, m = len(x), len(y)
-    if min(n, m) < 2:
-        raise DataError(f"{n} and {m} images: the unbiased kernel distance needs 2 of each")
-    within_x = (_kernel_sum(x, x) - _kernel_diagonal(x)) / (n * (n - 1))
-    within_y = (_kernel_sum(y, y) - _kernel_diagonal(y)) / (m * (m - 1))
-    return within_x + within_y - 2 * _kernel_sum(x, y) / (n * m)
 
 
 def _kernel_sum(x: Tensor, y: Tensor, rows: int = 1024) -> float:

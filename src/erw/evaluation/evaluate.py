@@ -42,14 +42,12 @@ class Scores:
     Attributes:
         values: score by name.
         count, reference_count: images on either side.
-        images, reference: their names, and hashes of their content ("" where not known).
-        encoder, encoder_weights: the network of the features and the hash of its weights; of
-            several, separated by commas.
-        encoder_file: name and SHA-256 of the file they are from; "": the package's or the hub's.
+        images, reference: their names, and hashes of their content ("" for given statistics).
         reference_statistics: "images", or "stated": the mean and covariance in ADM's `.npz`.
         resolution: (height, width) of the images, before the encoder's own resizing.
         settings: how the images were generated, where that is known.
-        features: score -> its encoder, weights and file.
+        features: score -> its encoder, the hash of the encoder's weights, and name and SHA-256 of
+            their file ("": the package's or the hub's).
         validation, validation_hash: the images that FDr is relative to; "" without.
     """
 
@@ -60,11 +58,8 @@ class Scores:
     images_hash: str
     reference: str
     reference_hash: str
-    encoder: str
-    encoder_weights: str
     resolution: tuple[int, int]
     settings: dict[str, Any] | None = None
-    encoder_file: str = ""
     reference_statistics: str = "images"
     features: dict[str, dict[str, str]] = field(default_factory=dict)
     validation: str = ""
@@ -107,8 +102,7 @@ def evaluate(
 
     Args:
         images: uint8 tensor (N, 3, H, W), a `Generation` or its `Samples`, a source, a cache with
-            images, an iterator of uint8 batches, or the path of a folder, a zip, a cache or a
-            `.npz` with `arr_0`.
+            images, or the path of a folder, a zip, a cache or a `.npz` with `arr_0`.
         reference: the same, or `Moments`, `Statistics` or their `.safetensors` file. With "fid" and
             "sfid" the mean and covariance that a `.npz` states are used, as ADM does.
         metric: one or several, see `erw.evaluation.metrics`.
@@ -192,12 +186,11 @@ def _side(
         return _Side({space: reference}, name, reference.moments.count)
     real = image_set(reference, what=what)
     same_resolution(against.resolution, real.resolution, against.name, f"the {what} {real.name}")
-    statistics, stated, count = extract_cached(real, extractors, folder, **how), False, real.count
+    statistics, stated = extract_cached(real, extractors, folder, **how), False
     for space, found in statistics.items():
-        count = found.moments.count
         if isinstance(extractors[space].encoder, AdmFeatures) and str(reference).endswith(".npz"):
             statistics[space], stated = with_stated(found, Path(str(reference)))
-    return _Side(statistics, real.name, count or 0, real.content, stated)
+    return _Side(statistics, real.name, real.count, real.content, stated)
 
 
 def _scores(
@@ -223,22 +216,18 @@ def _scores(
         scores = metric.scores(pair)
         values |= scores
         features |= dict.fromkeys(scores, one.described)
-    first, used = next(iter(statistics)), extractors.values()
-    resolution = statistics[first].resolution
+    resolution = next(iter(statistics.values())).resolution
     assert resolution is not None
     return Scores(
         values=values,
-        count=statistics[first].moments.count,
+        count=fake.count,
         reference_count=real.count,
         images=fake.name,
         images_hash=fake.content,
         reference=real.name,
         reference_hash=real.content,
-        encoder=", ".join(one.encoder.name for one in used),
-        encoder_weights=", ".join(one.weights for one in used),
         resolution=resolution,
         settings=fake.settings,
-        encoder_file=", ".join(one.file for one in used if one.file),
         reference_statistics="stated" if real.stated else "images",
         features=features,
         validation=held_out.name if held_out else "",

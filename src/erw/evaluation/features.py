@@ -4,6 +4,7 @@ Statistics of references are cached in `CONTENT-COUNT-ENCODER-WEIGHTS.safetensor
 cache folder unless another is given. They may be deleted at any time.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,17 +93,9 @@ def extract(
 
     Raises:
         NumericsError: features that are not finite.
-        DataError: images of several sizes, or a stream and several ranks.
+        DataError: images of several sizes.
     """
-    count = images.count
-    if count is None and world.size > 1:
-        raise DataError(
-            f"{images.name} cannot be split over {world.size} processes, since its length is not "
-            "known: write the images to files first, or run one process"
-        )
-    first, stop = 0, None
-    if count is not None:
-        first, stop = (count * rank // world.size for rank in (world.rank, world.rank + 1))
+    first, stop = (images.count * rank // world.size for rank in (world.rank, world.rank + 1))
     totals = [_Total(extractor) for extractor in extractors]
     for batch in images.batches(batch_size, first, stop):
         for total in totals:
@@ -153,11 +146,8 @@ class _Total:
 
 def _joined(name: str, parts: Sequence[Statistics | None]) -> Statistics:
     """The statistics of all ranks' images, in order."""
-    some = [part for part in parts if part is not None]
-    if not some:
-        raise DataError(f"{name} holds no images")
-    whole = some[0]
-    for part in some[1:]:
+    whole, *others = some = [part for part in parts if part is not None]
+    for part in others:
         if part.resolution != whole.resolution:
             a, b = sides(part.resolution), sides(whole.resolution)
             raise DataError(f"{name} holds {a} after {b} images: bring them to one size first")
@@ -187,7 +177,7 @@ def extract_cached(
 
     def look() -> list[str]:
         """Load what is cached; the spaces that are missing."""
-        for space, one in extractors.items() if images.content else ():
+        for space, one in extractors.items():
             try:
                 cached = load_statistics(paths[space])
             except (CheckpointError, DataError):
@@ -201,12 +191,10 @@ def extract_cached(
             images, [extractors[space] for space in missing], batch_size=batch_size, world=world
         )
         found |= zip(missing, new, strict=True)
-    if world.first and images.content:
-        for space in missing:
-            try:
+        for space in missing if world.first else ():
+            # A full disk only costs time at the next evaluation.
+            with contextlib.suppress(CheckpointError):
                 save_statistics(paths[space], found[space])
-            except CheckpointError:
-                continue  # a full disk costs time at the next evaluation, nothing else
     return found
 
 

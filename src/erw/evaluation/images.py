@@ -1,7 +1,7 @@
-"""What can be scored, as uint8 batches: tensors, generations, files, caches, streams."""
+"""What can be scored, as uint8 batches: tensors, generations, files, caches."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ class ImageSet:
 
     Attributes:
         name: for people, without folders of this machine.
-        count: number of images; None: a stream, which is read once.
-        content: hash of the images, or of everything they follow from; "" where unknown.
+        count: number of images.
+        content: hash of the images, or of everything they follow from.
         batches: (batch size, first image, image to stop before) -> iterator over uint8
             (B, 3, H, W), all of one size; without the latter two, all images.
         settings: how they were generated, where that is known.
@@ -36,25 +36,14 @@ class ImageSet:
     """
 
     name: str
-    count: int | None
+    count: int
     content: str
     batches: Callable[..., Iterator[Tensor]]
     settings: dict[str, Any] | None = None
     resolution: tuple[int, int] | None = None
 
 
-Images = (
-    Tensor
-    | np.ndarray
-    | Samples
-    | Generation
-    | Source
-    | Cache
-    | ImageSet
-    | Iterable[Any]
-    | str
-    | Path
-)
+Images = Tensor | np.ndarray | Samples | Generation | Source | Cache | ImageSet | str | Path
 
 
 def image_set(images: Images, *, what: str = "images") -> ImageSet:
@@ -68,7 +57,7 @@ def image_set(images: Images, *, what: str = "images") -> ImageSet:
     if isinstance(images, ImageSet):
         return images
     opened = _open(images, what)
-    if opened.count is not None and opened.count < 2:
+    if opened.count < 2:
         raise DataError(
             f"{what} {opened.name}: {opened.count} image{'' if opened.count == 1 else 's'}; "
             "statistics need at least 2"
@@ -128,39 +117,26 @@ def _open(images: Images, what: str) -> ImageSet:
         return _of_source(open_source(path, classes="none"), path)
     if isinstance(images, Source):
         return _of_source(images)
-    if isinstance(images, Iterable):
-        return _of_stream(images, what)
     raise DataError(
         f"{what} are a {type(images).__name__}; expected a uint8 tensor, a generation, a source, a "
-        "cache, an iterator of uint8 batches, or the path of a folder, zip, .npz or cache"
+        "cache, or the path of a folder, zip, .npz or cache"
     )
 
 
 def _of_tensor(images: Tensor | np.ndarray, what: str) -> ImageSet:
     """uint8 (N, 3, H, W) tensors or (N, H, W, 3) arrays."""
-    whole = _tensor(images)
-    _check(whole, f"{what} tensor")
-    content = blake3(whole.cpu().contiguous().numpy().tobytes())
-    content.update(str(tuple(whole.shape)).encode())
+    if isinstance(images, np.ndarray):
+        axes = (0, 3, 1, 2) if images.ndim == 4 and images.shape[3] == 3 else None
+        images = torch.from_numpy(np.ascontiguousarray(images.transpose(axes) if axes else images))
+    _check(images, f"{what} tensor")
+    content = blake3(images.cpu().contiguous().numpy().tobytes())
+    content.update(str(tuple(images.shape)).encode())
 
     def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
-        yield from whole[first:stop].split(batch_size)
+        yield from images[first:stop].split(batch_size)
 
-    size = (whole.shape[2], whole.shape[3])
-    return ImageSet("tensor", len(whole), content.hexdigest()[:32], batches, None, size)
-
-
-def _of_stream(images: Iterable[Any], what: str) -> ImageSet:
-    """Batches uint8 (B, 3, H, W), arrays (B, H, W, 3) or `Samples`, of any number each."""
-
-    def batches(batch_size: int, first: int, stop: int | None) -> Iterator[Tensor]:
-        assert (first, stop) == (0, None)
-        for item in images:
-            whole = _tensor(item.images if isinstance(item, Samples) else item)
-            _check(whole, f"{what} of a generator")
-            yield from whole.split(batch_size)
-
-    return ImageSet("generator", None, "", batches)
+    size = (images.shape[2], images.shape[3])
+    return ImageSet("tensor", len(images), content.hexdigest()[:32], batches, None, size)
 
 
 def _of_generation(generation: Generation, what: str) -> ImageSet:
@@ -267,14 +243,6 @@ def _content(source: Source) -> str:
                 "channels first, such as RGB"
             )
     return digest.hexdigest()[:32]
-
-
-def _tensor(images: Any) -> Tensor:
-    if not isinstance(images, np.ndarray):
-        return images if isinstance(images, Tensor) else torch.as_tensor(images)
-    if images.ndim == 4 and images.shape[3] == 3:
-        images = images.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(images))
 
 
 def _check(batch: Tensor, name: str) -> None:

@@ -107,7 +107,7 @@ DISTANCES: dict[str, Distance] = {
     "fd": Distance(lambda pair: {"fd": frechet_moments(*pair.moments)}, needs_features=False),
     "fdci": Distance(_bounds),
     "fdr": Distance(_ratio, needs_features=False, needs_held_out=True),
-    "kid": Distance(lambda pair: {"kid": kid(*pair.features).mean}),
+    "kid": Distance(lambda pair: {"kid": kid(*pair.features)}),
     "mmd": Distance(lambda pair: {"mmd": cmmd(*pair.features)}),
     "pr": Distance(lambda pair: precision_recall(*pair.features, k=pair.neighbours)._asdict()),
     "dc": Distance(lambda pair: density_coverage(*pair.features)._asdict()),
