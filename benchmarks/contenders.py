@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import erw
-from erw.data.cache import Batch, FeatureSpec
+from erw.data.cache import Batch
+from erw.data.spec import EncoderSpec
 from erw.dist import World
 from erw.models.sit import SIZES
 from erw.plan import Phase
@@ -57,7 +58,9 @@ class OneBatch:
     def __init__(self, data: Given, *, grid: int) -> None:
         self.data, self.num_classes, self.variants = data, CLASSES, 1
         self.latent_shape = tuple(data.mean.shape[1:])
-        self.features = {"dinov2-b": FeatureSpec(768, (grid, grid), 46_322_454_528, "", "float32")}
+        self.features = {
+            "dinov2-b": EncoderSpec("dinov2-b", "", 768, (grid, grid), 46_322_454_528, "float32")
+        }
 
     def __len__(self) -> int:
         return len(self.data.labels)
@@ -68,16 +71,6 @@ class OneBatch:
     def read_stored(self, rows: Any, **options: Any) -> Batch:
         """The same: it is where it should be."""
         return self.read(rows, **options)
-
-    def columns(self, **_: Any) -> list[str]:
-        """It has none: its rows are tensors."""
-        return []
-
-    def admit(self, window: int, columns: Any) -> None:
-        """It all is in memory."""
-
-    def expect(self, shards: Any, columns: Any) -> None:
-        """So nothing needs to be fetched."""
 
     def read(self, rows: Any, *, features: Sequence[str] = (), **_: Any) -> Batch:
         """The batch: the rows are all of it, and their order does not matter to a clock."""

@@ -29,10 +29,9 @@ import torch
 from PIL import Image
 
 from erw.data import Cache, Loader, prefetch
-from erw.data.codec import SCALED
-from erw.data.manifest import VERSION, Manifest, Shard
-from erw.data.shards import Column, Written, write_shard
-from erw.malloc import keep_freed
+from erw.data.manifest import Manifest
+from erw.data.shards import File, Shard, shard_file, write_columns
+from erw.data.spec import CacheSpec, EncoderSpec, SourceSpec, VaeSpec
 from record import add_peer, begun, beside_repa, write
 
 LATENT, GRID, DIM, TEACHER = (4, 32, 32), (16, 16), 768, "teacher"
@@ -42,71 +41,46 @@ MEGABYTE = 1 << 20
 
 def make_cache(folder: Path, rows: int, *, kind: str = "float16", sparse: bool = False) -> Cache:
     """A cache of these shapes. All shards are links to one; sparse ones hold zeros, on no disk."""
+    encoder = EncoderSpec(TEACHER, "", DIM, GRID, 0, kind)
+    spec = CacheSpec(
+        source=SourceSpec("noise", "", rows), background=(255, 255, 255), crop="adm",
+        image_size=256, rows_per_shard=PER_SHARD, precision="float32", seed=0, flip=False,
+        images=False, latent_shape=LATENT, vae=VaeSpec("synthetic", "", 8, 1.0, 0.0, 0),
+        encoders=(encoder,),
+    )  # fmt: skip
     (folder / "shards").mkdir(parents=True)
-    random = np.random.default_rng(0)
     shards: list[Shard] = []
-    known: dict[int, dict[str, tuple[Path, int]]] = {}  # by rows, and by the end of a file's name
-    for index, first in enumerate(range(0, rows, PER_SHARD)):
-        count, names = min(PER_SHARD, rows - first), f"{folder}/shards/{index:05d}"
-        if count not in known:
-            made = columns(count, kind=kind, random=None if sparse else random)
-            known[count] = {
-                end: (path := Path(names + end), write_rows(path, some, hole=sparse))
-                for end, some in made.items()
-            }
-        files = []
-        for end, (source, size) in known[count].items():
-            path = Path(names + end)
-            if path != source:
-                os.link(source, path)
-            files.append(Written(path.name, size, ""))
-        shards.append(Shard(index, first, count, count, tuple(files)))
-    settings = {
-        "image_size": 256, "flip": False, "images": False,
-        "vae": {"name": "synthetic", "scale": 1.0, "shift": 0.0, "factor": 8, "weight_hash": ""},
-        "encoders": [{"name": TEACHER, "dim": DIM, "grid": GRID, "flops": 0, "weight_hash": "",
-                      "format": kind}],
-    }  # fmt: skip
+    first_of: dict[tuple[int, str], Path] = {}  # by rows and part
+    for index in range(spec.shards):
+        count, files = len(spec.span(index)), []
+        for part in spec.columns():
+            path = folder / "shards" / shard_file(index, part)
+            if first := first_of.get((count, part)):
+                os.link(first, path)
+            else:
+                write_rows(path, spec, part, rows=count, sparse=sparse)
+                first_of[count, part] = path
+            files.append(File(path.name, path.stat().st_size, ""))
+        shards.append(Shard(index, spec.span(index).start, count, count, tuple(files)))
     manifest = Manifest(
-        VERSION, settings, rows, 0, ("one",), (rows,), LATENT, (0.0,) * 4, (1.0,) * 4, {},
-        tuple(shards),
+        spec, rows, 0, ("one",), (rows,), (0.0,) * 4, (1.0,) * 4, {}, tuple(shards)
     )  # fmt: skip
     manifest.write(folder)
     return Cache.open(folder)
 
 
-def columns(
-    rows: int, *, kind: str, random: np.random.Generator | None
-) -> dict[str, dict[str, Column]]:
-    """What a shard's files hold, by the end of their names: noise or (without `random`) zeros."""
-    tokens = GRID[0] * GRID[1]
-
-    def values(dtype: str, shape: tuple[int, ...]) -> Column:
-        if random is None:
-            return Column(dtype, np.zeros((rows, *shape), dtype))
-        few = (16 * random.standard_normal((64, *shape), np.float32)).astype(dtype)
-        return Column(dtype, np.resize(few, (rows, *shape)))  # noise takes long to make
-
-    first = {
-        "label": Column("int32", np.zeros(rows, np.int32)),
-        "item": Column("int64", np.arange(rows)),
-        "moments": values("float16", (2 * LATENT[0], *LATENT[1:])),
-    }
-    features = {f"features.{TEACHER}": values(kind, (tokens, DIM))}
-    if kind in SCALED:
-        features[f"scale.{TEACHER}"] = Column("float32", np.ones((rows, tokens), np.float32))
-    return {".safetensors": first, ".0.safetensors": features}
-
-
-def write_rows(path: Path, held: dict[str, Column], *, hole: bool) -> int:
-    """One file of a shard, whose rows may be a hole that takes no disk; its size in bytes."""
-    size = write_shard(path, held).bytes
-    if hole:
+def write_rows(path: Path, spec: CacheSpec, part: str, *, rows: int, sparse: bool) -> None:
+    """One file of a shard: noise, or (sparse) a hole of zeros that takes no disk."""
+    draw, columns = torch.Generator().manual_seed(0), {}
+    for name, (dtype, shape) in spec.columns()[part].items():
+        few = 16 * torch.randn(64, *shape, generator=draw) * (name not in ("label", "item"))
+        times = (-(-rows // 64), *[1] * len(shape))  # noise takes long to make
+        columns[name] = few.to(getattr(torch, dtype)).repeat(times)[:rows]
+    size = write_columns(path, columns).bytes
+    if sparse:
         with open(path, "r+b") as file:
-            length = 8 + int.from_bytes(file.read(8), "little")
-            file.truncate(length)
+            file.truncate(8 + int.from_bytes(file.read(8), "little"))
             file.truncate(size)
-    return size
 
 
 def make_peer(folder: Path, rows: int) -> None:
@@ -134,8 +108,7 @@ def make_peer(folder: Path, rows: int) -> None:
 
 
 def ours(cache: Cache, batch: int, *, stored: bool = True, features: bool = True) -> Iterator[int]:
-    """Rows as they come, one batch ahead, in a process that keeps what it frees, as training's."""
-    keep_freed()
+    """Rows as they come, one batch ahead, as in training."""
     loader = Loader(cache, seed=0, features=[TEACHER] if features else [], stored=stored)
 
     def fetch(step: int) -> Any:

@@ -95,26 +95,24 @@ class Data:
     """What is read.
 
     Attributes:
-        cache: folder made by `erw prepare`, or the URL of such a folder.
+        cache: folders made by `erw prepare`, or URLs of such folders; several are read as one.
         features: which encoders' features to align with; empty: all that the cache has.
         class_token: the encoder whose class token the model needs; none: the only one in the
             cache.
         batch_size: images per optimiser step, over all ranks and micro-batches.
         class_dropout: share of labels replaced by the null class, for guidance.
-        window: mix the rows of so many shards at a time, for a cache at a URL that is larger than
-            this disk; 0: of all.
     """
 
-    cache: str = "cache"
+    cache: tuple[str, ...] = ("cache",)
     features: tuple[str, ...] = ()
     class_token: str | None = None
     batch_size: int = 256
     class_dropout: float = 0.1
-    window: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.cache, str):
+            object.__setattr__(self, "cache", (self.cache,))
         at_least("data", "batch_size", self.batch_size, 1)
-        at_least("data", "window", self.window, 0)
         between("data", "class_dropout", self.class_dropout, 0.0, 1.0)
 
 

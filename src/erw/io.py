@@ -80,8 +80,11 @@ def save_tensors(path: Path, tensors: Tensors, header: Mapping[str, str] | None 
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        tmp.touch()
+        mode = tmp.stat().st_mode  # safetensors gives new files to their owner alone
         values = {k: v.detach().contiguous() for k, v in tensors.items()}
         save_file(values, tmp, metadata=dict(header or {}))
+        tmp.chmod(mode)
         with tmp.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(tmp, path)

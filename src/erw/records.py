@@ -84,6 +84,8 @@ def _value(hint: Any, value: Any, *, where: str) -> Any:
         if value not in args:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, args))}")
         return value
+    if origin is tuple and isinstance(value, str) and args == (str, ...):
+        return (value,)
     if origin is tuple and isinstance(value, list | tuple):
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) == len(value):

@@ -14,8 +14,6 @@ from PIL import Image
 from erw.cli import main
 from erw.data import Cache, open_source
 from erw.data.images import Unreadable, decode
-from erw.data.prepare import prepare
-from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, DataError
 from helpers.parts import ENCODER, make, photos, picture, vae_folder, write_checked
 
@@ -200,7 +198,7 @@ def test_images_of_no_use_leave_the_folder_to_others(
     capsys.readouterr()
     assert main(["prepare", str(good), *how, "--classes", "none"]) == 2
     said = capsys.readouterr().err
-    assert "--classes" in said and "--append" not in said
+    assert "--classes" in said and "--data.cache A B" in said
 
 
 def test_an_online_folder_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,64 +206,3 @@ def test_an_online_folder_verifies(tmp_path: Path, capsys: pytest.CaptureFixture
     args = ["prepare", str(folder), "--out", out, "--online", "--vae", "none", "--encoders"]
     assert main([*args, "--image-size", "32"]) == 0
     assert main(["prepare", "--out", out, "--verify"]) == 0
-    assert main(["prepare", "--out", out, "--verify", "--repair"]) == 2
-    assert "leave one out" in capsys.readouterr().err
-
-
-def test_many_shards_of_several_files_stay_within_the_file_limit(
-    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    resource = pytest.importorskip("resource", reason="this system has no limits to set")
-    from erw.data.prepare import add_encoders
-
-    folder = cache.path.parent
-    make(folder / "set", tmp_path / "many", folder / "vae", rows_per_shard=1)
-    add_encoders(
-        folder / "set", tmp_path / "many", encoders=[load_encoder(ENCODER)], progress=False
-    )
-    expected = cache.read(range(24), features=[ENCODER]).features[0]
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = len(list(Path("/dev/fd").iterdir())) + 40
-    lift = resource.setrlimit
-    lift(resource.RLIMIT_NOFILE, (few, hard))
-    try:
-        lifted = Cache.open(tmp_path / "many")
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4 * 2 * 24  # with room to spare
-        assert torch.equal(lifted.read(range(24), features=[ENCODER]).features[0], expected)
-        del lifted
-        lift(resource.RLIMIT_NOFILE, (few, hard))
-        monkeypatch.setattr(resource, "setrlimit", _refuse)
-        held = Cache.open(tmp_path / "many").read(range(24), features=[ENCODER])
-    finally:
-        lift(resource.RLIMIT_NOFILE, (soft, hard))
-    assert torch.equal(held.features[0], expected)
-
-
-def _refuse(*_: object) -> None:
-    raise ValueError("not allowed to raise maximum limit")
-
-
-def test_a_slower_rank_leaves_what_another_has_repaired(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = photos(tmp_path / "set")
-
-    def go(*, repair: bool = True) -> Cache:
-        return prepare(
-            folder, tmp_path / "c", vae=load_vae("none"), image_size=32, rows_per_shard=4,
-            repair=repair, patience=2, progress=False,
-        )  # fmt: skip
-
-    path = go(repair=False).path / "shards" / "00001.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + b"?")
-    verify = Cache.verify
-
-    def late(self: Cache) -> list[str]:
-        bad = verify(self)
-        monkeypatch.setattr(Cache, "verify", verify)
-        go()  # another process, while this one was hashing
-        return bad
-
-    monkeypatch.setattr(Cache, "verify", late)
-    assert go().verify() == [] and path.read_bytes() == whole

@@ -2,10 +2,10 @@
 
 import dataclasses
 import errno
-import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from erw.data import Cache, open_source
-from erw.data.claims import Claims
-from erw.data.prepare import prepare
+from erw.data.prepare import prepare, verify
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, ConfigError, DataError
+from erw.io import lock
 from helpers.parts import ENCODER, files, make, photos, vae_folder
 
 HERE = Path(__file__).parents[1]
@@ -40,21 +40,6 @@ folder, out, vae, options = sys.argv[1:]
 make(Slow(Folder(Path(folder))), Path(out), vae, encoder=True, **json.loads(options))
 """
 
-# Another process that claims shards 0, 1 and 2 and says which it got.
-OTHER = """
-import fcntl, sys
-
-def take(file, index):
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
-        return True
-    except BlockingIOError:
-        return False
-
-with open(sys.argv[1], "r+") as file:
-    print([take(file, index) for index in range(3)])
-"""
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
@@ -66,13 +51,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(vae=vae, folder=folder, whole=whole, features=features)
 
 
-def start(
-    made: SimpleNamespace, out: Path, *, vae: str | Path = "none", options: dict | None = None
-) -> subprocess.Popen:
-    """Another process that prepares the folder slowly."""
-    paths = [str(made.folder), str(out), str(vae), json.dumps(options or {})]
+def start(made: SimpleNamespace, out: Path, **variables: str) -> subprocess.Popen:
+    """Another process that prepares the folder slowly, with these environment variables."""
+    paths = [str(made.folder), str(out), "none", "{}"]
     search = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
-    env = os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen([sys.executable, "-c", SLOW, *paths], env=env)
 
 
@@ -95,26 +78,26 @@ def test_kill_9_and_the_same_command_again(made: SimpleNamespace, tmp_path: Path
 
 def test_ranks_join_to_the_same_bytes(made: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "ranks"
-    other = start(made, out, options={"rank": 1, "world": 2})
-    make(made.folder, out, "none", encoder=True, rank=0, world=2)
-    assert other.wait(300) == 0
+    torchrun = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [start(made, out, RANK=str(rank), **torchrun) for rank in range(2)]
+    assert [rank.wait(300) for rank in ranks] == [0, 0]
     assert files(out) == made.features
 
 
-def test_a_rank_that_begins_while_another_loads_its_networks(
-    made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = importlib.import_module("erw.data.prepare")
-    out, slow = tmp_path / "late", module.load_networks
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
-    def load(*args: object, **options: object) -> object:
-        monkeypatch.undo()
-        with pytest.raises(CacheError, match="of other processes did not come"):
-            make(made.folder, out, made.vae, rank=1, world=2, patience=0.2)
-        return slow(*args, **options)
 
-    monkeypatch.setattr(module, "load_networks", load)
-    make(made.folder, out, made.vae, rank=0, world=2)
+def test_one_process_at_a_time(made: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "used"
+    with (
+        lock(out / "shards" / ".lock"),
+        pytest.raises(CacheError, match=r"another process is preparing .*used: wait"),
+    ):
+        make(made.folder, out, made.vae)
+    make(made.folder, out, made.vae)
     assert files(out) == made.whole
 
 
@@ -133,38 +116,6 @@ def test_weights_of_the_hub_are_told_with_their_commit(
     prepare(made.folder, out, vae=vae, encoders=[load_encoder(ENCODER)], **how)  # from a file
 
 
-def test_a_lost_rank_is_not_waited_for_for_ever(made: SimpleNamespace, tmp_path: Path) -> None:
-    out = tmp_path / "lost"
-    with pytest.raises(CacheError, match=r"shards \[1, 3\] of other processes did not come"):
-        make(made.folder, out, made.vae, rank=0, world=2, patience=0.3)
-    make(made.folder, out, made.vae)  # alone, it does what the other did not
-    assert files(out) == made.whole
-
-
-def test_torchrun_tells_the_rank(
-    made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(CacheError, match=r"shards \[0, 2\]"):
-        make(made.folder, tmp_path / "one", made.vae, patience=0.2)
-    with pytest.raises(ConfigError, match="rank 2 of 2"):
-        make(made.folder, tmp_path / "two", made.vae, rank=2)
-
-
-def test_two_processes_never_write_one_shard(made: SimpleNamespace, tmp_path: Path) -> None:
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    with Claims(folder) as mine:
-        assert mine.take(1)
-        told = subprocess.run(
-            [sys.executable, "-c", OTHER, str(folder / ".lock")], capture_output=True, text=True
-        )
-        assert told.stdout.split() == ["[True,", "False,", "True]"]
-        mine.drop(1)
-        assert mine.take(0) and mine.take(2)  # their owner has ended
-
-
 def test_running_again_only_verifies(made: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "again"
     make(made.folder, out, made.vae)
@@ -173,16 +124,22 @@ def test_running_again_only_verifies(made: SimpleNamespace, tmp_path: Path) -> N
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_damage_is_named_and_repaired(made: SimpleNamespace, tmp_path: Path) -> None:
+def test_damage_is_named_by_verify_and_made_again_by_the_same_command(
+    made: SimpleNamespace, tmp_path: Path
+) -> None:
     out = tmp_path / "damaged"
     make(made.folder, out, made.vae)
     path = out / "shards" / "00002.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 255
     path.write_bytes(data)
-    with pytest.raises(CacheError, match=r"damaged shards 00002\.safetensors.*--repair"):
-        make(made.folder, out, made.vae)
-    make(made.folder, out, made.vae, repair=True)
+    with pytest.raises(CacheError, match=r"damaged shards 00002\.safetensors.*erw prepare"):
+        verify(out)
+    make(made.folder, out, made.vae)
+    assert files(out) == made.whole and len(verify(out)) == 24
+    path.unlink()
+    (out / "shards" / "00001.json").unlink()
+    make(made.folder, out, made.vae)
     assert files(out) == made.whole
 
 
@@ -236,7 +193,11 @@ def spoil(folder: Path) -> None:
 def test_rejects_are_listed_and_skipped(made: SimpleNamespace, tmp_path: Path) -> None:
     spoil(photos(tmp_path / "set"))
     cache = make(tmp_path / "set", tmp_path / "out", made.vae)
-    assert len(cache) == 21 and cache.class_counts == (7, 7, 7) and cache.manifest.rejected == 3
+    assert (
+        len(cache) == 21
+        and cache.manifest.class_counts == (7, 7, 7)
+        and cache.manifest.rejected == 3
+    )
     lines = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["item"] for row in rows] == [0, 11, 23]
@@ -259,7 +220,7 @@ def test_a_shard_of_nothing_but_rejects(made: SimpleNamespace, tmp_path: Path) -
     for path in sorted((folder / "apple").iterdir()):
         path.write_bytes(b"")
     cache = make(folder, tmp_path / "out", made.vae)
-    assert len(cache) == 16 and cache.class_counts == (0, 8, 8)
+    assert len(cache) == 16 and cache.manifest.class_counts == (0, 8, 8)
     assert len(Cache.open(tmp_path / "out").read(range(16)).labels) == 16
 
 
@@ -290,7 +251,9 @@ def test_a_full_disk_leaves_a_cache_that_goes_on(
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(CacheError, match=r"no space left .* 1 of 4 shards are whole"):
+    with pytest.raises(
+        CacheError, match=r"could not write .*the disk is full.*run the same command"
+    ):
         make(made.folder, out, made.vae)
     monkeypatch.undo()
     assert not list(out.rglob("*.part"))
@@ -328,7 +291,7 @@ def test_neither_threads_nor_cores_show_in_the_bytes(tmp_path: Path) -> None:
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            make(folder, tmp_path / str(threads), vae_folder(tmp_path / "vae"), encoder=True, pca=4)
+            make(folder, tmp_path / str(threads), vae_folder(tmp_path / "vae"), encoder=True)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

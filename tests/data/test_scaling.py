@@ -16,7 +16,7 @@ from erw.data import Cache, Loader
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CheckpointError, ConfigError
 from erw.training import train
-from helpers.parts import files, make, photos, picture
+from helpers.parts import make, photos, picture
 from helpers.tiny import tiny_run
 
 CHANNELS = 4
@@ -77,7 +77,7 @@ def test_e2e_vaes_by_the_statistics_of_their_config(
 
 def test_what_is_measured_scales_what_is_read(made: SimpleNamespace) -> None:
     manifest = made.cache.manifest
-    assert manifest.settings["vae"]["scale"] is None
+    assert manifest.spec.vae.scale is None
     assert manifest.scaling["shift"] == list(manifest.latent_mean)
     assert manifest.scaling["scale"] == [1 / value for value in manifest.latent_std]
     batch = made.cache.read(range(24))
@@ -91,23 +91,21 @@ def test_what_is_measured_scales_what_is_read(made: SimpleNamespace) -> None:
     assert torch.equal(plain.decode(raw), again.decode(batch.mean))
 
 
-def test_any_ranks_measure_the_same_and_appending_moves_nothing(
-    made: SimpleNamespace, tmp_path: Path
-) -> None:
-    out = tmp_path / "ranks"
-    for rank in (1, 0):  # each alone: the first one's shards are waited for in vain
-        try:
-            make(made.root / "set", out, made.name, rank=rank, world=2, patience=0.2, **made.how)
-        except ValueError as error:
-            assert rank == 1, error
-    assert files(out) == files(made.cache.path)
+def test_a_further_cache_is_scaled_as_the_first(made: SimpleNamespace, tmp_path: Path) -> None:
     dark = tmp_path / "dark" / "cup"
     dark.mkdir(parents=True)
     Image.fromarray(picture(5) // 4).save(dark / "a.png")
-    grown = make(dark.parent, out, made.name, append=True, **made.how)
-    assert grown.scaling == made.cache.scaling
-    assert grown.manifest.latent_mean != made.cache.manifest.latent_mean
-    assert torch.equal(grown.read([7]).mean, made.cache.read([7]).mean)
+    Image.fromarray(picture(6) // 4).save(dark / "b.png")
+    other = make(dark.parent, tmp_path / "other", made.name, **made.how)
+    both = Cache.open([made.cache.path, other.path])
+    assert both.scaling == made.cache.scaling != other.scaling
+    assert torch.equal(both.read([7]).mean, made.cache.read([7]).mean)
+    shift, scale = (
+        torch.tensor([cache.scaling[name] for cache in (other, made.cache)])[..., None, None]
+        for name in ("shift", "scale")
+    )
+    raw = other.read([1]).mean[0] / scale[0] + shift[0]
+    torch.testing.assert_close(both.read([25]).mean[0], (raw - shift[1]) * scale[1])
 
 
 def test_scalar_scales_stay_as_they_were(made: SimpleNamespace, tmp_path: Path) -> None:
@@ -115,7 +113,7 @@ def test_scalar_scales_stay_as_they_were(made: SimpleNamespace, tmp_path: Path) 
     cache = make(made.root / "set", tmp_path / "scalar", name, image_size=16)
     assert cache.scaling is None and cache.vae["scale"] == pytest.approx([0.18215] * CHANNELS)
     told = json.loads((cache.path / "manifest.json").read_text())
-    assert not told["scaling"] and not told["pca"]
+    assert not told["scaling"]
 
 
 def test_a_run_decodes_with_what_its_cache_measured(made: SimpleNamespace, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from erw.data.settings import weight_hash
+from erw.data.networks import weight_hash
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import VAE, Encoder, ModuleEncoder, load_encoder, load_vae
 from erw.encoders.efficientnet import _pretrained

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.data.settings import weight_hash
+from erw.data.networks import weight_hash
 from erw.encoders import Encoder, ModuleEncoder, load_encoder, load_vae, moco, vits
 from erw.encoders.pretrained import Hub
 from erw.errors import CheckpointError, ConfigError, DataError

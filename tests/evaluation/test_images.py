@@ -13,7 +13,7 @@ from PIL import Image
 from erw import evaluate
 from erw.cli import main
 from erw.data.cache import Cache
-from erw.data.online import write as write_online
+from erw.data.on_the_fly import write as write_online
 from erw.errors import CacheError, DataError, NumericsError
 from erw.evaluation.images import image_set
 from erw.sampling.generation import generate

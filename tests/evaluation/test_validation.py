@@ -142,9 +142,8 @@ def test_two_ranks_score_and_validate_as_one(straight: Path, cache: Path, tmp_pa
 
 def test_held_out_images_from_a_cache(straight: Path, cache: Path, tmp_path: Path) -> None:
     """The same images built in and from a cache give the same loss, but for the cache's float16."""
-    from erw.data.openmoji import OpenMojiSet
-
     from erw.data.prepare import prepare
+    from erw.data.sources.openmoji import OpenMojiSet
     from erw.encoders import load_encoder, load_vae
 
     run, model = tiny_run(cache, eval=Eval(loss_images=12)), load(straight)

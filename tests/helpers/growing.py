@@ -1,6 +1,5 @@
-"""Caches that are grown, and what is done to them: for the tests of appending and of adding."""
+"""Two caches that go together, and what is done to them: for tests of adding and of joining."""
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,15 +7,14 @@ from PIL import Image
 
 from erw.data import Cache
 from erw.data.prepare import add_encoders
-from helpers.parts import files, make, photos, picture, vae_folder
+from helpers.parts import make, photos, picture, vae_folder
 
 OTHER = "efficientnet-lite2@64"
 Parts = SimpleNamespace
 
 
-def grown_parts(root: Path) -> Parts:
-    """24 photos of three classes, 10 more of one of them and of a new one; a cache of each, and one
-    of the first to which the others were appended."""
+def two_caches(root: Path) -> Parts:
+    """24 photos of three classes, 10 more of one of them and of a new one; a cache of each."""
     vae, folder, more = vae_folder(root / "vae"), photos(root / "set"), root / "more"
     for label, name in enumerate(("bear", "Zebra")):
         (more / name).mkdir(parents=True)
@@ -24,9 +22,7 @@ def grown_parts(root: Path) -> Parts:
             Image.fromarray(picture(100 + label * 5 + i)).save(more / name / f"{i}.png")
     make(folder, root / "first", vae, encoder=True)
     make(more, root / "second", vae, encoder=True)
-    grown = shutil.copytree(root / "first", root / "grown")
-    make(more, grown, vae, encoder=True, append=True)
-    return Parts(root=root, vae=vae, folder=folder, more=more, grown=files(grown))
+    return Parts(root=root, vae=vae, folder=folder, more=more)
 
 
 def add(source: Path | None, out: Path, *names: str, **options: object) -> Cache:

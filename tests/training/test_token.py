@@ -13,7 +13,7 @@ from erw import flow
 from erw.align import Aligned, Projector
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader
-from erw.data.online import write
+from erw.data.on_the_fly import write
 from erw.data.prepare import add_encoders
 from erw.encoders import load_encoder
 from erw.errors import CacheError, CheckpointError, ConfigError, DataError
@@ -86,21 +86,22 @@ def test_online_gives_the_same_tokens_in_one_pass(stored, tmp_path, monkeypatch)
     assert torch.equal(rows.token, online.read([0, 1], features=[ENCODER], token=ENCODER).token)
 
 
-def test_a_grown_cache_keeps_and_takes_class_tokens(stored, tmp_path):
+def test_added_and_joined_class_tokens(stored, tmp_path):
     folder, _ = stored
     other = "efficientnet-lite2@64"
     grown = make(folder, tmp_path / "cache", "none", encoder=True, class_token=True)
     add_encoders(folder, grown.path, encoders=[other], class_token=True, progress=False)
     more = photos(tmp_path / "more", each=1)
     both = [load_encoder(name) for name in (ENCODER, other)]
-    made = make(more, grown.path, "none", encoders=both, append=True)
+    second = make(more, tmp_path / "second", "none", encoders=both, class_token=True)
+    made = Cache.open([grown.path, second.path])
     assert {name: spec.class_dim for name, spec in made.features.items()} == {
         ENCODER: 1280,
         other: 1280,
     }
     assert torch.equal(made.read([3], token=ENCODER).token, grown.read([3], token=ENCODER).token)
     assert made.read([3, 10], token=other).token.shape == (2, 1280)
-    run = token_run(made.path)
+    run = token_run(grown.path)
     with pytest.raises(ConfigError, match=r"has class tokens of .* choose one"):
         build.resolve(run, made)
 

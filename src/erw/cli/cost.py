@@ -71,7 +71,7 @@ def from_cache(run: Run) -> Parts:
     return Parts(
         known.run, tokens_of(known.run), model.channels,
         known.dims, known.cost, encode, decode, len(cache),
-        f"by the cache {run.data.cache}, {len(cache):,} images, VAE {cache.vae['name']}",
+        f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}",
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     cost = network_cost(run, dims=dims, teacher=known.flops if taught else 0)
     encode, decode = sd_vae_flops(image_size)
     said = (
-        f"assumed, there is no cache {run.data.cache}: ImageNet at {image_size}, latents "
+        f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at {image_size}, latents "
         f"{channels} x {size} x {size} of {'' if channels == 4 else 'a VAE that costs what '}"
         f"Stable Diffusion's{' VAE' if channels == 4 else ' does'}"
     )
@@ -268,7 +268,7 @@ def costs(run: Run) -> list[str]:
     try:
         known = known_cost(run)
     except CacheError as error:
-        if Path(run.data.cache).expanduser().exists():  # it is there and does not fit
+        if Path(run.data.cache[0]).expanduser().exists():  # it is there and does not fit
             raise
         return [f"cost: not known without the cache ({error})"]
     from erw.training.build import parameter_count

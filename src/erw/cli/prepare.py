@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,8 +37,7 @@ class Prepare:
         subset: which of its configurations, if it has several.
         columns: names of the image and the label column of tables, where they are unusual.
         crop: adm (centre, as ADM does), random, or resize.
-        features: how features are stored; int8 and float8 have one scale per token.
-        pca: how many principal components of each token are stored; none: the token itself.
+        features: how features are stored; int8 has one scale per token.
         class_token: store the encoders' class tokens too, for REG and RCG.
         flip: store the mirrored image as a second variant.
         images: store the cropped images too, as a reference for evaluation.
@@ -50,7 +48,6 @@ class Prepare:
         workers: threads that decode and crop; none: one per core, 8 at most.
         device: where the encoders run; auto: a GPU if there is one.
         strict: stop at the first unreadable image instead of listing it in rejected.jsonl.
-        repair: make damaged shards again.
     """
 
     vae: str = "openmoji-f4c4"
@@ -63,8 +60,7 @@ class Prepare:
     subset: str | None = None
     columns: tuple[str, ...] = ()
     crop: Literal["adm", "random", "resize"] = "adm"
-    features: Literal["float16", "bfloat16", "int8", "float8"] = "float16"
-    pca: int | None = None
+    features: Literal["float16", "bfloat16", "int8"] = "float16"
     class_token: bool = False
     flip: bool = False
     images: bool = False
@@ -75,11 +71,10 @@ class Prepare:
     workers: int | None = None
     device: str = "auto"
     strict: bool = False
-    repair: bool = False
 
 
 def prepare(args: Sequence[str]) -> None:
-    """Encode images into a cache; the same command goes on, or verifies what is there."""
+    """Encode images into a cache; the same command resumes, and makes damaged shards again."""
     found = _read(args)
     if found.verify:
         from erw.data.prepare import verify
@@ -87,12 +82,7 @@ def prepare(args: Sequence[str]) -> None:
         cache = verify(found.out)
         print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
         return
-    if found.abandon:
-        from erw.data.prepare import abandon
-
-        print(abandon(found.out))
-        return
-    how, there = _settings(found)
+    how = _settings(found)
     source = None
     if found.source is not None:
         source = _open(found.source, how, counted="count" in found)
@@ -101,23 +91,23 @@ def prepare(args: Sequence[str]) -> None:
         return
     assert source is not None
     if found.dry_run:
-        print(_forecast(source, how, found, there))
+        from erw.data.prepare import estimate
+
+        print(estimate(source, found.out, **_options(how, found)))
         return
     if found.online:
-        if how.pca is not None:
-            raise ConfigError(
-                "--pca is fitted while a cache is stored: leave --online or --pca out"
-            )
         print(repr(_online(found.source, found.out, how, precise="precision" in found)))
         return
     from erw.data.prepare import prepare as go
 
-    options = to_dict(how)
-    for name in ("count", "groups", *READING):  # the source has taken them
-        del options[name]
-    options |= _as_stored(found)
-    options |= {"append": found.append, "device": pick_device(how.device)}
-    print(go(source, found.out, **options))
+    print(go(source, found.out, **_options(how, found)))
+
+
+def _options(how: Prepare, found: Any) -> dict[str, Any]:
+    """Arguments of `erw.data.prepare.prepare`; the source has taken the other settings."""
+    options = {k: v for k, v in to_dict(how).items() if k not in ("count", "groups", *READING)}
+    options["features"] = getattr(found, "features", None)  # encoders of a cache may differ in it
+    return options | {"device": pick_device(how.device)}
 
 
 def _read(args: Sequence[str]) -> Any:
@@ -131,56 +121,47 @@ def _read(args: Sequence[str]) -> Any:
     parser = Parser("erw prepare", what, usage="IMAGES --out DIR [--SETTING VALUE ...]")
     parser.add_argument("source", metavar="IMAGES", nargs="?")
     parser.add_argument("--out", metavar="DIR", help="folder of the cache")
-    parser.add_argument("--append", action="store_true", help="add IMAGES to the cache in DIR")
     parser.add_argument(
         "--add-encoder", nargs="+", default=[], metavar="NAME",
         help="add features to the cache in DIR, made of the same IMAGES (or of those it holds)",
     )  # fmt: skip
-    parser.add_argument(
-        "--abandon", action="store_true", help="forget what was being added to DIR and not finished"
-    )
     parser.add_argument("--dry-run", action="store_true", help="count images and bytes only")
     parser.add_argument("--verify", action="store_true", help="recheck every hash of DIR only")
     parser.add_argument("--online", action="store_true", help="store nothing, encode in training")
     add_settings(parser, Prepare())
     found = parser.read(args)
-    alone = found.verify or found.abandon or found.add_encoder
-    if found.verify and getattr(found, "repair", False):
-        parser.error("--verify names damaged shards, --repair makes them again: leave one out")
+    alone = found.verify or found.add_encoder
     if found.out is None or (found.source is None and not alone):
         parser.error("the following arguments are required: IMAGES, --out")
     return found
 
 
-def _settings(found: Any) -> tuple[Prepare, dict[str, Any]]:
+def _settings(found: Any) -> Prepare:
     """What was asked for, else what the cache has that is there, else the defaults."""
-    from erw.data.growth import sources
-    from erw.data.settings import begun
+    from erw.data.prepare import read_spec
 
-    there = begun(Path(found.out).expanduser()) or {}
     base = Prepare()
-    if there:
+    if spec := read_spec(Path(found.out).expanduser()):
         same = ("image_size", "crop", "flip", "images", "rows_per_shard", "precision", "seed")
         base = replace(
             base,
-            vae=there["vae"]["name"],
-            encoders=tuple(encoder["name"] for encoder in there["encoders"]),
-            **{name: there[name] for name in same},
+            vae=spec.vae.name,
+            encoders=tuple(encoder.name for encoder in spec.encoders),
+            **{name: getattr(spec, name) for name in same},
         )
-        split = {BUILT_IN: "openmoji-train"}.get(found.source, found.source)
-        counts = [told["count"] for told in sources(there) if told["name"] == split]
-        base = replace(base, count=counts[0] if counts else base.count)
-    return changed(base, found), there
+        if spec.source.name == {BUILT_IN: "openmoji-train"}.get(found.source, found.source):
+            base = replace(base, count=spec.source.count)
+    return changed(base, found)
 
 
 def _add(source: Source | None, how: Prepare, found: Any) -> Any:
     """Add the encoders named to a cache; what does not concern them may not be given."""
     from erw.data.prepare import add_encoders
 
-    may = ("features", "pca", "class_token", "batch_size", "workers", "device", "count", "seed",
+    may = ("features", "class_token", "batch_size", "workers", "device", "count", "seed",
         "groups")  # fmt: skip
     given = [setting.name for setting in settings(Prepare()) if setting.name in found]
-    given += [name for name in ("append", "online", "dry_run") if getattr(found, name)]
+    given += [name for name in ("online", "dry_run") if getattr(found, name)]
     for name in given:
         if name not in (*may, *READING):
             name = name.replace("_", "-")
@@ -188,7 +169,7 @@ def _add(source: Source | None, how: Prepare, found: Any) -> Any:
     return add_encoders(
         source, found.out, encoders=found.add_encoder,
         class_token=how.class_token, batch_size=how.batch_size, workers=how.workers,
-        device=pick_device(how.device), **_as_stored(found),
+        device=pick_device(how.device), features=getattr(found, "features", None),
     )  # fmt: skip
 
 
@@ -209,7 +190,7 @@ def _open(where: str, how: Prepare, *, counted: bool) -> Source:
 
 def _online(where: str, out: str, how: Prepare, *, precise: bool) -> Any:
     """A folder that encodes while training, in bfloat16 unless the precision was given."""
-    from erw.data.online import write
+    from erw.data.on_the_fly import write
 
     if where in (BUILT_IN, f"{BUILT_IN}-test"):
         options: dict[str, Any] = {"size": how.image_size, "count": how.count}
@@ -221,32 +202,3 @@ def _online(where: str, out: str, how: Prepare, *, precise: bool) -> Any:
         flip=how.flip, precision=how.precision if precise else "bfloat16", seed=how.seed,
         class_token=how.class_token, **options,
     )  # fmt: skip
-
-
-def _as_stored(found: Any) -> dict[str, Any]:
-    """How features are to be stored, where that was given: encoders of a cache may differ in it."""
-    return {name: getattr(found, name, None) for name in ("features", "pca")}
-
-
-def _forecast(source: Source, how: Prepare, found: Any, there: dict[str, Any]) -> str:
-    """Images, classes and bytes that a cache will take."""
-    from erw.data.encoding import Networks
-    from erw.data.forecast import table
-    from erw.data.settings import describe, load_networks
-    from erw.data.sources import overview
-
-    networks: Networks = load_networks(how.vae, how.encoders, precision=how.precision, device="cpu")
-    told = describe(
-        source, networks, image_size=how.image_size, crop=how.crop, like=there or None,
-        class_token=how.class_token, rows_per_shard=how.rows_per_shard, seed=how.seed,
-        flip=how.flip, images=how.images, **_as_stored(found),
-    )  # fmt: skip
-    flops = told["vae"]["flops"] + sum(part["flops"] for part in told["encoders"])
-    flops *= 2 if how.flip else 1
-    first, *notes = overview(source)
-    lines = [f"images      {first}"]
-    lines += [f"            {line}" for line in notes]
-    lines += [f"shards      {math.ceil(len(source) / how.rows_per_shard)}"]
-    lines += [f"encoding    {flops / 1e9:.3f} GFLOP an image", ""]
-    lines += [table(told, images=len(source))]
-    return "\n".join(lines)

@@ -1,13 +1,15 @@
 """Sources of images, the cache of latents and features, and what reads it."""
 
-from erw.data.cache import Batch, Cache, FeatureSpec
+from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader, prefetch
 from erw.data.sources import Source, open_source
+from erw.data.spec import CacheSpec, EncoderSpec
 
 __all__ = [
     "Batch",
     "Cache",
-    "FeatureSpec",
+    "CacheSpec",
+    "EncoderSpec",
     "Loader",
     "Source",
     "open_source",

@@ -3,107 +3,182 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from blake3 import blake3
 from torch import Tensor
 
-from erw.data.batch import Batch as Batch
-from erw.data.batch import FeatureSpec as FeatureSpec
-from erw.data.batch import Stored as Stored
-from erw.data.codec import Packed
-from erw.data.columns import Columns
-from erw.data.gather import Located, gather
-from erw.data.limits import lift_file_limit
-from erw.data.manifest import Manifest, Which, by_file, shard_file
-from erw.data.shards import ShardReader, Written, hash_file
+from erw.data.manifest import MANIFEST, Manifest
+from erw.data.quantize import Packed, unpack
+from erw.data.shards import File, ShardReader
+from erw.data.spec import SINGLE, EncoderSpec
 from erw.errors import CacheError
+from erw.io import hash_file
 
-_MOST_MAPPED = 4 << 30  # bytes of shards
-_AROUND = 1 << 16  # bytes that a system maps around a row
+DOWNLOADS = 8  # at a time: object stores give their bandwidth to many connections
+
+
+class Batch(NamedTuple):
+    """Rows of a cache. mean, std: float32 (B, C, h, w), shifted and scaled; labels: int64 (B,).
+
+    features: one float32 (B, T, D) per requested encoder, tokens row by row. token: the class token
+    (B, D) of the requested encoder, float32. A latent is `mean + std * noise`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    labels: Tensor
+    features: tuple[Tensor, ...] = ()
+    token: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same rows on another device."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def rows(self, index: slice) -> "Batch":
+        """Some of the rows."""
+        return self._each(lambda x: x[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        mean, std, labels, *features = map(
+            change, (self.mean, self.std, self.labels, *self.features)
+        )
+        token = None if self.token is None else change(self.token)
+        return Batch(mean, std, labels, tuple(features), token)
+
+
+class Stored(NamedTuple):
+    """Rows as they are stored, a half or a quarter of the bytes of a `Batch`.
+
+    columns: by name; moments: raw float16 (B, 2C, h, w), means then deviations. scale, shift:
+    float32 (C, 1, 1) of the latents. features, token: as requested from `Cache.read`.
+    """
+
+    columns: dict[str, Tensor]
+    scale: Tensor
+    shift: Tensor
+    features: tuple[str, ...] = ()
+    token: str = ""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (B,)."""
+        return self.columns["label"]
+
+    def pin(self) -> "Stored":
+        """In page-locked memory, from which a GPU copies while the CPU goes on."""
+        return self._replace(columns={k: v.pin_memory() for k, v in self.columns.items()})
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The rows on a device, which scales and unpacks them."""
+        columns = {k: v.to(device, non_blocking=True) for k, v in self.columns.items()}
+        scale, shift = self.scale.to(device), self.shift.to(device)
+        mean, std = columns["moments"].float().chunk(2, 1)
+        features = (
+            unpack(Packed(columns[f"features.{name}"], columns.get(f"scale.{name}")))
+            for name in self.features
+        )
+        token = columns[f"class.{self.token}"].float() if self.token else None
+        return Batch((mean - shift) * scale, std * scale, columns["label"], tuple(features), token)
+
+
+class Part(NamedTuple):
+    """One prepared folder or URL. `local` gives the path of one of its files on this machine."""
+
+    where: str
+    manifest: Manifest
+    identity: str
+    local: Callable[[File], Path]
+
+    @property
+    def encoders(self) -> dict[str, EncoderSpec]:
+        """What it stores, by the encoder's name."""
+        return {encoder.name: encoder for encoder in self.manifest.spec.encoders}
 
 
 class Cache:
-    """Random access to a prepared cache; make one with `prepare`, open it with `Cache.open`."""
+    """Random access to the rows of one or more prepared caches; open it with `Cache.open`.
+
+    Several caches read as one: rows one cache after the other, classes matched by name, latents
+    scaled as the first cache's, the features that all of them have.
+    """
 
     threads = 2
-    """That may read at a time. One does not use all that memory gives, and more add nothing."""
+    """Reader threads. Two saturate memory bandwidth; more do not help."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
-        self.where = str(path)  # as people call it
-        settings = manifest.settings
-        self.class_names = manifest.class_names
-        self.class_counts = manifest.class_counts
-        self.num_classes = len(manifest.class_names)
-        self.latent_shape = manifest.latent_shape
-        self.image_size: int = settings["image_size"]
-        self.variants = 2 if settings["flip"] else 1
-        self.vae: dict[str, Any] = settings["vae"] | manifest.scaling
-        self.scaling = manifest.scaling or None  # what was measured, if the VAE asks for it
-        self.features = {told["name"]: FeatureSpec.of(told) for told in settings["encoders"]}
-        self._columns = Columns(self.features, self.latent_shape, self.image_size)
-        self._shards = tuple(shard for shard in manifest.shards if shard.rows)
-        self._ends = np.cumsum([shard.rows for shard in self._shards])
-        self._files = {file.file: file for shard in self._shards for file in shard.files}
-        # Thousands of shards must not exhaust the file handles, nor those of several caches.
-        limit = lift_file_limit(4 * len(self._files))
-        self._shard = lru_cache(maxsize=max(32, limit // 4))(self._open)
-        self._large = sum(file.bytes for file in manifest.files) > _MOST_MAPPED
-        self._touched = 0  # bytes of the shards that are open, at most
+    def __init__(self, parts: Sequence[Part]) -> None:
+        manifest = parts[0].manifest
+        self.parts, self.manifest, self.spec = tuple(parts), manifest, manifest.spec
+        self.where = " ".join(part.where for part in parts)  # for messages
+        self.path = Path(parts[0].where)
+        self.class_names = tuple(
+            dict.fromkeys(name for part in parts for name in part.manifest.class_names)
+        )
+        self.num_classes = len(self.class_names)
+        self._class_numbers = {name: number for number, name in enumerate(self.class_names)}
+        self.latent_shape, self.image_size = self.spec.latent_shape, self.spec.image_size
+        self.variants = 2 if self.spec.flip else 1
+        self.scaling = manifest.scaling or None  # measured, where the VAE has none
+        self.vae: dict[str, Any] = asdict(self.spec.vae) | manifest.scaling
+        self.features = {
+            name: encoder
+            for name, encoder in parts[0].encoders.items()
+            if all(name in part.encoders for part in parts)
+        }
+        for part in parts[1:]:
+            _check_alike(parts[0], part, self.features)
+        self._columns = {k: v for part in self.spec.columns().values() for k, v in part.items()}
+        self._shards = [
+            (ShardReader(shard, columns, part.local), part)
+            for part in parts
+            for columns in [part.manifest.spec.columns()]
+            for shard in part.manifest.shards
+            if shard.rows
+        ]
+        self._ends = np.cumsum([shard.rows for shard, _ in self._shards])
 
     @classmethod
-    def open(cls, path: str | Path) -> "Cache":
-        """Open a finished cache, one at a URL (`Remote`) or an `Online`.
+    def open(cls, path: str | Path | Sequence[str | Path]) -> "Cache":
+        """Open a finished cache in a folder or at a URL, an online one, or several as one.
 
-        Raises `CacheError` if it is missing, unfinished or cut short.
+        Raises:
+            CacheError: one is missing, unfinished or damaged, or several do not fit together.
         """
-        if "://" in str(path):
-            from erw.data.remote import Remote
+        paths = [path] if isinstance(path, str | Path) else list(path)
+        if len(paths) == 1 and (Path(paths[0]).expanduser() / "online.json").is_file():
+            from erw.data.on_the_fly import Online
 
-            return Remote.open(path)
-        path = Path(path).expanduser()
-        if (path / "online.json").is_file():
-            from erw.data.online import Online
-
-            return Online.open(path)
-        manifest = Manifest.read(path)
-        for file in manifest.files:
-            _check_size(path / "shards" / file.file, file.bytes)
-        if not manifest.rows:
-            raise CacheError(f"cache {path} has no rows: prepare it again")
-        return cls(path, manifest)
+            return Online.open(paths[0])
+        return Cache([_open(one) for one in paths])
 
     def __len__(self) -> int:
-        return self.manifest.rows
+        return sum(part.manifest.rows for part in self.parts)
 
     @property
     def encoded(self) -> int:
         """Images that the teacher ever encodes for training: each row once."""
         return len(self)
 
+    @property
+    def identity(self) -> str:
+        """A hash of everything that the cache holds."""
+        hashes = [part.identity for part in self.parts]
+        return hashes[0] if len(hashes) == 1 else blake3("".join(hashes).encode()).hexdigest()[:32]
+
     def __repr__(self) -> str:
         encoders = ", ".join(self.features) or "no features"
         return f"Cache({self.where!r}: {len(self)} rows, {self.vae['name']}, {encoders})"
 
-    def read(
-        self,
-        indices: Sequence[int] | np.ndarray,
-        *,
-        features: Sequence[str] = (),
-        token: str = "",
-        flipped: np.ndarray | None = None,
-    ) -> Batch:
-        """Rows by number, in the order given, with the features of the encoders named.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).open, ([part.where for part in self.parts],)
 
-        `token` names the encoder whose class token is wanted. `flipped` (bool, one a row) takes the
-        mirrored variant where the cache holds one.
-        """
-        found = self.read_stored(indices, features=features, token=token, flipped=flipped)
-        return found.to("cpu")
+    def read(self, indices: Sequence[int] | np.ndarray, **options: Any) -> Batch:
+        """Rows by number, in the order given, on the CPU; `options` as for `read_stored`."""
+        return self.read_stored(indices, **options).to("cpu")
 
     def read_stored(
         self,
@@ -112,85 +187,58 @@ class Cache:
         features: Sequence[str] = (),
         token: str = "",
         flipped: np.ndarray | None = None,
-    ) -> Stored:
-        """As `read`, but nothing is scaled or unpacked until the rows are on their device."""
-        names = self.columns(features=features, token=token)
-        columns = self._gather(names, self._locate(indices, flipped))
-        labels = columns["label"].long()
-        if len(labels) and int(labels.max()) >= max(1, self.num_classes):
-            raise CacheError(
-                f"cache {self.where} has label {int(labels.max())} but {self.num_classes} classes"
-            )
-        return Stored(
-            columns["moments"],
-            _per_channel(self.vae["scale"]),
-            _per_channel(self.vae["shift"]),
-            labels,
-            tuple(
-                Packed(columns[f"features.{name}"], columns.get(f"scale.{name}"))
-                for name in features
-            ),
-            columns.get(f"class.{token}"),
-        )
+    ) -> Any:
+        """A `Stored`: rows whose `to(device)` scales and unpacks them.
 
-    def columns(self, *, features: Sequence[str] = (), token: str = "") -> list[str]:
-        """What is read of the shards for rows with these features and this class token."""
-        self.require(encoders=features, token=token)
-        return self._columns.names(features, token)
+        Args:
+            features: names of encoders.
+            token: the encoder whose class token is read.
+            flipped: bool (B,): rows of which the mirrored variant is read.
+        """
+        mirrored = flipped is not None and bool(flipped.any())
+        self.require(encoders=features, token=token, flip=mirrored)
+        names = ["label", "moments", *(f"features.{name}" for name in features)]
+        names += [f"scale.{name}" for name in features if self.features[name].format == "int8"]
+        columns = self._read(names + [f"class.{token}"] * bool(token), indices, flipped)
+        scale, shift = (torch.tensor(self.vae[name]) for name in ("scale", "shift"))
+        views = scale.reshape(-1, 1, 1), shift.reshape(-1, 1, 1)
+        return Stored(columns, *views, tuple(features), token)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
-        if not self.manifest.settings["images"]:
+        if not all(part.manifest.spec.images for part in self.parts):
             raise CacheError(f"cache {self.where} holds no images: prepare it with --images")
-        return self._gather(["image"], self._locate(indices, None))["image"]
+        return self._read(["image"], indices)["image"]
 
     def items(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Numbers of these rows' images in the source, int64: rejected images leave gaps."""
-        return self._gather(["item"], self._locate(indices, None))["item"].numpy()
+        """Numbers of these rows' images in their source, int64: rejected images leave gaps."""
+        return self._read(["item"], indices)["item"].numpy()
 
     def verify(self) -> list[str]:
-        """Rehash every shard; the names of files that are damaged, cut short or missing."""
-        files = self.manifest.files
+        """Rehash every file; the names of those that are damaged, cut short or missing."""
+        files = [(part, file) for part in self.parts for file in part.manifest.files]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            whole = pool.map(self._whole, files)
-            return [file.file for file, good in zip(files, whole, strict=True) if not good]
-
-    def _whole(self, file: Written) -> bool:
-        try:
-            return hash_file(self.file(file)) == file.blake3
-        except OSError:
-            return False
+            whole = pool.map(lambda pair: _whole(*pair), files)
+            return [file.file for (_, file), good in zip(files, whole, strict=True) if not good]
 
     def require(
         self,
         *,
-        vae: Any = None,
-        encoders: Sequence[Any] = (),
-        token: str = "",
+        encoders: Sequence[str] = (),
         tokens: int | None = None,
-        image_size: int | None = None,
+        token: str = "",
         flip: bool = False,
     ) -> None:
-        """Raise `CacheError` unless this cache was made as told.
+        """Raise `CacheError` unless this cache has what is required.
 
-        `vae` and `encoders` are names, or objects with `name` and `weight_hash`; `tokens` is
-        the number that every encoder asked for must give; `token` names an encoder whose class
-        token must be there.
+        `tokens` is the number of tokens of every encoder; `token` names an encoder with a class
+        token.
         """
-        if vae is not None:
-            name, held = _name(vae), self.vae["name"]
-            told = getattr(vae, "weight_hash", None)  # if known it decides, wherever the VAE lies
-            if (name != held) if told is None else (told != self.vae["weight_hash"]):
-                other = "other weights of it" if name == held else name
-                self._wrong(f"latents of VAE {held}, not of {other}", f"--vae {name}")
-        for encoder in encoders:
-            name = _name(encoder)
+        for name in encoders:
             if name not in self.features:
-                held = ", ".join(self.features) or "no encoder"
-                self._wrong(f"features of {held}, not of {name}", f"--encoders {name}")
+                cached = ", ".join(self.features) or "no encoder"
+                self._lacks(f"features of {cached}, not of {name}", f"--encoders {name}")
             spec = self.features[name]
-            if getattr(encoder, "weight_hash", None) not in (None, spec.weight_hash):
-                self._wrong(f"features of other weights of {name}", f"--encoders {name}")
             if tokens is not None and spec.tokens != tokens:
                 grid = f"{spec.grid[0]} x {spec.grid[1]}"
                 raise CacheError(
@@ -198,103 +246,115 @@ class Cache:
                     f"model has {tokens}: change the patch size, or the encoder's input (NAME@SIDE)"
                 )
         if token and not (token in self.features and self.features[token].class_dim):
-            self._wrong(f"no class token of {token}", f"--encoders {token} --class-token")
-        if image_size is not None and image_size != self.image_size:
-            self._wrong(f"images of side {self.image_size}", f"--image-size {image_size}")
+            self._lacks(f"no class token of {token}", f"--encoders {token} --class-token")
         if flip and self.variants == 1:
-            self._wrong("no flipped variant", "--flip")
+            self._lacks("no flipped variant", "--flip")
 
-    @cached_property
-    def shard_rows(self) -> np.ndarray:
-        """Rows of each shard, in the order of the rows, int64; empty where nothing is stored."""
-        return np.diff(self._ends, prepend=0)
-
-    def admit(self, window: int, columns: Sequence[str]) -> None:
-        """Raise `CacheError` unless rows of so many shards (0: of all) can be read at random."""
-        if window and not len(self._shards):
-            raise CacheError(f"{self.where} stores no shards: leave out data.window")
-
-    def expect(self, shards: Callable[[], np.ndarray], columns: Sequence[str]) -> None:
-        """Hear which shards' columns are read next. Those on a local disk need no preparation."""
-
-    @cached_property
-    def identity(self) -> str:
-        """A hash of everything that the cache holds."""
-        return hash_file(self.path / "manifest.json")[:32]
-
-    def file(self, file: Written) -> Path:
-        """One of its files on this machine."""
-        return self.path / "shards" / file.file
-
-    def _wrong(self, what: str, option: str) -> None:
+    def _lacks(self, what: str, option: str) -> None:
         raise CacheError(
             f"cache {self.where} holds {what}: make one with "
             f"erw prepare IMAGES --out OTHER_DIR {option}"
         )
 
-    def _locate(self, indices: Sequence[int] | np.ndarray, flipped: np.ndarray | None) -> Located:
+    def _read(
+        self,
+        names: Sequence[str],
+        indices: Sequence[int] | np.ndarray,
+        flipped: np.ndarray | None = None,
+    ) -> dict[str, Tensor]:
+        """Columns of rows, in the order given, as they are stored; labels int64."""
         index = np.asarray(indices, dtype=np.int64)
         if index.ndim != 1 or (len(index) and not 0 <= index.min() <= index.max() < len(self)):
             raise IndexError(f"rows {index} of a cache of {len(self)}")
-        if flipped is not None and flipped.any():
-            self.require(flip=True)
-        variant = np.zeros_like(index) if flipped is None else flipped.astype(np.int64)
-        place = np.argsort(index, kind="stable")  # visit each shard once
-        shard = np.searchsorted(self._ends, index[place], side="right")
-        row = index[place] - np.concatenate([[0], self._ends])[shard]
-        return Located(shard, row, variant[place], place)
+        numbers = np.searchsorted(self._ends, index, side="right")
+        rows = index - np.concatenate([[0], self._ends])[numbers]
+        variants = np.zeros_like(index) if flipped is None else flipped.astype(np.int64)
+        places = list(zip(numbers.tolist(), rows.tolist(), variants.tolist(), strict=True))
+        if any("://" in part.where for part in self.parts):
+            with ThreadPoolExecutor(DOWNLOADS) as pool:
+                shards = [self._shards[number][0] for number in set(numbers.tolist())]
+                list(pool.map(lambda shard: [shard[name] for name in names], shards))
+        columns = {}
+        for name in names:
+            varied = self.variants == 2 and name not in SINGLE
+            dtype, shape = self._columns[name]
+            column = torch.empty((len(index), *shape[varied:]), dtype=getattr(torch, dtype))
+            for place, (number, row, variant) in enumerate(places):
+                stored = self._shards[number][0][name]
+                column[place] = stored[row, variant] if varied else stored[row]
+            columns[name] = column
+        if "label" in columns:
+            parts = [self._shards[number][1] for number in numbers.tolist()]
+            labels = map(self._label, parts, columns["label"].tolist())
+            columns["label"] = torch.tensor(list(labels), dtype=torch.int64)
+        return columns
 
-    def _gather(self, names: Sequence[str], rows: Located) -> dict[str, Tensor]:
-        """Columns of the located rows, in batch order, as they are stored."""
-        found: dict[str, Tensor] = {}
-        for which, some in by_file(names, tuple(self.features)).items():
-            found |= zip(some, self._gather_from(which, some, rows), strict=True)
-        self._touched += sum(column.nbytes + len(column) * _AROUND for column in found.values())
-        if self._large and self._touched > _MOST_MAPPED:
-            # Pages that were touched count as this process's, and so do the tables that map them.
-            self._shard.cache_clear()
-            self._touched = 0
-        return found
+    def _label(self, part: Part, label: int) -> int:
+        """A cache's label by the classes of all caches."""
+        names = part.manifest.class_names
+        if not 0 <= label < max(1, len(names)):
+            raise CacheError(f"cache {part.where} has label {label} but {len(names)} classes")
+        return self._class_numbers[names[label]] if names else 0
 
-    def _gather_from(self, which: Which, names: Sequence[str], rows: Located) -> list[Tensor]:
-        """Columns that lie in the same one of a shard's files."""
-        kinds = {name: self._columns.kind(name) for name in names}
 
-        def shard(number: int) -> ShardReader:
-            return self._shard(number, which)
+def folder_part(folder: Path, manifest: Manifest) -> Part:
+    """A cache in a local folder, its files unchecked."""
+    identity = hash_file(folder / MANIFEST)[:32]
+    return Part(str(folder), manifest, identity, lambda file: folder / "shards" / file.file)
 
-        return gather(kinds, rows, variants=self.variants, shard=shard)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).open, (self.where,)  # of a process that is begun anew
+def _open(path: str | Path) -> Part:
+    """One finished cache in a folder or at a URL."""
+    if "://" in str(path):
+        from erw.data.remote import open_remote
 
-    def _written(self, number: int, which: Which) -> Written:
-        name = shard_file(self._shards[number].index, which)
-        try:
-            return self._files[name]
-        except KeyError:
-            raise CacheError(f"cache {self.where} has no file {name}: prepare it again") from None
-
-    def _open(self, number: int, which: Which) -> ShardReader:
-        path = self.file(self._written(number, which))
-        return ShardReader(path, rows=self._shards[number].rows, variants=self.variants)
+        part = open_remote(str(path))
+    else:
+        folder = Path(path).expanduser()
+        if (folder / "online.json").is_file():
+            raise CacheError(
+                f"{folder} encodes while training (--online) and cannot be read as one with other "
+                "caches: prepare it without --online"
+            )
+        part = folder_part(folder, Manifest.read(folder))
+        for file in part.manifest.files:
+            _check_size(part.local(file), file.bytes)
+    if not part.manifest.rows:
+        raise CacheError(f"cache {path} has no rows: prepare it again")
+    return part
 
 
 def _check_size(path: Path, expected: int) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise CacheError(f"shard {path} is missing: run the same erw prepare again") from None
-    if size != expected:
+    if not path.is_file():
+        raise CacheError(f"shard {path} is missing: run the same erw prepare again")
+    if (size := path.stat().st_size) != expected:
         what = "cut short" if size < expected else "too long"
         raise CacheError(
-            f"shard {path} is {what} ({size} of {expected} bytes): erw prepare --repair"
+            f"shard {path} is {what} ({size} of {expected} bytes): run the same erw prepare again"
         )
 
 
-def _per_channel(value: float | list[float]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+def _check_alike(first: Part, part: Part, features: dict[str, EncoderSpec]) -> None:
+    """Raise `CacheError` unless a further cache can be read as one with the first."""
+    ours, theirs = first.manifest, part.manifest
+    pairs = {"VAE": (ours.spec.vae.weight_hash, theirs.spec.vae.weight_hash)}
+    pairs["classes"] = (bool(ours.class_names), bool(theirs.class_names))
+    for name in ("latent_shape", "image_size", "flip"):
+        pairs[name] = getattr(ours.spec, name), getattr(theirs.spec, name)
+    for encoder in features:
+        for name in ("weight_hash", "dim", "grid", "format", "class_dim"):
+            one, two = first.encoders[encoder], part.encoders[encoder]
+            pairs[f"{name} of {encoder}"] = getattr(one, name), getattr(two, name)
+    for what, (one, two) in pairs.items():
+        if one != two:
+            raise CacheError(
+                f"{first.where} and {part.where} cannot be read as one cache: {what} is {one} and "
+                f"{two}; prepare one of them again"
+            )
 
 
-def _name(part: Any) -> str:
-    return part if isinstance(part, str) else part.name
+def _whole(part: Part, file: File) -> bool:
+    try:
+        return hash_file(part.local(file)) == file.blake3
+    except (OSError, CacheError):
+        return False

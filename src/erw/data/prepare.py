@@ -1,24 +1,35 @@
-"""Images to a cache, once: decode, crop, encode, write; the same command resumes or verifies."""
+"""Images to a cache, once: decode, crop, encode, write. The same command resumes and mends."""
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from erw.data import growth
-from erw.data.begin import begin, part_of, write_settings
-from erw.data.cache import Cache
-from erw.data.claims import settling
-from erw.data.job import Job, work
-from erw.data.manifest import MANIFEST, REJECTED, REPORT, Manifest
-from erw.data.progress import Bar, summary
-from erw.data.repair import damaged, named
-from erw.data.settings import begun, describe, describe_encoders, identity, load_networks
+from erw.data.cache import Cache, folder_part
+from erw.data.manifest import (
+    MANIFEST,
+    REJECTED,
+    REPORT,
+    SETTINGS,
+    Manifest,
+    Record,
+    join,
+    rejected_lines,
+)
+from erw.data.networks import cache_spec, encoder_specs, load_networks
 from erw.data.sources import Source, open_source, overview
+from erw.data.spec import CacheSpec, SourceSpec, size_table
+from erw.data.writer import StoredImages, Writer
+from erw.dist import World, world
 from erw.errors import CacheError, ConfigError, DataError
-from erw.io import write_text
+from erw.io import lock, write_json, write_text
+from erw.log import Progress, say
 
 
 def prepare(
@@ -31,27 +42,21 @@ def prepare(
     batch_size: int = 64,
     crop: str = "adm",
     features: str | None = None,
-    pca: int | None = None,
     class_token: bool = False,
     flip: bool = False,
     images: bool = False,
     rows_per_shard: int = 1024,
     precision: str = "float32",
     seed: int = 0,
-    append: bool = False,
     device: str = "cpu",
     workers: int | None = None,
     strict: bool = False,
-    repair: bool = False,
-    rank: int | None = None,
-    world: int | None = None,
-    patience: float = 3600.0,
     progress: bool = True,
 ) -> Cache:
     """Encode a source into a cache folder and open it.
 
-    Running it again goes on with the shards that are missing; if none is, every hash is checked.
-    Under torchrun each rank makes its own shards and rank 0 joins them, to the same bytes as one.
+    Running it again makes the shards that are missing or damaged. Under torchrun each rank makes
+    its share of the shards and the first joins them, to the same bytes as one process.
 
     Args:
         source: see `open_source`.
@@ -60,42 +65,37 @@ def prepare(
         image_size: side of the cropped square, a multiple of the VAE's factor.
         batch_size: images encoded at once; batches never cross shards.
         crop: one of `CROPS`. `seed` moves only random crops.
-        features: how features are stored: float16, bfloat16, or int8 or float8 (e4m3) with a
-            scale per token. None: as the cache has them, or float16.
-        pca: store this many principal components of each token (see `pca`). None: as the cache.
+        features: how features are stored: float16, bfloat16, or int8 with a scale per token.
+            None: as the cache has them, or float16.
         class_token: store the class token of every encoder that has one too, in float16.
         flip: store the mirrored image's moments and features as a second variant.
         images: store the cropped uint8 images too, as a reference for evaluation.
         rows_per_shard: source items per shard; one shard is held in memory.
         precision: "float32", or "bfloat16" to encode under autocast.
-        append: add the source to the finished cache in `out`, in shards of its own. Classes are
-            matched by name, new ones come after those that are there.
         workers: threads that decode and crop; by default one per core, at most 8.
         strict: stop at the first bad image instead of listing it in rejected.jsonl.
-        repair: make damaged shards again instead of naming them.
-        rank, world: this process and how many there are; from RANK and WORLD_SIZE by default.
-        patience: seconds without a new shard after which other processes are taken for dead.
         progress: show a bar, and the report at the end.
 
-    Raises `CacheError` if `out` was made with other settings, is damaged, or the disk is full;
-    `ConfigError` for impossible settings; `DataError` and `FileNotFoundError` as `open_source`.
+    Raises:
+        CacheError: `out` was made with other settings, is in use, or the disk is full.
+        ConfigError: a setting is impossible.
+        DataError, FileNotFoundError: as `open_source`.
     """
-    rank, world = _place(rank, world)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
     source, out = open_source(source), _local(out)
-    found = begun(out)
-    networks = load_networks(vae, encoders, precision=precision, device=device)
-    wanted = describe(
-        source, networks, image_size=image_size, crop=crop, rows_per_shard=rows_per_shard,
-        features=features, pca=pca, class_token=class_token, like=found, seed=seed, flip=flip,
-        images=images,
-    )  # fmt: skip
-    settings = begin(out, wanted, source, append=append)
-    part, number = part_of(settings, source, wanted["source"])
-    workers = workers or min(8, os.cpu_count() or 1)
-    job = Job(out, settings, part, number, networks, batch_size, workers, strict, rank, world)
-    return _go(job, repair=repair, patience=patience, progress=progress)
+
+    with world() as here:
+        networks = load_networks(vae, encoders, precision=precision, device=device)
+        spec = cache_spec(
+            source, networks, image_size=image_size, crop=crop, rows_per_shard=rows_per_shard,
+            features=features, class_token=class_token, like=read_spec(out), seed=seed, flip=flip,
+            images=images,
+        )  # fmt: skip
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
+        with _locked(out, here, partial(_agree, out, spec)) as spec:
+            workers = workers or min(8, os.cpu_count() or 1)
+            how = {"batch_size": batch_size, "workers": workers, "strict": strict}
+            return _make(Writer(out, spec, source, networks, **how), here, progress=progress)
 
 
 def prepare_builtin(
@@ -130,127 +130,247 @@ def add_encoders(
     *,
     encoders: Sequence[Any],
     features: str | None = None,
-    pca: int | None = None,
     class_token: bool = False,
     batch_size: int = 64,
     device: str = "cpu",
     workers: int | None = None,
-    rank: int | None = None,
-    world: int | None = None,
-    patience: float = 3600.0,
     progress: bool = True,
 ) -> Cache:
-    """Add features of more encoders to a finished cache, beside what it holds, and open it.
+    """Add features of more encoders to a finished cache and open it.
 
-    Nothing that is there is read anew or written again. Running it again goes on, or verifies.
+    The cache stays readable meanwhile, and then is as if it had always had them. Running it again
+    resumes.
 
     Args:
-        source: the images again: each of the cache's sources in turn, if it has several. Rows are
-            matched by the number of their image, once the source's fingerprint is that of the
-            cache. None: the images that the rows hold, of a cache made with `images`.
-        out, encoders, features, pca, class_token, batch_size, device, workers: as for `prepare`;
-            the rest is as the cache has it. Equal batches give features that are equal to the bit.
-        rank, world, patience, progress: as for `prepare`.
+        source: the images that the cache was made of. None: those in its rows, if it was made with
+            `images`.
+        out, encoders, features, class_token, batch_size, device, workers, progress: as for
+            `prepare`; the rest is as the cache has it.
 
-    Raises `CacheError` if the images are others, have changed, or the cache is not finished.
+    Raises:
+        CacheError: the images are others, or the cache is not finished.
     """
-    rank, world = _place(rank, world)
     out = _local(out)
-    found = begun(out)
-    if found is None:
-        raise CacheError(f"no cache at {out}: make one with erw prepare IMAGES --out {out}")
-    networks = load_networks(None, encoders, precision=found["precision"], device=device)
-    told = describe_encoders(
-        networks, image_size=found["image_size"], features=features, pca=pca,
-        class_token=class_token, like=found,
-    )  # fmt: skip
-    names = ", ".join(entry["name"] for entry in growth.sources(found))
-    if source is None and not found["images"]:
-        raise CacheError(f"{out} holds no images: give those that it was made of ({names}) again")
-    part: growth.Part | growth.Stored
-    number: int | None = None
-    opened = None if source is None else open_source(source)
-    with settling(out):
-        found = begun(out) or found  # another rank may have noted it just now
-        settings = growth.add(out, found, told)
-        if opened is None:
-            part = growth.Stored(out)
-        else:
-            part, number = part_of(settings, opened, identity(opened))
-        if settings != found:
-            write_settings(out, settings)
-    workers = workers or min(8, os.cpu_count() or 1)
-    job = Job(out, settings, part, number, networks, batch_size, workers, False, rank, world)
-    return _go(job, repair=False, patience=patience, progress=progress)
+    before = Manifest.read(out).spec
+    if source is None and not before.images:
+        raise CacheError(f"{out} holds no images: give those that it was made of again")
+    given: Any = StoredImages(Cache.open(out)) if source is None else open_source(source)
+    if source is not None and SourceSpec.of(given) != before.source:
+        raise CacheError(
+            f"{given.name} ({len(given)} images) is not what {out} was made of, or has changed "
+            f"since: expected {before.source.name} ({before.source.count} images)"
+        )
+    with world() as here:
+        networks = load_networks(None, encoders, precision=before.precision, device=device)
+        new = encoder_specs(
+            networks, image_size=before.image_size, features=features, class_token=class_token,
+            like=before,
+        )  # fmt: skip
+
+        def agree() -> CacheSpec:
+            old = read_spec(out) or before
+            spec = old.with_encoders(new, where=out)
+            _check_shards(out, spec)
+            if spec != old:
+                write_json(out / SETTINGS, spec.to_json())
+            return spec
+
+        with _locked(out, here, agree) as spec:
+            workers = workers or min(8, os.cpu_count() or 1)
+            writer = Writer(out, spec, given, networks, batch_size=batch_size, workers=workers)
+            return _make(writer, here, progress=progress)
 
 
 def verify(out: str | Path) -> Cache:
-    """Rehash every shard of a finished cache and open it.
+    """Rehash every file of a finished cache and open it.
 
-    Raises `CacheError` that names the damaged shards, or says that the cache is unfinished.
+    Raises:
+        CacheError: the damaged files, or that the cache is unfinished.
     """
     if "://" in str(out) or (Path(out).expanduser() / "online.json").is_file():
         cache = Cache.open(out)
-    else:  # what is cut short or missing is named with the rest, not refused at once
-        out = Path(out).expanduser()
-        cache = Cache(out, Manifest.read(out))
+    else:  # `Cache.open` would stop at the first file of a wrong size
+        folder = Path(out).expanduser()
+        cache = Cache([folder_part(folder, Manifest.read(folder))])
     if bad := cache.verify():
-        raise named(cache.where, bad)
+        names = ", ".join(bad[:8]) + (" ..." if len(bad) > 8 else "")
+        raise CacheError(
+            f"{cache.where}: damaged shards {names}: make them again with the erw prepare that "
+            "made the cache"
+        )
     return Cache.open(out)
 
 
-def abandon(out: str | Path) -> Cache:
-    """Forget images or encoders that were being added to a cache and not finished; open the rest.
+def estimate(
+    source: Source, out: str | Path, *, vae: Any, encoders: Sequence[Any], **options: Any
+) -> str:
+    """Images, classes, FLOPs and bytes of the cache that `prepare` would make with its options."""
+    networks = load_networks(vae, encoders, precision=options.pop("precision"), device="cpu")
+    for name in ("batch_size", "workers", "device", "strict"):  # they do not show in the cache
+        options.pop(name, None)
+    spec = cache_spec(source, networks, like=read_spec(Path(out).expanduser()), **options)
+    flops = spec.vae.flops + sum(encoder.flops for encoder in spec.encoders)
+    first, *notes = overview(source)
+    lines = [f"images      {first}", *(f"            {line}" for line in notes)]
+    lines += [
+        f"shards      {spec.shards}",
+        f"encoding    {flops * (1 + spec.flip) / 1e9:.3f} GFLOP an image",
+        "",
+        size_table(spec),
+    ]
+    return "\n".join(lines)
 
-    Raises `CacheError` if there is nothing to forget, or another process is still at it.
+
+def read_spec(out: Path) -> CacheSpec | None:
+    """The spec of the cache in `out`, finished or not, or None.
+
+    Raises:
+        CacheError: it cannot be read.
     """
-    out = _local(out)
-    found = begun(out)
-    if found is None or Manifest.read(out).settings == found:
-        raise CacheError(f"nothing is being added to {out}: there is nothing to abandon")
-    with settling(out):
-        write_settings(out, growth.abandon(out, found))
-    return Cache.open(out)
+    path = out / SETTINGS
+    if not path.exists():
+        return Manifest.read(out).spec if (out / MANIFEST).exists() else None
+    try:
+        return CacheSpec.from_json(json.loads(path.read_text()))
+    except CacheError as error:
+        raise CacheError(f"{out}: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{path} is damaged ({error}): remove {out}, prepare again") from error
 
 
-def _go(job: Job, *, repair: bool, patience: float, progress: bool) -> Cache:
-    """Verify what is finished, or make what is missing and report on it."""
-    if job.joined() and not damaged(job, repair=repair):
-        cache = Cache.open(job.out)
-        if job.strict and cache.manifest.rejected:
+@contextmanager
+def _locked(out: Path, here: World, agree: Callable[[], CacheSpec]) -> Iterator[CacheSpec]:
+    """Hold a cache's folder in the first rank, which calls `agree`; its spec, in every rank."""
+    with ExitStack() as stack:
+
+        def begin() -> CacheSpec:
+            known = {SETTINGS, MANIFEST, REJECTED, REPORT, "shards"}
+            others = any(p.name not in known for p in out.glob("[!.]*"))
+            if read_spec(out) is None and (others or any(out.glob("shards/[!.]*"))):
+                raise CacheError(f"{out} is no cache and not empty: choose another folder")
+            if not stack.enter_context(lock(out / "shards" / ".lock")):
+                raise CacheError(f"another process is preparing {out}: wait until it has finished")
+            return agree()
+
+        yield here.broadcast(begin)
+
+
+def _agree(out: Path, new: CacheSpec) -> CacheSpec:
+    """The spec of the cache in `out`, which `new` begins or must match."""
+    before = read_spec(out)
+    if before is None:
+        write_json(out / SETTINGS, new.to_json())
+        return new
+    names = [encoder.name for encoder in new.encoders]
+    named = tuple(encoder for encoder in before.encoders if encoder.name in names)
+    changed = replace(before, encoders=named).differences(new)
+    if not changed:
+        return before
+    hint = f"choose another folder or remove {out}"
+    if all(change.startswith("encoders") for change in changed):
+        hint += ", or add an encoder to it with --add-encoder"
+    elif all(change.startswith("source.") for change in changed):
+        hint = (
+            "its files or labels have changed, or --classes, --columns, --split or --subset have; "
+            "prepare other images in another folder (--data.cache A B reads both as one)"
+        )
+    raise CacheError(f"{out} was begun with other settings: {', '.join(changed)}; {hint}")
+
+
+def _check_shards(out: Path, spec: CacheSpec) -> None:
+    """Raise `CacheError` for a cache that an earlier version has grown by further images."""
+    if len(Manifest.read(out).shards) != spec.shards:
+        raise CacheError(
+            f"{out} was grown with --append by an earlier version: it can be read but not changed; "
+            "prepare its images anew in other folders"
+        )
+
+
+def _make(writer: Writer, here: World, *, progress: bool) -> Cache:
+    """Make what is missing or damaged, join it, and report on it."""
+    out, spec, began = writer.out, writer.spec, time.monotonic()
+    if here.broadcast(partial(_whole, writer)):
+        cache = Cache.open(out)
+        if writer.strict and (rejected := cache.manifest.rejected):
             raise DataError(
-                f"{job.out} was made without {cache.manifest.rejected} images that cannot be read, "
-                f"listed in {job.out / REJECTED}: mend them and make another, or leave out --strict"
+                f"{out} was made without {rejected} images that cannot be read, listed in "
+                f"{out / REJECTED}: mend them and make another, or leave out --strict"
             )
         return cache
-    began = time.monotonic()
-    mine = sum(span.stop - span.first for span in job.own()[job.rank :: job.world])
-    before = Manifest.read(job.out).class_names if (job.out / MANIFEST).exists() else None
-    with Bar(f"prepare {job.source.name}", total=mine, shown=progress) as bar:
-        for line in overview(job.source):
-            bar.note(line)
-        if before is not None and (new := job.source.class_names[len(before) :]):
-            bar.note(f"classes that the cache did not have: {', '.join(new)}")
-        others = work(job, bar, patience=patience)
-    if others:
-        told = growth.sources(job.settings)
-        names = ", ".join(told[number]["name"] for number in sorted({s.source for s in others}))
-        bar.note(f"{len(others)} parts are still to be made of {names}: run this with them too")
-        return Cache.open(job.out)
-    cache = Cache.open(job.out)
-    if job.rank == 0:
-        report = summary(cache, seconds=time.monotonic() - began, encoded=bar.encoded)
-        write_text(job.out / REPORT, json.dumps(report, indent=1) + "\n")
-        bar.say(report, job.out / REJECTED)
+    indices = range(here.rank, spec.shards, here.size)
+    total = sum(len(spec.span(index)) for index in indices if writer.missing(index))
+    quiet = not (progress and here.first)
+    with Progress(f"prepare {writer.source.name}", total, unit="images", quiet=quiet) as bar:
+        for line in overview(writer.source):
+            bar.say(line)
+        writer.write(indices, bar)
+    here.barrier()
+    here.broadcast(partial(_join, writer))
+    cache = Cache.open(out)
+    if here.first:
+        _report(cache, encoded=total * here.size, seconds=time.monotonic() - began, quiet=quiet)
     return cache
 
 
-def _place(rank: int | None, world: int | None) -> tuple[int, int]:
-    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-    world = int(os.environ.get("WORLD_SIZE", "1")) if world is None else world
-    if not 0 <= rank < world:
-        raise ConfigError(f"rank {rank} of {world}: expected 0 to {world - 1}")
-    return rank, world
+def _whole(writer: Writer) -> bool:
+    """Whether the cache is finished and whole; damaged files are removed, to be made again."""
+    out = writer.out
+    if not (out / MANIFEST).exists() or (manifest := Manifest.read(out)).spec != writer.spec:
+        return False
+    if bad := Cache([folder_part(out, manifest)]).verify():
+        _check_shards(out, writer.spec)
+        say(f"{out}: making {len(bad)} damaged files again ({', '.join(bad[:8])})")
+    for name in bad:
+        (writer.folder / name).unlink(missing_ok=True)
+    return not bad
+
+
+def _join(writer: Writer) -> None:
+    """Write rejected.jsonl and the manifest from the records of all shards."""
+    out, names = writer.out, writer.source.class_names
+    found = [Record.read(writer.folder, index) for index in range(writer.spec.shards)]
+    records = [record for record in found if record]
+    assert len(records) == len(found), "joined before all shards were there"
+    write_text(out / REJECTED, rejected_lines(records))
+    if not any(record.shard.rows for record in records):
+        _, path, reason = records[0].rejected[0]
+        shutil.rmtree(writer.folder)  # so that other images may come here
+        (out / SETTINGS).unlink()
+        raise DataError(
+            f"none of the {len(writer.source)} images of {writer.source.name} can be used: "
+            f"{path}: {reason}; all reasons are in {out / REJECTED}"
+        )
+    join(writer.spec, names, records).write(out)
+
+
+def _report(cache: Cache, *, encoded: int, seconds: float, quiet: bool) -> None:
+    """Write report.json, and its content on standard error."""
+    manifest, speed = cache.manifest, encoded / max(seconds, 1e-9)
+    size = sum(file.bytes for file in manifest.files)
+    report = {
+        "rows": manifest.rows,
+        "rejected": manifest.rejected,
+        "encoded_now": encoded,
+        "seconds": seconds,
+        "images_per_second": speed,
+        "bytes": size,
+        "bytes_per_row": size / manifest.rows,
+        "fidelity": manifest.fidelity,
+    }
+    write_json(cache.path / REPORT, report)
+    if quiet:
+        return
+    say(
+        f"{manifest.rows} images in {seconds:.0f} s ({speed:.0f} images/s), {size / 1e6:.1f} MB, "
+        f"{size / manifest.rows:.0f} bytes a row"
+    )
+    for name, cosine in manifest.fidelity.items():
+        say(
+            f"features of {name} ({cache.features[name].format}): cosine with the originals "
+            f"{cosine['mean']:.6f} on average, {cosine['min']:.6f} at worst"
+        )
+    if manifest.rejected:
+        say(f"{manifest.rejected} images rejected, reasons in {cache.path / REJECTED}")
 
 
 def _local(out: str | Path) -> Path:

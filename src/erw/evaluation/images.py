@@ -178,10 +178,10 @@ def _of_npz(path: Path) -> ImageSet:
 
 def _of_cache(cache: Cache, what: str) -> ImageSet:
     """The images that a cache was made of, where it stores them or encodes on the fly."""
-    from erw.data.online import Online
+    from erw.data.on_the_fly import Online
 
     name = Path(cache.where).name
-    if not isinstance(cache, Online) and not cache.manifest.settings["images"]:
+    if not isinstance(cache, Online) and not cache.spec.images:
         raise CacheError(
             f"{what} {name}: this cache holds latents and features but no images; give "
             "the images themselves, or prepare them again with --images"

@@ -325,7 +325,7 @@ def uncached(
         vae, encoder: by name; see `erw.prepare`.
         count: how many of a built-in set to compose; of others, all are there.
     """
-    from erw.data.online import write
+    from erw.data.on_the_fly import write
 
     options: dict[str, Any] = {}
     if str(images) in BUILT_IN:

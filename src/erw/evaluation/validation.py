@@ -131,7 +131,7 @@ def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], World], Batch]
         if run.model.needs_token or not built_in(cache.class_names):
             raise ConfigError(
                 "eval.heldout is missing: give a cache of images that are not trained on, made as "
-                f"{run.data.cache} (only runs on the built-in images, without class tokens, have "
+                f"{cache.where} (only runs on the built-in images, without class tokens, have "
                 "one built in)"
             )
         return lambda rows, world: _composed(cache, rows, count, world.device)
@@ -143,7 +143,7 @@ def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], World], Batch]
     ):
         if a != b:
             raise ConfigError(
-                f"eval.heldout {run.eval.heldout} has {name} than {run.data.cache}: prepare it "
+                f"eval.heldout {run.eval.heldout} has {name} than {cache.where}: prepare it "
                 "with the same options"
             )
     if len(other) < count:

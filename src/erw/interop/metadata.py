@@ -140,7 +140,7 @@ def _data(model: Trained, recipe: dict[str, Any]) -> dict[str, Any]:
     try:
         cache = Cache.open(model.run.data.cache)
         if cache.identity == cached.get("identity"):
-            data["source"] = Path(cache.manifest.settings["source"]["name"]).name
+            data["source"] = Path(cache.spec.source.name).name
     except (CacheError, KeyError):  # moved away, or it encodes while training
         pass
     if str(data.get("source", "")).startswith("openmoji") or model.class_names == tuple(groups()):

@@ -19,7 +19,7 @@ BASE = Run(
     name="sit_b2_in256_base",
     steps=400_000,
     model=_model("B"),
-    data=Data(cache="cache/imagenet256", batch_size=256, class_dropout=0.1),
+    data=Data(cache=("cache/imagenet256",), batch_size=256, class_dropout=0.1),
     plan=SIT,
     optim=Optim(lr=1e-4, ema=0.9999, clip=1.0, precision="bf16", compile=True),
     sample=Sample(steps=250, solver="euler_maruyama"),

@@ -23,7 +23,7 @@ BASE = Run(
         input_size=16,
         channels=32,
     ),
-    data=Data(cache="cache/imagenet256-vavae", batch_size=1024, class_dropout=0.1),
+    data=Data(cache=("cache/imagenet256-vavae",), batch_size=1024, class_dropout=0.1),
     flow=Flow(times="logit_normal", direction=1.0),
     plan=SIT,
     optim=Optim(lr=2e-4, betas=(0.9, 0.95), ema=0.9999, clip=1.0, precision="bf16", compile=True),

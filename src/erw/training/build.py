@@ -39,7 +39,7 @@ def resolve(run: Run, cache: Cache) -> Run:
     for name, value in told.items():
         if getattr(run.model, name) not in (None, value):
             raise ConfigError(
-                f"model.{name} is {getattr(run.model, name)}, but the cache {run.data.cache} has "
+                f"model.{name} is {getattr(run.model, name)}, but the cache {cache.where} has "
                 f"{value}; leave it out to take the cache's"
             )
     features = run.data.features or tuple(cache.features)
@@ -52,7 +52,7 @@ def resolve(run: Run, cache: Cache) -> Run:
             )
     if run.plan.aligns and not features:
         raise ConfigError(
-            f"the plan aligns with an encoder, but the cache {run.data.cache} holds no features; "
+            f"the plan aligns with an encoder, but the cache {cache.where} holds no features; "
             "prepare it with --encoders, or train with the plan of SiT (--plan.align.value 0)"
         )
     if not run.plan.aligns:
@@ -79,7 +79,7 @@ def token_encoder(run: Run, cache: Cache) -> str:
         cache.require(token=next(iter(cache.features), "dinov2-b"))
     if len(held) > 1:
         raise ConfigError(
-            f"the cache {run.data.cache} has class tokens of {', '.join(held)}; choose one with "
+            f"the cache {cache.where} has class tokens of {', '.join(held)}; choose one with "
             "--data.class_token"
         )
     return held[0]

@@ -79,7 +79,7 @@ def claim(
         before = to_dict(from_dict(Run, there["resolved"]))
         different = differences(before, to_dict(resolved))
         if there["cache"]["identity"] != cache.identity:
-            different.append(f"the contents of data.cache {run.data.cache}")
+            different.append(f"the contents of data.cache {cache.where}")
         began, begins = (there.get("init") or {}), (begins_with or {})
         if began.get("identity") != begins.get("identity"):
             one, two = (of.get("source", "fresh weights") for of in (began, begins))

@@ -14,7 +14,6 @@ from erw.data.loader import Loader, prefetch
 from erw.dist import World, precision, unsynced
 from erw.ema import Ema, PowerEmas
 from erw.errors import NumericsError
-from erw.malloc import keep_freed
 from erw.models import SiT
 from erw.plan import Phase
 from erw.rng import Draws
@@ -39,13 +38,12 @@ class State:
         self.dtype, self.why_dtype = precision(run.optim.precision, here.device)
         if here.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        keep_freed()
         self.net: Aligned = build.build_net(run, cache).to(here.device)
         self.ema = Ema(self.net, decay=run.optim.ema)
         self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
         self.optimizer = make_optimizer(self.net, run.optim)
         order = partial(
-            Loader, cache, seed=run.seed, token=run.data.class_token or "", window=run.data.window,
+            Loader, cache, seed=run.seed, token=run.data.class_token or "",
             stored=here.device.type != "cpu",
         )  # fmt: skip
         self.loader, self.without_features = order(features=run.data.features), order()

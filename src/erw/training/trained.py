@@ -201,7 +201,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        found["resolved"], found["cache"]["vae"]
+        for settings in (found["run"], found["resolved"]):
+            settings["data"].pop("window", None)  # of earlier versions
+        found["cache"]["vae"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:

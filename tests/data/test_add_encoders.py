@@ -7,20 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from erw.cli import main
-from erw.data import Cache
+from erw.data import Cache, writer
 from erw.data.prepare import add_encoders, prepare, verify
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError
-from helpers.growing import OTHER, Parts, add, damage, grown_parts, times
-from helpers.parts import ENCODER, files, make, photos, picture
+from helpers.growing import OTHER, Parts, add, damage, times, two_caches
+from helpers.parts import ENCODER, files, make, photos
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    return grown_parts(tmp_path_factory.mktemp("grow"))
+    return two_caches(tmp_path_factory.mktemp("grow"))
 
 
 @pytest.fixture
@@ -41,10 +40,9 @@ def test_an_added_encoder_is_as_if_it_had_always_been_there(made: Parts, tmp_pat
     before = files(outs[0])
     caches = [add(folder, outs[0]), add(None, outs[1])]  # the images again, or those of the rows
     assert files(outs[0]) == files(outs[1])
-    kept = {name: data for name, data in before.items() if name.startswith("shards")}
+    kept = {name: data for name, data in before.items() if name.endswith(".safetensors")}
     assert kept.items() <= files(outs[0]).items()
-    for name, data in files(tmp_path / "both").items():
-        assert not name.endswith(".safetensors") or files(outs[0])[name] == data
+    assert files(outs[0]) == files(tmp_path / "both")
     sides = np.arange(23) % 2 == 0
     wanted = at_once.read(range(23), features=[ENCODER, OTHER], flipped=sides)
     for cache in caches:
@@ -55,14 +53,7 @@ def test_an_added_encoder_is_as_if_it_had_always_been_there(made: Parts, tmp_pat
         assert cache.features == at_once.features
 
 
-def test_adding_again_goes_on_or_verifies_and_is_repaired(made: Parts, copy: Path) -> None:
-    how = {"world": 2, "patience": 0.3}
-    with pytest.raises(CacheError, match=r"shards \[1, 3\] of other processes"):
-        add(made.folder, copy, rank=0, **how)
-    assert set(Cache.open(copy).features) == {ENCODER}
-    again = Path(shutil.copytree(copy, copy.with_name("abandoned")))
-    assert main(["prepare", "--out", str(again), "--abandon"]) == 0
-    assert files(again) == files(made.root / "first")
+def test_adding_again_verifies_and_the_first_command_mends(made: Parts, copy: Path) -> None:
     cache = add(made.folder, copy)
     whole, before = files(copy), times(copy)
     assert set(cache.features) == {ENCODER, OTHER}
@@ -72,18 +63,41 @@ def test_adding_again_goes_on_or_verifies_and_is_repaired(made: Parts, copy: Pat
     damage(copy / "shards" / "00002.1.safetensors")
     damage(copy / "shards" / "00001.safetensors")
     assert Cache.open(copy).verify() == ["00001.safetensors", "00002.1.safetensors"]
-    with pytest.raises(CacheError, match=r"00002\.1\.safetensors.*--repair"):
+    with pytest.raises(CacheError, match=r"shard 1 is damaged: make it again with the erw prep"):
         add(made.folder, copy)
     both = [load_encoder(ENCODER), load_encoder(OTHER)]
-    make(made.folder, copy, made.vae, encoders=both, repair=True)
+    make(made.folder, copy, made.vae, encoders=both)
     assert files(copy) == whole
+    damage(copy / "shards" / "00002.1.safetensors")
+    add(made.folder, copy)
+    assert files(copy) == whole
+
+
+def test_a_stopped_addition_leaves_the_cache_readable_and_goes_on(
+    made: Parts, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = writer.write_columns, []
+
+    def stop(path: Path, columns: dict[str, torch.Tensor]) -> object:
+        calls.append(path.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write(path, columns)
+
+    monkeypatch.setattr(writer, "write_columns", stop)
+    with pytest.raises(KeyboardInterrupt):
+        add(made.folder, copy)
+    assert set(Cache.open(copy).features) == {ENCODER}
+    add(made.folder, copy)
+    assert calls == [f"0000{i}.1.safetensors" for i in (0, 1, 2, 2, 3)]
+    assert files(copy) == files(add(made.folder, copy).path)
 
 
 def test_images_that_are_not_those_of_the_cache(made: Parts, copy: Path, tmp_path: Path) -> None:
     before = files(copy)
-    with pytest.raises(CacheError, match=r"more \(10 images\) is not what the cache was made of"):
+    with pytest.raises(CacheError, match=r"more \(10 images\) is not what .* was made of"):
         add(made.more, copy)
-    with pytest.raises(CacheError, match=r"holds no images: give those .* \(set\) again"):
+    with pytest.raises(CacheError, match=r"holds no images: give those that it was made of again"):
         add(None, copy)
     with pytest.raises(CacheError, match=r"features of effic.*already, with another format"):
         add(made.folder, copy, ENCODER, features="int8")
@@ -97,49 +111,6 @@ def test_images_that_are_not_those_of_the_cache(made: Parts, copy: Path, tmp_pat
         add(folder, copy)
 
 
-def test_images_that_changed_at_equal_size_are_not_mixed_in(tmp_path: Path) -> None:
-    for i in range(4):
-        (tmp_path / "set" / "a").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(i)).save(tmp_path / "set" / "a" / f"{i}.bmp")
-    folder, out = tmp_path / "set", tmp_path / "c"
-    prepare(folder, out, vae=load_vae("none"), image_size=32, progress=False)
-    one, two = (folder / "a" / f"{i}.bmp" for i in (1, 2))
-    data = one.read_bytes()
-    assert len(data) == two.stat().st_size
-    one.write_bytes(two.read_bytes())
-    two.write_bytes(data)
-    encoder = [load_encoder("efficientnet-lite0@32")]
-    with pytest.raises(CacheError, match="images 0 to 3 of set have changed since"):
-        add_encoders(folder, out, encoders=encoder, progress=False)
-    two.write_bytes(one.read_bytes())
-    one.write_bytes(data)
-    assert add_encoders(folder, out, encoders=encoder, progress=False).features
-
-
-def test_images_appended_and_encoders_added_in_turn(made: Parts, tmp_path: Path) -> None:
-    """An encoder comes to two sources one after the other; what is appended then has both."""
-    out = Path(shutil.copytree(made.root / "grown", tmp_path / "grown"))
-    cache = add(made.folder, out, features="int8")
-    assert set(cache.features) == {ENCODER}  # those of the second source are still missing
-    cache = add(made.more, out, features="int8")
-    assert cache.features[OTHER].format == "int8"
-    third = tmp_path / "third" / "cup"
-    third.mkdir(parents=True)
-    Image.fromarray(picture(9)).save(third / "a.png")
-    both = [load_encoder(ENCODER), load_encoder(OTHER)]
-    cache = make(third.parent, out, made.vae, encoders=both, append=True)
-    assert len(cache) == 35 and cache.read([34]).labels.tolist() == [2]
-    names = {path.name for path in (out / "shards").glob("0000[56]*.safetensors")}
-    assert names == {
-        f"{shard}{i}.safetensors" for shard in ("00005", "00006") for i in ("", ".0", ".1")
-    }
-    alone = make(third.parent, tmp_path / "alone", made.vae, encoders=both)
-    wanted = alone.read([0], features=[ENCODER, OTHER]).features
-    got = cache.read([34], features=[ENCODER, OTHER]).features
-    assert torch.equal(got[0], wanted[0])
-    assert torch.nn.functional.cosine_similarity(got[1], wanted[1], dim=-1).min() > 0.999
-
-
 def test_an_encoder_is_added_where_all_images_of_a_shard_were_rejected(tmp_path: Path) -> None:
     folder = photos(tmp_path / "set", each=2)
     for i in range(4):  # the first shard
@@ -151,7 +122,7 @@ def test_an_encoder_is_added_where_all_images_of_a_shard_were_rejected(tmp_path:
     )
     rows = len(cache)
     grown = add_encoders(
-        folder, out, encoders=[load_encoder("efficientnet-lite0@32")], progress=False, patience=5
+        folder, out, encoders=[load_encoder("efficientnet-lite0@32")], progress=False
     )
     assert len(grown) == rows
     features = grown.read(range(rows), features=["efficientnet-lite0@32"]).features[0]
@@ -171,20 +142,22 @@ def test_on_the_command_line(made: Parts, copy: Path, capsys: pytest.CaptureFixt
     """Settings that are not given are those of the cache."""
     erw = run(capsys)
     assert erw("prepare", made.folder, "--out", copy)[0] == 0
-    code, out, _ = erw("prepare", made.more, "--out", copy, "--append")
-    assert code == 0 and "34 rows" in out
-    code, _, err = erw("prepare", made.more, "--out", copy, "--add-encoder", OTHER, "--crop", "adm")
+    code, _, err = erw("prepare", made.more, "--out", copy)
+    assert code == 2 and "--data.cache A B reads both as one" in err
+    code, _, err = erw(
+        "prepare", made.folder, "--out", copy, "--add-encoder", OTHER, "--crop", "adm"
+    )
     assert code == 2 and "--crop does not go with --add-encoder" in err
-    assert erw("prepare", made.folder, "--out", copy, "--add-encoder", OTHER)[0] == 0
-    code, out, _ = erw("prepare", made.more, "--out", copy, "--add-encoder", OTHER)
+    code, out, _ = erw("prepare", made.folder, "--out", copy, "--add-encoder", OTHER)
     assert code == 0 and OTHER in out
     assert erw("prepare", "--out", copy, "--verify")[0] == 0
-    damage(copy / "shards" / "00005.1.safetensors")
+    damage(copy / "shards" / "00003.1.safetensors")
     code, _, err = erw("prepare", "--out", copy, "--verify")
-    assert code == 2 and "00005.1.safetensors" in err
-    assert erw("prepare", made.more, "--out", copy, "--repair")[0] == 0
+    assert code == 2 and "00003.1.safetensors" in err
+    assert erw("prepare", made.folder, "--out", copy)[0] == 0
+    assert erw("prepare", "--out", copy, "--verify")[0] == 0
     code, _, err = erw("prepare", "--out", copy, "--add-encoder", "efficientnet-lite0@32")
     assert code == 2 and "holds no images" in err
-    assert erw("prepare", "--out", copy, "--append")[0] == 2
+    assert erw("prepare", "--out", copy)[0] == 2
     code, _, err = erw("prepare", made.more, "--out", "s3://bucket/cache")
     assert code == 2 and "made in a local folder, not at s3://bucket/cache" in err

@@ -1,0 +1,216 @@
+"""The frozen networks of a cache: loaded, described, and run to the same bytes on any cores.
+
+On a CPU the result of an operation may depend on how many threads share it. So none does: a batch
+is cut into pieces of fixed size, each encoded by one thread.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from erw.data.images import CROPS, WHITE
+from erw.data.quantize import FORMATS
+from erw.data.sources import Source
+from erw.data.spec import CacheSpec, EncoderSpec, SourceSpec, VaeSpec
+from erw.encoders.base import counted_flops
+from erw.errors import ConfigError
+
+PIECE = 4  # images: enough for a matrix product, few enough for a core's cache
+PRECISIONS = ("float32", "bfloat16")
+
+
+class Networks(NamedTuple):
+    """VAE (None where only features are made) and encoders, and the precision that they run in."""
+
+    vae: Any
+    encoders: tuple[Any, ...]
+    precision: str
+    device: str
+
+    def encoder(self, name: str) -> Any:
+        """An encoder by name. Raises `ConfigError` if it is not loaded."""
+        for encoder in self.encoders:
+            if encoder.name == name:
+                return encoder
+        raise ConfigError(f"features of {name} are missing from the cache: name it too")
+
+    @torch.no_grad()
+    def run(self, network: Any, images: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of a network, float32, for uint8 images (B, 3, H, W)."""
+        low = self.precision == "bfloat16"
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=low):
+            out = network(images.to(self.device))
+        return tuple(x.float() for x in (out if isinstance(out, tuple) else (out,)))
+
+    def run_in_pieces(
+        self, network: Any, images: Tensor, pool: ThreadPoolExecutor
+    ) -> tuple[Tensor, ...]:
+        """As `run`, but on a CPU piece by piece, in the threads of `one_thread_each`."""
+        if torch.device(self.device).type != "cpu":
+            return self.run(network, images)
+        pieces = pool.map(partial(self.run, network), images.split(PIECE))
+        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many threads as torch has, each of which, like the caller, computes alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of threads that begin from now on, and of this one
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def load_networks(vae: Any, encoders: Sequence[Any], *, precision: str, device: str) -> Networks:
+    """The networks, loaded where they are given by name; without a VAE for None.
+
+    Raises:
+        ConfigError: an unknown precision, or one encoder twice.
+    """
+    from erw.encoders import load_encoder, load_vae
+
+    _check_choice("precision", precision, PRECISIONS)
+    if isinstance(vae, str | Path):
+        vae = load_vae(str(vae), device=device)
+    loaded = tuple(load_encoder(e, device=device) if isinstance(e, str) else e for e in encoders)
+    names = [encoder.name for encoder in loaded]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"the same encoder is named twice: {', '.join(names)}")
+    return Networks(vae, loaded, precision, device)
+
+
+def cache_spec(
+    source: Source,
+    networks: Networks,
+    *,
+    image_size: int,
+    crop: str,
+    rows_per_shard: int,
+    seed: int,
+    flip: bool,
+    images: bool,
+    features: str | None = None,
+    class_token: bool = False,
+    like: CacheSpec | None = None,
+) -> CacheSpec:
+    """The spec of a cache; see `encoder_specs` for the last three.
+
+    Raises:
+        ConfigError: a setting is impossible.
+    """
+    vae = networks.vae
+    _check_choice("crop", crop, CROPS)
+    if image_size < vae.factor or image_size % vae.factor:
+        raise ConfigError(
+            f"image size {image_size} is no multiple of {vae.factor}, the factor of VAE {vae.name}"
+        )
+    if rows_per_shard < 1:
+        raise ConfigError(f"rows_per_shard is {rows_per_shard}: expected at least 1")
+    side = image_size // vae.factor
+    one = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=networks.device)
+    return CacheSpec(
+        source=SourceSpec.of(source),
+        background=tuple(getattr(source, "background", WHITE)),
+        crop=crop,
+        image_size=image_size,
+        rows_per_shard=rows_per_shard,
+        precision=networks.precision,
+        seed=seed,
+        flip=flip,
+        images=images,
+        latent_shape=(vae.channels, side, side),
+        vae=VaeSpec(
+            name=vae.name,
+            weight_hash=vae.weight_hash,
+            factor=vae.factor,
+            scale=_plain(vae.scale),
+            shift=_plain(vae.shift),
+            flops=counted_flops(lambda: vae.encode(one)),
+            revision=getattr(vae, "revision", None),
+        ),
+        encoders=encoder_specs(
+            networks,
+            image_size=image_size,
+            features=features,
+            class_token=class_token,
+            like=like,
+        ),
+    )
+
+
+def encoder_specs(
+    networks: Networks,
+    *,
+    image_size: int,
+    features: str | None,
+    class_token: bool,
+    like: CacheSpec | None,
+) -> tuple[EncoderSpec, ...]:
+    """The encoders' part of a spec.
+
+    Args:
+        features: one of `FORMATS`; None: as in the cache `like`, or float16.
+        class_token: store the class token of every encoder that has one; those in `like` stay.
+    """
+    if features is not None:
+        _check_choice("features", features, FORMATS)
+    if class_token and not any(encoder.dim_class for encoder in networks.encoders):
+        names = ", ".join(encoder.name for encoder in networks.encoders)
+        raise ConfigError(
+            f"class tokens are to be stored, but {names or 'no encoder'} has none; name an encoder "
+            "that has one, such as dinov2-b or efficientnet-lite0"
+        )
+    before = {encoder.name: encoder for encoder in (like.encoders if like else ())}
+    specs = []
+    for encoder in networks.encoders:
+        old = before.get(encoder.name)
+        both = bool(encoder.dim_class) and (class_token or bool(old and old.class_dim))
+        specs.append(
+            EncoderSpec(
+                name=encoder.name,
+                weight_hash=weight_hash(encoder),
+                dim=encoder.dim,
+                grid=encoder.grid(image_size),
+                flops=encoder.flops(image_size, both=both),
+                format=features or (old.format if old else "float16"),
+                class_dim=encoder.dim_class if both else 0,
+                revision=getattr(encoder, "revision", None),
+            )
+        )
+    return tuple(specs)
+
+
+def weight_hash(module: Any) -> str:
+    """The module's own `weight_hash`, or the blake3 of its state."""
+    if known := getattr(module, "weight_hash", None):
+        return known
+    digest = blake3()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
+
+
+def _plain(value: Any) -> Any:
+    """A number or numbers, for JSON; None where the cache measures it."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        value = value.reshape(-1).tolist() if value.numel() > 1 else float(value)
+    return float(value) if isinstance(value, int | float) else tuple(float(v) for v in value)

@@ -1,0 +1,216 @@
+"""Training without a cache: a folder that reads like one, but encodes images when they are read.
+
+It holds one file, `online.json`: where the images are and the spec of a cache of them.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erw.data.cache import Batch, Cache, Part
+from erw.data.images import Unreadable, crop
+from erw.data.manifest import Manifest
+from erw.data.networks import Networks, cache_spec, load_networks, weight_hash
+from erw.data.sources import BUILT_IN, HUB, Source, open_source, where
+from erw.data.spec import CacheSpec
+from erw.errors import CacheError, ConfigError, DataError
+from erw.io import hash_file, write_json
+from erw.rng import seeded
+
+ONLINE = "online.json"
+
+
+class Online(Cache):
+    """A `Cache` whose rows are decoded, cropped and encoded when they are read.
+
+    VAE and encoders are loaded on first use, on the GPU if there is one; an encoder whose features
+    are not requested does not run. A row is the same in any batch, up to the networks' rounding.
+    """
+
+    threads = 1  # the encoders already use every core
+
+    def __init__(self, path: Path, settings: dict[str, Any], source: Source) -> None:
+        spec, names = CacheSpec.from_json(settings["settings"]), tuple(source.class_names)
+        counts = (0,) * max(1, len(names))
+        manifest = Manifest(spec, len(source), 0, names, counts, (), (), {}, ())
+        identity = hash_file(path / ONLINE)[:32]
+        super().__init__([Part(str(path), manifest, identity, lambda file: path / file.file)])
+        self.source, self._settings = source, settings
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="crop")
+        self._networks: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, path: str | Path | Sequence[str | Path]) -> "Online":
+        """Open a folder that `write` made.
+
+        Raises:
+            CacheError: it is damaged, or the images have changed.
+        """
+        path = Path(path if isinstance(path, str | Path) else path[0]).expanduser()
+        try:
+            settings = json.loads((path / ONLINE).read_text())
+            source = open_source(settings["where"], **settings["options"])
+            online = cls(path, settings, source)
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise CacheError(f"{path / ONLINE} is damaged ({error}): make it again") from error
+        if source.fingerprint() != online.spec.source.fingerprint:
+            raise CacheError(
+                f"the images of {settings['where']} have changed since {path} was made: make "
+                "another"
+            )
+        return online
+
+    @property
+    def encoded(self) -> int:
+        """No bound: every image of every step is encoded, however often it was before."""
+        return 1 << 62
+
+    def verify(self) -> list[str]:
+        """Nothing is stored, so nothing is damaged."""
+        return []
+
+    def read_stored(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        features: Sequence[str] = (),
+        token: str = "",
+        flipped: np.ndarray | None = None,
+    ) -> Batch:
+        """As `Cache.read`: the rows are on the device of the networks.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        self.require(encoders=features, token=token, flip=flipped is not None and flipped.any())
+        images, labels = self._load(indices)
+        if flipped is not None:
+            mirrored = torch.from_numpy(np.asarray(flipped))
+            images[mirrored] = images[mirrored].flip(-1)
+        vae = self._network("vae")
+        mean, std = self._run(vae.encode, images)[0].chunk(2, 1)
+        shift, scale = vae.scaling
+        mean, std = (mean - shift) * scale, std * scale
+        outputs = {}
+        for name in {*features, token} - {""}:
+            encoder = self._network(name)
+            outputs[name] = self._run(encoder.both if name == token else encoder, images)
+        whole = outputs[token][1] if token else None
+        tokens = tuple(outputs[name][0] for name in features)
+        return Batch(mean, std, labels.to(mean.device), tokens, whole)
+
+    read = read_stored  # type: ignore[assignment]
+
+    def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """The cropped images, uint8 (B, 3, H, W)."""
+        return self._load(indices)[0]
+
+    def items(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Numbers of these rows' images in the source: the same."""
+        return np.asarray(indices, dtype=np.int64)
+
+    def _load(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images, uint8 (B, 3, H, W), and labels, int64 (B,)."""
+
+        def load(index: int) -> tuple[np.ndarray, int]:
+            try:
+                image, label = self.source[index]
+                seed = seeded(self.spec.seed, index)
+                return crop(image, self.image_size, kind=self.spec.crop, seed=seed), label
+            except Unreadable as error:
+                raise DataError(
+                    f"{where(self.source, index)}: {error}; take it out, or prepare without "
+                    "--online, which lists and skips such images"
+                ) from error
+
+        loaded = list(self._pool.map(load, [int(index) for index in indices]))
+        shape = (-1, self.image_size, self.image_size, 3)
+        pixels = np.array([image for image, _ in loaded], dtype=np.uint8).reshape(shape)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        return images, torch.tensor([label for _, label in loaded], dtype=torch.int64)
+
+    def _run(self, network: Any, images: Tensor) -> tuple[Tensor, ...]:
+        return Networks(None, (), self.spec.precision, self._device).run(network, images)
+
+    @cached_property
+    def _device(self) -> str:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def _network(self, name: str) -> Any:
+        """The VAE or an encoder, loaded once, with the weights of the spec."""
+        if name not in self._networks:
+            from erw.encoders import load_encoder, load_vae
+
+            network: Any
+            if name == "vae":
+                network = load_vae(self._settings["vae"], device=self._device)
+                spec: Any = self.spec.vae
+            else:
+                network = load_encoder(self._settings["encoders"][name], device=self._device)
+                spec = self.features[name]
+            if weight_hash(network) != spec.weight_hash:
+                raise CacheError(f"{self.path} was made with other weights of {spec.name}")
+            self._networks[name] = network
+        return self._networks[name]
+
+
+def write(
+    source: str | Path,
+    out: str | Path,
+    *,
+    vae: str,
+    encoders: Sequence[str] = (),
+    image_size: int,
+    crop: str = "adm",
+    class_token: bool = False,
+    flip: bool = False,
+    precision: str = "bfloat16",
+    seed: int = 0,
+    **options: Any,
+) -> Online:
+    """Make a folder that reads like a cache of these images but encodes while training.
+
+    Arguments are those of `prepare`, networks by name since every run loads them again; `options`
+    are those of `open_source`.
+
+    Raises:
+        CacheError: `out` holds something else.
+        ConfigError: a network is not given by name, or the VAE's scale is to be measured.
+    """
+    out = Path(out).expanduser()
+    if not all(isinstance(part, str) for part in (vae, *encoders)):
+        raise ConfigError("encoding online needs VAE and encoders by name: they are loaded again")
+    if str(source) in BUILT_IN:
+        options["seed"] = seed
+    elif not str(source).startswith(HUB):
+        source = Path(source).expanduser().absolute()
+    images = open_source(str(source), **options)
+    networks = load_networks(vae, encoders, precision=precision, device="cpu")
+    if networks.vae.scale is None:
+        raise ConfigError(
+            f"VAE {networks.vae.name} is scaled by what is measured while a cache is stored: leave "
+            "--online out, or put its statistics beside the weights"
+        )
+    spec = cache_spec(
+        images, networks, image_size=image_size, crop=crop, rows_per_shard=1, seed=seed,
+        class_token=class_token, flip=flip, images=True,
+    )  # fmt: skip
+    path = out / ONLINE
+    if path.exists():
+        if changed := Online.open(out).spec.differences(spec):
+            raise CacheError(f"{out} was made with other settings: {', '.join(changed)}")
+        return Online.open(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise CacheError(f"{out} is not empty: choose another folder")
+    names = {e.name: name for e, name in zip(networks.encoders, encoders, strict=True)}
+    settings = {"where": str(source), "options": options, "vae": vae, "encoders": names}
+    write_json(path, settings | {"settings": spec.to_json()})
+    return Online.open(out)
