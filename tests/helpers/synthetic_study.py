@@ -1,15 +1,17 @@
-"""A study result of the exact format, made up from closed forms, for tests of plots and report."""
+"""Folders of runs made up from closed forms, for tests of curves, comparisons, plots and report."""
 
+import json
 import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
-from erw.study.results import Results, Row, write_results
-
-SCORES = {"sit": (430.0, 0.42), "repa": (400.0, 0.50), "erw": (380.0, 0.54)}
-STEPS = {"sit": 2000, "repa": 1900, "erw": 2300}
-BUDGET = 2_000 * 64 * 21_000_000_000 / 20  # FLOPs
+SCORES = {"SiT": (430.0, 0.42), "REPA": (400.0, 0.50), "ERW": (380.0, 0.54)}
+STEPS = {"SiT": 2000, "REPA": 1900, "ERW": 2300}
+WARMUP = 600
+BUDGET = 134_400_000_000_000  # FLOPs
+TIMES = [(i + 0.5) / 12 for i in range(12)]
 
 
 def png(width: int, height: int, color: tuple[int, int, int]) -> bytes:
@@ -30,122 +32,98 @@ def png(width: int, height: int, color: tuple[int, int, int]) -> bytes:
 
 
 def score(method: str, fraction: float, seed: int) -> float:
-    """The made-up score: a power law in cost with a small offset for every seed but the first."""
+    """A power law in cost, with a small offset for every seed but the first."""
     scale, power = SCORES[method]
     return scale * (4 * fraction) ** -power + (0, 6, -4, 3)[seed % 4]
 
 
-def synthetic(*, seeds: int = 1, points: int = 4, pictures: bool = True) -> Results:
-    """Three methods at equal FLOPs. Without `pictures`, rows carry no grid."""
-    rows, curves = [], {}
-    for method in SCORES:
-        for seed in range(seeds):
-            for i in range(points):
-                rows.append(_row(method, seed, (i + 1) / points, pictures=pictures))
-            curves[f"{method}/{seed}"] = _curve(method, seed)
-    return Results(
-        rows=tuple(rows),
-        settings={
-            "study": {"name": "synthetic", "samples": 500},
-            "methods": {m: {"name": m} for m in SCORES},
-        },
-        versions={"erw": "0.1.0", "torch": "2.13.0"},
-        hardware={"cpu": "a made-up machine", "threads": 2},
-        ledger={method: _ledger(method) for method in SCORES},
-        floors={"vae_reconstruction": 31.0, "train_images": 12.0},
-        curves=curves,
-        pictures={"reference": "grids/reference.png"} if pictures else {},
-        attribution="OpenMoji, CC BY-SA 4.0",
-        title="Synthetic study",
-    )
+def write_study(out: Path, *, seeds: int = 1, points: int = 4, pictures: bool = True) -> Path:
+    """Three methods at equal FLOPs as `erw study` leaves them, with a validation loss."""
+    names = []
+    for seed in range(seeds):
+        for method in SCORES:
+            folder = out / "runs" / f"{method.lower()}-{seed}"
+            write_run(folder, method, lines_of(method, seed, points=points), seed=seed)
+            names.append(folder.name)
+            for i in range(points if pictures else 0):
+                step = STEPS[method] * (i + 1) // points
+                path = folder / "previews" / f"step-{step:08d}.png"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(
+                    png(64, 64, (40 * seed, 255 * i // points, list(SCORES).index(method)))
+                )
+    study = {"study": {"title": "Synthetic study", "small": False, "samples": 500}}
+    study |= {"runs": names, "versions": {"diffusers": "0.42"}, "hardware": {"cores": 2}}
+    (out / "study.json").write_text(json.dumps(study))
+    if pictures:
+        (out / "reference.png").write_bytes(png(64, 64, (200, 180, 60)))
+    return out
 
 
-def write_study(folder: Path, results: Results) -> Path:
-    """Write results.json and the grids that it names."""
-    for row in results.rows:
-        if row.picture:
-            shade = int(200 * (row.fraction or 1))
-            color = {"sit": (shade, 90, 90), "repa": (90, shade, 90), "erw": (90, 90, shade)}[
-                row.method
-            ]
-            _write(folder / row.picture, png(128, 128, color))
-    for name in results.pictures.values():
-        _write(folder / name, png(128, 128, (200, 180, 60)))
-    write_results(results, folder / "results.json")
+def write_run(
+    folder: Path, name: str, lines: list[dict[str, Any]], *, seed: int = 0, **settings: Any
+) -> Path:
+    """A run's folder: recipe and metrics. `settings` tell methods of one name apart."""
+    folder.mkdir(parents=True)
+    run = {"name": name, "seed": seed, "steps": lines[-1]["step"], "method": name, **settings}
+    recipe = {"erw": "0.1.0", "torch": "2.13.0", "run": run, "resolved": run}
+    cache = {"identity": "made up", "rows": 640, "vae": "openmoji-f4c4"}
+    (folder / "recipe.json").write_text(json.dumps(recipe | {"cache": cache}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+def lines_of(method: str, seed: int, *, points: int = 4) -> list[dict[str, Any]]:
+    """Lines of training, scores and validation losses of a run."""
+    steps, warmup = STEPS[method], WARMUP if method == "ERW" else 0
+    lines = [train_line(step, method, seed) for step in range(10, steps + 1, 10)]
+    for i in range(1, points + 1):
+        step = steps * i // points
+        cost = cost_of(step, method, seed)
+        values = {"fd_lite2": score(method, i / points, seed)}
+        eval_line = {
+            "kind": "eval",
+            **cost,
+            "values": values,
+            "best": False,
+            "how": {"samples": 500},
+        }
+        by_time = [2 - t + 10 / step for t in TIMES]
+        mean = sum(by_time) / 12
+        lines.append(eval_line)
+        lines.append(
+            {"kind": "validation", **cost, "flow": mean, "times": TIMES, "flow_by_time": by_time}
+        )
+    assert warmup < steps
+    return sorted(lines, key=lambda line: line["step"])
 
 
-def _row(method: str, seed: int, fraction: float, *, pictures: bool) -> Row:
-    step = round(STEPS[method] * fraction)
-    total = round(BUDGET * fraction)
-    return Row(
-        method=method,
-        seed=seed,
-        step=step,
-        images=64 * step,
-        flops_total=total,
-        flops_warmup=round(0.06 * BUDGET) if method == "erw" else 0,
-        flops_teacher=0 if method == "sit" else round(0.02 * BUDGET),
-        seconds=150 * fraction * (1 + 0.04 * seed),
-        fd_lite2=score(method, fraction, seed),
-        loss=0.9 - 0.1 * fraction,
-        align=None if method == "sit" else -0.4 - 0.2 * fraction,
-        fraction=fraction,
-        picture=f"grids/{method}-{seed}-{step:06d}.png" if pictures else None,
-        eval_seconds=9.0,
-    )
-
-
-def _curve(method: str, seed: int) -> dict[str, list]:
-    number, total = 150, STEPS[method]
-    warm = 600 if method == "erw" else 0
-    curve: dict[str, list] = {key: [] for key in ("step", "images", "flops_total", "seconds")}
-    curve |= {key: [] for key in ("loss", "flow", "align", "align_weight", "warmup")}
-    for i in range(1, number + 1):
-        step = total * i // number
-        curve["step"].append(step)
-        curve["images"].append(64 * step)
-        curve["flops_total"].append(BUDGET * i / number)
-        curve["seconds"].append(150 * i / number)
-        noise = 0.015 * math.sin(37.0 * i + seed)
-        in_warmup = step <= warm
-        start = max(1, step - warm)
-        flow = None if in_warmup else 0.72 + 1.4 / math.sqrt(start / 4) + noise
-        align = None if method == "sit" else -0.62 + 0.6 / math.sqrt(1 + step / 60) + noise / 2
-        curve["flow"].append(flow)
-        curve["align"].append(align)
-        curve["loss"].append(align if flow is None else flow + 0.5 * (align or 0))
-        curve["align_weight"].append(0.0 if method == "sit" else 0.5)
-        curve["warmup"].append(in_warmup)
-    return curve
-
-
-def _ledger(method: str) -> dict:
-    shares = {"sit": (0, 1, 0, 0), "repa": (0, 0.9, 0.08, 0.02), "erw": (0.06, 0.83, 0.09, 0.02)}[
-        method
-    ]
-    names = ("warmup", "full", "projector", "teacher")
-    per_image = {
-        "warmup": 200_000_000,
-        "full": 1_050_000_000,
-        "projector": 90_000_000,
-        "teacher": 260_000_000,
-    }
-    if method == "sit":
-        per_image |= {"warmup": 0, "projector": 0, "teacher": 0}
-    warm = 600 if method == "erw" else 0
+def cost_of(step: int, method: str, seed: int) -> dict[str, Any]:
+    """What a step's line says of cost; the budget is spent at the last step."""
+    share = step / STEPS[method]
+    warm = min(step, WARMUP) / STEPS["ERW"] if method == "ERW" else 0.0
     return {
-        "batch": {"warmup": 64, "full": 64},
-        "per_image": per_image,
-        "steps": {"warmup": warm, "full": STEPS[method] - warm},
-        "images": 64 * STEPS[method],
-        "distinct_images": 0 if method == "sit" else 4096,
-        "total": {name: round(BUDGET * share) for name, share in zip(names, shares, strict=True)},
-        "flops_total": round(BUDGET),
-        "budget": round(BUDGET),
+        "step": step,
+        "images": 64 * step,
+        "flops_total": round(BUDGET * share),
+        "flops_warmup": round(BUDGET * warm),
+        "flops_teacher": 0 if method == "SiT" else round(0.02 * BUDGET * share),
+        "seconds": 150 * share * (1 + 0.04 * seed),
     }
+
+
+def train_line(step: int, method: str, seed: int) -> dict[str, Any]:
+    """A line of training: smooth losses with a little noise."""
+    warm = method == "ERW" and step <= WARMUP
+    begun = max(1, step - (WARMUP if method == "ERW" else 0))
+    noise = 0.015 * math.sin(37.0 * step + seed)
+    losses, weights = {}, {"flow": 0.0 if warm else 1.0}
+    if not warm:
+        losses["flow"] = 0.72 + 1.4 / math.sqrt(begun / 4) + noise
+    if method != "SiT":
+        losses["align"] = -0.62 + 0.6 / math.sqrt(1 + step / 60) + noise / 2
+        weights["align"] = 0.5
+    total = sum(weights[name] * loss for name, loss in losses.items())
+    phase = "warmup" if warm else "full"
+    return {"kind": "train", **cost_of(step, method, seed), "phase": phase, "loss": total,
+            "losses": losses, "weights": weights, "grad_norm": 1.0, "lr": 1e-3}  # fmt: skip

@@ -2,76 +2,68 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
-from erw.study import marks, plots, style
-from helpers.synthetic_study import synthetic
+from erw.study import plots
+from erw.study.compare import by_method
+from erw.study.plots import DARK, LIGHT, Theme
+from erw.study.results import RunResult, read_runs
+from helpers.synthetic_study import WARMUP, lines_of, write_run, write_study
 
 
-@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
-def test_a_method_has_its_colour_in_every_figure(theme):
-    results = synthetic(seeds=2)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
+    return read_runs([write_study(tmp_path_factory.mktemp("study"), seeds=2)])
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_a_method_has_its_colour_in_every_figure(runs: list[RunResult], theme: Theme) -> None:
     figures = [
-        plots.score_figure(results, theme=theme),
-        plots.score_figure(results, over="seconds", theme=theme),
-        plots.curve_figure(results, key="flow", title="Flow", theme=theme),
+        plots.score_figure(runs, "fd_lite2", theme),
+        plots.score_figure(runs, "fd_lite2", theme, over="seconds"),
+        plots.curve_figure(runs, "losses", "flow", theme),
+        plots.curve_figure(runs, "validation", "flow", theme),
+        plots.times_figure(runs, theme),
     ]
     for figure in figures:
-        svg = style.to_svg(figure)
-        for method in results.methods:
+        svg = plots.to_bytes(figure, theme, "svg").decode()
+        for method in by_method(runs):
             assert theme.color(method) in svg, f"{method} is not drawn in its colour"
 
 
-def test_the_same_results_give_the_same_bytes():
-    first, second = (style.to_svg(plots.score_figure(synthetic())) for _ in range(2))
-    assert first == second
-
-
-def test_a_figure_for_a_page_has_no_colour_of_its_own():
-    figure = plots.score_figure(synthetic(seeds=3), theme=style.PAGE)
-    svg = style.inline_svg(figure, name="fd", label="scores")
-    assert "var(--erw)" in svg and "var(--ink)" in svg
-    assert not [code for code in style.VARIABLES if code in svg]
-    assert "http" not in svg and "<metadata" not in svg and "<style" not in svg
-    assert 'role="img"' in svg and 'aria-label="scores"' in svg
-
-
-def test_every_page_colour_is_declared_in_both_themes():
-    for theme in (style.LIGHT, style.DARK):
-        declared = style.css_variables(theme)
-        for name in style.VARIABLES.values():
-            assert f"--{name}:" in declared
-
-
-def test_the_ledger_names_its_parts_and_methods():
-    svg = style.inline_svg(
-        plots.ledger_figure(synthetic(), theme=style.PAGE), name="ledger", label="ledger"
+def test_the_same_runs_give_the_same_bytes(runs: list[RunResult]) -> None:
+    one, two = (
+        plots.to_bytes(plots.score_figure(runs, "fd_lite2"), LIGHT, "svg") for _ in range(2)
     )
+    assert one == two
+
+
+def test_the_ledger_names_its_parts_and_methods(runs: list[RunResult]) -> None:
+    svg = plots.to_bytes(plots.ledger_figure(runs), LIGHT, "svg").decode()
     for word in (*plots.PARTS, "SiT", "REPA", "ERW"):
         assert f">{word}</text>" in svg
 
 
-def test_warm_up_ends_where_it_ends():
-    results = synthetic()
-    figure = plots.curve_figure(results, key="align", title="Alignment", over="step")
-    axes = figure.axes[0]
+def test_warm_up_ends_where_it_ends(runs: list[RunResult]) -> None:
+    axes = plots.curve_figure(runs, "losses", "align", over="steps").axes[0]
     ends = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
-    assert ends == [max(s for s, w in _steps(results, "erw/0") if w)] and ends[0] <= 600
+    assert ends == [WARMUP], "once a method"
 
 
-def _steps(results, name):
-    curve = results.curves[name]
-    return zip(curve["step"], curve["warmup"], strict=True)
+def test_every_value_is_in_the_validation_figure(runs: list[RunResult]) -> None:
+    lines = plots.times_figure(runs).axes[0].lines
+    last = runs[0].lines["validation"][-1]
+    assert len(lines) == len(runs)
+    assert list(lines[0].get_xdata()) == last["times"]
+    assert list(lines[0].get_ydata()) == last["flow_by_time"]
 
 
-def test_labels_at_line_ends_keep_their_distance():
-    figure = plots.score_figure(synthetic())
-    names = ("SiT", "REPA", "ERW")
-    texts = [t for t in figure.axes[0].texts if t.get_text().startswith(names)]
-    heights = sorted(
-        figure.axes[0].transData.transform(t.xy)[1] + t.get_position()[1] for t in texts
-    )
+def test_labels_at_line_ends_keep_their_distance(runs: list[RunResult]) -> None:
+    axes = plots.score_figure(runs, "fd_lite2").axes[0]
+    texts = [t for t in axes.texts if t.get_text().startswith(("SiT", "REPA", "ERW"))]
+    heights = sorted(axes.transData.transform(t.xy)[1] + t.get_position()[1] for t in texts)
     assert len(texts) == 3
     assert all(b - a > 15 for a, b in itertools.pairwise(heights))
 
@@ -85,35 +77,30 @@ def test_labels_at_line_ends_keep_their_distance():
         ([0, 0, 0], [-10, 0, 10]),
     ],
 )
-def test_spread_moves_as_little_as_it_can(heights, expected):
-    assert marks.spread(heights, gap=10) == pytest.approx(expected)
+def test_spread_moves_as_little_as_it_can(heights: list[float], expected: list[float]) -> None:
+    assert plots.spread(heights, gap=10) == pytest.approx(expected)
 
 
-def test_axes_have_units_that_fit():
-    results = synthetic()
-    assert marks.axis_for(results, "flops").label.endswith("TFLOP")
-    assert marks.axis_for(results, "seconds").label.endswith("s")
-    assert marks.flops_unit(3e15) == (1e15, "PFLOP")
-    with pytest.raises(ValueError, match="flops, seconds, step"):
-        marks.axis_for(results, "watts")
+def test_axes_have_units_that_fit(runs: list[RunResult]) -> None:
+    assert plots.cost_axis(runs, "flops") == (1e12, "training compute, TFLOP")
+    assert plots.cost_axis(runs, "seconds") == (60.0, "training time, minutes")
+    assert plots.cost_axis(runs, "steps") == (1.0, "training steps")
+    assert plots.cost_axis(runs, "images") == (1000.0, "training images, thousands")
 
 
-def test_floors_near_the_scores_are_lines_and_far_ones_a_note():
-    results = synthetic()
-    near = synthetic().__class__(**{**vars(results), "floors": {"train_images": 170.0}})
-    words = [t.get_text() for t in plots.score_figure(near).axes[0].texts]
-    assert "training images 170" in words
-    words = [t.get_text() for t in plots.score_figure(results).axes[0].texts]
-    assert any("floors" in w and "31" in w and "12" in w for w in words)
+def test_other_names_have_spare_colours(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, name, lines_of("ERW", 0)) for name in ("one", "two")]
+    svg = plots.to_bytes(plots.score_figure(read_runs(folders), "fd_lite2"), LIGHT, "svg").decode()
+    assert LIGHT.spare[0] in svg and LIGHT.spare[1] in svg
 
 
-def test_saved_figures_come_in_both_themes_with_their_numbers(tmp_path):
-    results = synthetic()
-    rows = [row._asdict() for row in results.rows]
+def test_saved_figures_come_in_both_themes_with_their_numbers(
+    runs: list[RunResult], tmp_path: Path
+) -> None:
     paths = plots.save_figure(
-        lambda theme: plots.score_figure(results, theme=theme), tmp_path / "fd", data={"rows": rows}
+        lambda theme: plots.score_figure(runs, "fd_lite2", theme), tmp_path / "fd", data={"a": [1]}
     )
     names = {path.name for path in paths}
     assert names == {f"fd-{t}.{e}" for t in ("light", "dark") for e in ("svg", "png")} | {"fd.json"}
     assert all(path.stat().st_size > 0 for path in paths)
-    assert json.loads((tmp_path / "fd.json").read_text())["rows"] == rows
+    assert json.loads((tmp_path / "fd.json").read_text()) == {"a": [1]}

@@ -20,12 +20,12 @@ def bench(args: Sequence[str]) -> None:
         raise ConfigError(f"--rounds is {found.rounds}; expected 1 or more")
     from erw.study.bench import bench as go
 
-    made = go(run, rounds=found.rounds)
-    print(f"{run.name} on {made.device}, {made.precision}")
-    for t in made.timings:
+    timings = go(run, rounds=found.rounds)
+    for t in timings:
         print(
             f"{t.phase:<7} {t.seconds:.4f} s a step ({t.low:.4f} to {t.high:.4f}), "
             f"{t.images} images, {t.images / t.seconds:.1f} images/s, "
             f"{t.speed / 1e9:.1f} GFLOP/s, {t.steps:,} steps"
         )
-    print(f"run     {made.total / 3600:.2f} h of training steps")
+    hours = sum(t.steps * t.seconds for t in timings) / 3600
+    print(f"run     {hours:.2f} h of training steps")

@@ -340,25 +340,30 @@ class Target:
 def to_target(args: Sequence[str]) -> None:
     """Print cost to a target and speed-ups with their spread; with --out write JSON and figure."""
     text = (
-        "RESULTS: studies (a folder or results.json) or runs that were scored while training\n"
+        "RUNS: a study's folder, or folders of runs that were scored while training\n"
         "(--eval.every), several of which are seeds of one method if they differ in nothing else."
     )
-    usage = "--to-target RESULTS... [--metric fd_lite2] [--target SCORE] [--out STEM]"
+    usage = "--to-target RUNS... [--metric fd_lite2] [--target SCORE] [--out STEM]"
     parser = Parser("erw cost", text, usage=usage)
-    parser.add_argument("--to-target", nargs="+", metavar="RESULTS", required=True)
+    parser.add_argument("--to-target", nargs="+", metavar="RUNS", required=True)
     parser.add_argument("--out", metavar="STEM", help="write STEM.json and the figure beside it")
     add_settings(parser, Target())
     found = parser.read(args)
     how = changed(Target(), found)
-    from erw.study.target import compared, told
-    from erw.study.tracks import tracks_of
+    from erw.study.compare import summary
+    from erw.study.compare import to_target as compared
+    from erw.study.results import read_runs
 
     metric = how.metric.replace("-", "_")
-    tracks = tracks_of(found.to_target, metric=metric, over=how.over)
-    record = compared(tracks, metric=metric, over=how.over, target=how.target)
-    print("\n".join(told(record)))
+    runs = read_runs(found.to_target)
+    record = compared(runs, metric, over=how.over, target=how.target)
+    print("\n".join(summary(record)))
     if found.out:
-        from erw.study.plots import save_figure, target_figure
+        from erw.study.plots import save_figure, score_figure
 
-        drawn = save_figure(lambda theme: target_figure(record, theme), found.out, data=record)
+        drawn = save_figure(
+            lambda theme: score_figure(runs, metric, theme, over=how.over, target=how.target),
+            found.out,
+            data=record,
+        )
         print("\n".join(map(str, drawn)))

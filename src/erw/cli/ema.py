@@ -106,18 +106,19 @@ def _scores(file: Path, found: Any) -> dict[str, Any]:
 
 def figure(record: dict[str, Any], theme: Any) -> Any:
     """Scores over sigma_rel: a line for each."""
-    from erw.study import marks
+    from erw.study import plots
 
     points = sorted(record["points"], key=lambda point: point["sigma_rel"])
     xs = [point["sigma_rel"] for point in points]
-    with marks.drawing(theme):
+    with plots.style(theme):
         title = f"{record['run']}: score over the average's width"
-        drawn, ax = marks.canvas((800, 400), title=title, label="sigma_rel", right=150)
+        names = list(points[0]["scores"]["values"])
+        drawn, ax = plots.canvas((800, 400), title=title, label="sigma_rel", ends=names)
         ends = []
-        for i, name in enumerate(points[0]["scores"]["values"]):
+        for i, name in enumerate(names):
             ys = [point["scores"]["values"][name] for point in points]
             color = theme.spare[i % len(theme.spare)]
             ax.plot(xs, ys, color=color, marker="o", markersize=5)
-            ends.append(marks.End(xs[-1], ys[-1], name.replace("_", "-"), color))
-        marks.label_ends(drawn, ax, ends)
+            ends.append(plots.End(xs[-1], ys[-1], name.replace("_", "-"), color))
+        plots.label_ends(ax, ends)
     return drawn

@@ -119,15 +119,15 @@ def measured(sets: dict[str, ImageSet], how: Memory) -> tuple[Nearest, dict[str,
 
 def figure(near: Nearest, pairs: tuple[list[Tensor], list[Tensor]], theme: Any) -> Any:
     """The nearest samples over their training images, above how all distances are distributed."""
-    from erw.study import marks
+    from erw.study import plots
 
     title = "Nearest samples, over the training image that is nearest to each"
     label = "distance to the nearest training image (1 - cosine), and how many are within"
     values = near.distance.sort().values
     usual = None if near.usual is None else near.usual.sort().values
     most = max(float(x[-1]) for x in (values, usual) if x is not None)
-    with marks.drawing(theme):
-        drawn, ax = marks.canvas((800, 540), title=title, label=label, right=90, top=290)
+    with plots.style(theme):
+        drawn, ax = plots.canvas((800, 540), title=title, label=label, ends=("held out",), top=290)
         for column, both in enumerate(zip(*pairs, strict=True)):
             for row, image in enumerate(both):
                 place = drawn.add_axes((column / SHOWN, (400 - 104 * row) / 540, 0.115, 96 / 540))
@@ -143,11 +143,11 @@ def figure(near: Nearest, pairs: tuple[list[Tensor], list[Tensor]], theme: Any) 
             if x is not None:
                 y = [i / len(x) for i in range(len(x) + 1)]
                 ax.step([0.0, *x.tolist(), most], [*y, 1.0], where="post", color=color)
-                ends.append(marks.End(most, 1.0, name, color))
+                ends.append(plots.End(most, 1.0, name, color))
         ax.set_xlim(-0.01 * most, most)
         ax.set_ylim(0, 1.02)
         ax.set_yticks([0, 0.5, 1], ["0", "half", "all"])
-        marks.label_ends(drawn, ax, ends)
+        plots.label_ends(ax, ends)
     return drawn
 
 

@@ -12,7 +12,7 @@ OWN = ("name", "methods")  # what makes a study that study, and is no setting
 
 def study(args: Sequence[str]) -> None:
     """Train and compare methods at equal total FLOPs; the same command goes on."""
-    from erw.study.presets import STUDIES, study_plan
+    from erw.study.run import STUDIES, run_study, study_plan
 
     named = bool(args) and not args[0].startswith("-")
     name = args[0] if named else "NAME"
@@ -34,6 +34,4 @@ def study(args: Sequence[str]) -> None:
             if setting.name not in OWN:
                 print(typed(setting))
         return
-    from erw.study.demo import run_study
-
     print(run_study(plan, found.out))

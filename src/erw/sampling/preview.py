@@ -60,7 +60,7 @@ def previewing(
         images = generation.collect().images
         assert images is not None, "decoded by default"
         path = Path(out) / FOLDER / f"step-{step:08d}.png"
-        write_picture(images, generation, path)
+        write_picture(images, generation, path, paper=False)
         say(f"step {step}: {path}")
 
     return preview

@@ -1,1 +1,1 @@
-"""Studies: methods compared at equal cost, and the pages and pictures that show it."""
+"""Studies: methods trained at equal cost, their comparison, and the page that shows it."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-import time
+import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from erw.config import Run
-from erw.data.cache import Cache
-from erw.dist import world
-from erw.plan import Phase
-from erw.training import build
-from erw.training.state import State
+from erw.log import read_metrics
+from erw.training.loop import train
 
 
 class Timing(NamedTuple):
@@ -32,55 +29,35 @@ class Timing(NamedTuple):
     speed: float
 
 
-class Benchmark(NamedTuple):
-    """The timings of a run's phases, the seconds that all its steps take, and what it ran on."""
+def bench(run: Run, *, rounds: int = 10) -> list[Timing]:
+    """Time `rounds` whole optimiser steps of each phase of `run`, loader and log included.
 
-    timings: tuple[Timing, ...]
-    total: float
-    device: str
-    precision: str
-
-
-def bench(run: Run, *, rounds: int = 10) -> Benchmark:
-    """Time `rounds` whole optimiser steps of each phase of `run`, loader included; writes nothing.
-
-    Raises ConfigError or CacheError as `train` does.
+    A short training run of both phases in a temporary folder, whose log has every step; the first
+    two steps of a phase are left out. Raises ConfigError or CacheError as `train` does.
     """
-    cache = Cache.open(run.data.cache)
-    run = build.resolve(run, cache)
-    plan, cost = run.plan, build.step_cost(run, cache)
-    with world() as here:
-        state = State(run, cache, here, Path("none"), build.build_step(run))
-        timings = []
-        for start, stop in ((0, min(plan.warmup, run.steps)), (plan.warmup, run.steps)):
-            if start >= stop:
-                continue
-            phase = plan(start)
-            state.enter(phase)
-            seconds = _times(state, phase, start, rounds=rounds)
-            network = cost.warmup if phase.warmup else cost.full
-            images = plan.batch(start, run.data.batch_size)
-            flops = images * (network + (cost.projector if phase.align_weight else 0))
-            middle = statistics.median(seconds)
-            spread = min(seconds), max(seconds)
-            timings.append(
-                Timing(phase.name, stop - start, images, middle, *spread, flops / middle)
-            )
-        device = str(here.device)
-        if here.device.type == "cuda":
-            device = torch.cuda.get_device_name(here.device)
-        precision = f"{str(state.dtype).removeprefix('torch.')} ({state.why_dtype})"
-    return Benchmark(tuple(timings), sum(t.steps * t.seconds for t in timings), device, precision)
-
-
-def _times(state: State, phase: Phase, start: int, *, rounds: int) -> list[float]:
-    """Seconds of each of some steps, after two that only warm things up."""
-    seconds = []
-    for i in range(rounds + 2):
-        began = time.perf_counter()
-        state.step(start, phase, state.read(start))
-        if state.here.device.type == "cuda":
-            torch.cuda.synchronize()
-        if i >= 2:
-            seconds.append(time.perf_counter() - began)
-    return seconds
+    count = rounds + 3
+    warm = min(run.plan.warmup, count)
+    short = run.replace(
+        steps=warm + count,
+        plan=dataclasses.replace(run.plan, warmup=warm),
+        log=dataclasses.replace(run.log, every=1, checkpoint=warm + count, preview=0),
+        eval=dataclasses.replace(run.eval, every=0),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train(short, Path(folder) / "run")
+        lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
+    timings = []
+    for phase, steps in (("warmup", run.plan.warmup), ("full", run.steps - run.plan.warmup)):
+        part = [line for line in lines if line["phase"] == phase][2:]
+        if len(part) < 2:  # a warm-up of three steps or fewer has nothing to time
+            continue
+        seconds = [b["seconds"] - a["seconds"] for a, b in pairwise(part)]
+        middle = statistics.median(seconds)
+        first, last = part[0], part[-1]
+        work = sum((1, -1)[i] * (line["flops_total"] - line["flops_teacher"])
+                   for i, line in enumerate((last, first))) / len(seconds)  # fmt: skip
+        images = (last["images"] - first["images"]) // len(seconds)
+        timings.append(
+            Timing(phase, steps, images, middle, min(seconds), max(seconds), work / middle)
+        )
+    return timings

@@ -1,226 +1,263 @@
-"""Methods compared at equal cost: what share of another's budget gives a method its score?"""
+"""Methods compared by cost: what it takes to reach a score, with the spread over seeds.
+
+Between two scored points the score is taken as linear in log(cost). A value is that of the curve
+averaged over seeds; `low` and `high` are the extremes over seeds, or over pairs of seeds.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from erw.study.results import Results, Row
+from erw.errors import DataError
+from erw.evaluation.callback import HIGHER
+from erw.study.results import Curve, RunResult, by_method
 
-NAMES = {
-    "sit": "SiT",
-    "repa": "REPA",
-    "erw": "ERW",
-    "repa_stopped": "REPA, stopped",
-    "erw_paper": "ERW as published",
-}
-PAIRS = (("erw", "sit"), ("erw", "repa"), ("repa", "sit"))
-
-
-def name_of(method: str) -> str:
-    """How a method is written in text: "ERW" for "erw"; other names stay as they are."""
-    return NAMES.get(method, method)
+Methods = Mapping[str, Sequence[RunResult]]
+LABELS = {"fd_lite2": "FD-Lite2", "fid": "FID", "sfid": "sFID", "kid": "KID"}
 
 
 class Reach(NamedTuple):
-    """The cost at which a score is reached; `bound`: the first point was already below it."""
+    """A cost at which a score is reached, or a ratio of costs; None: not reached.
 
-    cost: float
-    bound: bool
+    `low` and `high` are extremes over `tries` seeds (or pairs), of which `reached` got there; high
+    is None if one did not. `at_most`: the first scored point was already past the target.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    at_most: bool
+    reached: int
+    tries: int
 
 
-class Saving(NamedTuple):
-    """What `method` spends to reach `against`'s final score, over what `against` spent.
+class SpeedUp(NamedTuple):
+    """The share of its cost after which `method` has the final score of `against`.
 
-    `ratio` is of the curves averaged over seeds, `low` and `high` the extremes over all pairs of
-    seeds; None means not reached. `at_most`: the ratio is only an upper bound. `apart`: whether the
-    final scores of all seeds lie on one side of the other's; None with a single seed on a side.
+    `apart`: whether all final scores of one are better than all of the other; None with one seed.
     """
 
     method: str
     against: str
-    ratio: float | None
-    low: float | None
-    high: float | None
-    at_most: bool
+    ratio: Reach
     apart: bool | None
 
 
-def cost_to_target(costs: Sequence[float], scores: Sequence[float], target: float) -> Reach | None:
-    """The first cost at which `scores` is at or below `target`, linear in log(cost) between points.
+def cost_to_target(curve: Curve, target: float, *, metric: str) -> tuple[float, bool] | None:
+    """The first cost at which a curve is at the target or better; None: never.
 
-    `costs` rise and are positive. None if the target is never reached; if the first point is
-    below it, its cost is only an upper bound and said to be one. Raises ValueError on other points.
+    The flag says that the first point was already better, so that the cost is only an upper bound.
+    Raises ValueError for costs that are not positive or do not rise.
     """
-    if len(costs) != len(scores) or not costs:
-        raise ValueError(f"{len(costs)} costs for {len(scores)} scores: one each, and at least one")
-    if costs[0] <= 0 or any(b <= a for a, b in pairwise(costs)):
-        raise ValueError("costs must be positive and rise from point to point")
+    sign = -1.0 if metric.startswith(HIGHER) else 1.0
+    costs, scores = curve.costs, [sign * value for value in curve.values]
+    target *= sign
+    if not costs or costs[0] <= 0 or any(b <= a for a, b in pairwise(costs)):
+        raise ValueError(f"costs must be positive and rise from point to point: {costs}")
     if scores[0] <= target:
-        return Reach(costs[0], bound=scores[0] < target)
+        return costs[0], scores[0] < target
     for i in range(1, len(costs)):
         if scores[i] <= target:
             part = (scores[i - 1] - target) / (scores[i - 1] - scores[i])
             low, high = math.log(costs[i - 1]), math.log(costs[i])
-            return Reach(math.exp(low + part * (high - low)), bound=False)
+            return math.exp(low + part * (high - low)), False
     return None
 
 
-class MeanPoint(NamedTuple):
-    """One evaluation point of a method over its seeds: mean position, mean score, extremes."""
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Costs and values averaged over curves, at the steps that all of them have.
 
-    x: float
-    mean: float
-    low: float
-    high: float
-
-
-def mean_curve(results: Results, method: str, *, key: str = "flops_total") -> tuple[MeanPoint, ...]:
-    """The method's score over `key` (a row key), seeds averaged point by point.
-
-    Only points that every seed has reached are used, so that an unfinished study stays readable.
+    Raises DataError if no step is common to all.
     """
-    runs = [results.of(method, seed) for seed in results.seeds(method)]
-    points = []
-    for rows in zip(*runs, strict=False):
-        scores = [row.fd_lite2 for row in rows]
-        x = sum(float(getattr(row, key)) for row in rows) / len(rows)
-        points.append(MeanPoint(x, sum(scores) / len(scores), min(scores), max(scores)))
-    return tuple(points)
+    shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
+    if not shared:
+        raise DataError("no step is scored in all seeds of a method: score them at the same steps")
+    at = [[curve.steps.index(step) for step in shared] for curve in curves]
+
+    def mean(name: str) -> tuple[float, ...]:
+        rows = [
+            [getattr(curve, name)[i] for i in place]
+            for curve, place in zip(curves, at, strict=True)
+        ]
+        return tuple(sum(column) / len(curves) for column in zip(*rows, strict=True))
+
+    return Curve(mean("costs"), mean("values"), tuple(shared))
 
 
-def finals(results: Results, method: str) -> tuple[float, ...]:
-    """The last score of each seed."""
-    return tuple(results.of(method, seed)[-1].fd_lite2 for seed in results.seeds(method))
+def score_curves(runs: Sequence[RunResult], metric: str, *, over: str = "flops") -> list[Curve]:
+    """The curve of a score for each run. Raises DataError for a run without that score."""
+    for run in runs:
+        if metric not in (names := run.names("values")):
+            known = f"; it has {', '.join(names)}" if names else ": train with --eval.every STEPS"
+            raise DataError(f"{run.path} has no score {metric}{known}")
+    return [run.curve("values", metric, over=over) for run in runs]
 
 
-def saving(results: Results, method: str, against: str, *, key: str = "flops_total") -> Saving:
-    """How much of `against`'s cost `method` needs to reach `against`'s final score."""
-    ours, theirs = mean_curve(results, method, key=key), mean_curve(results, against, key=key)
-    centre = _reach([p.x for p in ours], [p.mean for p in ours], theirs[-1].mean)
-    ratios: list[float | None] = []
-    bound = centre is not None and centre.bound
-    for a, b in product(results.seeds(method), results.seeds(against)):
-        rows, last = results.of(method, a), results.of(against, b)[-1]
-        reach = _reach([getattr(r, key) for r in rows], [r.fd_lite2 for r in rows], last.fd_lite2)
-        ratios.append(reach.cost / getattr(last, key) if reach else None)
-        bound = bound or (reach is not None and reach.bound)
-    reached = [ratio for ratio in ratios if ratio is not None]
-    return Saving(
-        method,
-        against,
-        ratio=centre.cost / theirs[-1].x if centre else None,
-        low=min(reached, default=None),
-        high=max(reached) if len(reached) == len(ratios) else None,
-        at_most=bound,
-        apart=_apart(finals(results, method), finals(results, against)),
+def reach(curves: Sequence[Curve], target: float, *, metric: str) -> Reach:
+    """The cost at which the seeds of one method reach a score."""
+    found = [cost_to_target(curve, target, metric=metric) for curve in curves]
+    return _spread(cost_to_target(mean_curve(curves), target, metric=metric), found)
+
+
+def speed_up(ours: Sequence[Curve], theirs: Sequence[Curve], *, metric: str) -> Reach:
+    """At what share of their whole cost our curves reach their final score."""
+
+    def ratio(a: Curve, b: Curve) -> tuple[float, bool] | None:
+        found = cost_to_target(a, b.values[-1], metric=metric)
+        return found and (found[0] / b.costs[-1], found[1])
+
+    pairs = [ratio(a, b) for a, b in product(ours, theirs)]
+    return _spread(ratio(mean_curve(ours), mean_curve(theirs)), pairs)
+
+
+def speed_ups(
+    methods: Methods, *, metric: str, over: str = "flops", both: bool = False
+) -> list[SpeedUp]:
+    """Each method by those before it, the last by the first in front; `both`: and back."""
+    curves = {name: score_curves(runs, metric, over=over) for name, runs in methods.items()}
+    names = list(methods)
+    pairs = [(name, other) for name in names[::-1] for other in names[: names.index(name)]]
+    found = []
+    for name, against in pairs + ([pair[::-1] for pair in pairs] if both else []):
+        ours, theirs = ([curve.values[-1] for curve in curves[key]] for key in (name, against))
+        ends = max(ours) < min(theirs) or max(theirs) < min(ours)
+        apart = None if min(len(ours), len(theirs)) < 2 else ends
+        ratio = speed_up(curves[name], curves[against], metric=metric)
+        found.append(SpeedUp(name, against, ratio, apart))
+    return found
+
+
+def _spread(mean: tuple[float, bool] | None, singles: Sequence[tuple[float, bool] | None]) -> Reach:
+    values = [single[0] for single in singles if single]
+    return Reach(
+        mean[0] if mean else None,
+        min(values, default=None),
+        max(values) if len(values) == len(singles) else None,
+        any(one[1] for one in (mean, *singles) if one),
+        len(values),
+        len(singles),
     )
 
 
-def _reach(costs: Sequence[float], scores: Sequence[float], target: float) -> Reach | None:
-    return cost_to_target(costs, scores, target)
+def label_of(metric: str) -> str:
+    """How a score is written: "FD-Lite2" for "fd_lite2"."""
+    return LABELS.get(metric, metric.replace("_", " "))
 
 
-def _apart(ours: Sequence[float], theirs: Sequence[float]) -> bool | None:
-    """Whether two groups of scores do not overlap; None where a group has a single member."""
-    if min(len(ours), len(theirs)) < 2:
-        return None
-    return max(ours) < min(theirs) or max(theirs) < min(ours)
+def verdict(runs: Sequence[RunResult], metric: str) -> list[str]:
+    """What the scores show: a title, then sentences that claim no more than the seeds carry."""
+    groups, score = by_method(runs), label_of(metric)
+    waiting = [name for name, group in groups.items() if not all(run.finished for run in group)]
+    done = {name: group for name, group in groups.items() if name not in waiting}
+    now = f"Still under way: {', '.join(waiting)}." if waiting else ""
+    if len(done) < 2:
+        return ["The study is under way", now] if waiting else [f"{next(iter(done))} is trained"]
+    found = speed_ups(done, metric=metric)
+    lines = [_headline(found[0], score), *(_sentence(item, score) for item in found)]
+    if min(len(group) for group in done.values()) < 2:
+        lines.append("One seed only: differences of this size can be chance.")
+    return [*lines, now] if now else lines
 
 
-class Verdict(NamedTuple):
-    """The outcome in words: a line for a title and the sentences under it."""
-
-    title: str
-    sentences: tuple[str, ...]
-
-
-def verdict(results: Results, *, score: str = "FD-Lite2") -> Verdict:
-    """What the data say, in words that claim no more than the seeds carry."""
-    if not results.rows:
-        return Verdict("Nothing was evaluated yet", ("The study has no evaluation point so far.",))
-    done, waiting = finished(results)
-    if waiting:
-        now = f"Finished: {_names(done) or 'none'}. Still under way: {_names(waiting)}."
-        if len(done) < 2:
-            return Verdict("The study is under way", ("", now))
-    last = {m: finals(results, m) for m in done}
-    order = sorted(last, key=lambda m: sum(last[m]) / len(last[m]))
-    listed = ", ".join(f"{name_of(m)} {_spread(last[m])}" for m in order)
-    sentences = [f"Final {score} at equal total FLOPs (lower is better): {listed}."]
-    pairs = [pair for pair in PAIRS if set(pair) <= set(last)]
-    pairs += [(m, done[0]) for m in done if m not in ("sit", "repa", "erw", done[0])]
-    savings = [saving(results, a, b) for a, b in pairs]
-    sentences += [describe(item, score=score) for item in savings]
-    title = headline(savings[0], score=score) if savings else f"{name_of(order[0])} ends first"
-    if waiting:
-        sentences.append(now)
-    if min(len(scores) for scores in last.values()) < 2:
-        sentences.append("One seed only: differences of this size can be chance.")
-    return Verdict(title, tuple(sentences))
+def _headline(item: SpeedUp, score: str) -> str:
+    if item.ratio.value is None:
+        return f"{item.method} does not reach {item.against}’s {score} at equal cost"
+    return (
+        f"{item.method} reaches {item.against}’s final {score} with {times(item.ratio)} its compute"
+    )
 
 
-def finished(results: Results) -> tuple[list[str], list[str]]:
-    """Methods whose every seed has spent its whole budget, and those that are still to come."""
-    study = results.settings.get("study", {})
-    planned = [method for method, _ in study.get("methods", ())]
-    seeds = len(study.get("seeds", ())) or max(len(results.seeds(m)) for m in results.methods)
-    names = list(dict.fromkeys([*planned, *results.methods]))
-
-    def whole(method: str) -> bool:
-        ends = [results.of(method, seed)[-1].fraction for seed in results.seeds(method)]
-        return len(ends) >= seeds and all(end in (1, None) for end in ends)
-
-    done = [name for name in names if whole(name)]
-    return done, [name for name in names if name not in done]
-
-
-def _names(methods: Sequence[str]) -> str:
-    return ", ".join(name_of(method) for method in methods)
-
-
-def headline(item: Saving, *, score: str = "FD-Lite2") -> str:
-    """One line for a title."""
-    ours, theirs = name_of(item.method), name_of(item.against)
-    if item.ratio is None:
-        return f"{ours} does not reach {theirs}’s {score} at equal cost"
-    about = "at most " if item.at_most else ""
-    return f"{ours} reaches {theirs}’s final {score} with {about}{item.ratio:.2f}× its compute"
-
-
-def describe(item: Saving, *, score: str = "FD-Lite2") -> str:
-    """A saving as a sentence, with its spread over seeds and whether the seeds overlap."""
-    ours, theirs = name_of(item.method), name_of(item.against)
-    overlap = ""
-    if item.apart is False:
-        overlap = f" The final scores of seeds overlap: {ours} and {theirs} are not told apart."
-    if item.ratio is None:
-        some = ""
-        if item.low is not None:
-            some = f" on average (the luckiest pair of seeds needs {item.low:.2f}×)"
-        said = f"{ours} does not reach {theirs}’s final {score} within the same FLOPs{some}."
+def _sentence(item: SpeedUp, score: str) -> str:
+    """A speed-up in words, with its spread and whether the seeds overlap."""
+    ours, theirs, ratio = item.method, item.against, item.ratio
+    overlap = f" The final scores of seeds overlap: {ours} and {theirs} are not told apart."
+    end = overlap if item.apart is False else ""
+    if ratio.value is None:
+        luck = (
+            f" on average (the luckiest pair of seeds needs {ratio.low:.2f}×)" if ratio.low else ""
+        )
         if item.apart:
-            said += f" Every seed of {theirs} ends better than every seed of {ours}."
-        return said + overlap
+            end = f" Every seed of {theirs} ends better than every seed of {ours}."
+        return f"{ours} does not reach {theirs}’s final {score} within the same FLOPs{luck}.{end}"
     spread = ""
     if item.apart is not None:
-        high = "not reached" if item.high is None else f"{item.high:.2f}"
+        high = "not reached" if ratio.high is None else f"{ratio.high:.2f}"
         clear = "; final scores do not overlap" if item.apart else ""
-        spread = f" ({item.low:.2f} to {high} over pairs of seeds{clear})"
-    share = f"{'at most ' if item.at_most else ''}{item.ratio:.2f}× of its FLOPs{spread}"
-    return f"{ours} reaches {theirs}’s final {score} with {share}.{overlap}"
+        spread = f" ({ratio.low:.2f} to {high} over pairs of seeds{clear})"
+    return f"{ours} reaches {theirs}’s final {score} with {times(ratio)} of its FLOPs{spread}.{end}"
 
 
-def _spread(scores: Sequence[float]) -> str:
-    """The mean, with the extremes where there is more than one."""
-    mean = sum(scores) / len(scores)
-    if len(scores) == 1:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ({min(scores):.1f} to {max(scores):.1f})"
+def times(ratio: Reach) -> str:
+    """A ratio that is reached: "0.80×", with "at most" where it is an upper bound."""
+    return f"{'at most ' if ratio.at_most else ''}{ratio.value:.2f}×"
 
 
-def final_row(results: Results, method: str) -> Row:
-    """The last row of the method's first seed, for what seeds share (steps, FLOPs)."""
-    return results.of(method, results.seeds(method)[0])[-1]
+def to_target(
+    runs: Sequence[RunResult], metric: str, *, over: str, target: float | None
+) -> dict[str, Any]:
+    """Costs to the target and the speed-ups of all methods by each other, as JSON values."""
+    groups = by_method(runs)
+    curves = {name: score_curves(group, metric, over=over) for name, group in groups.items()}
+    costs = (
+        {}
+        if target is None
+        else {name: reach(some, target, metric=metric)._asdict() for name, some in curves.items()}
+    )
+    return {
+        "metric": metric,
+        "over": over,
+        "target": target,
+        "curves": {name: [curve._asdict() for curve in some] for name, some in curves.items()},
+        "reached": costs,
+        "speed_ups": [
+            item._asdict() | {"ratio": item.ratio._asdict()}
+            for item in speed_ups(groups, metric=metric, over=over, both=True)
+        ],
+    }
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """The outcome of `to_target` in lines."""
+    over, metric, target = record["over"], label_of(record["metric"]), record["target"]
+    lines = ["score linear in log(cost) between points; brackets: extremes over seeds"]
+    if target is not None:
+        lines.append(f"{metric} {target:g} is reached after:")
+    for name, cost in record["reached"].items():
+        lines.append(f"  {name:<24}{_in_words(cost, lambda value: amount(value, over))}")
+    if record["speed_ups"]:
+        lines.append(f"another's final {metric} after this share of the {over} that it took there:")
+    for item in record["speed_ups"]:
+        head = f"{item['method']} to {item['against']}'s"
+        lines.append(f"  {head:<24}{_in_words(item['ratio'], lambda value: f'{value:.2f}x')}")
+    return lines
+
+
+def _in_words(found: Mapping[str, Any], written: Callable[[float], str]) -> str:
+    """A `Reach` in words."""
+    low, high = (
+        "not reached" if found[key] is None else written(found[key]) for key in ("low", "high")
+    )
+    seeds = f"({low} to {high}; {found['reached']} of {found['tries']})"
+    if found["value"] is None:
+        return f"not reached {seeds}" if found["reached"] else "not reached"
+    value = f"{'at most ' if found['at_most'] else ''}{written(found['value'])}"
+    return f"{value} {seeds if found['tries'] > 1 else '(one seed: no spread)'}"
+
+
+def amount(value: float, over: str) -> str:
+    """A cost with its unit: "1.94 PFLOP", "1,200 steps"."""
+    if over == "flops":
+        scale, unit = flops_unit(value)
+        return f"{value / scale:.3g} {unit}"
+    return f"{value:,.1f} {over}" if over in ("epochs", "seconds") else f"{value:,.0f} {over}"
+
+
+def flops_unit(most: float) -> tuple[float, str]:
+    """The SI unit in which `most` FLOPs is a number from 1 to 1000, and its size."""
+    for scale, unit in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")):
+        if most >= scale:
+            return scale, unit
+    return 1e9, "GFLOP"

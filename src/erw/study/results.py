@@ -1,242 +1,192 @@
-"""What a study or a run leaves behind, read into records: `results.json` and `metrics.jsonl`.
+"""What training runs leave behind, read as curves by name from `recipe.json` and `metrics.jsonl`.
 
-`results.json` holds everything the report draws (pictures lie beside it, by relative path), so that
-a committed result can be looked at without the run that made it.
+runs = read_runs(["runs/study"])                        # a study's folder, or folders of runs
+runs[0].curve("losses", "flow", over="seconds")         # also "weights", "values", "validation"
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from erw.errors import DataError
-from erw.io import write_text
+from erw.errors import ConfigError, DataError
+from erw.log import read_metrics
+from erw.training.run_dir import MAY_CHANGE, json_flat
+from erw.training.trained import read_recipe
 
-ROW_KEYS = (
-    "method",
-    "seed",
-    "step",
-    "images",
-    "flops_total",
-    "flops_warmup",
-    "flops_teacher",
-    "seconds",
-    "fd_lite2",
-    "loss",
-    "align",
-)
-CURVE_KEYS = ("step", "images", "flops_total", "seconds", "loss", "flow", "align", "align_weight")
-CURVE_POINTS = 160  # more are not seen on a page and only make the file long
+METRICS = "metrics.jsonl"
+STUDY = "study.json"
+COSTS = {"flops": "flops_total", "images": "images", "steps": "step", "seconds": "seconds"}
+KINDS = {"losses": "train", "weights": "train", "values": "eval", "validation": "validation"}
 
 
-class Row(NamedTuple):
-    """One method, one seed, one evaluation point. Costs are totals since the first step.
+class Curve(NamedTuple):
+    """Values over a cost that rises from point to point, and the step of each."""
 
-    `seconds` is training time: evaluation and preparation are not in it. `loss` (flow matching, so
-    that methods compare) and `align` are means over the training steps since the point before; None
-    where the loss was not computed.
-    `picture` is the sample grid, relative to the results file; `fraction` the share of the budget.
-    """
-
-    method: str
-    seed: int
-    step: int
-    images: int
-    flops_total: int
-    flops_warmup: int
-    flops_teacher: int
-    seconds: float
-    fd_lite2: float
-    loss: float | None
-    align: float | None
-    fraction: float | None = None
-    picture: str | None = None
-    eval_seconds: float | None = None
+    costs: tuple[float, ...]
+    values: tuple[float, ...]
+    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Results:
-    """A study's outcome. `curves` has one entry per "method/seed", lists of equal length per key.
+class RunResult:
+    """A run's folder as it is read.
 
-    `ledger` is per method what a step costs by part (see `erw.study.budget`), `floors` the scores
-    that no method is expected to beat, `pictures` images of no method (held out, through the VAE).
+    Attributes:
+        method: what the run is called; runs that differ in their seed alone share it.
+        lines: those of `metrics.jsonl`, by kind: "train", "eval", "validation".
     """
 
-    rows: tuple[Row, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    hardware: Mapping[str, Any] = field(default_factory=dict)
-    ledger: Mapping[str, Any] = field(default_factory=dict)
-    floors: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    pictures: Mapping[str, str] = field(default_factory=dict)
-    attribution: str = ""
-    title: str = ""
+    path: Path
+    method: str
+    seed: int
+    recipe: dict[str, Any]
+    lines: dict[str, list[dict[str, Any]]]
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods in the order of their first row or, without rows, of their curves."""
-        names = [row.method for row in self.rows] or [key.split("/")[0] for key in self.curves]
-        return tuple(dict.fromkeys(names))
+    def last(self) -> dict[str, Any]:
+        """The last line of training: what the run has cost so far."""
+        return self.lines["train"][-1]
 
-    def seeds(self, method: str) -> tuple[int, ...]:
-        """The seeds that a method was run with, in order."""
-        return tuple(sorted({row.seed for row in self.rows if row.method == method}))
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are trained."""
+        return self.last["step"] >= self.recipe["run"]["steps"]
 
-    def of(self, method: str, seed: int) -> tuple[Row, ...]:
-        """The rows of one run by step."""
-        rows = [row for row in self.rows if row.method == method and row.seed == seed]
-        return tuple(sorted(rows, key=lambda row: row.step))
+    @property
+    def warmup(self) -> dict[str, Any] | None:
+        """The line at which warm-up ends."""
+        lines = [line for line in self.lines["train"] if line["phase"] == "warmup"]
+        return lines[-1] if lines else None
+
+    def names(self, group: str) -> list[str]:
+        """What there is a curve of in "losses", "weights", "values" or "validation"."""
+        lines = self.lines[KINDS[group]]
+        if group == "validation":
+            return ["flow"] if lines else []
+        return list(dict.fromkeys(name for line in lines for name in line[group]))
+
+    def curve(self, group: str, name: str, *, over: str = "flops") -> Curve:
+        """A loss, weight, score or validation loss over "flops", "images", "steps" or "seconds".
+
+        Over "epochs" it counts images by those in the cache. Costs are totals since the first step.
+        """
+        if over != "epochs" and over not in COSTS:
+            raise ConfigError(f"no cost {over!r}; choose one of {', '.join(COSTS)}, epochs")
+        key = COSTS["images" if over == "epochs" else over]
+        scale = self.recipe["cache"]["rows"] if over == "epochs" else 1
+        points = [
+            (line[key] / scale, values[name], line["step"])
+            for line in self.lines[KINDS[group]]
+            if name in (values := line if group == "validation" else line[group])
+        ]
+        costs, values, steps = zip(*points, strict=True) if points else ((), (), ())
+        return Curve(costs, values, steps)
 
 
-def write_results(results: Results, path: str | Path) -> None:
-    """Write `results.json` beside its name, then rename, so that no reader meets half a file."""
-    content = asdict(results)
-    content["rows"] = [row._asdict() for row in results.rows]
-    write_json(content, path)
+def read_runs(paths: Sequence[str | Path]) -> list[RunResult]:
+    """The runs in these folders (of runs, or of a study), a method's seeds one after another.
 
+    Runs of the same settings but for their seed are one method, named by its recipe. Where two
+    methods would share a name, each takes that of its first run's folder.
 
-def write_json(content: Any, path: str | Path) -> None:
-    """Write JSON beside its name, then rename. NaN is refused: such a result is a bug."""
-    write_text(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def read_results(path: str | Path) -> Results:
-    """Read `results.json` (or the folder that holds it).
-
-    Raises FileNotFoundError if it is absent and DataError if it is cut short or lacks a key.
+    Raises:
+        FileNotFoundError: no run in a folder.
+        DataError: a run is named twice, or has no line of training yet.
+        CheckpointError: a damaged file.
     """
-    path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
-        raise DataError(
-            f'{path} is no study result: expected {{"rows": [...]}}; run `erw study demo` anew'
-        )
-    rows = tuple(
-        row_from(entry, where=f"{path}, row {i}") for i, entry in enumerate(content.pop("rows"))
+    folders = [folder for path in paths for folder in _folders(Path(path))]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise DataError(f"a run is named twice: {', '.join(map(str, folders))}")
+    recipes = [read_recipe(folder) for folder in folders]
+    kinds = [_kind(recipe) for recipe in recipes]
+    seeds = [recipe["resolved"]["seed"] for recipe in recipes]
+    runs = []
+    for i, (folder, recipe) in enumerate(zip(folders, recipes, strict=True)):
+        same = [j for j, kind in enumerate(kinds) if kind == kinds[i]]
+        method = recipe["run"]["name"]
+        if len({seeds[j] for j in same}) < len(same):  # the same run twice: no seeds of one method
+            method = folder.resolve().name
+        elif any(recipes[j]["run"]["name"] == method for j in range(len(kinds)) if j not in same):
+            method = folders[same[0]].resolve().name
+        runs.append(RunResult(folder, method, seeds[i], recipe, _lines(folder)))
+    order = list(dict.fromkeys(run.method for run in runs))
+    return sorted(runs, key=lambda run: (order.index(run.method), run.seed))
+
+
+def by_method(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """The runs of each method, in order."""
+    return {method: list(group) for method, group in groupby(runs, lambda run: run.method)}
+
+
+def binned(curve: Curve, *, points: int = 160, warmup: int = 0) -> Curve:
+    """A curve averaged in at most about `points` bins, weighed by the steps between its points.
+
+    A bin's cost is that of its last point. None holds steps of both phases (`warmup`: the last step
+    of the first), so that the boundary stays where it is. A short rest joins the bin before it.
+    """
+    windows = [step - before for before, step in zip((0, *curve.steps), curve.steps, strict=False)]
+    size = max(1, -(-len(windows) // points))
+    bins: list[slice] = []
+    for phase in (True, False):
+        place = [i for i, step in enumerate(curve.steps) if (step <= warmup) is phase]
+        cuts = [slice(i, min(i + size, place[-1] + 1)) for i in place[::size]]
+        if len(cuts) > 1 and 2 * sum(windows[cuts[-1]]) < sum(windows[cuts[-2]]):
+            cuts[-2:] = [slice(cuts[-2].start, cuts[-1].stop)]
+        bins += cuts
+
+    def mean(part: slice) -> float:
+        pairs = zip(curve.values[part], windows[part], strict=True)
+        return sum(value * window for value, window in pairs) / sum(windows[part])
+
+    ends = [part.stop - 1 for part in bins]
+    return Curve(
+        tuple(curve.costs[i] for i in ends),
+        tuple(mean(part) for part in bins),
+        tuple(curve.steps[i] for i in ends),
     )
-    known = set(Results.__dataclass_fields__)
-    unknown = sorted(set(content) - known)
-    if unknown:
-        raise DataError(
-            f"{path} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}"
-        )
-    return Results(rows=rows, **content)
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file; FileNotFoundError or DataError name the file and the place."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}: nothing was finished there yet")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        place = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "its bytes"
-        raise DataError(
-            f"{path} is damaged at {place}; delete it and run the same command again"
-        ) from None
-
-
-def row_from(entry: Mapping[str, Any], *, where: str) -> Row:
-    """A checked `Row`; DataError says which key of which row is missing or unknown."""
-    missing = [key for key in ROW_KEYS if key not in entry]
-    unknown = [key for key in entry if key not in Row._fields]
-    if missing or unknown:
-        what = f"lacks {missing[0]!r}" if missing else f"has the unknown key {unknown[0]!r}"
-        raise DataError(f"{where} {what}; a row has {', '.join(Row._fields)}")
-    return Row(**entry)
-
-
-def read_metrics(run: str | Path, *, empty: bool = False) -> tuple[dict[str, Any], ...]:
-    """The training lines of a run folder's `metrics.jsonl`, by step; `window` is the steps of each.
-
-    Raises FileNotFoundError if there is none and DataError if a line is cut short or out of order,
-    or if there is no line, unless `empty` allows that.
-    """
-    path = Path(run) / "metrics.jsonl"
-    if not path.is_file():
+def _folders(path: Path) -> list[Path]:
+    """The run folders that a path means: itself, or the runs of a study."""
+    if path.name == METRICS:
+        path = path.parent
+    if (path / METRICS).is_file():
+        return [path]
+    study = path / STUDY
+    names = json.loads(study.read_text())["runs"] if study.is_file() else []
+    found = [path / "runs" / name for name in names if (path / "runs" / name / METRICS).is_file()]
+    if not found:
         raise FileNotFoundError(
-            f"no metrics.jsonl in {run}: it is not the folder of a training run"
+            f"no {METRICS} in {path}: it is not the folder of a training run, nor of a study"
         )
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            advice = "run the same train command again, which repairs it"
-            raise DataError(f"{path}, line {number} is cut short or damaged; {advice}") from None
-        if not isinstance(line, dict) or line.get("kind") != "train":
-            continue
-        absent = [key for key in ("step", "flops_total", "seconds", "loss") if key not in line]
-        if absent:
-            raise DataError(
-                f"{path}, line {number} has no {absent[0]!r}: written by another version?"
-            )
-        if lines and line["step"] <= lines[-1]["step"]:
-            raise DataError(
-                f"{path}, line {number}: step {line['step']} follows {lines[-1]['step']}"
-            )
-        before = lines[-1]["step"] if lines else 0
-        lines.append(line | {"window": line["step"] - before})
-    if not lines and not empty:
-        raise DataError(f"{path} has no training line yet; train first, then report")
-    return tuple(lines)
+    return found
 
 
-def curve_from(
-    lines: Sequence[Mapping[str, Any]], *, points: int = CURVE_POINTS
-) -> dict[str, list[Any]]:
-    """Metrics lines averaged in about `points` bins; positions are a bin's last, values its mean.
-
-    A bin never holds steps of both phases, so the boundary stays where it was. Key "warmup" says
-    for each bin whether it lies in warm-up.
-    """
-    curve: dict[str, list[Any]] = {key: [] for key in (*CURVE_KEYS, "warmup")}
-    for part in _bins(lines, points):
-        last = part[-1]
-        for key in CURVE_KEYS[:4]:
-            curve[key].append(last.get(key))
-        for key in CURVE_KEYS[4:]:
-            curve[key].append(mean_of(part, key))
-        # The log says 0 for a loss that was not computed; a curve has nothing there.
-        if is_warmup(last):
-            curve["flow"][-1] = None
-        if not curve["align_weight"][-1]:
-            curve["align"][-1] = None
-        curve["warmup"].append(is_warmup(last))
-    return curve
+def _lines(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    lines: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS.values()}
+    for line in read_metrics(folder / METRICS):
+        lines.setdefault(line["kind"], []).append(_lifted(line))
+    if not lines["train"]:
+        raise DataError(f"{folder / METRICS} has no training line yet; train first, then report")
+    return lines
 
 
-def is_warmup(line: Mapping[str, Any]) -> bool:
-    """Whether a metrics line belongs to phase 1."""
-    return line.get("phase") == "warmup"
+def _kind(recipe: dict[str, Any]) -> str:
+    """Everything that decides a run's numbers but its seed."""
+    flat = json_flat(recipe["resolved"])
+    kept = {k: v for k, v in flat.items() if not k.startswith((*MAY_CHANGE, "seed"))}
+    return json.dumps([kept, recipe["cache"]["identity"]], sort_keys=True)
 
 
-def mean_of(lines: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    """Mean of a key over the steps of the lines that have a number there; None if none has."""
-    found = [(line[key], line.get("window", 1)) for line in lines if line.get(key) is not None]
-    steps = sum(window for _, window in found)
-    return sum(value * window for value, window in found) / steps if steps else None
-
-
-def _bins(lines: Sequence[Mapping[str, Any]], points: int) -> list[Sequence[Mapping[str, Any]]]:
-    """Consecutive groups of lines, near-equal in steps, split at the phase boundary."""
-    size = max(1, -(-len(lines) // points))
-    groups: list[Sequence[Mapping[str, Any]]] = []
-    for warm in (True, False):
-        part = [line for line in lines if is_warmup(line) is warm]
-        cut = [part[start : start + size] for start in range(0, len(part), size)]
-        # A last bin of a few steps would be noise at the end of the line.
-        if len(cut) > 1 and 2 * _steps(cut[-1]) < _steps(cut[-2]):
-            cut[-2:] = [[*cut[-2], *cut[-1]]]
-        groups += cut
-    return groups
-
-
-def _steps(lines: Sequence[Mapping[str, Any]]) -> int:
-    return sum(line.get("window", 1) for line in lines)
+def _lifted(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of training as it is written now: losses and weights by name."""
+    if line["kind"] != "train" or "losses" in line:
+        return line
+    weights = {"flow": float(line["phase"] != "warmup"), "align": line["align_weight"]}
+    losses = {name: line[name] for name, weight in weights.items() if weight}
+    return line | {"losses": losses, "weights": weights}

@@ -1,0 +1,169 @@
+"""The comparison: log-linear cost to a target, shares of compute, their spread and the words."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from erw.cli import main
+from erw.errors import DataError
+from erw.study.compare import (
+    cost_to_target,
+    flops_unit,
+    mean_curve,
+    reach,
+    score_curves,
+    speed_up,
+    speed_ups,
+    verdict,
+)
+from erw.study.results import Curve, by_method, read_runs
+from helpers.synthetic_study import (
+    SCORES,
+    STEPS,
+    cost_of,
+    lines_of,
+    train_line,
+    write_run,
+    write_study,
+)
+
+COSTS = (10.0, 20.0, 40.0, 80.0)
+FID = "fid"
+
+
+def line(start: float, slope: float = 30.0) -> Curve:
+    """A score that falls linearly in log(cost)."""
+    return Curve(COSTS, tuple(start - slope * math.log(cost) for cost in COSTS), (1, 2, 4, 8))
+
+
+@pytest.mark.parametrize("true", [10.0, 13.0, 31.7, 80.0])
+def test_cost_to_target_of_a_line_in_log_cost_is_exact(true: float) -> None:
+    cost, at_most = cost_to_target(line(400), 400 - 30 * math.log(true), metric=FID) or (0, True)
+    assert cost == pytest.approx(true) and not at_most
+
+
+def test_cost_to_target_takes_the_first_crossing_and_says_what_it_cannot_know() -> None:
+    def cost(values: tuple[float, ...], target: float) -> tuple[float, bool] | None:
+        curve = Curve((1.0, 2.0, 4.0, 8.0)[: len(values)], values, tuple(range(len(values))))
+        return cost_to_target(curve, target, metric=FID)
+
+    assert cost((9, 8, 7), 6) is None
+    assert cost((9, 8, 7), 10) == (1, True)
+    bumpy = cost((9, 5, 7, 4), 6)
+    assert bumpy and 1 < bumpy[0] < 2
+
+
+@pytest.mark.parametrize("costs", [(), (2.0, 1.0), (0.0, 1.0)])
+def test_costs_must_rise(costs: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="costs must"):
+        cost_to_target(Curve(costs, costs, tuple(range(len(costs)))), 1.0, metric=FID)
+
+
+def test_higher_is_better_where_it_is() -> None:
+    up = line(400)._replace(values=tuple(-value for value in line(400).values))
+    found = cost_to_target(up, -(400 - 30 * math.log(31.7)), metric="inception_score")
+    assert found == (pytest.approx(31.7), False)
+
+
+def test_a_reach_has_the_extremes_of_its_seeds() -> None:
+    target = 400 - 30 * math.log(31.7)
+    found = reach([line(397), line(400), line(403)], target, metric=FID)
+    assert found.value == pytest.approx(31.7) and found.reached == found.tries == 3
+    ends = (31.7 * math.exp(-3 / 30), 31.7 * math.exp(3 / 30))
+    assert (found.low, found.high) == pytest.approx(ends)
+
+
+def test_not_reached_is_an_answer() -> None:
+    found = reach([line(400), line(409), line(418)], 400 - 30 * math.log(78), metric=FID)
+    assert found.value is None and found.high is None and found.reached == 1
+    assert found.low == pytest.approx(78), "the luckiest seed alone gets there"
+
+
+def test_speed_up_of_lines_is_exact() -> None:
+    found = speed_up([line(370)], [line(400)], metric=FID)
+    assert found.value == pytest.approx(math.exp(-1)) and found.tries == 1
+    assert speed_up([line(400)], [line(370)], metric=FID).value is None
+    many = speed_up([line(370 + seed) for seed in range(3)], [line(400)], metric=FID)
+    assert many.low and many.value and many.high and many.low < many.value < many.high
+
+
+def test_means_are_of_the_steps_that_all_have() -> None:
+    short = Curve((20.0, 80.0), (9.0, 5.0), (2, 8))
+    mean = mean_curve([line(400), short])
+    assert mean.costs == (20, 80) and mean.values[1] == pytest.approx((line(400).values[3] + 5) / 2)
+    with pytest.raises(DataError, match="no step is scored"):
+        mean_curve([line(400), line(400)._replace(steps=(3, 5, 6, 7))])
+
+
+def test_power_laws_have_a_closed_form(tmp_path: Path) -> None:
+    """Scores a (4 c)^-p at fractions c."""
+    groups = by_method(read_runs([write_study(tmp_path, points=50, pictures=False)]))
+    first = speed_ups(groups, metric="fd_lite2")[0]
+    assert (first.method, first.against, first.apart) == ("ERW", "SiT", None)
+    (scale, power), target = SCORES["ERW"], SCORES["SiT"][0] * 4 ** -SCORES["SiT"][1]
+    assert first.ratio.value == pytest.approx((target / scale) ** (-1 / power) / 4, rel=2e-3)
+    assert not first.ratio.at_most
+
+
+def test_the_words_claim_no_more_than_the_seeds_carry(tmp_path: Path) -> None:
+    title, *sentences = verdict(read_runs([write_study(tmp_path / "one")]), "fd_lite2")
+    assert title.startswith("ERW reaches SiT’s final FD-Lite2 with 0.") and len(sentences) == 4
+    assert sentences[-1].startswith("One seed only")
+    runs = read_runs([write_study(tmp_path / "three", seeds=3)])
+    assert "final scores do not overlap" in verdict(runs, "fd_lite2")[1]
+    assert not any("One seed" in sentence for sentence in verdict(runs, "fd_lite2"))
+    back = [run for run in runs if run.method == "ERW"] + [r for r in runs if r.method == "SiT"]
+    title, sentence = verdict(back, "fd_lite2")
+    assert title == "SiT does not reach ERW’s FD-Lite2 at equal cost"
+    assert "Every seed of ERW ends better than every seed of SiT" in sentence
+
+
+def close(folder: Path, name: str, seed: int, step: int = 0) -> Path:
+    """A run of seeds that differ more than methods do; `step`: it is under way up to there."""
+    lines = [train_line(step or STEPS["SiT"], "SiT", 0)]
+    for i in (1, 2, 3, 4):
+        values = {"fd_lite2": 300.0 - 20 * i + 3 * seed - len(name)}
+        lines.append({"kind": "eval", **cost_of(500 * i, "SiT", 0), "values": values})
+    return write_run(folder / f"{name}-{seed}", name, lines, seed=seed)
+
+
+def test_overlapping_seeds_are_said_to_overlap(tmp_path: Path) -> None:
+    runs = read_runs([close(tmp_path, name, seed) for name in ("SiT", "REPA") for seed in (0, 1)])
+    assert "overlap: REPA and SiT are not told apart" in verdict(runs, "fd_lite2")[1]
+
+
+def test_runs_under_way_are_not_compared(tmp_path: Path) -> None:
+    folders = [close(tmp_path, name, 0) for name in ("SiT", "REPA")]
+    folders.append(close(tmp_path, "ERW", 0, step=1000))
+    title, *_, last = verdict(read_runs(folders), "fd_lite2")
+    assert title.startswith("REPA reaches SiT’s") and last == "Still under way: ERW."
+    assert verdict(read_runs(folders[1:]), "fd_lite2")[0] == "The study is under way"
+
+
+def test_units_fit() -> None:
+    assert flops_unit(3e15) == (1e15, "PFLOP") and flops_unit(5.0) == (1e9, "GFLOP")
+
+
+def test_cost_to_target_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path / "study", seeds=3)
+    stem = tmp_path / "plots" / "target"
+    options = ["cost", "--to-target", str(study), "--target", "200", "--out", str(stem)]
+    assert main(options) == 0
+    text = capsys.readouterr().out
+    assert "linear in log(cost)" in text and "ERW to SiT's" in text and "3 of 3" in text
+    record = json.loads(stem.with_suffix(".json").read_text())
+    assert len(record["reached"]) == 3 and len(record["speed_ups"]) == 6
+    assert stem.with_name("target-dark.svg").stat().st_size > 1000
+    assert main(["cost", "--to-target", str(study), "--metric", "fid"]) == 2
+    assert "has no score fid; it has fd_lite2" in capsys.readouterr().err
+    assert main(["cost", "--to-target", str(tmp_path / "nowhere")]) == 2
+    unscored = write_run(tmp_path / "plain", "SiT", [train_line(10, "SiT", 0)])
+    with pytest.raises(DataError, match=r"train with --eval\.every"):
+        score_curves(read_runs([unscored]), "fd_lite2")
+    run = write_run(tmp_path / "run", "SiT", lines_of("SiT", 0))
+    assert main(["cost", "--to-target", str(run), "--over", "epochs", "--target", "300"]) == 0
+    assert "epochs (one seed" in capsys.readouterr().out
