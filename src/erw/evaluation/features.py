@@ -147,6 +147,8 @@ class _Total:
 def _joined(name: str, parts: Sequence[Statistics | None]) -> Statistics:
     """The statistics of all ranks' images, in order."""
     whole, *others = some = [part for part in parts if part is not None]
+    if not others:
+        return whole
     for part in others:
         if part.resolution != whole.resolution:
             a, b = sides(part.resolution), sides(whole.resolution)
