@@ -61,7 +61,7 @@ def summed(mu: Any, sigma: Any) -> dict[str, float]:
 
 def erw_fid(spec: dict[str, Any]) -> Turn:
     """erw.evaluate's statistics."""
-    from erw.evaluation.features import statistics
+    from erw.evaluation.features import Extractor, extract
     from erw.evaluation.images import image_set
 
     net = Inception()
@@ -70,8 +70,9 @@ def erw_fid(spec: dict[str, Any]) -> Turn:
     images = pictures(spec["images"], spec["side"])
 
     def turn(count: int) -> dict[str, float]:
-        found = statistics(image_set(images[:count]), net, batch_size=spec["batch"]).moments
-        return summed(found.mean.numpy(), found.cov.numpy())
+        given, extractors = image_set(images[:count]), [Extractor(net)]
+        moments = extract(given, extractors, batch_size=spec["batch"])[0].moments
+        return summed(moments.mean.numpy(), moments.cov.numpy())
 
     return turn
 

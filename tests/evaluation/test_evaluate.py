@@ -14,7 +14,7 @@ from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError, DataError, NumericsError
 from erw.evaluation.distances import Moments, frechet_moments
 from erw.evaluation.evaluate import evaluate
-from erw.evaluation.features import Statistics, load_statistics, save_statistics, statistics
+from erw.evaluation.features import Extractor, Statistics, extract, load_statistics, save_statistics
 from erw.evaluation.images import image_set
 from erw.sampling.generation import generate
 from erw.sampling.save import write
@@ -97,7 +97,7 @@ def test_reference_statistics_are_kept_by_content(tmp_path: Path) -> None:
 def test_statistics_can_be_the_reference(tmp_path: Path) -> None:
     images, real, encoder = pictures(), pictures(50, seed=1), Pixels()
     expected = evaluate(images, reference=real, encoder=encoder, cache=tmp_path)["fd-lite2"]
-    made = statistics(image_set(real), encoder, keep=True)
+    (made,) = extract(image_set(real), [Extractor(encoder, keep=True)])
     save_statistics(tmp_path / "real.safetensors", made)
     again = load_statistics(tmp_path / "real.safetensors")
     assert again.resolution == (8, 8) and torch.equal(again.features, made.features)

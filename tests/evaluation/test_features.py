@@ -77,14 +77,14 @@ class Wide(Pixels):
 def growth(count: int, *, keep: bool) -> float:
     """MB by which this process's peak memory rises while `count` images pass, after 4,096."""
 
-    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
+    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         nonlocal before
         for lo in range(first, stop, batch_size):
             if lo == 4096:
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             yield pictures(batch_size, side=64, seed=lo)
 
-    before, images = 0, ImageSet("random", count, "", batches)
+    before, images = 0, ImageSet("random", count, "", (64, 64), read)
     found = extract(images, [Extractor(Wide(), keep=keep)])
     assert found[0].moments.count == count
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -183,6 +183,9 @@ def _side(
                 f"the {what} {name} holds {'one kind of features' if more else 'moments alone'}, "
                 "enough for fd of one encoder; give its images for the other metrics"
             )
+        same_resolution(
+            against.resolution, reference.resolution, against.name, f"the {what} {name}"
+        )
         return _Side({space: reference}, name, reference.moments.count)
     real = image_set(reference, what=what)
     same_resolution(against.resolution, real.resolution, against.name, f"the {what} {real.name}")
@@ -207,17 +210,11 @@ def _scores(
         space, one = metric.space, extractors[metric.space]
         pair = Pair(real.statistics[space], statistics[space], one.encoder)
         pair = pair._replace(neighbours=SPACES.get(space, Space(space)).neighbours)
-        size = pair.fake.resolution
-        same_resolution(size, pair.real.resolution, fake.name, f"the reference {real.name}")
         if held_out is not None and metric.distance.needs_held_out:
             pair = pair._replace(held_out=held_out.statistics[space])
-            other = held_out.statistics[space].resolution
-            same_resolution(size, other, fake.name, f"the validation set {held_out.name}")
         scores = metric.scores(pair)
         values |= scores
         features |= dict.fromkeys(scores, one.described)
-    resolution = next(iter(statistics.values())).resolution
-    assert resolution is not None
     return Scores(
         values=values,
         count=fake.count,
@@ -226,7 +223,7 @@ def _scores(
         images_hash=fake.content,
         reference=real.name,
         reference_hash=real.content,
-        resolution=resolution,
+        resolution=fake.resolution,
         settings=fake.settings,
         reference_statistics="stated" if real.stated else "images",
         features=features,

@@ -5,11 +5,11 @@ cache folder unless another is given. They may be deleted at any time.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from erw.dist import World
 from erw.errors import CheckpointError, DataError, NumericsError
 from erw.evaluation.distances import Moments
-from erw.evaluation.images import ImageSet, sides
+from erw.evaluation.images import ImageSet
 from erw.io import load_tensors, save_tensors
 
 BLOCK = 1024
@@ -69,13 +69,6 @@ class Statistics:
     resolution: tuple[int, int] | None = None
 
 
-def statistics(
-    images: ImageSet, encoder: PooledEncoder, *, keep: bool = False, **options: Any
-) -> Statistics:
-    """Statistics of `images` under one encoder; `options` as for `extract`."""
-    return extract(images, [Extractor(encoder, keep=keep)], **options)[0]
-
-
 def extract(
     images: ImageSet,
     extractors: Sequence[Extractor],
@@ -93,7 +86,6 @@ def extract(
 
     Raises:
         NumericsError: features that are not finite.
-        DataError: images of several sizes.
     """
     first, stop = (images.count * rank // world.size for rank in (world.rank, world.rank + 1))
     totals = [_Total(extractor) for extractor in extractors]
@@ -102,8 +94,19 @@ def extract(
             total.add(batch, images.name)
         if progress:
             progress(len(batch))
-    ranks = world.gather([total.statistics() for total in totals])
-    return [_joined(images.name, parts) for parts in zip(*ranks, strict=True)]
+    found = []
+    for total in totals:
+        total.fold()
+        moments, kept = zip(*world.gather((total.moments, total.kept)), strict=True)
+        features = [block for blocks in kept for block in blocks]
+        found.append(
+            Statistics(
+                reduce(Moments.__add__, filter(None, moments)),
+                torch.cat(features) if features else None,
+                images.resolution,
+            )
+        )
+    return found
 
 
 class _Total:
@@ -114,7 +117,6 @@ class _Total:
         self.rows: list[Tensor] = []  # not yet in the moments
         self.kept: list[Tensor] = []
         self.moments: Moments | None = None
-        self.resolution: tuple[int, int] | None = None
 
     def add(self, batch: Tensor, name: str) -> None:
         encoder = self.extractor.encoder
@@ -124,38 +126,18 @@ class _Total:
             raise NumericsError(
                 f"{name}: {encoder.name} features of {bad} of {len(batch)} images are not finite"
             )
-        self.resolution = (batch.shape[2], batch.shape[3])
         self.rows.append(features)
         if sum(map(len, self.rows)) >= BLOCK:
-            self._fold()
+            self.fold()
 
-    def statistics(self) -> Statistics | None:
-        """Of all that was added; None of nothing."""
+    def fold(self) -> None:
+        """Take up the rows that are not yet in the moments."""
         if self.rows:
-            self._fold()
-        features = torch.cat(self.kept) if self.kept else None
-        return self.moments and Statistics(self.moments, features, self.resolution)
-
-    def _fold(self) -> None:
-        block, self.rows = torch.cat(self.rows), []
-        moments = Moments.of(block)
-        self.moments = moments if self.moments is None else self.moments + moments
-        if self.extractor.keep:
-            self.kept.append(block[:, self.extractor.columns].clone())
-
-
-def _joined(name: str, parts: Sequence[Statistics | None]) -> Statistics:
-    """The statistics of all ranks' images, in order."""
-    whole, *others = some = [part for part in parts if part is not None]
-    if not others:
-        return whole
-    for part in others:
-        if part.resolution != whole.resolution:
-            a, b = sides(part.resolution), sides(whole.resolution)
-            raise DataError(f"{name} holds {a} after {b} images: bring them to one size first")
-        whole = dataclasses.replace(whole, moments=whole.moments + part.moments)
-    features = [part.features for part in some if part.features is not None]
-    return dataclasses.replace(whole, features=torch.cat(features) if features else None)
+            block, self.rows = torch.cat(self.rows), []
+            moments = Moments.of(block)
+            self.moments = moments if self.moments is None else self.moments + moments
+            if self.extractor.keep:
+                self.kept.append(block[:, self.extractor.columns].clone())
 
 
 def extract_cached(

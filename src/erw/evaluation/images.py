@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,27 @@ from erw.sampling.save import image_shape, read_images, read_settings
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images ready to be read.
+    """Images of one size, ready to be read.
 
     Attributes:
         name: for people, without folders of this machine.
         count: number of images.
         content: hash of the images, or of everything they follow from.
-        batches: (batch size, first image, image to stop before) -> iterator over uint8
-            (B, 3, H, W), all of one size; without the latter two, all images.
+        resolution: (height, width).
+        read: (first image, image to stop before, batch size) -> iterator over uint8 (B, 3, H, W).
         settings: how they were generated, where that is known.
-        resolution: (height, width) where it is known before they are read.
     """
 
     name: str
     count: int
     content: str
-    batches: Callable[..., Iterator[Tensor]]
+    resolution: tuple[int, int]
+    read: Callable[[int, int, int], Iterator[Tensor]]
     settings: dict[str, Any] | None = None
-    resolution: tuple[int, int] | None = None
+
+    def batches(self, batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """uint8 (B, 3, H, W), from image `first` to before `stop`, or to the end."""
+        return self.read(first, self.count if stop is None else stop, batch_size)
 
 
 Images = Tensor | np.ndarray | Samples | Generation | Source | Cache | ImageSet | str | Path
@@ -54,45 +57,29 @@ def image_set(images: Images, *, what: str = "images") -> ImageSet:
         CacheError: a cache without images.
         FileNotFoundError: nothing at the path.
     """
-    if isinstance(images, ImageSet):
-        return images
-    opened = _open(images, what)
+    opened = images if isinstance(images, ImageSet) else _open(images, what)
     if opened.count < 2:
         raise DataError(
             f"{what} {opened.name}: {opened.count} image{'' if opened.count == 1 else 's'}; "
             "statistics need at least 2"
         )
-
-    def batches(batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        size: tuple[int, int] | None = None
-        stop = opened.count if stop is None else stop
-        for batch in opened.batches(batch_size, first, stop):
-            _check(batch, f"{what} {opened.name}")
-            before, size = size, (batch.shape[2], batch.shape[3])
-            if before not in (None, size):
-                raise DataError(
-                    f"{what} {opened.name}: {sides(size)} after {sides(before)} images: bring them "
-                    "to one size first"
-                )
-            yield batch
-
-    return replace(opened, batches=batches)
+    return opened
 
 
 def same_resolution(
-    images: tuple[int, int] | None, reference: tuple[int, int] | None, name: str, other: str
+    images: tuple[int, int], reference: tuple[int, int] | None, name: str, other: str
 ) -> None:
-    """Raises DataError where both (height, width) are known, and differ."""
-    if images is not None and reference is not None and images != reference:
+    """Raises DataError where (height, width) of the images and of the reference differ."""
+    if reference is not None and images != reference:
         raise DataError(
             f"images {name} are {sides(images)}, {other} is {sides(reference)}: scores would "
             "compare sizes; bring both to one size first"
         )
 
 
-def sides(resolution: tuple[int, int] | None) -> str:
+def sides(resolution: tuple[int, ...]) -> str:
     """(height, width) as "width x height"."""
-    return "unknown" if resolution is None else f"{resolution[1]} x {resolution[0]}"
+    return f"{resolution[1]} x {resolution[0]}"
 
 
 def _open(images: Images, what: str) -> ImageSet:
@@ -126,24 +113,29 @@ def _open(images: Images, what: str) -> ImageSet:
 def _of_tensor(images: Tensor | np.ndarray, what: str) -> ImageSet:
     """uint8 (N, 3, H, W) tensors or (N, H, W, 3) arrays."""
     if isinstance(images, np.ndarray):
-        axes = (0, 3, 1, 2) if images.ndim == 4 and images.shape[3] == 3 else None
-        images = torch.from_numpy(np.ascontiguousarray(images.transpose(axes) if axes else images))
-    _check(images, f"{what} tensor")
+        channels_last = images.ndim == 4 and images.shape[3] == 3
+        images = images.transpose(0, 3, 1, 2) if channels_last else images
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise DataError(
+            f"{what} tensor: {str(images.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(images.shape)}; expected uint8 (N, 3, H, W) with values 0..255"
+        )
     content = blake3(images.cpu().contiguous().numpy().tobytes())
     content.update(str(tuple(images.shape)).encode())
+    size = (images.shape[2], images.shape[3])
 
-    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
+    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         yield from images[first:stop].split(batch_size)
 
-    size = (images.shape[2], images.shape[3])
-    return ImageSet("tensor", len(images), content.hexdigest()[:32], batches, None, size)
+    return ImageSet("tensor", len(images), content.hexdigest()[:32], size, read)
 
 
 def _of_generation(generation: Generation, what: str) -> ImageSet:
     if generation.vae is None:
         raise DataError(f"{what} are latents without images: generate with decode=True")
 
-    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
+    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         if first == stop:
             return
         for samples in generation.rows(lambda i, _: first <= i < stop):
@@ -159,7 +151,9 @@ def _of_generation(generation: Generation, what: str) -> ImageSet:
     # Images follow from the settings and these, so they are hashed before they are drawn.
     recipe = [generation.settings, generation.seeds, generation.labels]
     content = blake3(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
-    return ImageSet("generation", len(generation), content, batches, generation.settings)
+    _, height, width = generation.model.latent_shape
+    size = (height * generation.vae.factor, width * generation.vae.factor)
+    return ImageSet("generation", len(generation), content, size, read, generation.settings)
 
 
 def _of_npz(path: Path) -> ImageSet:
@@ -168,12 +162,12 @@ def _of_npz(path: Path) -> ImageSet:
     _, height, width, _ = image_shape(path)
     count = sum(len(block) for block in read_images(path))  # reading checks the sums, too
 
-    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
+    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         for block in read_images(path, rows=batch_size, first=first, stop=stop):
             yield torch.from_numpy(block).permute(0, 3, 1, 2).contiguous()
 
     content = hash_file(path)[:32]
-    return ImageSet(path.name, count, content, batches, read_settings(path), (height, width))
+    return ImageSet(path.name, count, content, (height, width), read, read_settings(path))
 
 
 def _of_cache(cache: Cache, what: str) -> ImageSet:
@@ -187,12 +181,12 @@ def _of_cache(cache: Cache, what: str) -> ImageSet:
             "the images themselves, or prepare them again with --images"
         )
 
-    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
+    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         for lo in range(first, stop, batch_size):
             yield cache.images(range(lo, min(lo + batch_size, stop)))
 
     size = (cache.image_size, cache.image_size)
-    return ImageSet(name, len(cache), cache.identity, batches, None, size)
+    return ImageSet(name, len(cache), cache.identity, size, read)
 
 
 def _of_source(source: Source, path: Path | None = None) -> ImageSet:
@@ -202,20 +196,21 @@ def _of_source(source: Source, path: Path | None = None) -> ImageSet:
         except Unreadable as error:
             raise DataError(f"{where(source, i)}: {error}; mend or remove it") from error
 
-    def batches(batch_size: int, first: int, stop: int) -> Iterator[Tensor]:
+    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         for lo in range(first, stop, batch_size):
             rows = [image(i) for i in range(lo, min(lo + batch_size, stop))]
             for i, row in enumerate(rows, start=lo):
                 if row.shape != shape:
                     raise DataError(
-                        f"{where(source, i)} is {sides(row.shape[:2])}, the images before it "
-                        f"{sides(shape[:2])}: bring them to one size first"
+                        f"{where(source, i)} is {sides(row.shape)}, the images before it "
+                        f"{sides(shape)}: bring them to one size first"
                     )
             yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
 
     shape = image(0).shape if len(source) else (0, 0, 3)
     settings = read_settings(path) if path is not None and path.is_dir() else None
-    return ImageSet(source.name, len(source), _content(source), batches, settings, shape[:2])
+    size = (shape[0], shape[1])
+    return ImageSet(source.name, len(source), _content(source), size, read, settings)
 
 
 def _content(source: Source) -> str:
@@ -243,11 +238,3 @@ def _content(source: Source) -> str:
                 "channels first, such as RGB"
             )
     return digest.hexdigest()[:32]
-
-
-def _check(batch: Tensor, name: str) -> None:
-    if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3:
-        raise DataError(
-            f"{name}: {str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)}; "
-            "expected uint8 (N, 3, H, W) with values 0..255"
-        )
