@@ -13,7 +13,7 @@ from erw import evaluate
 from erw.cli import main
 from erw.errors import ConfigError, DataError
 from erw.evaluation.adm import AdmFeatures, with_stated
-from erw.evaluation.distances import Moments, frechet_features, frechet_moments, kid
+from erw.evaluation.distances import Moments, frechet, kid
 from erw.evaluation.features import Statistics
 from erw.evaluation.inception import POOL, SPATIAL, Inception
 from erw.evaluation.inception_weights import load_inception
@@ -55,7 +55,7 @@ def test_the_five_scores_are_adms(tmp_path: Path, weights: Path, net: Inception)
     assert tuple(found.values) == names
     a, b = net(real), net(fake)
     for name, x, y in (("fid", a.pool, b.pool), ("sfid", a.spatial, b.spatial)):
-        assert found[name] == pytest.approx(frechet_features(Moments.of(x), y), rel=1e-4), name
+        assert found[name] == pytest.approx(frechet(Moments.of(x), Moments.of(y)), rel=1e-4), name
     p = torch.softmax((b.pool @ net.fc.weight.T).double(), 1)
     divergence = (p * (p / p.mean(0)).log()).sum(1).mean()
     assert found["inception_score"] == pytest.approx(divergence.exp().item(), rel=1e-5)
@@ -110,7 +110,7 @@ def test_few_images_have_the_distance_of_their_whole_covariance(count: int) -> N
     x, y = (torch.randn(count, 60, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     a, b = Moments.of(x), Moments.of(y + 0.3)
     many = Moments(10**6, b.mean, b.cov * (10**6 - 1))  # as if the count were not known
-    assert frechet_moments(a, b) == pytest.approx(frechet_moments(a, many), rel=1e-9)
+    assert frechet(a, b) == pytest.approx(frechet(a, many), rel=1e-9)
     part = slice(10, 30)
     assert torch.allclose(a.part(part).cov, Moments.of(x[:, part]).cov)
 
@@ -138,7 +138,7 @@ def test_the_familys_names_one_by_one(tmp_path: Path, weights: Path, net: Incept
     assert (
         found["fid"]
         == found["fd-inception"]
-        == pytest.approx(frechet_features(Moments.of(a), b), rel=1e-4)
+        == pytest.approx(frechet(Moments.of(a), Moments.of(b)), rel=1e-4)
     )
     assert found["kid"] == pytest.approx(kid(a, b), rel=1e-5)
     with pytest.raises(ConfigError, match="did you mean adm"):

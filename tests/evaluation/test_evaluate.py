@@ -12,7 +12,7 @@ from torch import Tensor
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError, DataError, NumericsError
-from erw.evaluation.distances import Moments, frechet_moments
+from erw.evaluation.distances import Moments, frechet
 from erw.evaluation.evaluate import evaluate
 from erw.evaluation.features import Extractor, Statistics, extract, load_statistics, save_statistics
 from erw.evaluation.images import image_set
@@ -40,7 +40,7 @@ def test_every_kind_of_input_gives_the_same_score(tmp_path: Path) -> None:
     }
     whole = Moments.of(encoder.pooled(reference)), Moments.of(encoder.pooled(images))
     for name, found in scores.items():
-        assert found["fd-lite2"] == pytest.approx(frechet_moments(*whole), rel=1e-9), name
+        assert found["fd-lite2"] == pytest.approx(frechet(*whole), rel=1e-9), name
         assert (found.count, found.reference_count, found.resolution) == (40, 60, (8, 8))
 
 

@@ -20,7 +20,7 @@ from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import load_encoder
 from erw.encoders.base import resize_bytes
 from erw.errors import ConfigError, DataError
-from erw.evaluation.distances import Moments, cmmd, frechet_bootstrap, frechet_moments, kid
+from erw.evaluation.distances import Moments, cmmd, frechet, frechet_bootstrap, kid
 from erw.evaluation.manifold import precision_recall
 from erw.evaluation.metrics import extractors_of, metrics_of
 from helpers.images import Pixels, pictures, save_pngs
@@ -106,7 +106,7 @@ def test_convnext_gives_its_last_map_and_the_maps_mean(tmp_path: Path) -> None:
     torch.testing.assert_close(encoder.pooled(batch), expected.mean((2, 3)), atol=1e-5, rtol=1e-4)
     tokens = expected.flatten(2).transpose(1, 2)
     torch.testing.assert_close(encoder(batch), tokens, atol=1e-5, rtol=1e-4)
-    with pytest.raises(ConfigError, match="multiple of 32"):
+    with pytest.raises(ConfigError, match="multiple of its patch, 32 px"):
         load_encoder(f"convnextv2-b={tmp_path}@100")
     with pytest.raises(DataError, match="convnextv2-b@224"):
         encoder(images(1, 100))
@@ -172,9 +172,7 @@ def test_several_spaces_in_one_pass_are_what_each_is_alone(tmp_path: Path) -> No
     assert source.reads == 11 + 1  # the first one also tells their size
     dino = load_encoder(f"dinov2-l={weights['dinov2']}@224")
     a, b = dino.pooled(real), dino.pooled(fake)
-    assert found["fd-dinov2"] == pytest.approx(
-        frechet_moments(Moments.of(a), Moments.of(b)), rel=1e-6
-    )
+    assert found["fd-dinov2"] == pytest.approx(frechet(Moments.of(a), Moments.of(b)), rel=1e-6)
     assert found["kid_dinov2"] == pytest.approx(kid(a, b), rel=1e-5)
     pr = precision_recall(a, b, k=5)  # dgm-eval's
     assert (found["precision_dinov2"], found["recall_dinov2"]) == pr

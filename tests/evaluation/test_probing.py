@@ -68,9 +68,9 @@ def test_states_are_those_of_the_network_at_that_noise(time: float) -> None:
     with torch.no_grad():
         hidden = net(x_t, torch.full((20,), time), None, tap=(1, 2, 3)).hidden
     for depth in (1, 2, 3):
-        torch.testing.assert_close(found.pooled[depth], hidden[depth].mean(1))
+        torch.testing.assert_close(found[depth].pooled, hidden[depth].mean(1))
         expected = local_over_distant(hidden[depth]).mean().item()
-        assert found.spatial[depth] == pytest.approx(expected, rel=1e-5)
+        assert found[depth].spatial == pytest.approx(expected, rel=1e-5)
 
 
 def test_labels_are_withheld_unless_asked_for() -> None:
@@ -78,7 +78,7 @@ def test_labels_are_withheld_unless_asked_for() -> None:
     other = images._replace(labels=(images.labels + 1) % 4)
     for labels, same in (("null", True), ("given", False)):
         a, b = (hidden_states(net, m, depths=(2,), labels=labels) for m in (images, other))  # type: ignore[arg-type]
-        assert torch.equal(a.pooled[2], b.pooled[2]) == same
+        assert torch.equal(a[2].pooled, b[2].pooled) == same
 
 
 @pytest.mark.parametrize("metric", ["cknna", "cka", "mutual_knn"])
@@ -86,7 +86,7 @@ def test_curve_is_the_alignment_of_means_of_length_one(metric: str) -> None:
     net, images = network(), shown()
     points = list(curve(net, images, metric=metric, times=(0.0, 0.5), depths=(1, 3), k=4))
     assert [(p.time, p.depth) for p in points] == [(0, 1), (0, 3), (0.5, 1), (0.5, 3)]
-    pooled = hidden_states(net, images, time=0.5).pooled[3]
+    pooled = hidden_states(net, images, time=0.5)[3].pooled
     a, b = F.normalize(pooled.double(), dim=1), F.normalize(images.target.double(), dim=1)
     options = {} if metric == "cka" else {"k": 4}
     assert points[-1].value == pytest.approx(getattr(alignment, metric)(a, b, **options))
@@ -94,7 +94,7 @@ def test_curve_is_the_alignment_of_means_of_length_one(metric: str) -> None:
 
 def test_a_layer_is_wholly_aligned_with_itself() -> None:
     net, images = network(), shown()
-    own = images._replace(target=3 * hidden_states(net, images).pooled[2])
+    own = images._replace(target=3 * hidden_states(net, images)[2].pooled)
     for metric in ("cknna", "cka", "mutual_knn"):
         (point,) = curve(net, own, metric=metric, depths=(2,), k=4)
         assert point.value == pytest.approx(1)

@@ -7,7 +7,6 @@ from erw.evaluation.compare import differences as differences
 from erw.evaluation.distances import Moments as Moments
 from erw.evaluation.distances import frechet as frechet
 from erw.evaluation.distances import frechet_bootstrap as frechet_bootstrap
-from erw.evaluation.distances import frechet_moments as frechet_moments
 from erw.evaluation.distances import inception_score as inception_score
 from erw.evaluation.distances import kid as kid
 from erw.evaluation.evaluate import Scores as Scores

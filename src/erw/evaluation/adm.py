@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from erw.errors import DataError
-from erw.evaluation.distances import Moments, frechet_moments, inception_score
+from erw.evaluation.distances import Moments, frechet, inception_score
 from erw.evaluation.features import PooledEncoder, Statistics
 from erw.evaluation.inception import POOL, SPATIAL, Inception
 
@@ -53,7 +53,7 @@ class AdmFeatures(nn.Module):
 def frechet_part(name: str, real: Statistics, fake: Statistics) -> float:
     """Fréchet distance of one of `PARTS`."""
     part = PARTS[name]
-    return frechet_moments(real.moments.part(part), fake.moments.part(part))
+    return frechet(real.moments.part(part), fake.moments.part(part))
 
 
 def score_of_classes(fake: Statistics, encoder: PooledEncoder) -> float:

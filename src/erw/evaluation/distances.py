@@ -8,7 +8,6 @@
 All in float64: the distance is a small difference of large traces.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -23,7 +22,7 @@ from erw.errors import DataError, NumericsError
 class Moments:
     """Count, mean (D,) and scatter (D, D) (sum of centred outer products) of features, float64.
 
-    Build with `Moments.of(batches)`; `a + b` is exactly the moments of both sets together.
+    Build with `Moments.of(features)`; `a + b` is exactly the moments of both sets together.
     """
 
     count: int
@@ -31,18 +30,21 @@ class Moments:
     scatter: Tensor
 
     @staticmethod
-    def of(batches: Tensor | Iterable[Tensor]) -> "Moments":
-        """Moments of features (N, D), or of an iterable of such batches, in one pass.
+    def of(features: Tensor) -> "Moments":
+        """Moments of features (N, D).
 
         Raises NumericsError for features that are not finite, DataError when there are none.
         """
-        total: Moments | None = None
-        for batch in [batches] if isinstance(batches, Tensor) else batches:
-            part = _moments(batch)
-            total = part if total is None else total + part
-        if total is None:
-            raise DataError("no features: the set of images is empty")
-        return total
+        if features.ndim != 2 or not len(features):
+            raise DataError(
+                f"features of shape {tuple(features.shape)}; expected (N, D) with N > 0"
+            )
+        x = features.detach().double()
+        if bad := int((~torch.isfinite(x)).any(1).sum()):
+            raise NumericsError(f"features of {bad} of {len(x)} images are not finite")
+        mean = x.mean(0)
+        x = x - mean
+        return Moments(len(x), mean, x.T @ x)
 
     def __add__(self, other: "Moments") -> "Moments":
         """Chan et al. (1979): the pairwise update of mean and scatter."""
@@ -72,44 +74,32 @@ class Moments:
     @cached_property
     def root(self) -> Tensor:
         """A square root (D, r) of the covariance, r its rank: cov = root root^T."""
-        return _root(self.cov, rank=self.count - 1)
+        cov, rank = self.cov, self.count - 1
+        if 2 * rank < len(cov):  # few images: decompose only their span
+            rng = torch.Generator().manual_seed(0)
+            probes = torch.randn(len(cov), rank, generator=rng, dtype=cov.dtype).to(cov.device)
+            span = torch.linalg.qr(cov @ probes).Q  # (D, rank), the whole image of the covariance
+            return span @ _root(span.T @ cov @ span)
+        return _root(cov)
 
 
-def frechet(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
+def frechet(real: Moments, fake: Moments) -> float:
     """Squared Fréchet distance |mu1 - mu2|^2 + tr C1 + tr C2 - 2 tr sqrt(C1 C2) of two Gaussians.
 
-    With C1 = R1 R1^T and C2 = R2 R2^T from eigen-decompositions, tr sqrt(C1 C2) is the sum of the
-    singular values of R1^T R2. Unlike an iterative matrix square root this is right, real and free
-    of a made-up epsilon also for singular covariances, as with fewer samples than dimensions.
-    Source: Heusel et al. (arXiv 1706.08500).
+    With C1 = R1 R1^T and C2 = R2 R2^T, tr sqrt(C1 C2) is the sum of the singular values of R1^T R2.
+    Unlike an iterative matrix square root this is right, real and free of a made-up epsilon also
+    for singular covariances, as with fewer samples than dimensions. Each `Moments` caches its root,
+    so a reference is decomposed once. Source: Heusel et al. (arXiv 1706.08500).
     """
-    mu1, cov1, mu2, cov2 = (value.double() for value in (mu1, cov1, mu2, cov2))
-    return _frechet(mu1, cov1.trace(), _root(cov1), mu2, cov2.trace(), _root(cov2))
-
-
-def frechet_moments(real: Moments, fake: Moments) -> float:
-    """`frechet` of two `Moments`; each caches its root, so a reference is decomposed once."""
     if real.mean.shape != fake.mean.shape:
         raise DataError(
             f"features of {len(fake.mean)} dimensions against a reference of {len(real.mean)}: "
             "made with another encoder?"
         )
-    return _frechet(real.mean, real.cov.trace(), real.root, fake.mean, fake.cov.trace(), fake.root)
-
-
-def frechet_features(real: Moments, features: Tensor) -> float:
-    """`frechet` of features (N, D) against `real`; with N < D much faster than through moments.
-
-    The centred features over sqrt(N - 1) are themselves a root of their covariance.
-    """
-    if len(features) >= features.shape[1]:
-        return frechet_moments(real, Moments.of(features))
-    if len(features) < 2:
-        raise DataError(f"{len(features)} image: a covariance needs at least 2")
-    _, fake = _pair(real.mean[None], features)
-    mean = fake.mean(0)
-    root = ((fake - mean) / (len(fake) - 1) ** 0.5).T
-    return _frechet(real.mean, real.cov.trace(), real.root, mean, root.square().sum(), root)
+    product = real.root.T @ fake.root
+    cross = torch.linalg.svdvals(product).sum() if product.numel() else product.new_zeros(())
+    gap = (real.mean - fake.mean).square().sum()
+    return (gap + real.cov.trace() + fake.cov.trace() - 2 * cross).item()
 
 
 class Interval(NamedTuple):
@@ -138,12 +128,11 @@ def frechet_bootstrap(
         raise DataError(
             f"resamples {resamples} (>= 2) or confidence {confidence} (0..1) is impossible"
         )
-    value = frechet_features(reference, features)
+    value, count = frechet(reference, Moments.of(features)), len(features)
     rng = torch.Generator().manual_seed(seed)
-    values = torch.empty(resamples, dtype=torch.float64)
-    for i in range(resamples):
-        rows = torch.randint(len(features), (len(features),), generator=rng)
-        values[i] = frechet_features(reference, features[rows])
+    draws = (torch.randint(count, (count,), generator=rng) for _ in range(resamples))
+    distances = [frechet(reference, Moments.of(features[rows])) for rows in draws]
+    values = torch.tensor(distances, dtype=torch.float64)
     tail = (1 - confidence) / 2
     return Interval(
         value,
@@ -205,37 +194,11 @@ def inception_score(logits: Tensor, *, split_size: int = 5000) -> float:
     return torch.stack(scores).mean().item()
 
 
-def _moments(batch: Tensor) -> Moments:
-    if batch.ndim != 2 or not len(batch):
-        raise DataError(f"features of shape {tuple(batch.shape)}; expected (N, D) with N > 0")
-    x = batch.detach().double()
-    if not torch.isfinite(x).all():
-        rows = (~torch.isfinite(x)).any(1)
-        raise NumericsError(f"features of {int(rows.sum())} of {len(x)} images are not finite")
-    mean = x.mean(0)
-    x = x - mean
-    return Moments(len(x), mean, x.T @ x)
-
-
-def _root(cov: Tensor, rank: int | None = None) -> Tensor:
-    """A square root (D, r); `rank` is an upper bound of the covariance's rank, if one is known."""
-    if rank is not None and 2 * rank < len(cov):  # few images: decompose only their span
-        rng = torch.Generator().manual_seed(0)
-        probes = torch.randn(len(cov), rank, generator=rng, dtype=cov.dtype).to(cov.device)
-        span = torch.linalg.qr(cov @ probes).Q  # (D, rank), the whole image of the covariance
-        return span @ _root(span.T @ cov @ span)
+def _root(cov: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(cov)
     # Eigenvalues below the rounding of the decomposition are zeros.
     keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, keep] * values[keep].sqrt()
-
-
-def _frechet(
-    mu1: Tensor, trace1: Tensor, root1: Tensor, mu2: Tensor, trace2: Tensor, root2: Tensor
-) -> float:
-    product = root1.T @ root2
-    cross = torch.linalg.svdvals(product).sum() if product.numel() else product.new_zeros(())
-    return ((mu1 - mu2).square().sum() + trace1 + trace2 - 2 * cross).item()
 
 
 def _kernel_sum(x: Tensor, y: Tensor, rows: int = 1024) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from erw.config import nearest
 from erw.errors import ConfigError, DataError
 from erw.evaluation.adm import AdmFeatures, frechet_part, score_of_classes
-from erw.evaluation.distances import Moments, cmmd, frechet_bootstrap, frechet_moments, kid
+from erw.evaluation.distances import Moments, cmmd, frechet, frechet_bootstrap, kid
 from erw.evaluation.features import Extractor, PooledEncoder, Statistics
 from erw.evaluation.manifold import density_coverage, precision_recall
 from erw.io import hash_tensors
@@ -94,17 +94,17 @@ def _ratio(pair: Pair) -> dict[str, float]:
     Source: Yang et al., Representation Fréchet Loss (arXiv 2604.28190), who average six spaces.
     """
     assert pair.held_out is not None
-    least = frechet_moments(*pair._replace(fake=pair.held_out).moments)
+    least = frechet(*pair._replace(fake=pair.held_out).moments)
     if least <= 1e-9 * pair.moments[0].cov.trace().item():
         raise DataError(
             f"validation images have distance {least:.3g} to the reference under "
             f"{pair.encoder.name}: they are the reference itself; give held-out images"
         )
-    return {"fdr": frechet_moments(*pair.moments) / least}
+    return {"fdr": frechet(*pair.moments) / least}
 
 
 DISTANCES: dict[str, Distance] = {
-    "fd": Distance(lambda pair: {"fd": frechet_moments(*pair.moments)}, needs_features=False),
+    "fd": Distance(lambda pair: {"fd": frechet(*pair.moments)}, needs_features=False),
     "fdci": Distance(_bounds),
     "fdr": Distance(_ratio, needs_features=False, needs_held_out=True),
     "kid": Distance(lambda pair: {"kid": kid(*pair.features)}),

@@ -55,11 +55,11 @@ class Material(NamedTuple):
     token: Tensor | None = None
 
 
-class States(NamedTuple):
-    """Hidden states by depth: tokens' mean (n, D), and `local_over_distant`, mean over images."""
+class State(NamedTuple):
+    """Hidden states after a block: tokens' mean (n, D), and the mean of `local_over_distant`."""
 
-    pooled: dict[int, Tensor]
-    spatial: dict[int, float]
+    pooled: Tensor
+    spatial: float
 
 
 class Point(NamedTuple):
@@ -85,32 +85,25 @@ class Change(NamedTuple):
     u_shaped: bool
 
 
-class Options(NamedTuple):
-    """Of cknna, cka and mutual_knn: number of neighbours, and the estimate of HSIC."""
-
-    k: int = 10
-    unbiased: bool = True
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.double(), dim=-1)
 
 
-Measure = Callable[[States, int, Material, Options], float]
-
-
-def _aligned(measure: Callable[[Tensor, Tensor, Options], float]) -> Measure:
-    def value(states: States, depth: int, material: Material, options: Options) -> float:
-        pair = (F.normalize(x.double(), dim=-1) for x in (states.pooled[depth], material.target))
-        return measure(*pair, options)
-
-    return value
-
-
-METRICS: dict[str, Measure] = {
-    "cknna": _aligned(lambda a, b, options: alignment.cknna(a, b, **options._asdict())),
-    "cka": _aligned(lambda a, b, options: alignment.cka(a, b, unbiased=options.unbiased)),
-    "mutual_knn": _aligned(lambda a, b, options: alignment.mutual_knn(a, b, k=options.k)),
-    "probe": lambda states, depth, m, _: alignment.linear_probe(states.pooled[depth], m.labels),
-    "knn": lambda states, depth, m, _: alignment.knn_accuracy(states.pooled[depth], m.labels),
-    "spatial": lambda states, depth, m, _: states.spatial[depth],
+METRICS: dict[str, Callable[[State, Material, int, bool], float]] = {
+    "cknna": lambda state, images, k, unbiased: alignment.cknna(
+        _unit(state.pooled), _unit(images.target), k=k, unbiased=unbiased
+    ),
+    "cka": lambda state, images, _, unbiased: alignment.cka(
+        _unit(state.pooled), _unit(images.target), unbiased=unbiased
+    ),
+    "mutual_knn": lambda state, images, k, _: alignment.mutual_knn(
+        _unit(state.pooled), _unit(images.target), k=k
+    ),
+    "probe": lambda state, images, *_: alignment.linear_probe(state.pooled, images.labels),
+    "knn": lambda state, images, *_: alignment.knn_accuracy(state.pooled, images.labels),
+    "spatial": lambda state, *_: state.spatial,
 }
+"""Name -> (states, images, neighbours, estimate of HSIC) -> value."""
 
 
 def cknna(
@@ -175,17 +168,15 @@ def curve(
         states = hidden_states(
             model, images, time=time, depths=depths, labels=labels, batch_size=batch_size
         )
-        for depth in states.pooled:
-            value = METRICS[metric](states, depth, images, Options(k, unbiased))
-            yield Point(name, step, time, depth, value)
+        for depth, state in states.items():
+            yield Point(name, step, time, depth, METRICS[metric](state, images, k, unbiased))
 
 
 def reference(images: Material, *, metric: str) -> float | None:
     """The value of the encoder's own features, for probe, knn and spatial; None for the others."""
     if metric not in ("probe", "knn", "spatial"):
         return None
-    states = States({0: images.target}, {0: images.spatial or 0.0})
-    return METRICS[metric](states, 0, images, Options())
+    return METRICS[metric](State(images.target, images.spatial or 0.0), images, 0, True)
 
 
 def over_steps(steps: Sequence[float], values: Sequence[float]) -> Change | None:
@@ -207,8 +198,8 @@ def hidden_states(
     depths: Sequence[int] = (),
     labels: Labels = "null",
     batch_size: int = 64,
-) -> States:
-    """Hidden states of a model on images noised to one time.
+) -> dict[int, State]:
+    """Hidden states of a model by depth, on images noised to one time.
 
     Args:
         model: a `Trained`, or a network with SiT's taps.
@@ -242,7 +233,7 @@ def hidden_states(
             h = h[:, 1:] if sit.class_token else h  # patches alone
             pooled[depth].append(h.float().mean(1).cpu())
             spatial[depth] += float(local_over_distant(h).sum()) / len(images.rows)
-    return States({depth: torch.cat(parts) for depth, parts in pooled.items()}, spatial)
+    return {depth: State(torch.cat(pooled[depth]), spatial[depth]) for depth in depths}
 
 
 def network_inputs(
