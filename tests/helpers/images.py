@@ -43,3 +43,12 @@ def save_pngs(folder: Path, images: Tensor) -> Path:
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         Image.fromarray(image).save(folder / f"{i:03d}.png")
     return folder
+
+
+def glyphs(split: str, count: int, *, size: int = 64) -> Tensor:
+    """Composed OpenMoji images, uint8 (count, 3, size, size)."""
+    from erw.data.sources.openmoji import OpenMojiSet
+
+    source = OpenMojiSet(split, size=size, count=count)
+    images = torch.stack([torch.from_numpy(source[i][0]) for i in range(count)])
+    return images.permute(0, 3, 1, 2)

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,59 +17,59 @@ from erw.interop.convert import _write
 from erw.interop.safe_load import Inert, read_weights
 
 WEIGHTS = {"a": torch.arange(64.0), "b": torch.ones(2, 3)}
-RAN = []
+RAN: list[int] = []
 
 
-def ran(*_args):
+def ran(*_args: object) -> dict[str, object]:
     """What a hostile pickle would call."""
     RAN.append(1)
     return {}
 
 
 class Hostile:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return ran, ("x",)
 
 
 class System:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return os.system, ("exit 1",)
 
 
-def refused(path, *words):
+def refused(path: Path, *words: str) -> None:
     RAN.clear()
     with pytest.raises(CheckpointError) as caught:
         read_weights(path)
-    said = str(caught.value)
-    assert "\n" not in said and str(path) in said, said
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message, message
     for word in words:
-        assert word in said, said
+        assert word in message, message
     assert not RAN
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("thing", [Hostile(), System()], ids=["function", "system"])
-def test_no_code_runs(tmp_path, old, thing):
+def test_no_code_runs(tmp_path: Path, old: bool, thing: object) -> None:
     path = tmp_path / "evil.pt"
     torch.save({"ema": WEIGHTS, "args": thing}, path, _use_new_zipfile_serialization=not old)
     refused(path, "could run code", "nothing of it was run")
 
 
-def test_no_code_runs_in_a_bare_pickle(tmp_path):
+def test_no_code_runs_in_a_bare_pickle(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
     for protocol in (2, 4, 5):  # torch warns of the newer ones: not beside our one line
         path.write_bytes(pickle.dumps(Hostile(), protocol))
         refused(path)
 
 
-def test_stand_ins_run_nothing():
+def test_stand_ins_run_nothing() -> None:
     thing = Inert("a", 1)
     assert thing.args == ("a", 1) and not hasattr(Inert, "__setstate__")
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9, 0.999])
-def test_a_truncated_file(tmp_path, name, share):
+def test_a_truncated_file(tmp_path: Path, name: str, share: float) -> None:
     path = tmp_path / name
     _write(WEIGHTS, path, {})
     whole = path.read_bytes()
@@ -76,7 +77,7 @@ def test_a_truncated_file(tmp_path, name, share):
     refused(path)
 
 
-def test_noise_is_no_file_of_weights(tmp_path):
+def test_noise_is_no_file_of_weights(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     for seed in range(5):
         torch.manual_seed(seed)
@@ -86,7 +87,7 @@ def test_noise_is_no_file_of_weights(tmp_path):
     refused(path, "get it again")
 
 
-def repacked(path, *, compress, grow=b""):
+def repacked(path: Path, *, compress: int, grow: bytes = b"") -> None:
     """The same archive with other compression and a record blown up."""
     source = io.BytesIO(path.read_bytes())
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", compress) as new:
@@ -95,7 +96,7 @@ def repacked(path, *, compress, grow=b""):
             new.writestr(entry.filename, content + grow * entry.filename.endswith("data/0"))
 
 
-def test_a_zip_bomb(tmp_path):
+def test_a_zip_bomb(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save(WEIGHTS, path)
     repacked(path, compress=zipfile.ZIP_DEFLATED, grow=b"\0" * 20_000_000)
@@ -103,7 +104,7 @@ def test_a_zip_bomb(tmp_path):
     refused(path, "zip archive", "not unpacked")
 
 
-def test_entries_that_share_their_bytes(tmp_path):
+def test_entries_that_share_their_bytes(tmp_path: Path) -> None:
     """A bomb without compression: the directory names one stretch of the file many times."""
     path = tmp_path / "w.pt"
     torch.save({"a": torch.zeros(50_000)}, path)
@@ -117,13 +118,13 @@ def test_entries_that_share_their_bytes(tmp_path):
     refused(path)
 
 
-def test_tensors_that_promise_more_than_the_file(tmp_path):
+def test_tensors_that_promise_more_than_the_file(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save({"a": torch.zeros(1).expand(10**12)}, path)
     refused(path, "promises 4,000,000,000,000 bytes")
 
 
-def safetensors_file(path, header, body=b""):
+def safetensors_file(path: Path, header: object, body: bytes = b"") -> Path:
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
     return path
@@ -141,17 +142,17 @@ def safetensors_file(path, header, body=b""):
         7,
     ],
 )
-def test_a_safetensors_header_that_lies(tmp_path, entry):
+def test_a_safetensors_header_that_lies(tmp_path: Path, entry: object) -> None:
     refused(safetensors_file(tmp_path / "w.safetensors", {"a": entry}, bytes(16)), "safetensors")
 
 
-def test_a_header_longer_than_the_file(tmp_path):
+def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", 2**60) + b"{}")
     refused(path)
 
 
-def test_what_holds_no_weights(tmp_path):
+def test_what_holds_no_weights(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     for thing in (
         [torch.ones(2)],
@@ -167,24 +168,26 @@ def test_what_holds_no_weights(tmp_path):
     refused(tmp_path, "has no config.json")
 
 
-def test_content_decides_not_the_name(tmp_path):
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     save_file(WEIGHTS, path)
     assert read_weights(path).tensors["b"].tolist() == WEIGHTS["b"].tolist()
 
 
-def test_legacy_files_are_read(tmp_path):
+def test_legacy_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save({"model": WEIGHTS}, path, _use_new_zipfile_serialization=False)
     found = read_weights(path)
     assert found.wrapper == "model" and torch.equal(found.tensors["a"], WEIGHTS["a"])
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "w.pt"
     _write(WEIGHTS, path, {})
 
-    def full(*_args):
+    def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

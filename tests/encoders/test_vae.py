@@ -1,0 +1,253 @@
+"""VAEs: the shipped one, none, by name and from folders; latents, scaling, and errors."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from erw.encoders import VAE, load_vae
+from erw.encoders import vae as vaes
+from erw.encoders.pretrained import Hub
+from erw.encoders.vae import SHIPPED
+from erw.errors import CheckpointError, ConfigError, DataError
+from helpers.images import glyphs
+
+NAME = "openmoji-f4c4"
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    return load_vae(NAME)
+
+
+def test_shipped_vae_round_trip(vae: VAE) -> None:
+    held_out = glyphs("test", 72)
+    moments = vae.encode(held_out)
+    assert moments.shape == (72, 8, 16, 16) and moments.dtype == torch.float32
+    assert (vae.channels, vae.factor) == (4, 4)
+    mean, deviation = moments.chunk(2, 1)
+    assert (deviation > 0).all()
+    made = vae.decode((mean - vae.shift) * vae.scale)
+    assert made.shape == held_out.shape and made.dtype == torch.uint8
+    error = (made.float() - held_out.float()).square().mean((1, 2, 3))
+    assert (10 * (255**2 / error).log10()).mean() > 27
+
+
+def test_scaled_latents_have_zero_mean_and_unit_deviation(vae: VAE) -> None:
+    mean, deviation = vae.encode(glyphs("train", 180)).chunk(2, 1)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    latents = (mean + deviation * noise - vae.shift) * vae.scale
+    assert latents.mean((0, 2, 3)).abs().max() < 0.1
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.1
+
+
+def test_no_vae_is_an_exact_round_trip() -> None:
+    pixels = load_vae("none")
+    batch = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    batch[0, 0] = torch.arange(64).view(8, 8)
+    mean, deviation = pixels.encode(batch).chunk(2, 1)
+    assert (pixels.channels, pixels.factor) == (3, 1)
+    assert mean.abs().max() <= 1 and (deviation == 0).all()
+    assert torch.equal(pixels.decode((mean - pixels.shift) * pixels.scale), batch)
+
+
+def test_any_diffusers_folder_with_its_own_scaling(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    network = AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=3,
+        scaling_factor=0.5, shift_factor=0.25,
+    )  # fmt: skip
+    network.save_pretrained(tmp_path / "own")
+    own = load_vae(tmp_path / "own")
+    assert (own.channels, own.factor) == (3, 2)
+    assert own.scale.flatten().tolist() == [0.5] * 3 and own.shift.flatten().tolist() == [0.25] * 3
+    batch = glyphs("test", 2)
+    mean, _ = own.encode(batch).chunk(2, 1)
+    with torch.no_grad():
+        wanted = network.encode(batch.float() / 127.5 - 1).latent_dist.mean
+    torch.testing.assert_close(mean, wanted, atol=1e-5, rtol=1e-4)
+
+
+def copy_of_shipped(folder: Path) -> tuple[Path, Path]:
+    shutil.copytree(SHIPPED / NAME, folder)
+    return folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
+
+
+def test_vae_errors_name_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"unknown VAE 'openmojo': choose from {NAME}, none"):
+        load_vae("openmojo")
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load_vae(tmp_path)
+
+    config, weights = copy_of_shipped(tmp_path / "cut")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_vae(tmp_path / "cut")
+
+    config, _ = copy_of_shipped(tmp_path / "kind")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "UNet"}))
+    with pytest.raises(CheckpointError, match="expected an AutoencoderKL"):
+        load_vae(tmp_path / "kind")
+
+    config, _ = copy_of_shipped(tmp_path / "list")
+    config.write_text("[]")
+    with pytest.raises(CheckpointError, match="holds a list: expected a JSON object"):
+        load_vae(tmp_path / "list")
+
+    config, _ = copy_of_shipped(tmp_path / "deeper")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 2}))
+    with pytest.raises(CheckpointError, match="48 are missing, extra or"):
+        load_vae(tmp_path / "deeper")
+
+    config, _ = copy_of_shipped(tmp_path / "scaling")
+    settings = json.loads(config.read_text())
+    del settings["scaling_factor"]
+    config.write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="no scaling_factor"):
+        load_vae(tmp_path / "scaling")
+
+
+def test_vae_refuses_other_tensors(vae: VAE) -> None:
+    with pytest.raises(DataError, match="uint8"):
+        vae.encode(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(DataError, match="4 divides"):
+        vae.encode(torch.zeros(1, 3, 62, 62, dtype=torch.uint8))
+    with pytest.raises(DataError, match=r"expects \(B, 4, h, w\)"):
+        vae.decode(torch.zeros(1, 3, 16, 16))
+
+
+BLOCKS = {
+    "block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2, "norm_num_groups": 4,
+}  # fmt: skip
+
+
+def images(side: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)
+
+
+def kl(folder: Path, *, channels: int, quant: bool) -> Any:
+    """A tiny AutoencoderKL: of 4 channels as Stable Diffusion's, of 16 as SD3's and Flux's."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    network = AutoencoderKL(
+        latent_channels=channels, use_quant_conv=quant, use_post_quant_conv=quant, **BLOCKS
+    )
+    network.save_pretrained(folder)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "quant", "scale", "shift"),
+    [
+        ("sd-vae-ft-ema", 4, True, 0.18215, 0.0),
+        ("sd-vae-ft-mse", 4, True, 0.18215, 0.0),
+        ("sdxl", 4, True, 0.13025, 0.0),
+        ("sd3", 16, False, 1.5305, 0.0609),
+        ("flux", 16, False, 0.3611, 0.1159),
+    ],
+)
+def test_an_entry_owns_its_scaling(
+    name: str, channels: int, quant: bool, scale: float, shift: float, tmp_path: Path
+) -> None:
+    network = kl(tmp_path / "weights", channels=channels, quant=quant)
+    vae = load_vae(f"{name}={tmp_path / 'weights'}")
+    assert (vae.channels, vae.factor) == (channels, 2)
+    assert vae.scale.flatten().tolist() == pytest.approx([scale] * channels)
+    assert vae.shift.flatten().tolist() == pytest.approx([shift] * channels)
+    mean, deviation = vae.encode(images()).chunk(2, 1)
+    with torch.no_grad():
+        wanted = network.encode(images().float() / 127.5 - 1).latent_dist
+        decoded = network.decode(wanted.mean).sample
+    torch.testing.assert_close(mean, wanted.mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(deviation, wanted.std, atol=1e-5, rtol=1e-4)
+    pixels = vae.decode((mean - vae.shift) * vae.scale)
+    expected = ((decoded + 1) * 127.5).round().clamp(0, 255)
+    assert (pixels.float() - expected).abs().max() <= 1
+
+
+def test_a_tiny_autoencoder_has_no_deviation(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    network = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
+    ).eval()  # fmt: skip
+    network.save_pretrained(tmp_path / "taesd")
+    vae = load_vae(f"taesd={tmp_path / 'taesd'}")
+    assert (vae.channels, vae.factor, vae.scale.flatten().tolist()) == (4, 4, [1.0] * 4)
+    mean, deviation = vae.encode(images()).chunk(2, 1)
+    with torch.no_grad():
+        wanted = network.encode(images().float() / 127.5 - 1).latents
+        decoded = network.decode(wanted).sample
+    torch.testing.assert_close(mean, wanted, atol=1e-5, rtol=1e-4)
+    assert not deviation.any()
+    expected = ((decoded + 1) * 127.5).round().clamp(0, 255)
+    assert (vae.decode(mean).float() - expected).abs().max() <= 1
+    assert load_vae(tmp_path / "taesd").weight_hash == vae.weight_hash  # the folder alone will do
+
+
+def test_an_entry_refuses_the_weights_of_another_kind(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    kl(tmp_path / "kl", channels=4, quant=True)
+    kl(tmp_path / "sd3", channels=16, quant=False)
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+    ).save_pretrained(tmp_path / "tiny")  # fmt: skip
+    for entry, folder, line in (
+        ("taesd", "kl", "AutoencoderKL of 4 .* taesd is an AutoencoderTiny of 4"),
+        ("sd-vae-ft-ema", "tiny", "AutoencoderTiny of 4 .* is an AutoencoderKL of 4"),
+        ("sdxl", "sd3", "AutoencoderKL of 16 .* sdxl is an AutoencoderKL of 4"),
+        ("flux", "kl", "AutoencoderKL of 4 .* flux is an AutoencoderKL of 16"),
+        (
+            "e2e-vavae",
+            "tiny",
+            "e2e-vavae is an AutoencoderKL of 32 latent channels: .* without e2e-vavae=",
+        ),
+    ):
+        with pytest.raises(CheckpointError, match=line):
+            load_vae(f"{entry}={tmp_path / folder}")
+
+
+def test_by_name_from_the_hubs_cache_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub = Hub("someone/something", "a" * 40, "vae")
+    monkeypatch.setitem(vaes.ENTRIES, "sd3", vaes.Entry(hub, 1.5305, 0.0609, 16))
+    with pytest.raises(CheckpointError, match=r"someone/something.*cannot be fetched.*sd3=FOLDER"):
+        load_vae("sd3")
+    kl(tmp_path / "models--someone--something/snapshots" / ("a" * 40) / "vae",
+       channels=16, quant=False)  # fmt: skip
+    refs = tmp_path / "models--someone--something/refs/main"
+    refs.parent.mkdir()
+    refs.write_text("a" * 40)
+    vae = load_vae("sd3")
+    assert vae.name == "sd3" and vae.channels == 16 and vae.revision == "a" * 40
+
+
+def test_pinned_revisions_are_whole_commits() -> None:
+    unpinned = {"e2e-sdvae", "e2e-invae", "e2e-vavae"}
+    for name, entry in vaes.ENTRIES.items():
+        assert (entry.hub.revision is None) == (name in unpinned)
+        if entry.hub.revision is not None:
+            assert len(entry.hub.revision) == 40
+            int(entry.hub.revision, 16)
+
+
+def test_a_name_that_is_near_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"sd-vae-ft-ema.*va-vae=FILE"):
+        load_vae("sd-vae-ft-emma")
