@@ -21,9 +21,10 @@ from erw.data.cache import Batch
 from erw.data.spec import EncoderSpec
 from erw.dist import World
 from erw.models.sit import SIZES
-from erw.plan import Phase
-from erw.training import build
-from erw.training.state import State
+from erw.plan import Phase, repa
+from erw.training.build import resolve
+from erw.training.loop import Trainer
+from erw.training.objective import build_objective
 
 Turn = Callable[[str, str], Tensor]
 """(precision, phase) -> the loss of one optimiser step."""
@@ -88,20 +89,21 @@ def ours(spec: dict[str, Any], device: torch.device) -> Turn:
     run = erw.Run(
         model=erw.config.Model(depth=depth, width=width, heads=heads, patch=int(patch)),
         data=erw.config.Data(batch_size=spec["batch"]),
-        plan=erw.Plan(warmup=1, depth=spec["warmup_depth"], align_depth=spec["align_depth"]),
+        plan=erw.Plan(warmup=1, depth=spec["warmup_depth"], align=repa(spec["align_depth"]).align),
         optim=erw.config.Optim(compile=spec["compile"]),
     )
-    run = build.resolve(run, cache)
-    state = State(run, cache, World(0, 1, device), Path("none"), build.build_step(run))
-    phases: dict[str, Phase] = {"warmup": run.plan(0), "full": run.plan(1)}
+    run = resolve(run, cache)
+    world = World(0, 1, device)
+    trainer = Trainer(run, cache, world, Path("none"), {}, build_objective(run))
+    phases: dict[str, Phase] = {"warmup": run.phase(0), "full": run.phase(1)}
     steps = {"warmup": 0, "full": 1}
 
     def turn(precision: str, phase: str) -> Tensor:
-        state.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-        state.enter(phases[phase])
+        trainer.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+        trainer.enter(phases[phase])
         step = steps[phase]
-        losses, _ = state.step(step, phases[phase], state.read(step))
-        return losses.total
+        _, loss, _ = trainer.step(step, phases[phase], trainer.read(step))
+        return loss
 
     return turn
 

@@ -29,8 +29,6 @@ LAYERS = [
     "align",
     "plan",
     "ema",
-    "records",
-    "reporting",
     "config",
     "models",
     "encoders",

@@ -7,7 +7,7 @@ used, so `import erw` is light.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from erw.align import Aligned as Aligned

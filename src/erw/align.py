@@ -9,6 +9,8 @@ Source: REPA (arXiv 2410.06940) Eq. 8; ERW (arXiv 2504.10188) Eq. 13 and Eq. 40.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from erw.errors import ConfigError
 
-AlignLoss = Callable[[Tensor, Tensor], Tensor]
+AlignLoss = Callable[..., Tensor]
 Negatives = Literal["image", "batch", "pooled"]
 
 
@@ -28,7 +30,7 @@ def cosine(projected: Tensor, target: Tensor) -> Tensor:
     Shapes (B, T, F). Computed in float32 also under autocast, where normalising in 16 bit loses
     digits.
     """
-    with torch.autocast(projected.device.type, enabled=False):
+    with _without_autocast(projected):
         a = F.normalize(projected.float(), dim=-1)
         b = F.normalize(target.float(), dim=-1)
         return -(a * b).sum(-1).mean()
@@ -39,8 +41,8 @@ def nt_xent(
 ) -> Tensor:
     """Normalised temperature-scaled cross entropy (InfoNCE) from projected tokens to their targets.
 
-    The ERW paper names NT-Xent and defines neither temperature nor negatives. Here, with unit
-    vectors a = T(h) / |T(h)| and b = z / |z| and temperature tau,
+    The ERW paper names NT-Xent and defines neither its temperature nor its negatives. Here, with
+    unit vectors a = T(h) / |T(h)| and b = z / |z| and temperature tau,
 
         loss = - mean_i log( exp(<a_i, b_i> / tau) / sum_j exp(<a_i, b_j> / tau) )
 
@@ -55,7 +57,7 @@ def nt_xent(
     With gradient accumulation, "the batch" is the micro-batch. Shapes (B, T, F); returns a scalar
     >= 0.
     """
-    with torch.autocast(projected.device.type, enabled=False):
+    with _without_autocast(projected):
         a, b = projected.float(), target.float()
         if negatives == "pooled":
             a, b = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
@@ -71,9 +73,15 @@ def nt_xent(
         return F.cross_entropy(logits, own)
 
 
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast off on the device of `x`; the meta device has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def _gathered(rows: Tensor) -> tuple[Tensor, int]:
     """The rows of every rank, without gradient, and the index of this rank's first row."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if not joined or rows.is_meta:
         return rows, 0
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows.contiguous())
@@ -95,6 +103,48 @@ class Projector(nn.Sequential):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
+
+
+ALIGN_LOSSES: dict[str, AlignLoss] = {
+    "cosine": cosine,
+    "nt_xent": nt_xent,
+    "nt_xent_batch": partial(nt_xent, negatives="batch"),
+    "nt_xent_pooled": partial(nt_xent, negatives="pooled"),
+}
+"""Name -> loss (projected (B, T, F), target (B, T, F)) -> scalar; add your own here. One with a
+keyword `temperature` can be given one."""
+
+PROJECTORS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "mlp": Projector,
+    "linear": lambda width, hidden, dim: nn.Linear(width, dim),
+    "none": lambda width, hidden, dim: nn.Identity(),
+}
+"""Name -> (width, hidden, dim) -> module from tokens (B, T, width) to (B, T, dim)."""
+
+
+def standardized(target: Tensor) -> Tensor:
+    """Each channel of (B, T, F) with mean 0 and deviation 1 over the tokens of its image."""
+    target = target.float()
+    deviation, mean = torch.std_mean(target, dim=1, keepdim=True)
+    return (target - mean) / (deviation + 1e-6)
+
+
+TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda target: target,
+    "tokens": standardized,
+}
+"""Name -> what is done to a target (B, T, F) before it is compared."""
+
+
+def compare(loss: AlignLoss, projected: Tensor, target: Tensor) -> Tensor:
+    """`loss` of two (B, T, F) tensors. Raises ConfigError where their shapes differ."""
+    if projected.shape != target.shape:
+        raise ConfigError(
+            f"projected tokens {tuple(projected.shape)} do not match the encoder's features "
+            f"{tuple(target.shape)} (batch, tokens, dim); choose another patch size, input size, "
+            "encoder grid or dim="
+        )
+    return loss(projected, target)
 
 
 class AlignedOutput(NamedTuple):
@@ -193,14 +243,7 @@ class Aligned(nn.Module):
             )
         losses = []
         for projector, z in zip(self.projectors, given, strict=True):
-            projected = projector(tokens[:, self.skip :])
-            if projected.shape != z.shape:
-                raise ConfigError(
-                    f"projected tokens {tuple(projected.shape)} do not match the encoder's "
-                    f"features {tuple(z.shape)} (batch, tokens, dim); choose another patch size, "
-                    "input size, encoder grid or dim="
-                )
-            losses.append(self.loss(projected, z))
+            losses.append(compare(self.loss, projector(tokens[:, self.skip :]), z))
         return torch.stack(losses).mean()
 
     def _tapped_by_hook(

@@ -1,25 +1,53 @@
-"""The settings of a run, as frozen records. Paths are text, so that a run is JSON and back.
+"""The settings of a run as frozen records, JSON both ways.
 
-A `Run` is a value: `run.replace(...)` makes another; `to_dict` and `from_dict` (`erw.records`) are
-exact inverses.
+A `Run` is a value: `run.replace(...)` makes another. `to_dict` and `from_dict` are exact inverses,
+and `from_dict` refuses an unknown key with the nearest known one. Paths are text.
 """
 
 import dataclasses
 import math
+import types
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from erw.ema import exponent
 from erw.errors import ConfigError
+from erw.errors import nearest as nearest
 from erw.flow import PathName, Prediction, Times
-from erw.plan import Plan
-from erw.records import above_zero, at_least, below_one, between, finite
-from erw.records import from_dict as from_dict
-from erw.records import nearest as nearest
-from erw.records import to_dict as to_dict
-from erw.reporting import Eval as Eval
-from erw.reporting import Log as Log
-from erw.reporting import Sample as Sample
+from erw.plan import Align, Phase, Plan, Schedule
+
+T = typing.TypeVar("T")
+
+
+def at_least(group: str, name: str, value: int, low: int) -> None:
+    """Raise ConfigError unless value >= low."""
+    if value < low:
+        raise ConfigError(f"{group}.{name} is {value}; expected {low} or more")
+
+
+def above_zero(group: str, name: str, value: float) -> None:
+    """Raise ConfigError unless value is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{group}.{name} is {value}; expected a finite number > 0")
+
+
+def between(group: str, name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ConfigError(f"{group}.{name} is {value}; expected a number from {low} to {high}")
+
+
+def below_one(group: str, name: str, value: float) -> None:
+    """Raise ConfigError unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{group}.{name} is {value}; expected a number from 0 to below 1")
+
+
+def finite(group: str, name: str, value: float) -> None:
+    """Raise ConfigError for NaN and infinity."""
+    if not math.isfinite(value):
+        raise ConfigError(f"{group}.{name} is {value}; expected a finite number")
 
 
 @dataclass(frozen=True)
@@ -27,8 +55,8 @@ class Model:
     """A SiT, or the small network of a representation diffusion model. `None`: as the cache says.
 
     Attributes:
-        net: sit, or rdm: RCG's residual MLP that makes representations, for which `depth` and
-            `width` count and the other sizes do not.
+        net: of `erw.models.BACKBONES`: sit, or rdm, RCG's residual MLP that makes representations,
+            of which `depth` and `width` are the only sizes.
         depth, width, heads: transformer blocks, channels, attention heads.
         patch: side of a patch in latent pixels.
         rope: rotary positions in every attention (EVA-02, interleaved pairs), in both phases.
@@ -45,7 +73,7 @@ class Model:
         class_dim: its width.
     """
 
-    net: Literal["sit", "rdm"] = "sit"
+    net: str = "sit"
     depth: int = 12
     width: int = 768
     heads: int = 12
@@ -111,7 +139,7 @@ class Data:
 
     def __post_init__(self) -> None:
         if isinstance(self.cache, str):
-            object.__setattr__(self, "cache", (self.cache,))
+            object.__setattr__(self, "cache", (self.cache,))  # type: ignore[unreachable]
         at_least("data", "batch_size", self.batch_size, 1)
         between("data", "class_dropout", self.class_dropout, 0.0, 1.0)
 
@@ -209,6 +237,107 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """How images are drawn from the trained model: see `erw.generate`.
+
+    Attributes:
+        steps: of the solver.
+        solver: euler, heun, adams, dopri5 (ODE) or euler_maruyama (SDE); of a DiT ddpm or ddim.
+        guidance: its scale; 1: none.
+        interval: times within which there is guidance; 0 is data, 1 is noise.
+        guided_channels: so many of the latent's first channels are guided; none: all.
+        shift: of the solver's times: above 1 more steps near the noise, below 1 near the data.
+        atol, rtol: of dopri5, which chooses its own steps.
+    """
+
+    steps: int = 50
+    solver: Literal["euler", "heun", "adams", "euler_maruyama", "dopri5", "ddpm", "ddim"] = "heun"
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    guided_channels: int | None = None
+    shift: float = 1.0
+    atol: float = 1e-6
+    rtol: float = 1e-3
+
+    def __post_init__(self) -> None:
+        at_least("sample", "steps", self.steps, 1)
+        between("sample", "interval", self.interval[0], 0.0, 1.0)
+        between("sample", "interval", self.interval[1], self.interval[0], 1.0)
+        finite("sample", "guidance", self.guidance)
+        for name in ("shift", "atol", "rtol"):
+            above_zero("sample", name, getattr(self, name))
+        if self.guided_channels is not None:
+            at_least("sample", "guided_channels", self.guided_channels, 1)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is written, how often, in steps.
+
+    Attributes:
+        every: lines of metrics.
+        checkpoint: checkpoints, of which the newest `keep` are kept.
+        keep: number of checkpoints.
+        snapshot: averages of `optim.ema_profiles`; all are kept.
+        preview: a picture of 16 samples, the same seeds each time, in previews; 0: none.
+        to: also log to tensorboard, trackio or wandb.
+    """
+
+    every: int = 50
+    checkpoint: int = 1000
+    keep: int = 2
+    snapshot: int = 1000
+    preview: int = 0
+    to: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "checkpoint", "keep", "snapshot"):
+            at_least("log", name, getattr(self, name), 1)
+        at_least("log", "preview", self.preview, 0)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Scores and a validation loss while training; they change none of its numbers.
+
+    Attributes:
+        every: steps between two scores, in full training; the last step has one too. 0: none.
+        samples: images, with the seeds 0 to samples - 1 and as `sample` says, classes in turn.
+        metric: as for `erw eval`; the first score that it gives decides which weights are best.
+        reference: images to compare with, as for `erw eval`; none: the built-in test set, for runs
+            on the built-in images.
+        reference_count: how many images of a built-in reference to compose.
+        weights: file of the Inception network's weights, for metrics that need them.
+        vae: decoder of the samples; none: the one that the run trains with.
+        keep_best: keep the EMA weights with the best score so far as best.safetensors.
+        loss: steps between two validation losses, in full training: the flow loss of held-out
+            images at fixed noise and twelve fixed times. 0: none.
+        loss_images: how many held-out images.
+        heldout: cache of held-out images; none: held-out compositions, for runs on the built-in
+            images.
+    """
+
+    every: int = 0
+    samples: int = 500
+    metric: tuple[str, ...] = ("fd-lite2",)
+    reference: str | None = None
+    reference_count: int = 2000
+    weights: str | None = None
+    vae: str | None = None
+    keep_best: bool = True
+    loss: int = 0
+    loss_images: int = 256
+    heldout: str | None = None
+
+    def __post_init__(self) -> None:
+        at_least("eval", "every", self.every, 0)
+        at_least("eval", "loss", self.loss, 0)
+        at_least("eval", "loss_images", self.loss_images, 2)
+        at_least("eval", "samples", self.samples, 2)
+        at_least("eval", "reference_count", self.reference_count, 2)
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that decides a run's numbers.
 
@@ -235,10 +364,15 @@ class Run:
         plan, blocks = self.plan, self.model.depth
         if plan.warmup and plan.depth > blocks:
             raise ConfigError(f"plan.depth {plan.depth} is deeper than the model's {blocks} blocks")
-        if plan.align.value and plan.align_depth > blocks:
-            raise ConfigError(
-                f"plan.align_depth {plan.align_depth} is deeper than the model's {blocks} blocks"
-            )
+        for term in plan.active:
+            if term.phase == "warmup" or not term.weight(0):
+                continue
+            for key in ("block", "target_block"):
+                if (getattr(term, key) or 0) > blocks:
+                    raise ConfigError(
+                        f"plan.align {term.name}: {key} {getattr(term, key)} is deeper than the "
+                        f"model's {blocks} blocks"
+                    )
         solver, objective = self.sample.solver, self.flow.objective
         if (solver in ("ddpm", "ddim")) != (objective == "ddpm"):
             raise ConfigError(
@@ -257,11 +391,8 @@ class Run:
                 "class tokens and representations are learnt by flow matching: leave "
                 "flow.objective at flow"
             )
-        if self.model.net == "rdm" and plan.aligns:
-            raise ConfigError(
-                "an rdm has no tokens to align: take the plan of SiT (--plan.warmup 0 "
-                "--plan.align.value 0)"
-            )
+        if self.model.net == "rdm" and plan.active:
+            raise ConfigError("an rdm has no tokens to align: take the plan of SiT (plan.align=())")
         if plan.warmup > self.steps:
             raise ConfigError(
                 f"plan.warmup {plan.warmup} is longer than the whole run of {self.steps} steps"
@@ -273,6 +404,86 @@ class Run:
                     "micro-batches (optim.accumulate)"
                 )
 
+    def phase(self, step: int) -> Phase:
+        """The plan's phase of a step, its losses and their weights those of the run's objective."""
+        phase = self.plan(step)
+        if "flow" not in phase.weights:
+            return phase
+        weights = {**phase.weights}
+        full: dict[str, float] = {self.flow.objective: weights.pop("flow")}
+        if self.model.class_token == "denoised":
+            full["token"] = self.flow.token_weight
+        if self.flow.direction:
+            full["direction"] = self.flow.direction
+        return dataclasses.replace(phase, weights=full | weights)
+
     def replace(self, **changes: Any) -> "Run":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A settings record as plain JSON values."""
+    return dataclasses.asdict(record)
+
+
+def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
+    """The settings record of type `kind` from plain JSON values; the inverse of `to_dict`.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
+    """
+    if kind is Plan and "align_depth" in values:
+        values = _upgraded(values)
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown setting {where}{key}{nearest(key, known)}")
+    return kind(**{k: _value(hints[k], v, where=f"{where}{k}") for k, v in values.items()})
+
+
+def _value(hint: Any, value: Any, *, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(typing.cast(type, hint), value, where=f"{where}.")
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _value(next(a for a in args if a is not type(None)), value, where=where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple and isinstance(value, str) and args == (str, ...):
+        return (value,)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) == len(value):
+            pairs = zip(inner, value, strict=True)
+            return tuple(_value(a, v, where=where) for a, v in pairs)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or type(value) is not bool)
+    ):
+        return value
+    raise ConfigError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan as erw 0.1 wrote it, with one alignment term in fields of its own."""
+    plan = dict(plan)
+    loss, negatives = plan.pop("loss", "cosine"), plan.pop("negatives", "image")
+    temperature = plan.pop("temperature", 0.1)
+    term = Align(
+        block=plan.pop("align_depth"),
+        loss=loss if loss == "cosine" or negatives == "image" else f"nt_xent_{negatives}",
+        temperature=None if loss == "cosine" or temperature == 0.1 else temperature,
+        weight=from_dict(Schedule, {"floor": 0.0, **plan["align"]}),
+        warmup_weight=plan.pop("warmup_weight", 1.0),
+    )
+    unaligned = not plan["warmup"] and not term.weight.value
+    return plan | {"align": [] if unaligned else [to_dict(term)]}

@@ -1,5 +1,8 @@
 """Errors meant for the user: one line that says what was wrong, where, and what to do next."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class ErwError(Exception):
     """Base of every error that a user can cause and mend; scripts may catch this one."""
@@ -27,6 +30,13 @@ class FolderInUseError(CheckpointError):
 
 class NumericsError(ErwError, ArithmeticError):
     """A loss or gradient is not finite."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" for the closest of `known`, or the list of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
 
 
 def one_line(error: BaseException, most: int = 160) -> str:

@@ -1,56 +1,85 @@
-"""The plan of a run: which phase a step is in, and what each loss weighs there.
+"""The plan of a run: which phase a step is in, what is aligned there, and what each loss weighs.
 
-A phase is data. Warm-up and full training run through the same model, loop and step; a `Phase`
-says how deep the forward goes, which block is aligned, what is fed in and what each loss weighs.
+A phase is data. Warm-up and full training run through the same model, loop and objective; a
+`Phase` says how deep the forward goes, which terms are active and what each loss weighs.
 
 Source: ERW (arXiv 2504.10188), section 3.3, Eq. 13, 14 and 40.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
-from erw.errors import ConfigError
+from erw.align import ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
+from erw.errors import ConfigError, nearest
 
-Kind = Literal["constant", "half_life", "exponential", "cosine", "linear", "stop_at"]
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda u: 1.0,
+    "half_life": lambda u: 2.0**-u,
+    "exponential": lambda u: math.exp(-u),
+    "cosine": lambda u: 0.5 * (1 + math.cos(math.pi * min(u, 1.0))),
+    "linear": lambda u: max(0.0, 1 - u),
+    "stop_at": lambda u: float(u < 1),
+}
+"""Name -> factor on the weight after u = k / over of the schedule; add your own here. A factor
+that has fallen to 0 must stay 0."""
+
+FOREVER = 2**40  # steps; no run is longer
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """An alignment weight over k, the optimiser steps since the end of warm-up.
+    """A weight over k, the optimiser steps since the end of warm-up: value * factor(k / over).
 
     Attributes:
-        kind: its shape, see `__call__`.
+        kind: of `SCHEDULES`.
         value: the weight at k = 0.
-        over: the steps that the shape takes; without effect for `constant`.
+        over: steps that the shape takes; without effect for `constant`.
+        floor: share of `value` below which the weight is 0, so that a decaying schedule ends and
+            the encoder is no longer read.
     """
 
-    kind: Kind = "constant"
+    kind: str = "constant"
     value: float = 0.5
     over: int = 0
+    floor: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value) or self.value < 0:
-            raise ConfigError(f"align.value is {self.value}; expected a finite number >= 0")
+        if self.kind not in SCHEDULES:
+            raise ConfigError(f"weight.kind is {self.kind!r}{nearest(self.kind, SCHEDULES)}")
+        for name in ("value", "floor"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(
+                    f"weight.{name} is {getattr(self, name)}; expected a finite number >= 0"
+                )
         if self.kind != "constant" and self.over <= 0:
             raise ConfigError(
-                f"align.over is {self.over}; {self.kind!r} needs a number of steps > 0"
+                f"weight.over is {self.over}; {self.kind!r} needs a number of steps > 0"
             )
 
     def __call__(self, k: int) -> float:
         """The weight k >= 0 steps after the end of warm-up."""
-        if self.kind == "constant":
-            return self.value
-        u = k / self.over
-        if self.kind == "half_life":
-            return self.value * 2.0**-u
-        if self.kind == "exponential":
-            return self.value * math.exp(-u)
-        if self.kind == "cosine":
-            return self.value * 0.5 * (1 + math.cos(math.pi * min(u, 1.0)))
-        if self.kind == "linear":
-            return self.value * max(0.0, 1 - u)
-        return self.value if u < 1 else 0.0
+        factor = SCHEDULES[self.kind](k / self.over if self.over else 0.0)
+        return self.value * factor if factor >= self.floor else 0.0
+
+    @property
+    def ends(self) -> int | None:
+        """The first k from which the weight is 0; None: it never is."""
+        return _end_of(self)
+
+
+@lru_cache
+def _end_of(schedule: Schedule) -> int | None:
+    if schedule(FOREVER) > 0:
+        return None
+    low, high = -1, FOREVER  # positive at low, 0 at high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if schedule(middle) > 0 else (low, middle)
+    return high
 
 
 def constant(value: float) -> Schedule:
@@ -64,7 +93,7 @@ def half_life(value: float, *, over: int) -> Schedule:
 
 
 def exponential(value: float, *, over: int) -> Schedule:
-    """value * exp(-k / over), the paper's form; tau = over is given in no version of it."""
+    """value * exp(-k / over), the paper's form; no version of it gives tau = over."""
     return Schedule("exponential", value, over)
 
 
@@ -84,24 +113,106 @@ def stop_at(value: float, *, over: int) -> Schedule:
 
 
 @dataclass(frozen=True)
+class Align:
+    """One alignment term: the tokens after a block, projected, against a target.
+
+    Attributes:
+        name: of its loss in metrics.jsonl; unique within a plan.
+        block: whose output is aligned in full training, counted from 1; in warm-up it is the last
+            block that runs, `Plan.depth`.
+        target: `encoder` (every encoder that the run reads, averaged), `encoder:NAME` (one of them,
+            such as encoder:dinov2-b or encoder:vae:sd-vae-ft), `ema` (block `target_block` of the
+            EMA model), `block` (another block of the model, without gradient), or `none` (a loss
+            on the tokens alone).
+        target_block: of `ema` and `block`.
+        projector: of `PROJECTORS`.
+        loss: of `ALIGN_LOSSES`.
+        temperature: of the losses that have one; None: their default.
+        normalize: what is done to the target first, of `TARGET_NORMS`.
+        tokens: share of the tokens that are compared, drawn anew for every image and step.
+        weight: schedule in full training.
+        warmup_weight: weight in warm-up.
+        phase: where the term is active: `both`, `warmup` or `full`.
+    """
+
+    name: str = "align"
+    block: int = 8
+    target: str = "encoder"
+    target_block: int | None = None
+    projector: str = "mlp"
+    loss: str = "cosine"
+    temperature: float | None = None
+    normalize: str = "none"
+    tokens: float = 1.0
+    weight: Schedule = field(default_factory=Schedule)
+    warmup_weight: float = 1.0
+    phase: Literal["both", "warmup", "full"] = "both"
+
+    def __post_init__(self) -> None:
+        for key, known in (
+            ("loss", ALIGN_LOSSES),
+            ("projector", PROJECTORS),
+            ("normalize", TARGET_NORMS),
+        ):
+            if getattr(self, key) not in known:
+                value = getattr(self, key)
+                raise ConfigError(f"plan.align {key} is {value!r}{nearest(value, known)}")
+        if self.target.partition(":")[0] not in ("encoder", "ema", "block", "none"):
+            raise ConfigError(
+                f"plan.align target is {self.target!r}; expected encoder, encoder:NAME, ema, block "
+                "or none"
+            )
+        if (self.target in ("ema", "block")) != (self.target_block is not None):
+            raise ConfigError(
+                f"plan.align target {self.target} with target_block {self.target_block}: targets "
+                "ema and block need one, the others have none"
+            )
+        if (not self.reads_encoder and self.phase != "full") or self.block < 1:
+            raise ConfigError(
+                f"plan.align {self.name}: a target other than an encoder needs phase full, and "
+                f"block (now {self.block}) counts from 1"
+            )
+        for key in ("temperature", "warmup_weight", "tokens"):
+            value = getattr(self, key)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"plan.align {key} is {value}; expected a finite number > 0")
+        if self.tokens > 1:
+            raise ConfigError(f"plan.align tokens is {self.tokens}; expected a share up to 1")
+        if self.name in RESERVED:
+            raise ConfigError(f"plan.align name {self.name!r} is taken by another loss")
+
+    @property
+    def reads_encoder(self) -> bool:
+        return self.target.startswith("encoder")
+
+    @property
+    def encoder(self) -> str | None:
+        """The one encoder that it is aligned with; None: all that the run reads."""
+        return self.target.partition(":")[2] or None
+
+
+RESERVED = ("flow", "ddpm", "token", "direction", "loss")
+"""Names of the other losses."""
+
+
+@dataclass(frozen=True)
 class Phase:
     """What one step does.
 
     Attributes:
         name: `warmup` or `full`.
-        stop: True: the forward ends after block `at`; later blocks do not run and do not train.
-        at: the block whose output is aligned, counted from 1.
-        flow_weight, align_weight: what each loss weighs; at 0 the loss is not computed.
+        weights: what each loss weighs, by name; a loss without an entry is not computed.
+        terms: active alignment terms.
+        stop_at: the forward ends after this block, later ones neither run nor train; None: all run.
         clean: True: the input is the clean latent at t = 0; False: a noised one at a sampled time.
         unlabelled: True: every label is the null class.
         lr_scale: factor on the learning rate.
     """
 
-    name: Literal["warmup", "full"]
-    stop: bool
-    at: int
-    flow_weight: float
-    align_weight: float
+    name: Literal["warmup", "full"] = "full"
+    weights: Mapping[str, float] = field(default_factory=lambda: {"flow": 1.0})
+    terms: tuple[Align, ...] = ()
+    stop_at: int | None = None
     clean: bool = False
     unlabelled: bool = False
     lr_scale: float = 1.0
@@ -111,9 +222,33 @@ class Phase:
         return self.name == "warmup"
 
     @property
-    def trains(self) -> tuple[bool, int, bool]:
-        """What decides which parameters train: early stop, tapped block, alignment or not."""
-        return self.stop, self.at, self.align_weight > 0
+    def reads_encoder(self) -> bool:
+        """Whether a step needs the encoder's features."""
+        return any(term.reads_encoder for term in self.terms)
+
+    def block(self, term: Align) -> int:
+        """The block whose output the term aligns."""
+        return self.stop_at or term.block
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """All blocks whose output is needed."""
+        taps = {self.block(term) for term in self.terms}
+        taps |= {term.target_block or 0 for term in self.terms if term.target == "block"}
+        return tuple(sorted(taps))
+
+    @property
+    def trains(self) -> tuple[int | None, tuple[str, ...]]:
+        """What decides which parameters train: the last block that runs, the active terms."""
+        return self.stop_at, tuple(term.name for term in self.terms)
+
+
+class Segment(NamedTuple):
+    """Steps start:stop, in which the same losses are computed; `phase` is that of the first."""
+
+    start: int
+    stop: int
+    phase: Phase
 
 
 @dataclass(frozen=True)
@@ -123,28 +258,19 @@ class Plan:
     Attributes:
         warmup: steps of phase 1 (warm-up). 0: full training from the start (REPA, SiT).
         depth: blocks of the latent-to-representation part, trained in warm-up ("ERW depth").
-        align: alignment weight in phase 2 over the steps since the end of warm-up.
-        align_depth: block that is aligned in phase 2 ("projection depth").
-        loss: `cosine` (both released codes) or `nt_xent` (the papers; see `erw.nt_xent`).
-        temperature, negatives: of `nt_xent`, without effect for `cosine`.
-        warmup_weight: weight of the alignment loss in phase 1.
+        align: the alignment terms; none for SiT. A `Schedule` stands for one REPA term.
         warmup_input: `clean` latents at t = 0 (the paper), or `noisy` ones at the times of phase 2.
         warmup_label: `given`, or `dropped`: the null class for every image in phase 1.
         warmup_lr: factor on the learning rate in phase 1.
         warmup_batch: images per step in phase 1; None: as in phase 2.
-        projector: `keep` the projector at the boundary, or start phase 2 with a `fresh` one.
+        projector: `keep` the projectors at the boundary, or start phase 2 with `fresh` ones.
         optimizer: `keep` the optimiser's moments at the boundary, or start phase 2 with `fresh`
             ones.
     """
 
     warmup: int = 0
     depth: int = 4
-    align: Schedule = field(default_factory=lambda: Schedule("constant", 0.5))
-    align_depth: int = 8
-    loss: Literal["cosine", "nt_xent"] = "cosine"
-    temperature: float = 0.1
-    negatives: Literal["image", "batch", "pooled"] = "image"
-    warmup_weight: float = 1.0
+    align: tuple[Align, ...] = (Align(),)
     warmup_input: Literal["clean", "noisy"] = "clean"
     warmup_label: Literal["given", "dropped"] = "given"
     warmup_lr: float = 1.0
@@ -153,31 +279,51 @@ class Plan:
     optimizer: Literal["keep", "fresh"] = "keep"
 
     def __post_init__(self) -> None:
-        for name, low in (("warmup", 0), ("depth", 1), ("align_depth", 1)):
+        if isinstance(self.align, Schedule):
+            object.__setattr__(self, "align", (Align(weight=self.align),))
+        elif isinstance(self.align, Align):
+            object.__setattr__(self, "align", (self.align,))
+        for name, low in (("warmup", 0), ("depth", 1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"plan.{name} is {getattr(self, name)}; expected {low} or more")
-        for name in ("temperature", "warmup_weight", "warmup_lr"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"plan.{name} is {value}; expected a finite number > 0")
+        if not (math.isfinite(self.warmup_lr) and self.warmup_lr > 0):
+            raise ConfigError(f"plan.warmup_lr is {self.warmup_lr}; expected a finite number > 0")
         if self.warmup_batch is not None and self.warmup_batch < 1:
             raise ConfigError(f"plan.warmup_batch is {self.warmup_batch}; expected 1 or more")
+        names = [term.name for term in self.align]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"plan.align names its terms {', '.join(names)}: each needs its own")
+        if self.warmup and not any(term.phase != "full" for term in self.align):
+            raise ConfigError(
+                f"plan.warmup {self.warmup} has nothing to learn: no term of plan.align is active "
+                "in warm-up; set plan.warmup 0, or add one with phase both"
+            )
 
     def __call__(self, step: int) -> Phase:
         """The phase of optimiser step `step`, counted from 0 over both phases."""
         if step < self.warmup:
+            terms = tuple(term for term in self.align if term.phase != "full")
             return Phase(
                 name="warmup",
-                stop=True,
-                at=self.depth,
-                flow_weight=0.0,
-                align_weight=self.warmup_weight,
+                weights={term.name: term.warmup_weight for term in terms},
+                terms=terms,
+                stop_at=self.depth,
                 clean=self.warmup_input == "clean",
                 unlabelled=self.warmup_label == "dropped",
                 lr_scale=self.warmup_lr,
             )
-        weight = self.align(step - self.warmup)
-        return Phase("full", False, self.align_depth, flow_weight=1.0, align_weight=weight)
+        weights = {"flow": 1.0}
+        for term in self.align:
+            if term.phase != "warmup" and (weight := term.weight(step - self.warmup)):
+                weights[term.name] = weight
+        return Phase(weights=weights, terms=tuple(t for t in self.align if t.name in weights))
+
+    def segments(self, steps: int) -> tuple[Segment, ...]:
+        """The first `steps` steps, cut wherever other losses begin to be computed."""
+        ends = [term.weight.ends for term in self.align]
+        cuts = {0, self.warmup, steps, *(self.warmup + end for end in ends if end is not None)}
+        ordered = sorted(cut for cut in cuts if cut <= steps)
+        return tuple(Segment(a, b, self(a)) for a, b in pairwise(ordered))
 
     def batch(self, step: int, batch_size: int) -> int:
         """Images in step `step` when a full step has `batch_size`."""
@@ -189,36 +335,50 @@ class Plan:
         return early * (self.warmup_batch or batch_size) + (step - early) * batch_size
 
     @property
-    def aligns(self) -> bool:
+    def active(self) -> tuple[Align, ...]:
+        """The terms that some step computes."""
+        return tuple(
+            term
+            for term in self.align
+            if (self.warmup and term.phase != "full")
+            or (term.phase != "warmup" and term.weight(0) > 0)
+        )
+
+    @property
+    def reads_encoder(self) -> bool:
         """Whether any step uses the encoder's features."""
-        return self.warmup > 0 or self.align.value > 0
+        return any(term.reads_encoder for term in self.active)
 
 
-SIT = Plan(align=constant(0.0))
+SIT = Plan(align=())
 """SiT: full training without alignment."""
 
-REPA = Plan(align=constant(0.5), align_depth=8)
+
+def repa(block: int, weight: float = 0.5) -> Plan:
+    """REPA: full training with a constant alignment weight after a block."""
+    return Plan(align=(Align(block=block, weight=constant(weight)),))
+
+
+REPA = repa(8)
 """REPA as released: constant weight 0.5 after block 8 (B/2: block 4)."""
 
 PAPER_V1 = Plan(
-    warmup=100_000, depth=4, align=constant(4.0), align_depth=14, loss="nt_xent", negatives="image"
+    warmup=100_000, depth=4, align=(Align(block=14, loss="nt_xent", weight=constant(4.0)),)
 )
-"""ERW, arXiv v1: depth 4, projection depth 14, weight 4.0 (decayed or not: not said)."""
+"""ERW, arXiv v1: depth 4, projection depth 14, weight 4.0 (decayed or not: not stated)."""
 
 PAPER_V3 = Plan(
-    warmup=100_000, depth=5, align=constant(0.5), align_depth=18, loss="nt_xent", negatives="image"
+    warmup=100_000, depth=5, align=(Align(block=18, loss="nt_xent", weight=constant(0.5)),)
 )
-"""ERW, arXiv v3: depth 5, projection depth 18, weight 0.5 (its Table 4 says constant)."""
+"""ERW, arXiv v3: depth 5, projection depth 18, weight 0.5 (its Table 4: constant)."""
 
 CODE_AS_RELEASED = Plan(
     warmup=10_000,
     depth=4,
-    align=half_life(6.0, over=50_000),
-    align_depth=14,
-    warmup_weight=0.5,
+    align=(Align(block=14, weight=half_life(6.0, over=50_000), warmup_weight=0.5),),
     optimizer="fresh",
 )
-"""ERW's released defaults for SiT-XL/2 as meant: README's projection depth, bugs left out."""
+"""ERW's released defaults for SiT-XL/2 as intended: README's projection depth, bugs left out."""
 
 PRESETS = {
     "sit": SIT,

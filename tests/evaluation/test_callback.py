@@ -18,16 +18,17 @@ from erw.config import Eval, Run
 from erw.errors import CheckpointError, ConfigError
 from erw.evaluation.callback import better, keep_if_best, reference_images, scored_steps
 from erw.evaluation.evaluate import Scores
-from erw.log import Silent, read_metrics
-from erw.training import load, train
+from erw.log import read_metrics
+from erw.training import load
 from erw.training.checkpoint import paths
 from helpers.tiny import tiny_run
+from helpers.training import go
 
 SMALL = Eval(every=2, samples=8, reference_count=16, loss=2, loss_images=8)
 
 
 def watched(run: Run, out: Path) -> Path:
-    train(run, out, reporter=Silent(), **together(watches(run, str(out), say=lambda text: None)))
+    go(run, out, **together(watches(run, str(out), say=lambda text: None)))
     return out
 
 
@@ -46,7 +47,7 @@ def lines(out: Path, kind: str) -> list[dict]:
 
 def test_scores_change_nothing_of_training(cache: Path, scored: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
-    train(tiny_run(cache), plain, reporter=Silent())
+    go(tiny_run(cache), plain)
     for name in ("ema.safetensors", f"checkpoints/{paths(plain / 'checkpoints')[-1].name}"):
         a, b = load_file(plain / name), load_file(scored / name)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name

@@ -26,20 +26,20 @@ from erw.evaluation.probing import (
     over_steps,
     reference,
 )
-from erw.log import Silent
 from erw.models import SiT
 from erw.rng import generator
 from erw.sampling.generation import start_noise
 from erw.study.knowledge import axes_of, lines_over
-from erw.training import load, train
+from erw.training import load
 from helpers.parts import ENCODER, make, photos, vae_folder
 from helpers.tiny import tiny_run
+from helpers.training import go
 
 
 @pytest.fixture(scope="module")
 def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny_run(cache), out, reporter=Silent())
+    go(tiny_run(cache), out)
     return out
 
 
@@ -179,7 +179,7 @@ def test_the_u_of_figure_5_is_one_command(
     out, stem = tmp_path / "kept", tmp_path / "u"
     run = tiny_run(cache)
     log = dataclasses.replace(run.log, checkpoint=4, keep=9)
-    train(run.replace(log=log), out, reporter=Silent())
+    go(run.replace(log=log), out)
     asked = ["analyze", str(out), "--metric", "cknna", "--count", "24", "--k", "5"]
     assert main([*asked, "--out", str(stem)]) == 0
     assert "of 4 blocks fall and come back over steps" in capsys.readouterr().out

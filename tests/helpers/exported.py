@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from erw.config import Flow, Model, Run, Sample
+from erw.models import build_model
 from erw.plan import PRESETS
-from erw.training.build import build_model
 from erw.training.trained import Trained
 from helpers.parts import vae_folder
 

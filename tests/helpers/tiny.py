@@ -53,7 +53,13 @@ def with_loss(run: Run, loss: str) -> Run:
     """The run with that alignment loss, over ranks; reg: cosine, and a class token is denoised."""
     if loss == "reg":
         return run.replace(model=dataclasses.replace(run.model, class_token="denoised"))
-    return run.replace(plan=dataclasses.replace(run.plan, loss=loss, negatives="batch"))
+    return with_term(run, loss="nt_xent_batch" if loss == "nt_xent" else loss)
+
+
+def with_term(run: Run, **changes: object) -> Run:
+    """The run with another alignment term."""
+    term = dataclasses.replace(run.plan.align[0], **changes)  # type: ignore[arg-type]
+    return run.replace(plan=dataclasses.replace(run.plan, align=(term,)))
 
 
 def _die_in_rename(number: int) -> None:
@@ -88,8 +94,11 @@ def _die_in_score(number: int) -> None:
 
 if __name__ == "__main__":
     from erw.cli.train import together, watches
-    from erw.log import Silent
+    from erw.data.cache import Cache as Opened
+    from erw.log import Progress
     from erw.training import train
+    from erw.training.build import resolve
+    from erw.training.objective import build_objective
 
     parser = argparse.ArgumentParser()
     parser.add_argument("cache")
@@ -103,11 +112,6 @@ if __name__ == "__main__":
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    class Deadly(Silent):
-        def step(self, step: int, steps: int, share: float | None = None) -> None:
-            if step == args.die_after:
-                os.kill(os.getpid(), signal.SIGKILL)
-
     if args.die_in_checkpoint:
         _die_in_rename(args.die_in_checkpoint)
     if args.die_in_score:
@@ -120,4 +124,11 @@ if __name__ == "__main__":
         eval=Eval(every=every, samples=8, reference_count=16, loss=every, loss_images=8)
     )
     watched = together(watches(run, args.out, say=print))
-    train(run, args.out, reporter=Deadly(), **watched)
+    learn = build_objective(resolve(run, Opened.open(args.cache)))
+
+    def deadly(net, batch, phase, rng, **options):  # type: ignore[no-untyped-def]
+        if rng.step == args.die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return learn(net, batch, phase, rng, **options)
+
+    train(run, args.out, objective=deadly, progress=Progress("", 1, quiet=True), **watched)

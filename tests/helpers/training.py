@@ -1,6 +1,7 @@
 """What tests of training share: a run made here or in processes of its own, and what it left."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +11,32 @@ from safetensors.torch import load_file
 
 from erw.data.cache import Cache
 from erw.dist import World
-from erw.log import Silent, read_metrics
-from erw.training import build, train
-from erw.training.checkpoint import header, paths
-from erw.training.state import State
+from erw.io import tensor_header
+from erw.log import Progress, read_metrics
+from erw.training import train
+from erw.training.build import resolve
+from erw.training.checkpoint import paths
+from erw.training.loop import Trainer
+from erw.training.objective import build_objective
 
 HERE = World(0, 1, torch.device("cpu"))
 
 
 def go(run, out, **kwargs):
-    return train(run, out, reporter=Silent(), **kwargs)
+    return train(run, out, **{"progress": Progress("", 1, quiet=True), **kwargs})
+
+
+class InterruptAfter(Progress):
+    """Ctrl-C once so many steps are done."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__("", 1, quiet=True)
+        self.left = step
+
+    def update(self, amount: float = 1) -> None:
+        self.left -= 1
+        if not self.left:
+            signal.raise_signal(signal.SIGINT)
 
 
 def program(cache, out, *args, ranks: int = 0) -> subprocess.CompletedProcess:
@@ -44,7 +61,7 @@ def assert_same_run(one, other) -> None:
     a, b = last(one), last(other)
     assert any(key.startswith("optim.") for key in a)
     weights = [out / "ema.safetensors" for out in (one, other)]
-    assert header(weights[0]) == header(weights[1])
+    assert tensor_header(weights[0]) == tensor_header(weights[1])
     for x, y in ((a, b), map(load_file, weights)):
         assert x.keys() == y.keys()
         for key in x:
@@ -52,7 +69,7 @@ def assert_same_run(one, other) -> None:
     assert told(one) == told(other)
 
 
-def state(run, tmp_path) -> State:
+def trainer(run, tmp_path) -> Trainer:
     cache = Cache.open(run.data.cache)
-    resolved = build.resolve(run, cache)
-    return State(resolved, cache, HERE, tmp_path, build.build_step(resolved))
+    resolved = resolve(run, cache)
+    return Trainer(resolved, cache, HERE, tmp_path, {}, build_objective(resolved))

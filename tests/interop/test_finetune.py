@@ -16,16 +16,18 @@ from erw.interop import adopt, load_pretrained, open_model, starting_point
 from erw.interop.export import export
 from erw.interop.init_from import TABLE, label_rows
 from erw.interop.safe_load import read_weights
-from erw.log import Silent
+from erw.io import load_tensors
 from erw.models import SiT
-from erw.training import build, load, train
-from erw.training.checkpoint import paths, read
+from erw.training import build, load
+from erw.training.checkpoint import paths
 from erw.training.init import begin_with
-from erw.training.state import State
+from erw.training.loop import Trainer
+from erw.training.objective import build_objective
 from helpers import parts
 from helpers.reference import relative
 from helpers.released import LIGHTNING, peer, save
 from helpers.tiny import as_dit, tiny_cache, tiny_run
+from helpers.training import go
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -45,7 +47,7 @@ def before(cache, tmp_path_factory):
         plan=dataclasses.replace(run.plan, warmup=1),
     )
     out = tmp_path_factory.mktemp("before") / "run"
-    train(run, out, reporter=Silent())
+    go(run, out)
     return out
 
 
@@ -135,7 +137,7 @@ def test_network_and_average_begin_with_the_run(cache, before, tmp_path):
     assert run.model.width == 48 and run.model.qk_norm
     init = starting_point(opened, run, data.class_names, data.num_classes)
     assert f"{data.num_classes} of {data.num_classes} classes by name" in init.origin
-    state = State(run, data, HERE, tmp_path, build.build_step(run))
+    state = Trainer(run, data, HERE, tmp_path, {}, build_objective(run))
     state.begin_with(init)
     for name, want in load(before).net.named_parameters():
         assert torch.equal(state.model.get_parameter(name), want), name
@@ -178,7 +180,11 @@ def test_heads_are_taken_over_when_asked_for(cache, before, tmp_path, capsys):
     assert started(cache, before, out, flag, "--model.patch", "8", "--optim.lr", "1e-30") == 0
     assert "with its alignment heads for efficientnet-lite0" in capsys.readouterr().err
     heads = [
-        {k: v for k, v in read(paths(run / "checkpoints")[-1])[0].items() if "ema.proj" in k}
+        {
+            k: v
+            for k, v in load_tensors(paths(run / "checkpoints")[-1])[0].items()
+            if "ema.proj" in k
+        }
         for run in (before, out)
     ]
     assert len(heads[0]) == 6
@@ -190,8 +196,8 @@ def test_heads_are_taken_over_when_asked_for(cache, before, tmp_path, capsys):
     assert started(cache, before, tmp_path / "b", flag, "--model.projector", "16") == 2
     said = capsys.readouterr().err
     assert "0.2.bias (32,) not (16,)" in said and "leave out --init-projectors" in said
-    assert started(cache, before, tmp_path / "c", flag, "--plan.warmup", "0", "--plan.align.value",
-                   "0") == 2  # fmt: skip
+    unaligned = ["--plan.warmup", "0", "--plan.align.0.weight.value", "0"]
+    assert started(cache, before, tmp_path / "c", flag, *unaligned) == 2
     assert "the run aligns with nothing" in capsys.readouterr().err
     folder = export(before, tmp_path / "folder", format="safetensors")
     assert started(cache, folder, tmp_path / "d", flag) == 2

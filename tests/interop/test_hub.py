@@ -16,10 +16,10 @@ import erw
 from erw.cli import main
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained
-from erw.log import Silent
 from helpers.exported import model
 from helpers.released import peer, save
 from helpers.tiny import tiny_cache, tiny_run
+from helpers.training import go
 
 COMMIT = "a" * 40
 
@@ -145,7 +145,7 @@ def test_without_a_network_the_folder_is_left(
 def test_the_card_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Settings, data, cost, scores of just these weights, and how to use it."""
     run = tiny_run(tiny_cache(tmp_path / "cache", count=16).path)
-    erw.train(run, tmp_path / "run", reporter=Silent())
+    go(run, tmp_path / "run")
     score = {
         "values": {"fd_lite2": 12.5}, "count": 100, "reference_count": 200, "encoder": "lite2",
         "reference": "openmoji-test",

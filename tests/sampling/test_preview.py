@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from erw.cli import main
-from erw.log import Silent
 from erw.sampling import generate
 from erw.sampling.preview import CAPTION, COUNT, grid_png, spread
-from erw.training import load, train
+from erw.training import load
 from erw.training.checkpoint import paths
 from helpers.tiny import tiny_cache, tiny_run
+from helpers.training import go
 
 
 def opened(png: bytes | Path) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_classes_are_spread() -> None:
 def test_previews_change_nothing_and_show_the_same_samples(tmp_path: Path) -> None:
     cache = tiny_cache(tmp_path / "cache", count=16).path
     plain, looked = tmp_path / "plain", tmp_path / "looked"
-    train(tiny_run(cache), plain, reporter=Silent())
+    go(tiny_run(cache), plain)
     size = ["--model.patch", "8", "--data.cache", str(cache), "--optim.precision", "fp32"]
     argv = ["train", "debug", "--out", str(looked), "--log.preview", "5", *size]
     assert main(argv) == 0

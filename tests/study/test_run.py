@@ -10,25 +10,29 @@ import pytest
 
 from erw.config import Run
 from erw.errors import CheckpointError, ConfigError
-from erw.models.cost import StepCost
-from erw.plan import REPA, SIT, Plan, constant, stop_at
+from erw.plan import REPA, SIT, Align, Plan, constant, stop_at
 from erw.study import run as module
 from erw.study.results import by_method, read_runs
 from erw.study.run import STUDIES, Study, claim, run_study, share_of, study_plan
-from erw.training.ledger import Ledger
+from erw.training.flops import Ledger, Rate
 
-COST = StepCost(warmup=200, full=1000, projector=90, teacher=260)
+ALIGN = (Align(block=3, weight=constant(1.0)),)
 PLANS = {
     "sit": SIT,
     "repa": REPA,
-    "erw": Plan(warmup=50, depth=2, align=constant(1.0), align_depth=3),
-    "erw stops": Plan(warmup=20, depth=1, align=stop_at(1.0, over=30), align_depth=3),
-    "erw batch": Plan(warmup=30, depth=2, align=constant(1.0), align_depth=3, warmup_batch=32),
+    "erw": Plan(warmup=50, depth=2, align=ALIGN),
+    "erw stops": Plan(warmup=20, depth=1, align=(Align(block=3, weight=stop_at(1.0, over=30)),)),
+    "erw batch": Plan(warmup=30, depth=2, align=ALIGN, warmup_batch=32),
 }
 
 
 def ledger(plan: Plan) -> Ledger:
-    return Ledger(plan, batch_size=8, cost=COST, rows=500)
+    rates = tuple(
+        Rate(a, b, phase.warmup, (200 if phase.warmup else 1000) + 90 * bool(phase.terms),
+             phase.reads_encoder)
+        for a, b, phase in plan.segments(10_000)
+    )  # fmt: skip
+    return Ledger(plan, 8, rates, teacher=260, rows=500)
 
 
 @pytest.mark.parametrize("name", PLANS)

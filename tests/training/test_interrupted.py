@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from erw.config import Optim
 from erw.errors import CheckpointError, ConfigError
-from erw.training import load, train
+from erw.training import load
 from erw.training.checkpoint import paths
-from erw.training.state import State
+from erw.training.loop import Trainer
 from erw.training.trained import RECIPE, WEIGHTS
 from helpers.tiny import tiny_run
 from helpers.training import assert_same_run, go
@@ -34,13 +34,13 @@ def test_a_kill_between_a_checkpoint_and_its_weights_is_made_up_for(
             raise Killed
         whole(state, step)
 
-    whole = State.save_weights
+    whole = Trainer.save_weights
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(State, "save_weights", dies)
+        patch.setattr(Trainer, "save_weights", dies)
         go(tiny_run(cache), tmp_path / "run", at=(4,))
     seen = []
     go(tiny_run(cache), tmp_path / "run", at=(4,), evaluate=lambda *told: seen.append(told))
-    assert all(step == model.step for step, model in seen)
+    assert all(step == model.step for step, model, _ in seen)
     assert_same_run(straight, tmp_path / "run")
     assert load(tmp_path / "run").step == 12
 
@@ -53,7 +53,7 @@ def test_weights_that_were_lost_come_back(cache, straight, tmp_path):
 
 
 def test_ctrl_c_during_the_last_evaluation_is_heard(cache, straight, tmp_path):
-    def slow(step, model):
+    def slow(step, model, world):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match="stopped after step 12"):
@@ -120,7 +120,7 @@ def test_a_line_of_metrics_without_a_step_is_named(cache, straight, tmp_path):
 
 def test_fewer_steps_than_were_made_change_nothing(cache, straight, tmp_path):
     out = shutil.copytree(straight, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="12 steps behind it, more than the 10"):
+    with pytest.raises(CheckpointError, match="at step 12 already, past the 10"):
         go(tiny_run(cache).replace(steps=10), out)
     assert json.loads((out / RECIPE).read_text())["run"]["steps"] == 12
 
@@ -152,5 +152,5 @@ def test_what_comes_first_is_still_there(cache, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="holds other files and no run"):
-        train(tiny_run(cache), tmp_path / "run")
+        go(tiny_run(cache), tmp_path / "run")
     assert not (tmp_path / "run" / RECIPE).exists()

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from erw.cli import main
 from erw.ema import PowerEmas, Profile
 from erw.errors import CheckpointError, ConfigError
-from erw.log import Silent
-from erw.training import build, load, train
+from erw.models import build_model
+from erw.training import load
 from erw.training.checkpoint import paths
 from erw.training.posthoc_ema import reconstruct, snapshots
 from erw.training.trained import is_run
 from helpers.tiny import tiny_cache, tiny_run
+from helpers.training import go
 
 SIGMAS = (0.05, 0.1)
 
@@ -38,13 +39,13 @@ def profiled(cache, **log):
 @pytest.fixture(scope="module")
 def run(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("profiled") / "run"
-    train(profiled(cache), out, reporter=Silent())
+    go(profiled(cache), out)
     return out
 
 
 def test_averages_are_those_of_the_weights_since_the_warm_up(run, cache):
     """Recomputed from the checkpoints of all steps: the same bits; float16 of them is stored."""
-    net = build.build_model(load(run).run.model)
+    net = build_model(load(run).run.model)
     emas = PowerEmas(net, SIGMAS)
     for path in paths(run / "checkpoints")[4:]:
         state = load_file(path)
@@ -61,15 +62,13 @@ def test_averages_are_those_of_the_weights_since_the_warm_up(run, cache):
 
 
 def test_a_resumed_run_stores_the_same_averages(run, cache, tmp_path):
-    class Stops(Silent):
-        def step(self, step: int, steps: int, share: float | None = None) -> None:
-            if step == 7:
-                raise RuntimeError("pulled the plug")
+    def pulls_the_plug(step, model, world):
+        raise RuntimeError
 
     out, fewer = tmp_path / "run", profiled(cache, checkpoint=5)
     with pytest.raises(RuntimeError):
-        train(fewer, out, reporter=Stops())
-    train(fewer, out, reporter=Silent())
+        go(fewer, out, at={7}, evaluate=pulls_the_plug)
+    go(fewer, out)
     for one in snapshots(run):
         again, first = load_file(out / "profiles" / one.path.name), load_file(one.path)
         assert again.keys() == first.keys()
@@ -88,12 +87,12 @@ def test_a_tracked_profile_is_what_was_stored_and_any_other_is_mixed(run):
 
 
 def test_a_run_that_tracks_nothing_says_so(cache, tmp_path):
-    train(tiny_run(cache, steps=5), tmp_path / "run", reporter=Silent())
+    go(tiny_run(cache, steps=5), tmp_path / "run")
     assert not (tmp_path / "run" / "profiles").exists()
     with pytest.raises(CheckpointError, match=r"train with --optim\.ema_profiles"):
         snapshots(tmp_path / "run")
     with pytest.raises(CheckpointError, match="another run"):  # they cannot begin midway
-        train(profiled(cache), tmp_path / "run", reporter=Silent())
+        go(profiled(cache), tmp_path / "run")
 
 
 def test_one_command_writes_what_every_verb_loads(run, tmp_path, capsys):

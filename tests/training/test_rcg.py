@@ -2,35 +2,35 @@
 
 import dataclasses
 import json
-import signal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from erw.align import Aligned
 from erw.cli import main
-from erw.config import Run
+from erw.config import Model, Run
 from erw.data.cache import Batch, Cache
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained, starting_point
 from erw.interop.convert import convert
-from erw.log import Silent
-from erw.models import SiT
-from erw.models.cost import rdm_flops
+from erw.models import SiT, build_model
 from erw.models.rdm import Rdm
 from erw.plan import SIT, Phase
 from erw.recipes import recipe, tiny
 from erw.rng import Draws, generator
 from erw.sampling import generate
 from erw.sampling.rcg import representations
-from erw.training import FlowMatching, build, load, train
+from erw.training import FlowMatching, build, load
+from erw.training.flops import step_flops
 from erw.training.init import begin_with
+from erw.training.network import Network
+from erw.training.objective import total
 from erw.training.trained import RDM, Trained, fitting_rdm
 from helpers.tiny import tiny_run
+from helpers.training import InterruptAfter, go
 
-FULL = Phase("full", False, 1, flow_weight=1.0, align_weight=0.0)
+FULL = Phase()
 
 
 def rdm_run(cache, **model):
@@ -51,8 +51,8 @@ def image_run(cache, **model):
 def rcg(cache, tmp_path_factory):
     """A run given representations, and the run that makes them beside it, made first."""
     out = tmp_path_factory.mktemp("rcg") / "run"
-    train(rdm_run(cache), out / RDM, reporter=Silent())
-    train(image_run(cache, class_token="given"), out, reporter=Silent())
+    go(rdm_run(cache), out / RDM)
+    go(image_run(cache, class_token="given"), out)
     return out
 
 
@@ -67,7 +67,7 @@ def test_it_learns_the_mean_and_covariance_of_gaussian_features():
     mean = torch.tensor([0.5, -1.0, 0.0, 2.0])
     net = Rdm(dim=dim, depth=2, width=96)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, fused=True)
-    step = GaussianFeatures(null_class=0, token="made")
+    step = GaussianFeatures(null_class=0, token="generated")
     average = [p.detach().clone() for p in net.parameters()]
     for i in range(600):
         for group in optimizer.param_groups:
@@ -75,9 +75,8 @@ def test_it_learns_the_mean_and_covariance_of_gaussian_features():
         z = torch.randn(256, dim, generator=generator(1, i)) @ mix.T + mean
         empty = torch.zeros(256, 1)
         batch = Batch(empty, empty, torch.zeros(256, dtype=torch.long), (), z)
-        step(
-            Aligned(net, at=1, width=8, dim=()), batch, FULL, Draws(0, i, 0, 256, 256)
-        ).total.backward()
+        losses = step(Network(net), batch, FULL, Draws(0, i, 0, 256, 256))
+        total(losses, FULL).backward()
         optimizer.step()
         optimizer.zero_grad()
         torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 0.02)
@@ -102,8 +101,9 @@ def test_its_cost_is_what_torch_counts():
     x, t, y = torch.randn(2, 24), torch.rand(2), torch.tensor([0, 5])
     with FlopCounterMode(display=False) as counter:
         net(x, t, y).sum().backward()
-    total = rdm_flops(dim=24, depth=3, width=48).total
-    assert total == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+    model = Model(net="rdm", depth=3, width=48, num_classes=5, class_dim=24)
+    run = Run(model=model, plan=SIT)
+    assert step_flops(run, {}, FULL) == counter.get_total_flops() / 2
     assert not net(x, t).any()  # it starts at zero
     for p in net.parameters():
         nn.init.normal_(p, std=0.1)
@@ -111,16 +111,11 @@ def test_its_cost_is_what_torch_counts():
 
 
 def test_a_stop_changes_nothing_about_it(cache, tmp_path):
-    class Impatient(Silent):
-        def step(self, step, steps, share=None):
-            if step == 5:
-                signal.raise_signal(signal.SIGINT)
-
     run = rdm_run(cache)
-    train(run, tmp_path / "straight", reporter=Silent())
+    go(run, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
-        train(run, tmp_path / "stopped", reporter=Impatient())
-    train(run, tmp_path / "stopped", reporter=Silent())
+        go(run, tmp_path / "stopped", progress=InterruptAfter(5))
+    go(run, tmp_path / "stopped")
     one, two = (load(tmp_path / name) for name in ("straight", "stopped"))
     for a, b in zip(one.net.parameters(), two.net.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -132,7 +127,7 @@ def test_what_it_cannot_do_is_refused(cache, tmp_path):
         rdm_run(cache).replace(plan=tiny_run(cache).plan)
     with pytest.raises(ConfigError, match="is for images; an rdm makes the class token itself"):
         rdm_run(cache, class_token="given")
-    train(rdm_run(cache).replace(steps=1), tmp_path / "rdm", reporter=Silent())
+    go(rdm_run(cache).replace(steps=1), tmp_path / "rdm")
     with pytest.raises(ConfigError, match="an rdm makes representations and no images"):
         generate(load(tmp_path / "rdm"), [0])
 
@@ -217,7 +212,7 @@ def test_a_given_run_starts_another(rcg, cache):
     held = Cache.open(cache)
     run = build.resolve(image_run(cache, class_token="given"), held)
     init = starting_point(start, run, held.class_names, 9)
-    net = build.build_model(run.model)
+    net = build_model(run.model)
     begin_with(net, init)
     assert torch.equal(net.y_embedder.fake_latent, start.net.y_embedder.fake_latent)
 
@@ -228,7 +223,7 @@ def test_a_given_run_starts_another(rcg, cache):
 def test_unconditional_all_the_way(cache, tmp_path):
     """Trained on labelled data without labels: samples, converts, comes back, takes classes."""
     run = image_run(cache, num_classes=0)
-    train(run, tmp_path / "run", reporter=Silent())
+    go(run, tmp_path / "run")
     model = load(tmp_path / "run")
     assert model.num_classes == 0 and model.class_names == ()
     table = model.net.y_embedder.embedding_table.weight
@@ -253,7 +248,7 @@ def test_unconditional_all_the_way(cache, tmp_path):
 
 
 def test_an_unconditional_run_is_evaluated_from_the_command_line(cache, tmp_path, capsys):
-    train(image_run(cache, num_classes=0), tmp_path / "run", reporter=Silent())
+    go(image_run(cache, num_classes=0), tmp_path / "run")
     args = ["eval", str(tmp_path / "run"), "--reference", "openmoji-test", "--seeds", "0:8"]
     assert main([*args, "--steps", "1", "--out", str(tmp_path / "scores")]) == 0, (
         capsys.readouterr()

@@ -7,11 +7,9 @@ import signal
 import pytest
 import torch
 
-from erw.log import Silent
-from erw.training import train
 from erw.training.checkpoint import paths
-from helpers.tiny import as_dit, tiny_run, with_loss
-from helpers.training import assert_same_run, go, last, program, told
+from helpers.tiny import as_dit, tiny_run, with_loss, with_term
+from helpers.training import InterruptAfter, assert_same_run, go, last, program, told
 
 
 def test_killed_in_either_phase_and_in_a_checkpoint_it_ends_with_the_same_bits(
@@ -31,13 +29,8 @@ def test_with_a_class_token_a_stop_changes_nothing(cache, tmp_path):
     run = with_loss(tiny_run(cache), "reg")
     go(run, tmp_path / "straight")
 
-    class Impatient(Silent):
-        def step(self, step, steps, share=None):
-            if step == 7:
-                signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        train(run, tmp_path / "stopped", reporter=Impatient())
+        go(run, tmp_path / "stopped", progress=InterruptAfter(7))
     go(run, tmp_path / "stopped")
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
 
@@ -49,14 +42,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
 ):
     run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
 
-    class Impatient(Silent):
-        def step(self, step, steps, share=None):
-            if step == stop:
-                signal.raise_signal(signal.SIGINT)
-
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {stop}"):
-        train(run, out, reporter=Impatient())
+        go(run, out, progress=InterruptAfter(stop))
     assert paths(out / "checkpoints")[-1].name == f"step-{stop:08d}.safetensors"
     go(run, out)
     assert_same_run(straight_dit if dit else straight, out)
@@ -65,14 +53,20 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
 def test_a_failed_evaluation_is_made_up_for(cache, straight, tmp_path):
     seen = []
 
-    def fails(step, model):
+    def fails(step, model, world):
         raise RuntimeError("the evaluator broke")
 
     with pytest.raises(RuntimeError, match="broke"):
         go(tiny_run(cache), tmp_path / "run", at={6}, evaluate=fails)
-    go(tiny_run(cache), tmp_path / "run", at={6, 9}, evaluate=lambda s, m: seen.append((s, m.step)))
+    go(
+        tiny_run(cache),
+        tmp_path / "run",
+        at={6, 9},
+        evaluate=lambda s, m, w: seen.append((s, m.step)),
+    )
     assert seen == [(6, 6), (9, 9)]
-    assert_same_run(straight, tmp_path / "run")
+    go(tiny_run(cache), tmp_path / "twin", at={6, 9})
+    assert_same_run(tmp_path / "twin", tmp_path / "run")
 
 
 def test_metrics_have_every_line_once_in_order(straight):
@@ -89,7 +83,8 @@ def test_no_metrics_line_spans_the_boundary(cache, tmp_path):
         (4, "full"),
         (8, "full"),
     ]
-    assert lines[0]["flow"] == 0.0 < lines[1]["flow"]
+    assert [list(line["losses"]) for line in lines] == [["align"], *2 * [["flow", "align"]]]
+    assert lines[0]["weights"] == {"align": 1.0} and lines[1]["weights"]["flow"] == 1.0
 
 
 # -- many processes, micro-batches
@@ -99,7 +94,7 @@ def test_no_metrics_line_spans_the_boundary(cache, tmp_path):
 @pytest.mark.parametrize("loss", ["cosine", "nt_xent"])
 def test_micro_batches_are_the_batch(cache, tmp_path, loss):
     run = tiny_run(cache)
-    run = run.replace(plan=dataclasses.replace(run.plan, loss=loss))
+    run = with_term(run, loss=loss)
     split = run.replace(optim=dataclasses.replace(run.optim, accumulate=4))
     go(run, tmp_path / "one")
     go(split, tmp_path / "four")

@@ -7,8 +7,8 @@ import pytest
 
 from erw.config import Run
 from erw.errors import CheckpointError
-from erw.models.cost import StepCost
-from erw.training import run_dir
+from erw.plan import SIT
+from erw.training import Ledger, run_dir
 from erw.training.trained import RECIPE
 
 
@@ -20,17 +20,17 @@ class Named(SimpleNamespace):
 
 
 CACHE = Named(identity="one", class_names=("cat",), vae={"name": "none"})
-COST = StepCost(warmup=1, full=2, projector=0, teacher=0)
+LEDGER = Ledger(SIT, 4, (), teacher=0, rows=8)
 
 
 def test_a_run_older_than_a_setting_goes_on(tmp_path):
     run = Run()
-    recipe = json.loads(run_dir.claim(tmp_path, run, run, CACHE, COST))
+    recipe = json.loads(json.dumps(run_dir.claim(tmp_path, run, run, CACHE, LEDGER)))
     del recipe["resolved"]["model"]["mlp"]
     (tmp_path / RECIPE).write_text(json.dumps(recipe))
-    run_dir.claim(tmp_path, run, run, CACHE, COST)
+    run_dir.claim(tmp_path, run, run, CACHE, LEDGER)
 
     recipe["resolved"]["seed"] = 3
     (tmp_path / RECIPE).write_text(json.dumps(recipe))
     with pytest.raises(CheckpointError, match=r"differs in seed 3 \(there\) against 0;"):
-        run_dir.claim(tmp_path, run, run, CACHE, COST)
+        run_dir.claim(tmp_path, run, run, CACHE, LEDGER)

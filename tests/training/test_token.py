@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erw import flow
-from erw.align import Aligned, Projector
+from erw.align import Projector
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader
 from erw.data.on_the_fly import write
@@ -21,16 +21,18 @@ from erw.evaluation.probing import hidden_states, material
 from erw.interop import load_pretrained
 from erw.interop.convert import convert
 from erw.interop.layouts import positions
-from erw.log import Silent
 from erw.models import SiT
-from erw.plan import Phase
+from erw.plan import Phase, constant, repa
 from erw.rng import Draws
 from erw.sampling import generate
-from erw.training import FlowMatching, build, load, train
+from erw.training import FlowMatching, Ledger, build, load
+from erw.training.network import Network
+from erw.training.objective import total
 from helpers.parts import ENCODER, make, photos
 from helpers.reference import relative, weight
 from helpers.released import same, save
-from helpers.tiny import tiny_run
+from helpers.tiny import tiny_run, with_term
+from helpers.training import go
 
 SIZE = dict(input_size=8, patch=2, width=64, depth=3, heads=4, num_classes=10)
 
@@ -244,13 +246,14 @@ def test_stops_and_taps_with_a_class_token(options):
 
 def test_the_step_noises_both_alike_and_weighs_their_losses():
     torch.manual_seed(0)
-    net = Aligned(reg(), at=2, width=64, dim=24, hidden=32)
+    plan = repa(2, 0.5)
+    net = Network(reg(), terms=plan.align, dims={"align": (24,)}, hidden=32)
     batch = Batch(torch.randn(4, 4, 8, 8), torch.rand(4, 4, 8, 8), torch.tensor([1, 2, 3, 4]),
                   (torch.randn(4, 16, 24),), torch.randn(4, 24))  # fmt: skip
     draws = Draws(0, 5, 0, 4, 4)
-    phase = Phase("full", False, 2, flow_weight=1.0, align_weight=0.5)
-    step = FlowMatching(null_class=10, token="denoised", token_weight=0.03)
-    losses = step(net, batch, phase, draws)
+    phase = Phase(weights={"flow": 1.0, "token": 0.03, "align": 0.5}, terms=plan.align)
+    learn = FlowMatching(null_class=10, features=("encoder",), token="denoised")
+    losses = learn(net, batch, phase, draws)
 
     x = batch.mean + batch.std * draws.normal("latent", 4, 8, 8)
     eps, t = draws.normal("noise", 4 * 64 + 24), draws.uniform("time")
@@ -263,9 +266,11 @@ def test_the_step_noises_both_alike_and_weighs_their_losses():
     of_token = (v_token - (eps_token - batch.token)).pow(2).mean()
     wanted = torch.cat([batch.token[:, None], batch.features[0]], 1)  # REG aligns all T + 1
     align = -F.cosine_similarity(net.projectors[0](seen[1]), wanted, dim=-1).mean()
-    torch.testing.assert_close(losses.flow, of_latents)
-    torch.testing.assert_close(losses.align, align)
-    torch.testing.assert_close(losses.total, of_latents + 0.03 * of_token + 0.5 * align)
+    torch.testing.assert_close(losses["flow"], of_latents)
+    torch.testing.assert_close(losses["token"], of_token)
+    torch.testing.assert_close(losses["align"], align)
+    weighted = of_latents + 0.03 * of_token + 0.5 * align
+    torch.testing.assert_close(total(losses, phase), weighted)
 
 
 # -- runs -----------------------------------------------------------------------------------------
@@ -280,19 +285,18 @@ def token_run(cache, kind: str = "denoised", **changes):
 def trained(cache, tmp_path_factory):
     """A finished run of the debug recipe, warm-up and alignment included, with a class token."""
     out = tmp_path_factory.mktemp("reg") / "run"
-    train(token_run(cache), out, reporter=Silent())
+    go(token_run(cache), out)
     return out
 
 
 def test_the_teacher_is_paid_for_in_every_step(cache):
     held = Cache.open(cache)
-    run = token_run(cache)
-    run = run.replace(plan=dataclasses.replace(run.plan, align=dataclasses.replace(
-        run.plan.align, value=0.0)))  # fmt: skip
+    run = with_term(token_run(cache), weight=constant(0.0))
     resolved = build.resolve(run, held)
     assert resolved.data.class_token == "efficientnet-lite0" and resolved.model.class_dim == 1280
-    cost = build.step_cost(resolved, held)
-    assert cost.always_taught and cost.per_image(warmup=False, aligned=False) > cost.full
+    ledger, spec = Ledger.of(resolved, held), held.features["efficientnet-lite0"]
+    assert all(rate.taught for rate in ledger.rates)
+    assert ledger.spent(run.steps).teacher == len(held) * spec.flops > 0
     named = run.replace(data=dataclasses.replace(run.data, class_token="dinov2-b"))
     with pytest.raises(CacheError, match="no class token of dinov2-b"):
         build.resolve(named, held)

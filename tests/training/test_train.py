@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -13,35 +14,36 @@ from erw.data.cache import Cache
 from erw.errors import CheckpointError, ConfigError, NumericsError
 from erw.log import read_metrics
 from erw.recipes import names, recipe, tiny
-from erw.training import build, load
+from erw.training import load
+from erw.training.build import resolve
 from erw.training.checkpoint import paths
-from erw.training.objective import Losses
+from erw.training.objective import build_objective
 from helpers.tiny import tiny_run
-from helpers.training import assert_same_run, go, last, state
+from helpers.training import assert_same_run, go, last, trainer
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_stops_before_the_weights_move(cache, straight, tmp_path, value):
-    def poisoned(net, batch, phase, draws):
-        losses = build.build_step(build.resolve(tiny_run(cache), Cache.open(cache)))(
-            net, batch, phase, draws
-        )
-        return Losses(losses.total * value, *losses[1:]) if draws.step == 9 else losses
+    learn = build_objective(resolve(tiny_run(cache), Cache.open(cache)))
+
+    def poisoned(net, batch, phase, rng, **options):
+        losses = learn(net, batch, phase, rng, **options)
+        return {k: v * value for k, v in losses.items()} if rng.step == 9 else losses
 
     with pytest.raises(NumericsError, match=r"step 10; .*step-00000008.safetensors is good"):
-        go(tiny_run(cache), tmp_path / "run", step_fn=poisoned)
+        go(tiny_run(cache), tmp_path / "run", objective=poisoned)
     go(tiny_run(cache), tmp_path / "run")
     assert_same_run(straight, tmp_path / "run")
 
 
 def test_weights_stay_where_they_were_in_the_bad_step(cache, tmp_path):
-    s = state(tiny_run(cache), tmp_path)
-    s.enter(s.run.plan(0))
+    s = trainer(tiny_run(cache), tmp_path)
+    s.enter(s.run.phase(0))
     before = {k: p.clone() for k, p in s.net.named_parameters()}
-    good = s.step_fn
-    s.step_fn = lambda *args: Losses(*(x * float("nan") for x in good(*args)))
+    good = s.objective
+    s.objective = lambda *args, **kw: {k: v * float("nan") for k, v in good(*args, **kw).items()}
     with pytest.raises(NumericsError):
-        s.step(0, s.run.plan(0), s.read(0))
+        s.step(0, s.run.phase(0), s.read(0))
     s.optimizer.step()  # what a GPU would still do until the next look
     assert all(torch.equal(p, before[k]) for k, p in s.net.named_parameters())
 
@@ -118,9 +120,7 @@ def test_a_checkpoint_of_another_model_is_refused(cache, straight, tmp_path, dam
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(cache, tmp_path, monkeypatch):
-    from erw.training import checkpoint
-
-    real = checkpoint.save_file
+    real = safetensors.torch.save_file
 
     def full(tensors, path, **kwargs):
         if "step-00000012" in str(path):
@@ -128,17 +128,15 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(cache, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         real(tensors, path, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(
-        CheckpointError, match=r"the disk is full; earlier checkpoints in .* untouched"
-    ):
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"the disk is full; earlier files in .* untouched"):
         go(tiny_run(cache), tmp_path / "run")
     left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ["step-00000008.safetensors"]
 
 
 def test_two_processes_do_not_write_one_folder(cache, tmp_path):
-    def again(step, model):
+    def again(step, model, world):
         go(tiny_run(cache), tmp_path / "run")
 
     with pytest.raises(CheckpointError, match="another process is training in"):
@@ -163,7 +161,7 @@ def test_a_model_that_does_not_fit_the_cache_is_refused(cache, tmp_path, change,
 
 def test_a_run_can_be_made_longer_but_not_shorter(cache, straight, tmp_path):
     out = copy(straight, tmp_path)
-    with pytest.raises(CheckpointError, match="12 steps behind it, more than the 8 asked for"):
+    with pytest.raises(CheckpointError, match="at step 12 already, past the 8 requested"):
         go(tiny_run(cache, steps=8), out)
     go(tiny_run(cache, steps=14), out)
     go(tiny_run(cache, steps=14), tmp_path / "at once")
@@ -205,4 +203,4 @@ def test_every_recipe_has_a_tiny_twin_that_trains(cache, tmp_path, name):
 
 def test_settings_that_cannot_meet():
     with pytest.raises(ConfigError, match=r"plan.depth 9 is deeper than the model's 4 blocks"):
-        tiny_run("x", plan=plans.Plan(warmup=2, depth=9, align_depth=2))
+        tiny_run("x", plan=plans.Plan(warmup=2, depth=9, align=plans.repa(2).align))

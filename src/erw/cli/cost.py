@@ -6,15 +6,14 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from erw.cli.settings import Parser, add_settings, changed, read_recipe, settings, typed
 from erw.config import Run, nearest
 from erw.errors import CacheError, ConfigError
-from erw.models.cost import StepCost, training_step_flops
 
-PAPER = {"depth": 28, "width": 1152, "tokens": 256, "warm": 42.2e12, "full": 224.8e12}
-"""SiT-XL/2 of Figure 4 (arXiv 2504.10188): FLOPs of a batch of 256; its warm-up has 4 blocks."""
+if TYPE_CHECKING:
+    from erw.training.flops import Cost
 
 BYTES_A_PARAMETER = 4 * (1 + 1 + 2 + 1)  # weight, gradient, AdamW's two moments, EMA, in float32
 
@@ -25,8 +24,8 @@ class Parts(NamedTuple):
     run: Run
     tokens: int
     channels: int
-    dims: tuple[int, ...]
-    cost: StepCost
+    dims: dict[str, int]
+    cost: Cost
     encode: int
     decode: int
     rows: int
@@ -87,7 +86,7 @@ def tokens_of(run: Run) -> int:
 def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     """ImageNet in latents of Stable Diffusion's VAE, with a teacher that is known."""
     from erw.models.estimate import TEACHERS, sd_vae_flops
-    from erw.training.build import network_cost
+    from erw.training.flops import cost_by_part
 
     known, model = TEACHERS[teacher], run.model
     size, channels = model.input_size or image_size // 8, model.channels or 4
@@ -97,9 +96,10 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
         num_classes=1000 if model.num_classes is None else model.num_classes,
     )  # fmt: skip
     run = run.replace(model=model)
-    dims = (known.dim,) if run.plan.aligns else ()
+    dims = {teacher: known.dim} if run.plan.reads_encoder else {}
+    run = run.replace(data=dataclasses.replace(run.data, features=tuple(dims)))
     taught = bool(dims) or model.needs_token
-    cost = network_cost(run, dims=dims, teacher=known.flops if taught else 0)
+    cost = cost_by_part(run, dims, teacher=known.flops if taught else 0)
     encode, decode = sd_vae_flops(image_size)
     said = (
         f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at {image_size}, latents "
@@ -142,31 +142,13 @@ def by_part(parts: Parts) -> list[str]:
         )
     else:
         lines.append(f"sampling      not known: {run.sample.solver} chooses its own steps")
-    return lines + paper(parts)
-
-
-def paper(parts: Parts) -> list[str]:
-    """Ours beside Figure 4, where the recipe is its model."""
-    model = parts.run.model
-    same = (model.depth, model.width, parts.tokens) == tuple(list(PAPER.values())[:3])
-    if not same or model.patch != 2 or not parts.dims or parts.run.flow.objective != "flow":
-        return []
-    four = training_step_flops(
-        depth=28, width=1152, tokens=256, patch=2, channels=parts.channels, warmup_depth=4,
-        dims=parts.dims, teacher=parts.cost.teacher,
-    )  # fmt: skip
-    pairs = (("warm-up of 4 blocks", True, "warm"), ("full", False, "full"))
-    return ["", "beside Figure 4 of the paper, batch of 256, teacher in every step:"] + [
-        f"  {name:<20} ours {256 * four.per_image(warmup=warm) / 1e12:6.1f}K GFLOPs, paper "
-        f"{PAPER[key] / 1e12:6.1f}K"
-        for name, warm, key in pairs
-    ]
+    return lines
 
 
 def on(parts: Parts, found: Any) -> list[str]:
     """Lines on memory and time with the accelerators asked for, and by which model."""
     from erw.models.estimate import ACCELERATORS, rank_memory, seconds
-    from erw.training.ledger import Ledger
+    from erw.training.flops import Ledger
 
     run, model, gpu = parts.run, parts.run.model, ACCELERATORS[found.gpu]
     per_rank = -(-run.data.batch_size // (found.gpus * run.optim.accumulate))
@@ -176,7 +158,9 @@ def on(parts: Parts, found: Any) -> list[str]:
         width=model.width, blocks=model.depth, precision=precision,
     )  # fmt: skip
     fits = "fits" if need < 0.9 * gpu.memory else "does NOT fit: raise --optim.accumulate"
-    spent = Ledger(run.plan, run.data.batch_size, parts.cost, parts.rows).spent(run.steps)
+    teacher = parts.cost.teacher
+    ledger = Ledger.from_dims(run, parts.dims, teacher=teacher, rows=parts.rows)
+    spent = ledger.spent(run.steps)
 
     def hours(work: float) -> str:
         took = seconds(work, gpu, count=found.gpus, utilisation=found.utilisation)
@@ -216,18 +200,21 @@ def sampling(parts: Parts) -> tuple[int, str, int] | None:
 
 def forward(parts: Parts) -> int:
     """FLOPs of the network's forward on one image."""
-    from erw.training.build import network_flops
+    from erw.training.flops import forward_flops
 
-    return network_flops(parts.run).forward
+    return forward_flops(parts.run)
 
 
 def parameters(parts: Parts) -> tuple[int, int]:
     """Trainable parameters of the network, and of the projectors."""
-    from erw.training.build import parameter_count
+    import torch
 
-    width, hidden = parts.run.model.width, parts.run.model.projector
-    heads = sum(width * hidden + hidden**2 + hidden * (d + 2) + d for d in parts.dims)
-    return parameter_count(parts.run), heads
+    from erw.training.network import build_network
+
+    with torch.device("meta"):
+        net = build_network(parts.run, parts.dims)
+    heads = sum(p.numel() for p in net.projectors.parameters())
+    return sum(p.numel() for p in net.model.parameters()), heads
 
 
 def vae_flops(name: str, image_size: int) -> tuple[int, int]:
@@ -256,8 +243,8 @@ class Known(NamedTuple):
     """What a run costs, as far as it can be known: `run` resolved, its features, cost by part."""
 
     run: Run
-    dims: tuple[int, ...]
-    cost: StepCost
+    dims: dict[str, int]
+    cost: Cost
     total: int
     warmup: int
     teacher: int
@@ -271,14 +258,15 @@ def costs(run: Run) -> list[str]:
         if Path(run.data.cache[0]).expanduser().exists():  # it is there and does not fit
             raise
         return [f"cost: not known without the cache ({error})"]
-    from erw.training.build import parameter_count
+    import torch
 
-    model, step = known.run.model, known.cost
-    count = parameter_count(known.run)
-    heads = sum(
-        model.width * model.projector + model.projector**2 + model.projector * (dim + 2) + dim
-        for dim in known.dims
-    )
+    from erw.training.network import build_network
+
+    step = known.cost
+    with torch.device("meta"):
+        net = build_network(known.run, known.dims)
+    count = sum(p.numel() for p in net.model.parameters())
+    heads = sum(p.numel() for p in net.projectors.parameters())
     batch = run.data.batch_size
     full, early = step.full + step.projector, step.warmup + step.projector
     lines = [
@@ -303,14 +291,13 @@ def costs(run: Run) -> list[str]:
 def known_cost(run: Run) -> Known:
     """Resolve `run` by its cache. Raises CacheError without one, ConfigError if they do not fit."""
     from erw.data.cache import Cache
-    from erw.training import build
-    from erw.training.ledger import Ledger
+    from erw.training.build import resolve
+    from erw.training.flops import Ledger, cost_by_part
 
     cache = Cache.open(run.data.cache)
-    resolved = build.resolve(run, cache)
-    cost = build.step_cost(resolved, cache)
-    spent = Ledger(run.plan, run.data.batch_size, cost, cache.encoded).spent(run.steps)
-    dims = tuple(cache.features[name].dim for name in resolved.data.features)
+    resolved = resolve(run, cache)
+    ledger, dims = Ledger.of(resolved, cache), {n: f.dim for n, f in cache.features.items()}
+    cost, spent = cost_by_part(resolved, dims, teacher=ledger.teacher), ledger.spent(run.steps)
     return Known(resolved, dims, cost, spent.total, spent.warmup, spent.teacher)
 
 

@@ -39,12 +39,11 @@ def train(args: Sequence[str]) -> None:
     if found.dry_run:
         print(described(run))
         return
-    from erw.log import Console
+    from erw.log import say
     from erw.training import train as go
 
-    console = Console(run.name)
-    watched = together(watches(run, found.out, say=console.say))
-    result = go(run, found.out, init=_init(found, run), reporter=console, **watched)
+    watched = together(watches(run, found.out, say=say))
+    result = go(run, found.out, init=_init(found, run), **watched)
     print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
 
 

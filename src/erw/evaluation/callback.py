@@ -30,7 +30,7 @@ from erw.log import append_metrics, read_metrics
 from erw.sampling import generate
 from erw.sampling.preview import watched_steps
 from erw.training import build
-from erw.training.ledger import Ledger
+from erw.training.flops import Ledger
 from erw.training.trained import BEST, Trained
 
 Callback = Callable[[int, Trained, World], None]
@@ -106,9 +106,7 @@ class Lines:
     def of(cls, run: Run, out: str | Path, kind: str, cache: Cache) -> "Lines":
         """Of a run in the folder `out`, on its cache."""
         resolved = build.resolve(run, cache)
-        cost = build.step_cost(resolved, cache)
-        ledger = Ledger(resolved.plan, resolved.data.batch_size, cost, cache.encoded)
-        return cls(Path(out) / "metrics.jsonl", kind, ledger)
+        return cls(Path(out) / "metrics.jsonl", kind, Ledger.of(resolved, cache))
 
     def has(self, step: int, world: World) -> bool:
         """Whether the line of `step` is written; all ranks get the first rank's answer."""

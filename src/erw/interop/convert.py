@@ -12,7 +12,7 @@ from erw.interop.layouts import LAYOUTS, TIMES, Parts, positions, to_layout, wit
 from erw.interop.pretrained import Released, read_released
 from erw.io import save_tensors, write_file
 from erw.models import SiT
-from erw.training.build import token_sizes
+from erw.models.backbone import token_sizes
 from erw.training.trained import is_run, load
 
 WORDS = {

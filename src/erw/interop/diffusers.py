@@ -20,7 +20,7 @@ from erw.encoders.vae import VAE
 from erw.errors import CheckpointError
 from erw.io import write_json
 from erw.models import SiT
-from erw.training.build import token_sizes
+from erw.models.backbone import token_sizes
 from erw.training.trained import Trained
 
 PACKAGE = Path(__file__).parents[1]

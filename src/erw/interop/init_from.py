@@ -11,7 +11,8 @@ from erw.align import Projector
 from erw.config import Run
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.pretrained import TABLE
-from erw.training.checkpoint import paths, read
+from erw.io import load_tensors
+from erw.training.checkpoint import paths
 from erw.training.trained import Trained, is_run
 
 ARCHITECTURE = (
@@ -129,7 +130,7 @@ def _heads(model: Trained, encoders: Sequence[str]) -> nn.ModuleList:
 def _heads_of_run(folder: Path) -> nn.ModuleList:
     """The averaged heads in the newest checkpoint of a run's folder."""
     saved = paths(folder / "checkpoints")
-    tensors = read(saved[-1])[0] if saved else {}
+    tensors = load_tensors(saved[-1])[0] if saved else {}
     heads = nn.ModuleList()
     while f"ema.projectors.{len(heads)}.0.weight" in tensors:
         stem = f"ema.projectors.{len(heads)}."

@@ -22,7 +22,7 @@ from torch import Tensor
 from erw.errors import CheckpointError
 from erw.interop.safe_load import Weights
 from erw.models import SiT
-from erw.models.positions import rope_2d, sincos_2d
+from erw.models.sit import rope_2d, sincos_2d
 
 Layout = Literal["dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)

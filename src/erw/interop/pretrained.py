@@ -25,8 +25,7 @@ from erw.interop.layouts import (
 from erw.interop.metadata import METADATA, read_metadata
 from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
 from erw.io import misfit
-from erw.models import SiT
-from erw.training.build import build_model
+from erw.models import SiT, build_model
 from erw.training.trained import Trained, is_run, load
 
 FILES = (".pt", ".pth", ".bin", ".safetensors")

@@ -1,15 +1,16 @@
 """RDM: a residual MLP over whole representations (B, R), RCG's small model (arXiv 2312.03701).
 
-It is asked as `SiT` is, `forward(x, t, y)`, so that the one loop trains it and the one generator
-samples it. Time and class go into every block through one vector of 256 channels (RCG gives the
-class one of its own).
+It is a `Backbone` like `SiT`, so that the one loop trains it and the one generator samples it.
+Time and class go into every block through one vector of 256 channels (RCG gives the class one of
+its own).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from erw.models.layers import LabelEmbed, TimeEmbed, init, zero
+from erw.errors import ConfigError
+from erw.models.sit import LabelEmbed, TimeEmbed, init, zero
 
 CONDITION = 256
 
@@ -23,7 +24,7 @@ class Rdm(nn.Module):
         num_classes: classes; 0 for an unconditional model. The null class is the last row.
     """
 
-    class_token = representation = 0  # it denoises nothing beside, and is given none
+    class_token = representation = tokens = 0
 
     def __init__(self, *, dim: int, depth: int, width: int, num_classes: int = 0) -> None:
         super().__init__()
@@ -42,8 +43,20 @@ class Rdm(nn.Module):
     def depth(self) -> int:
         return len(self.blocks)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def warmup_modules(self, depth: int) -> list[nn.Module]:
+        raise ConfigError("an rdm has no tokens to align, so it has no warm-up")
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        *,
+        tap: tuple[int, ...] = (),
+        stop_at: int | None = None,
+    ) -> Tensor:
         """The velocity at x (B, R) and times t (B,), for labels y (B,); y None: the null class."""
+        assert not tap and stop_at is None  # `Run` refuses to align it
         if y is None:
             y = torch.full((len(x),), self.null_class, device=x.device)
         c = F.silu(self.t_embedder(t) + self.y_embedder(y))

@@ -59,7 +59,14 @@ def tiny(run: Run) -> Run:
             plan,
             warmup=4 if plan.warmup else 0,
             depth=shallow(plan.depth),
-            align_depth=shallow(plan.align_depth),
+            align=tuple(
+                dataclasses.replace(
+                    term,
+                    block=shallow(term.block),
+                    target_block=term.target_block and shallow(term.target_block),
+                )
+                for term in plan.align
+            ),
             warmup_batch=8 if plan.warmup_batch else None,
         ),
         optim=dataclasses.replace(run.optim, lr=1e-3, accumulate=1, compile=False, lr_warmup=0),

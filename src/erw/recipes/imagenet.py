@@ -5,9 +5,8 @@ import inspect
 import itertools
 
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
-from erw.models.cost import sit_flops
 from erw.models.sit import SIZES
-from erw.plan import CODE_AS_RELEASED, PAPER_V1, PAPER_V3, REPA, SIT, Plan
+from erw.plan import CODE_AS_RELEASED, PAPER_V1, PAPER_V3, SIT, Plan, repa
 
 
 def _model(size: str) -> Model:
@@ -43,18 +42,16 @@ def _erw(size: str) -> Plan:
         return PAPER_V3
     blocks = SIZES[size][0]
     at = {"S": 8, "B": 8, "L": 14}[size]
-    return dataclasses.replace(PAPER_V3, warmup=10_000, depth=round(blocks / 5), align_depth=at)
+    term = dataclasses.replace(PAPER_V3.align[0], block=at)
+    return dataclasses.replace(PAPER_V3, warmup=10_000, depth=round(blocks / 5), align=(term,))
 
 
 def _repa(size: str) -> Plan:
-    return dataclasses.replace(REPA, align_depth=4 if size in "SB" else 8)
+    return repa(4 if size in "SB" else 8)
 
 
-def _hours(size: str) -> int:
-    """Hours of one H100 (989 TFLOP/s of bf16, 45 % of them used) for 400K full steps."""
-    depth, width, _ = SIZES[size]
-    cost = sit_flops(depth=depth, width=width, tokens=256, patch=2, channels=4)
-    return round(400_000 * 256 * cost.total / (0.45 * 989e12) / 3600)
+HOURS = {"S": 2, "B": 9, "L": 31, "XL": 45}
+"""Hours of one H100 (989 TFLOP/s of bf16, 45 % of them used) for 400K full steps."""
 
 
 def _note(text: str) -> str:
@@ -92,7 +89,7 @@ def _recipes() -> dict[str, tuple[Run, str]]:
             note = f"""
                 {family}-{size}/2 on ImageNet 256 x 256, {kind}.
                 FID-50K without guidance to expect: {score}. Not yet run here.
-                Hardware: written for 8 GPUs of 80 GB; about {_hours(size)} hours of one H100 for
+                Hardware: written for 8 GPUs of 80 GB; about {HOURS[size]} hours of one H100 for
                 400K steps at 45 % of its bf16 peak (estimate, not measured).
                 Data:    {PREPARE}
                 Command: torchrun --nproc-per-node 8 -m erw train {name} --out runs/{name}

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
-from erw.models.cost import sit_flops
 from erw.models.sit import SIZES
 from erw.plan import PAPER_V3, REPA, SIT, Plan
 
@@ -47,17 +46,11 @@ PREPARE = (
 )
 
 
-def _hours() -> int:
-    """Hours of one H100 (989 TFLOP/s of bf16, 45 % of them used) for 80K full steps."""
-    cost = sit_flops(depth=DEPTH, width=WIDTH, tokens=256, patch=1, channels=32, mlp="swiglu")
-    return round(80_000 * 1024 * cost.total / (0.45 * 989e12) / 3600)
-
-
 def _entry(name: str, plan: Plan, text: str, score: str) -> tuple[Run, str]:
     note = f"""
         {text}
         FID-50K to expect: {score}. Not yet run here.
-        Hardware: written for 8 GPUs of 80 GB; about {_hours()} hours of one H100 for 80K steps of
+        Hardware: written for 8 GPUs of 80 GB; about 36 hours of one H100 for 80K steps of
         1024 images at 45 % of its bf16 peak (estimate, not measured).
         Data:    {PREPARE}
         Command: torchrun --nproc-per-node 8 -m erw train {name} --out runs/{name}
@@ -77,7 +70,7 @@ RECIPES = {
         ),
         (
             "lightningdit_xl1_in256_repa",
-            dataclasses.replace(REPA, align_depth=8),
+            REPA,
             "LightningDiT-XL/1 with REPA's alignment after block 8.",
             "none published",
         ),

@@ -4,21 +4,20 @@ import dataclasses
 import inspect
 
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
-from erw.plan import SIT, Plan, constant, stop_at
+from erw.plan import SIT, Align, Plan, constant, repa, stop_at
 
-REPA = Plan(align=constant(2.0), align_depth=4)
-REPA_STOPPED = Plan(align=stop_at(2.0, over=3750), align_depth=4)
+REPA = repa(4, 2.0)
+REPA_STOPPED = Plan(align=(Align(block=4, weight=stop_at(2.0, over=3750)),))
 # A quarter of the rate and fresh moments: what a faster warm-up leaves behind slows later learning.
 ERW = Plan(
     warmup=400,
     depth=2,
-    align=constant(2.0),
-    align_depth=4,
+    align=REPA.align,
     warmup_input="noisy",
     warmup_lr=0.25,
     optimizer="fresh",
 )
-PAPER = Plan(warmup=400, depth=2, align=constant(0.5), align_depth=8, loss="nt_xent")
+PAPER = Plan(warmup=400, depth=2, align=(Align(block=8, loss="nt_xent", weight=constant(0.5)),))
 
 QUICKSTART = Run(
     name="quickstart",
@@ -37,7 +36,7 @@ DEBUG = QUICKSTART.replace(
     steps=12,
     model=Model(depth=4, width=32, heads=2, patch=2, projector=32),
     data=Data(cache=("cache/quickstart",), batch_size=8),
-    plan=dataclasses.replace(ERW, warmup=4, depth=1, align=constant(2.0), align_depth=2),
+    plan=dataclasses.replace(ERW, warmup=4, depth=1, align=repa(2, 2.0).align),
     sample=Sample(steps=4, solver="heun"),
     log=Log(every=4, checkpoint=8),
 )

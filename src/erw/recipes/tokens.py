@@ -5,10 +5,9 @@ import dataclasses
 import inspect
 
 from erw.config import Flow, Model, Run, Sample
-from erw.models.cost import sit_flops
 from erw.models.sit import SIZES
-from erw.plan import REPA, SIT
-from erw.recipes.imagenet import BASE, PREPARE
+from erw.plan import SIT, repa
+from erw.recipes.imagenet import BASE, HOURS, PREPARE
 from erw.recipes.quickstart import QUICKSTART
 from erw.recipes.quickstart import REPA as QUICKSTART_REPA
 
@@ -20,24 +19,15 @@ def _model(size: str) -> Model:
     return Model(depth=depth, width=width, heads=heads, patch=2, class_token="denoised")
 
 
-def _hours(size: str) -> int:
-    """Hours of one H100 (989 TFLOP/s of bf16, 45 % of them used) for 400K full steps."""
-    depth, width, _ = SIZES[size]
-    cost = sit_flops(
-        depth=depth, width=width, tokens=256, patch=2, channels=4, class_token=768
-    ).total
-    return round(400_000 * 256 * cost / (0.45 * 989e12) / 3600)
-
-
 def _reg(size: str, score: str) -> tuple[str, tuple[Run, str]]:
     name = f"sit_{size.lower()}2_in256_reg"
-    plan = dataclasses.replace(REPA, align_depth=4 if size == "B" else 8)
+    plan = repa(4 if size == "B" else 8)
     note = f"""
         SiT-{size}/2 on ImageNet 256 x 256, REG (arXiv 2507.01467): REPA, and DINOv2's class token
         denoised beside the latents, its loss weighted by 0.03.
         FID-50K without guidance to expect: {score}. Not yet run here.
         Guidance as released (after 4M steps): --guidance 2.3 --interval 0 0.85, 250 SDE steps.
-        Hardware: written for 8 GPUs of 80 GB; about {_hours(size)} hours of one H100 for 400K
+        Hardware: written for 8 GPUs of 80 GB; about {HOURS[size]} hours of one H100 for 400K
         steps at 45 % of its bf16 peak (estimate, not measured).
         Data:    {PREPARE_TOKENS}
         Command: torchrun --nproc-per-node 8 -m erw train {name} --out runs/{name}

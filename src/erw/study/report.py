@@ -25,7 +25,7 @@ from erw.study.compare import (
 )
 from erw.study.plots import DARK, LIGHT, Theme
 from erw.study.results import STUDY, RunResult, read_runs
-from erw.training.run_dir import json_flat
+from erw.training.run_dir import flat
 
 WIDE, HALF, NARROW = (1056.0, 430.0), (520.0, 320.0), (358.0, 300.0)
 AXES = {"flops": "Compute", "seconds": "Time", "steps": "Steps"}
@@ -103,7 +103,7 @@ def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
         "seeds": max(len(group) for group in groups.values()),
         "costs": _costs(runs, compared),
         "points": _points(runs, compared),
-        "settings": {name: json_flat(group[0].recipe["run"]) for name, group in groups.items()},
+        "settings": {name: flat(group[0].recipe["run"]) for name, group in groups.items()},
         "made": _made(runs, record),
         "study": study,
         "attribution": f"Images: {ATTRIBUTION}." if built_in else "",
@@ -276,9 +276,9 @@ def _points(runs: Sequence[RunResult], metrics: Sequence[str]) -> tuple[list[str
 def _made(runs: Sequence[RunResult], record: dict[str, Any]) -> dict[str, Any]:
     """Versions and hardware, and everything that the scores depend on."""
     made = {name: runs[0].recipe[name] for name in ("erw", "torch")}
-    made |= json_flat({name: record.get(name, {}) for name in ("versions", "hardware")})
+    made |= flat({name: record.get(name, {}) for name in ("versions", "hardware")})
     if lines := runs[0].lines["eval"]:
-        made |= json_flat({"score": lines[-1].get("how", {})})
+        made |= flat({"score": lines[-1].get("how", {})})
     return made
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from erw.errors import ConfigError, DataError
 from erw.log import read_metrics
-from erw.training.run_dir import MAY_CHANGE, json_flat
+from erw.training.run_dir import MAY_CHANGE, flat
 from erw.training.trained import read_recipe
 
 METRICS = "metrics.jsonl"
@@ -178,8 +178,8 @@ def _lines(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _kind(recipe: dict[str, Any]) -> str:
     """Everything that decides a run's numbers but its seed."""
-    flat = json_flat(recipe["resolved"])
-    kept = {k: v for k, v in flat.items() if not k.startswith((*MAY_CHANGE, "seed"))}
+    settings = flat(recipe["resolved"])
+    kept = {k: v for k, v in settings.items() if not k.startswith((*MAY_CHANGE, "seed"))}
     return json.dumps([kept, recipe["cache"]["identity"]], sort_keys=True)
 
 

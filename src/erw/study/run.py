@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from erw.config import Eval, Run, nearest
+from erw.config import Eval, Run, at_least, nearest
 from erw.data.cache import Cache
 from erw.data.prepare import prepare_builtin
 from erw.data.sources.openmoji import OpenMojiSet
@@ -31,13 +31,12 @@ from erw.evaluation.validation import validating
 from erw.io import write_bytes, write_json
 from erw.log import say
 from erw.recipes import recipe, tiny
-from erw.records import at_least
 from erw.sampling.preview import COUNT, picture, previewing
 from erw.sampling.solvers import check_solver
 from erw.study.report import REFERENCE, report
 from erw.study.results import STUDY
-from erw.training import build
-from erw.training.ledger import Ledger
+from erw.training.build import resolve
+from erw.training.flops import Ledger
 from erw.training.loop import train
 from erw.training.trained import Trained
 
@@ -105,7 +104,7 @@ class Study:
         return run.replace(
             name=method,
             seed=seed,
-            data=dataclasses.replace(run.data, cache=cache),
+            data=dataclasses.replace(run.data, cache=(cache,)),
             sample=dataclasses.replace(run.sample, **sample),
             eval=Eval(samples=self.samples, reference_count=self.reference_images, keep_best=False),
         )
@@ -213,9 +212,7 @@ def share_of(run: Run, ledger: Ledger, budget: int, count: int) -> Share:
 
 def ledger_of(run: Run, cache: Cache) -> Ledger:
     """The cost of `run` on `cache`, by step."""
-    resolved = build.resolve(run, cache)
-    cost = build.step_cost(resolved, cache)
-    return Ledger(resolved.plan, resolved.data.batch_size, cost, len(cache))
+    return Ledger.of(resolve(run, cache), cache)
 
 
 def watching(run: Run, folder: Path) -> Callback:

@@ -1,5 +1,6 @@
-"""Training: the step, the loop, checkpoints, and loading what came out."""
+"""Training: the objective, the loop, checkpoints, cost, and loading what came out."""
 
+from erw.training.flops import Ledger as Ledger
 from erw.training.loop import Result as Result
 from erw.training.loop import train as train
 from erw.training.objective import Diffusion as Diffusion

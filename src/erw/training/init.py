@@ -1,5 +1,7 @@
 """Weights to begin with other than fresh ones: another model's, adapted to the run's classes."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,11 @@ def begin_with(net: nn.Module, model: Trained, *, projectors: nn.Module | None =
 
 @torch.no_grad()
 def _copy(
-    tensors: dict[str, Tensor], into: nn.Module, optional: frozenset[str], problem: str, hint: str
+    tensors: Mapping[str, Tensor],
+    into: nn.Module,
+    optional: frozenset[str],
+    problem: str,
+    hint: str,
 ) -> None:
     parameters = dict(into.named_parameters())
     if problems := misfit(tensors, parameters, optional=optional):

@@ -1,186 +1,278 @@
-"""One step of learning, `(net, batch, phase, draws) -> Losses`: replace this, not the loop."""
+"""Objectives: `(net, batch, phase, rng, ema=) -> losses by name`. Replace this, not the loop.
 
-from collections.abc import Callable
+The losses are float32 scalars without weights; `total` weighs them as the phase says. A loss that
+the phase gives no weight is not computed and not among them.
+
+| name      | loss                                                                        |
+| flow      | squared error of the velocity (or x, noise, score) of the latents           |
+| ddpm      | DiT's squared error of the noise and variational bound, in place of `flow`   |
+| token     | squared error of the class token that is denoised along (REG)               |
+| direction | 1 - cosine between predicted and true velocity (LightningDiT)               |
+| others    | alignment terms by their names in the plan                                  |
+"""
+
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal, NamedTuple
+from functools import cache, partial
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from erw import ddpm, flow
+from erw.align import ALIGN_LOSSES, TARGET_NORMS, compare
+from erw.config import Run
 from erw.data.cache import Batch
-from erw.plan import Phase
+from erw.models import Backbone
+from erw.plan import Align, Phase
 from erw.rng import Draws
+from erw.training.network import Network, Prediction
+
+Losses = dict[str, Tensor]
+Token = Literal["none", "denoised", "given", "generated"]
 
 
-class Losses(NamedTuple):
-    """Float32 scalars: what is minimised, and its two parts unweighted (0 where not computed).
+class Objective(Protocol):
+    """One step of learning on this process's rows of the step's batch.
 
-    `flow` is the objective's own loss, whatever the objective; where a class token is denoised too,
-    that of the latents alone, which compares with a model without one. The token's weighted loss is
-    in the total.
+    `ema` is the EMA model, called like a backbone, without gradients.
     """
 
-    total: Tensor
-    flow: Tensor
-    align: Tensor
+    def __call__(
+        self, net: Network, batch: Batch, phase: Phase, rng: Draws, *, ema: Backbone | None = None
+    ) -> Losses: ...
 
 
-Step = Callable[[nn.Module, Batch, Phase, Draws], Losses]
-Token = Literal["none", "denoised", "given", "made"]
+def total(losses: Losses, phase: Phase) -> Tensor:
+    """The weighted sum that is minimised."""
+    return torch.stack([phase.weights[name] * loss for name, loss in losses.items()]).sum()
 
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """Flow matching with alignment (ERW Eq. 14); warm-up (Eq. 40) is the same step, weighted so.
+    """Flow matching with alignment (ERW Eq. 14); warm-up (Eq. 40) is the same with other weights.
 
     Attributes:
-        null_class: label of an image whose class is not told.
+        null_class: label of an image whose class is withheld.
+        features: encoders in the order of `batch.features`.
         class_dropout: share of labels replaced by the null class.
         path, times, shift, prediction: see `erw.flow`.
-        direction: weight of `flow.direction_loss` beside the squared error.
-        token: what the teacher's class token is to the network: nothing; denoised beside the
-            latents, with the same times and, if it is as wide as the patches' features, first among
-            the targets of alignment (REG, arXiv 2507.01467); given in place of the class (RCG,
-            arXiv 2312.03701); or all that is made.
-        token_weight: of its loss, where it is denoised.
+        token: how the encoder's class token is used: `none`; `denoised` along with the latents at
+            the same times (REG, arXiv 2507.01467); `given` in place of the class (RCG, arXiv
+            2312.03701); or `generated`, the only thing that is (RCG's RDM).
     """
 
     null_class: int
+    features: tuple[str, ...] = ()
     class_dropout: float = 0.1
     path: flow.Path = flow.LINEAR
     times: flow.Times = "uniform"
     shift: float = 1.0
     prediction: flow.Prediction = "velocity"
-    direction: float = 0.0
     token: Token = "none"
-    token_weight: float = 0.03
 
-    def __call__(self, net: nn.Module, batch: Batch, phase: Phase, draws: Draws) -> Losses:
-        """Losses of `net`, an `erw.Aligned`, on this process's rows of the step's batch."""
-        x = self.clean(batch, draws)
+    def __call__(
+        self, net: Network, batch: Batch, phase: Phase, rng: Draws, *, ema: Backbone | None = None
+    ) -> Losses:
+        """Losses of this process's rows of the step's batch."""
+        x = self.clean(batch, rng)
         if phase.clean:
             noised = flow.Noised(x, torch.zeros(len(x), device=x.device), x, x)
         else:
-            u, normal = draws.uniform("time"), draws.normal("time")
+            u, normal = rng.uniform("time"), rng.normal("time")
             t = flow.sample_times(u, normal, times=self.times, path=self.path, shift=self.shift)
-            noised = flow.noise(x, draws.normal("noise", *x.shape[1:]), t, path=self.path)
+            noised = flow.noise(x, rng.normal("noise", *x.shape[1:]), t, path=self.path)
 
-        y = self.condition(batch, phase, draws)
-        targets = self.targets(batch) if phase.align_weight else None
-        out, align = net(noised.x_t, noised.t, y, targets=targets, at=phase.at, stop=phase.stop)
+        y = self.condition(batch, phase, rng)
+        prediction = net(noised.x_t, noised.t, y, phase=phase)
 
-        flow_loss = token_loss = None
-        if out is not None and phase.flow_weight:
-            off = flow.residual(self.prediction, out.float(), x, noised, path=self.path)
+        losses: Losses = {}
+        if "flow" in phase.weights and prediction.output is not None:
+            output = prediction.output.float()
+            residual = flow.residual(self.prediction, output, x, noised, path=self.path)
             if self.token == "denoised":
-                off, of_token = off.tensor_split([batch.mean[0].numel()], 1)
-                token_loss = self.token_weight * of_token.pow(2).mean()
-            flow_loss = off.pow(2).mean()
-            if self.direction:
-                flow_loss += self.direction * flow.direction_loss(out.float(), noised.velocity)
-        return weighed(phase, flow_loss, align, like=x, beside=token_loss)
+                residual, of_token = residual.tensor_split([batch.mean[0].numel()], 1)
+                losses["token"] = of_token.pow(2).mean()
+            losses["flow"] = residual.pow(2).mean()
+            if "direction" in phase.weights:
+                losses["direction"] = flow.direction_loss(output, noised.velocity)
+        ask_ema = None if ema is None else partial(ema, noised.x_t, noised.t, y)
+        return losses | alignment(
+            prediction,
+            batch,
+            phase,
+            rng,
+            features=self.features,
+            ema=ask_ema,
+            token_first=self.token == "denoised",
+        )
 
-    def clean(self, batch: Batch, draws: Draws) -> Tensor:
+    def clean(self, batch: Batch, rng: Draws) -> Tensor:
         """What is noised: latents, with or without the class token, or the token alone."""
-        if self.token == "made":
-            return standardised(batch)
-        x = latents(batch, draws)
+        if self.token == "generated":
+            return standardized_token(batch)
+        x = latents(batch, rng)
         if self.token == "denoised":
             assert batch.token is not None
             x = torch.cat([x.flatten(1), batch.token], 1)
         return x
 
-    def condition(self, batch: Batch, phase: Phase, draws: Draws) -> Tensor:
+    def condition(self, batch: Batch, phase: Phase, rng: Draws) -> Tensor:
         """Labels (B,), or representations (B, R) with zeros where they are dropped."""
         if self.token != "given":
-            return labels(batch, phase, draws, null=self.null_class, dropout=self.class_dropout)
-        hidden = draws.uniform("label") < (1.0 if phase.unlabelled else self.class_dropout)
-        return torch.where(hidden[:, None], 0.0, standardised(batch))
-
-    def targets(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What hidden tokens are aligned with: patch features, after the class token where that is
-        a hidden token too and has their width, as in REG."""
-        token = batch.token if self.token == "denoised" else None
-        return tuple(
-            torch.cat([token[:, None], z], 1)
-            if token is not None and token.shape[1] == z.shape[2]
-            else z
-            for z in batch.features
-        )
+            return labels(batch, phase, rng, null=self.null_class, dropout=self.class_dropout)
+        dropped = rng.uniform("label") < (1.0 if phase.unlabelled else self.class_dropout)
+        return torch.where(dropped[:, None], 0.0, standardized_token(batch))
 
 
 @dataclass(frozen=True)
 class Diffusion:
     """DiT's objective in place of flow matching: squared error of the noise plus the variational
-    bound that teaches the variance, at a step of the chain drawn for each image. Phases, alignment
-    and draws are those of `FlowMatching`; a clean input is told to be at step 0, the least noisy.
+    bound that teaches the variance, at a random step of the chain for each image. Phases, alignment
+    and draws are those of `FlowMatching`; a clean input has step 0, the least noisy.
 
     Attributes:
-        null_class, class_dropout: as there.
+        null_class, features, class_dropout: as there.
     """
 
     null_class: int
+    features: tuple[str, ...] = ()
     class_dropout: float = 0.1
 
-    def __call__(self, net: nn.Module, batch: Batch, phase: Phase, draws: Draws) -> Losses:
-        """Losses of `net`, an `erw.Aligned` that gives 2 C channels."""
-        x, chain = latents(batch, draws), _chain(draws.device)
-        eps = draws.normal("noise", *x.shape[1:])
+    def __call__(
+        self, net: Network, batch: Batch, phase: Phase, rng: Draws, *, ema: Backbone | None = None
+    ) -> Losses:
+        """Losses of a network that gives 2 C channels."""
+        x, chain = latents(batch, rng), _chain(rng.device)
+        eps = rng.normal("noise", *x.shape[1:])
         if phase.clean:
             step = torch.zeros(len(x), dtype=torch.int64, device=x.device)
             x_s = x
         else:
-            step = (draws.uniform("time") * len(chain)).long()
+            step = (rng.uniform("time") * len(chain)).long()
             x_s = ddpm.noised(chain, x, eps, step)
 
-        y = labels(batch, phase, draws, null=self.null_class, dropout=self.class_dropout)
-        targets = batch.features if phase.align_weight else None
-        out, align = net(x_s, step, y, targets=targets, at=phase.at, stop=phase.stop)
+        y = labels(batch, phase, rng, null=self.null_class, dropout=self.class_dropout)
+        prediction = net(x_s, step, y, phase=phase)
 
-        loss = None
-        if out is not None and phase.flow_weight:
-            loss = ddpm.hybrid_terms(chain, out.float(), x, eps, step).loss.mean()
-        return weighed(phase, loss, align, like=x)
+        losses: Losses = {}
+        if "ddpm" in phase.weights and prediction.output is not None:
+            terms = ddpm.hybrid_terms(chain, prediction.output.float(), x, eps, step)
+            losses["ddpm"] = terms.loss.mean()
+        ask_ema = None if ema is None else partial(ema, x_s, step, y)
+        return losses | alignment(
+            prediction, batch, phase, rng, features=self.features, ema=ask_ema
+        )
 
 
-def latents(batch: Batch, draws: Draws) -> Tensor:
+def alignment(
+    prediction: Prediction,
+    batch: Batch,
+    phase: Phase,
+    rng: Draws,
+    *,
+    features: tuple[str, ...],
+    ema: partial | None = None,
+    token_first: bool = False,
+) -> Losses:
+    """The loss of each active alignment term; of several encoders in one term the mean.
+
+    `token_first`: a class token precedes the patches, in the hidden tokens and in those targets
+    that have its width.
+    """
+    by_name = dict(zip(features, batch.features, strict=True)) if batch.features else {}
+    losses: Losses = {}
+    for term in phase.terms:
+        projected = prediction.projected[term.name]
+        targets = _targets(term, prediction, by_name, ema, projected)
+        if token_first and batch.token is not None and term.reads_encoder:
+            token = batch.token
+            targets = tuple(
+                torch.cat([token[:, None], z], 1) if token.shape[1] == z.shape[2] else z
+                for z in targets
+            )
+        loss = ALIGN_LOSSES[term.loss]
+        if term.temperature is not None:
+            loss = partial(loss, temperature=term.temperature)
+        values = []
+        for h, z in zip(projected, targets, strict=True):
+            z = TARGET_NORMS[term.normalize](z)
+            if term.tokens < 1:
+                h, z = chosen_tokens(h, z, rng.uniform(f"tokens {term.name}", h.shape[1]), term)
+            values.append(compare(loss, h, z))
+        losses[term.name] = torch.stack(values).mean()
+    return losses
+
+
+def _targets(
+    term: Align,
+    prediction: Prediction,
+    features: Mapping[str, Tensor],
+    ema: partial | None,
+    projected: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """A term's targets (B, T, F), in the order of its projections."""
+    if term.reads_encoder:
+        return (features[term.encoder],) if term.encoder else tuple(features.values())
+    if term.target == "none":
+        return projected
+    assert term.target_block is not None
+    if term.target == "block":
+        return (prediction.hidden[term.target_block].detach(),)
+    assert ema is not None, "an objective with a term of target ema is called with ema="
+    with torch.no_grad():
+        tapped = ema(tap=(term.target_block,), stop_at=term.target_block)
+    return (tapped.hidden[term.target_block],)
+
+
+def chosen_tokens(h: Tensor, z: Tensor, u: Tensor, term: Align) -> tuple[Tensor, Tensor]:
+    """The share of tokens that a term compares, those with the smallest of u (B, T)."""
+    count = max(1, round(term.tokens * u.shape[1]))
+    index = u.argsort(dim=1)[:, :count, None]
+    return tuple(x.gather(1, index.expand(-1, -1, x.shape[2])) for x in (h, z))  # type: ignore[return-value]
+
+
+def latents(batch: Batch, rng: Draws) -> Tensor:
     """Latents (B, C, h, w) drawn from the VAE's moments."""
-    return batch.mean + batch.std * draws.normal("latent", *batch.mean.shape[1:])
+    return batch.mean + batch.std * rng.normal("latent", *batch.mean.shape[1:])
 
 
-def labels(batch: Batch, phase: Phase, draws: Draws, *, null: int, dropout: float) -> Tensor:
+def labels(batch: Batch, phase: Phase, rng: Draws, *, null: int, dropout: float) -> Tensor:
     """Labels (B,), some or (as the phase says) all of them replaced by the null class, the only one
     of an unconditional model."""
-    hidden = draws.uniform("label") < (1.0 if phase.unlabelled or not null else dropout)
-    return torch.where(hidden, null, batch.labels)
+    dropped = rng.uniform("label") < (1.0 if phase.unlabelled or not null else dropout)
+    return torch.where(dropped, null, batch.labels)
 
 
-def standardised(batch: Batch) -> Tensor:
+def standardized_token(batch: Batch) -> Tensor:
     """Class tokens (B, R) with mean 0 and deviation 1 over the channels of each, as in RCG."""
     assert batch.token is not None
     return F.layer_norm(batch.token, batch.token.shape[1:])
 
 
-def weighed(
-    phase: Phase,
-    flow: Tensor | None,
-    align: Tensor | None,
-    *,
-    like: Tensor,
-    beside: Tensor | None = None,
-) -> Losses:
-    """The losses that were computed, weighed as the phase says; `beside` goes with the flow's."""
-    zero = torch.zeros((), device=like.device)
-    flow, align = zero if flow is None else flow, zero if align is None else align
-    whole = flow if beside is None else flow + beside
-    return Losses(phase.flow_weight * whole + phase.align_weight * align, flow, align)
+def build_objective(run: Run) -> Objective:
+    """The objective of a resolved run."""
+    assert run.model.num_classes is not None
+    if run.flow.objective == "ddpm":
+        return Diffusion(run.model.num_classes, run.data.features, run.data.class_dropout)
+    return FlowMatching(
+        run.model.num_classes,
+        run.data.features,
+        run.data.class_dropout,
+        path=flow.PATHS[run.flow.path],
+        times=run.flow.times,
+        shift=run.flow.shift,
+        prediction=run.flow.prediction,
+        token="generated" if run.model.net == "rdm" else run.model.class_token,
+    )
 
 
 @cache
 def _chain(device: torch.device | str) -> ddpm.Chain:
     """DiT's chain, its tables on the device."""
-    with torch.device(device):
-        return ddpm.chain()
+    with torch.device("cpu"):
+        chain = ddpm.chain()
+    tables = {field.name: getattr(chain, field.name) for field in dataclasses.fields(chain)}
+    return ddpm.Chain(**{name: table.to(device) for name, table in tables.items()})

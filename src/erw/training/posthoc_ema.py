@@ -18,7 +18,8 @@ from torch import Tensor
 
 from erw.ema import Mix, PowerEmas, Profile, mix
 from erw.errors import CheckpointError, ConfigError, NumericsError
-from erw.training.checkpoint import header, path_of, paths, read, write_beside
+from erw.io import load_tensors, save_tensors, tensor_header
+from erw.training.checkpoint import path_of, paths
 from erw.training.trained import read_recipe
 
 FOLDER = "profiles"
@@ -55,9 +56,9 @@ def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> Path:
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise NumericsError(f"average {name} after step {step} is beyond float16's 65504")
-    told = {"step": str(step), "t": str(t), "sigma_rels": json.dumps(list(profiles.tensors))}
+    header = {"step": str(step), "t": str(t), "sigma_rels": json.dumps(list(profiles.tensors))}
     path = path_of(folder / FOLDER, step)
-    write_beside(tensors, path, header=told)
+    save_tensors(path, tensors, header)
     return path
 
 
@@ -66,17 +67,17 @@ def snapshots(folder: str | Path) -> list[Snapshot]:
 
     Raises CheckpointError where there is none.
     """
-    found = []
+    stored = []
     for path in paths(Path(folder) / FOLDER):
-        told = header(path)
-        sigma_rels = tuple(json.loads(told["sigma_rels"]))
-        found.append(Snapshot(path, int(told["step"]), int(told["t"]), sigma_rels))
-    if not found:
+        header = tensor_header(path)
+        sigma_rels = tuple(json.loads(header["sigma_rels"]))
+        stored.append(Snapshot(path, int(header["step"]), int(header["t"]), sigma_rels))
+    if not stored:
         read_recipe(Path(folder))  # says so if it is no run at all
         raise CheckpointError(
             f"{folder} has stored no averages: train with --optim.ema_profiles 0.05 0.1"
         )
-    return found
+    return stored
 
 
 def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None) -> Average:
@@ -88,22 +89,22 @@ def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None
         ConfigError: no such width, or no snapshot at that step.
         CheckpointError: nothing stored, or a damaged file.
     """
-    found = snapshots(folder)
-    steps = [one.step for one in found]
+    every = snapshots(folder)
+    steps = [one.step for one in every]
     last = steps[-1] if step is None else step
     if last not in steps:
         near = sorted(sorted(steps, key=lambda s: abs(s - last))[:4])
         raise ConfigError(
             f"{folder} has no snapshot at step {last}; the nearest are {', '.join(map(str, near))}"
         )
-    used = [one for one in found if one.step <= last]
+    used = [one for one in every if one.step <= last]
     stored = [Profile(sigma, one.t) for one in used for sigma in one.sigma_rels]
     mixed = mix(stored, Profile(sigma_rel, used[-1].t))
     weights = iter(mixed.weights.tolist())
     total: dict[str, Tensor] = {}
     for one in used:
         parts = {f"{sigma:g}.": next(weights) for sigma in one.sigma_rels}
-        tensors = read(one.path)[0] if any(parts.values()) else {}
+        tensors = load_tensors(one.path)[0] if any(parts.values()) else {}
         for prefix, weight in parts.items():
             for name, value in tensors.items():
                 if weight and name.startswith(prefix):
@@ -116,10 +117,10 @@ def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None
 def save(average: Average, folder: str | Path, sigma_rel: float, path: str | Path) -> None:
     """Write an average of the run in `folder` as a file that `erw.load` takes, recipe inside."""
     recipe = read_recipe(Path(folder))
-    told = {
+    header = {
         "step": str(average.step),
         "recipe": recipe["resolved"]["name"],
         "average": f"power function of sigma_rel {sigma_rel:g}",
         "run": json.dumps(recipe),
     }
-    write_beside(average.tensors, Path(path), header=told)
+    save_tensors(Path(path), average.tensors, header)

@@ -1,9 +1,7 @@
-"""A run's folder: who may write in it, and whether what is there is this run."""
+"""A run's folder: who may write in it, and whether what is in it is this run."""
 
 import contextlib
-import fcntl
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,12 @@ import erw
 from erw.config import Run, from_dict, to_dict
 from erw.data.cache import Cache
 from erw.errors import CheckpointError, FolderInUseError
-from erw.models.cost import StepCost
+from erw.io import lock
+from erw.training.flops import Ledger
 from erw.training.init import init_record
 from erw.training.trained import RDM, RECIPE, Trained, read_recipe
 
-MAY_CHANGE = (
-    "steps",
-    "data.cache",
-    "log.every",
-    "log.checkpoint",
-    "log.keep",
-    "log.snapshot",
-    "log.preview",
-    "sample.",
-    "eval.",
-)
+MAY_CHANGE = ("steps", "data.cache", "log.", "sample.", "eval.")
 """Settings that another start of the same run may change: they alter no step already made.
 
 A cache may lie elsewhere: what it holds is compared by its hash.
@@ -35,25 +24,17 @@ A cache may lie elsewhere: what it holds is compared by its hash.
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a folder; released by the system however the process ends.
-
-    If another process holds it, `waiting` is called and it is waited for.
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; the system releases it however the process ends.
 
     Raises:
-        FolderInUseError: another process holds it, and no `waiting` is given.
+        FolderInUseError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if waiting is None:
-                raise FolderInUseError(
-                    f"another process is training in {folder}; wait for it, or choose another --out"
-                ) from error
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(folder / ".lock") as free:
+        if not free:
+            raise FolderInUseError(
+                f"another process is training in {folder}; wait for it, or choose another --out"
+            )
         yield
 
 
@@ -62,36 +43,17 @@ def claim(
     run: Run,
     resolved: Run,
     cache: Cache,
-    cost: StepCost,
+    ledger: Ledger,
     *,
     init: Trained | None = None,
-) -> str:
-    """The text of `recipe.json`, once the one that is there is found to be of the same run.
+) -> dict[str, Any]:
+    """The content of `recipe.json`, once the one in the folder proves to be of the same run.
 
     Raises:
         CheckpointError: the folder holds another run, or other files; the first differences are
         named.
     """
-    begins_with = init_record(init) if init else None
-    if (folder / RECIPE).exists():
-        there = read_recipe(folder)
-        # Settings that came after that run was begun have their defaults in it.
-        before = to_dict(from_dict(Run, there["resolved"]))
-        different = differences(before, to_dict(resolved))
-        if there["cache"]["identity"] != cache.identity:
-            different.append(f"the contents of data.cache {cache.where}")
-        began, begins = (there.get("init") or {}), (begins_with or {})
-        if began.get("identity") != begins.get("identity"):
-            one, two = (of.get("source", "fresh weights") for of in (began, begins))
-            different.append(f"what it begins with: {one} (there) against {two}")
-        if different:
-            raise CheckpointError(
-                f"{folder} holds another run, which differs in {'; '.join(different[:4])}; "
-                "choose another --out, or give the same settings to go on with it"
-            )
-    elif any(path.name != RDM and not path.name.startswith(".") for path in folder.iterdir()):
-        raise CheckpointError(f"{folder} holds other files and no run; choose an empty --out")
-    recipe = {
+    recipe: dict[str, Any] = {
         "erw": erw.__version__,
         "torch": torch.__version__,
         "run": to_dict(run),
@@ -104,15 +66,36 @@ def claim(
             "scaling": getattr(cache, "scaling", None),
             "class_names": list(cache.class_names),
         },
-        "cost": cost.__dict__,
-        "init": begins_with,
+        "cost": {"teacher": ledger.teacher, "rates": [rate._asdict() for rate in ledger.rates]},
+        "init": init_record(init) if init else None,
     }
-    return json.dumps(recipe, indent=1) + "\n"
+    if (folder / RECIPE).exists():
+        before = read_recipe(folder)
+        # Settings that came after that run was begun have their defaults in it.
+        different = differences(to_dict(from_dict(Run, before["resolved"])), recipe["resolved"])
+        if before["erw"].startswith("0.1."):
+            different.append(f"erw {before['erw']}, which read images in another order")
+        elif before["cache"]["identity"] != cache.identity:
+            different.append(f"the contents of data.cache {cache.where}")
+        starts = [one.get("init") or {} for one in (before, recipe)]
+        if starts[0].get("identity") != starts[1].get("identity"):
+            one, two = (start.get("source", "fresh weights") for start in starts)
+            different.append(f"what it begins with: {one} (there) against {two}")
+        if different:
+            raise CheckpointError(
+                f"{folder} holds another run, which differs in {'; '.join(different[:4])}; "
+                "choose another --out, or give the same settings to go on with it"
+            )
+    elif folder.exists() and any(
+        path.name != RDM and not path.name.startswith(".") for path in folder.iterdir()
+    ):
+        raise CheckpointError(f"{folder} holds other files and no run; choose an empty --out")
+    return recipe
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """'optim.lr 0.0001 (there) against 0.0002', for every setting that may not change."""
-    before, after = json_flat(old), json_flat(new)
+    before, after = flat(old), flat(new)
     return [
         f"{key} {before.get(key)!r} (there) against {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
@@ -120,12 +103,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def json_flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names, with tuples as lists."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= json_flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names, those of a list by their index."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+        items = list(enumerate(value))
+    else:
+        value = list(value) if isinstance(value, tuple) else value
+        return {prefix.removesuffix("."): value}
+    return {k: v for key, item in items for k, v in flat(item, f"{prefix}{key}.").items()}

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from erw import flow
 from erw.config import Run, from_dict
 from erw.errors import CheckpointError, ConfigError
-from erw.models import SiT
-from erw.training.build import build_model
-from erw.training.checkpoint import fill, header, paths, read, step_of
+from erw.io import load_tensors, tensor_header
+from erw.models import build_model
+from erw.training.checkpoint import fill, paths, step_of
 
 WEIGHTS = "ema.safetensors"
 BEST = "best.safetensors"
@@ -32,7 +32,7 @@ class Trained:
     """A model with what is needed to draw images from it.
 
     Attributes:
-        net: the transformer, in eval mode.
+        net: the `Backbone`, in eval mode, without gradients.
         run: its settings, resolved.
         vae: name or path of the VAE whose latents it makes.
         class_names: of its classes; empty: unconditional.
@@ -48,7 +48,7 @@ class Trained:
         origin: what was read, in words, of a released checkpoint.
     """
 
-    net: SiT
+    net: Any  # a Backbone
     run: Run
     vae: str
     class_names: tuple[str, ...] = ()
@@ -104,34 +104,42 @@ def load(
     if path.is_file() and checkpoint != "last":
         raise CheckpointError(f"{path} is a single checkpoint; leave out checkpoint {checkpoint!r}")
     file = path if path.is_file() else _named(path, str(checkpoint))
-    recipe, tensors, told = _read(file)
+    recipe, tensors, header = _read(file)
     run = from_dict(Run, recipe["resolved"])
     net = build_model(run.model, outputs=run.flow.outputs)
     fill(net, tensors, file)
-    net = net.to(device).eval().requires_grad_(False)
-    cache = recipe["cache"]
-    rdm = _rdm(path, run, device) if net.representation else None
-    classes = rdm.class_names if rdm else cache["class_names"] if net.null_class else ()
-    return Trained(
-        net,
-        run,
-        cache["vae"],
-        tuple(classes),
-        int(told["step"]),
-        cache.get("scaling"),
-        str(path),
-        told.get("average", ""),
-        rdm,
+    folder = path if path.is_dir() else path.parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    return assembled(
+        net.to(device),
+        recipe,
+        folder,
+        step=int(header["step"]),
+        source=str(path),
+        average=header.get("average", ""),
     )
 
 
-def _rdm(path: Path, run: Run, device: torch.device | str) -> Trained | None:
-    """The representation diffusion model in the folder of a run, or of one of its files."""
-    inside = path if path.is_dir() else path.parent
-    folder = (inside.parent if inside.name == "checkpoints" else inside) / RDM
-    if not (folder / WEIGHTS).is_file():
-        return None
-    return fitting_rdm(load(folder, device=device), run)
+def assembled(
+    net: Any, recipe: dict[str, Any], folder: Path, *, step: int, source: str, average: str = ""
+) -> Trained:
+    """The record of a network in the run `folder`, of which `recipe` is the recipe.json."""
+    run, cache = from_dict(Run, recipe["resolved"]), recipe["cache"]
+    rdm = None
+    if net.representation and (folder / RDM / WEIGHTS).is_file():
+        rdm = fitting_rdm(load(folder / RDM, device=next(net.parameters()).device), run)
+    classes = rdm.class_names if rdm else cache["class_names"] if net.null_class else ()
+    return Trained(
+        net.eval().requires_grad_(False),
+        run,
+        cache["vae"],
+        tuple(classes),
+        step,
+        cache.get("scaling"),
+        source,
+        average,
+        rdm,
+    )
 
 
 def fitting_rdm(rdm: Trained, run: Run) -> Trained:
@@ -155,7 +163,8 @@ def is_run(path: str | Path) -> bool:
     if path.suffix != ".safetensors" or not path.is_file():
         return (path / RECIPE).is_file()
     try:
-        return path.name in (WEIGHTS, BEST) or bool({"run", "progress"} & header(path).keys())
+        header = tensor_header(path)
+        return path.name in (WEIGHTS, BEST) or bool({"run", "progress"} & header.keys())
     except CheckpointError:
         return False
 
@@ -179,16 +188,16 @@ def _named(folder: Path, checkpoint: str) -> Path:
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
     """(recipe, weights, header with the step) of a file that `load` takes."""
-    tensors, told = read(file)
-    if "run" in told:
-        return json.loads(told["run"]), tensors, told
+    tensors, header = load_tensors(file)
+    if "run" in header:
+        return json.loads(header["run"]), tensors, header
     if file.name in (WEIGHTS, BEST):
-        return read_recipe(file.parent), tensors, told
-    if "progress" not in told:
+        return read_recipe(file.parent), tensors, header
+    if "progress" not in header:
         raise CheckpointError(f"{file} is neither a run's checkpoint nor a file of erw ema")
     own = "ema.model."
     weights = {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
-    step = json.loads(told["progress"])["step"]
+    step = json.loads(header["progress"])["step"]
     return read_recipe(file.parent.parent), weights, {"step": str(step)}
 
 
@@ -200,14 +209,14 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECIPE
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        for settings in (found["run"], found["resolved"]):
+        recipe: dict[str, Any] = json.loads(path.read_text())
+        for settings in (recipe["run"], recipe["resolved"]):
             settings["data"].pop("window", None)  # of earlier versions
-        found["cache"]["vae"]
+        recipe["cache"]["vae"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error!r}); train into another folder"
         ) from error
-    return found
+    return recipe

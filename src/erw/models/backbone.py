@@ -1,0 +1,112 @@
+"""What the engine asks of a network, and the networks by name.
+
+A new backbone is one file with the class and one line in `BACKBONES`: the loop trains it, its
+FLOPs are counted by running it, and `erw.generate` samples it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from erw.models.rdm import Rdm
+from erw.models.sit import SiT, Tapped
+from erw.rng import seeded
+
+if TYPE_CHECKING:
+    from erw.config import Model
+
+
+class Backbone(Protocol):
+    """A network that is trained and sampled; also an `nn.Module`.
+
+    Attributes:
+        latent_shape: of what it draws, (C, h, w), or (R,) for representations.
+        null_class: label that stands for none, the number of classes; 0: unconditional.
+        depth: blocks.
+        width: channels of its tokens.
+        tokens: patch tokens; 0: it has none, and cannot be aligned.
+        class_token: channels of a class token that is denoised along with the latents (REG), and
+            precedes the patch tokens; 0: none.
+        representation: channels of a representation that it is given in place of labels; 0: none.
+    """
+
+    latent_shape: tuple[int, ...]
+    null_class: int
+    depth: int
+    width: int
+    tokens: int
+    class_token: int
+    representation: int
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        *,
+        tap: tuple[int, ...] = (),
+        stop_at: int | None = None,
+    ) -> Tensor | Tapped:
+        """The prediction at x (B, *latent_shape), times t (B,) and labels y (B,).
+
+        With `tap`, depths counted from 1, a `Tapped` with the tokens (B, T, D) after those blocks;
+        with `stop_at` the later blocks do not run.
+        """
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def warmup_modules(self, depth: int) -> Iterable[nn.Module]:
+        """The modules that a warm-up of `depth` blocks trains."""
+        ...
+
+
+def _sit(model: "Model", outputs: int) -> SiT:
+    names = ("patch", "depth", "width", "heads", "rope", "qk_norm", "norm", "mlp", "adaln_shift")
+    assert model.input_size and model.channels and model.num_classes is not None
+    return SiT(
+        input_size=model.input_size,
+        channels=model.channels,
+        num_classes=model.num_classes,
+        out_channels=outputs * model.channels,
+        **token_sizes(model),
+        **{name: getattr(model, name) for name in names},
+    )
+
+
+def token_sizes(model: "Model") -> dict[str, Any]:
+    """The arguments of `SiT` that the use of a class token decides."""
+    width = model.class_dim or 0
+    return {
+        "class_token": width if model.class_token == "denoised" else 0,
+        "representation": width if model.class_token == "given" else 0,
+    }
+
+
+def _rdm(model: "Model", outputs: int) -> Rdm:
+    assert model.class_dim and model.num_classes is not None
+    sizes = {name: getattr(model, name) for name in ("depth", "width", "num_classes")}
+    return Rdm(dim=model.class_dim, **sizes)
+
+
+BACKBONES: dict[str, Callable[["Model", int], Any]] = {"sit": _sit, "rdm": _rdm}
+"""Name in `model.net` -> (resolved model settings, outputs for each number of the latent) ->
+network."""
+
+
+def build_model(model: "Model", *, outputs: int = 1, seed: int = 0) -> Any:
+    """The network of resolved settings, initialised as a function of `seed`.
+
+    `outputs`: numbers given for each of the latent, as the run's `flow.outputs` says.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded(seed, "init"))
+        return BACKBONES[model.net](model, outputs)
+
+
+def parameter_count(model: "Model", *, outputs: int = 1) -> int:
+    """Parameters of the network of resolved settings."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(model, outputs=outputs).parameters())

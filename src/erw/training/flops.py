@@ -1,0 +1,179 @@
+"""What training costs: FLOPs counted by running each kind of step once on the meta device.
+
+A multiply-add is 2 FLOPs; matrix products, convolutions and attention count, forward and backward,
+as `torch.utils.flop_counter` has them. Whatever network, projector or loss runs is counted.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from erw.config import Run
+from erw.data.cache import Batch, Cache
+from erw.models import build_model
+from erw.plan import SIT, Phase, Plan
+from erw.rng import Draws
+from erw.training.network import build_network
+from erw.training.objective import build_objective, total
+
+
+class Spent(NamedTuple):
+    """Floating-point operations so far; `warmup` and `teacher` are parts of `total`."""
+
+    total: int
+    warmup: int
+    teacher: int
+
+
+class Rate(NamedTuple):
+    """Cost of steps start:stop per image: `trained` is forward and backward of network and
+    projectors; `taught` says whether they read the encoder's features."""
+
+    start: int
+    stop: int
+    warmup: bool
+    trained: int
+    taught: bool
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The cost of a run by step, a function of its plan and not of its history.
+
+    From a cache each image is encoded once, so the teacher's cost is that of the distinct images
+    that steps with its features have used: it grows over the first epoch and then stands still.
+
+    Attributes:
+        plan, batch_size: decide how many images each step sees.
+        rates: cost per image, in the order of steps; the last one goes on for ever.
+        teacher: FLOPs of all encoders' forward on one image.
+        rows: images in the cache.
+    """
+
+    plan: Plan
+    batch_size: int
+    rates: tuple[Rate, ...]
+    teacher: int
+    rows: int
+
+    @classmethod
+    def of(cls, run: Run, cache: Cache) -> "Ledger":
+        """The ledger of a run that is resolved by its cache."""
+        encoders = dict.fromkeys((*run.data.features, *filter(None, [run.data.class_token])))
+        dims = {name: spec.dim for name, spec in cache.features.items()}
+        teacher = sum(cache.features[name].flops for name in encoders)
+        return cls.from_dims(run, dims, teacher=teacher, rows=cache.encoded)
+
+    @classmethod
+    def from_dims(cls, run: Run, dims: Mapping[str, int], *, teacher: int, rows: int) -> "Ledger":
+        """The same from the encoders' feature widths, without a cache."""
+        rates = []
+        for start, stop, phase in run.plan.segments(run.steps):
+            taught = phase.reads_encoder or run.model.needs_token
+            trained = step_flops(run, dims, run.phase(start))
+            rates.append(Rate(start, stop, phase.warmup, trained, taught))
+        return cls(run.plan, run.data.batch_size, tuple(rates), teacher, rows)
+
+    def images(self, step: int) -> int:
+        """Images seen in the first `step` steps."""
+        return self.plan.images(step, self.batch_size)
+
+    def rate(self, step: int) -> Rate:
+        """The cost per image of a step."""
+        return next((rate for rate in self.rates if step < rate.stop), self.rates[-1])
+
+    def spent(self, step: int) -> Spent:
+        """FLOPs of the first `step` steps."""
+        trained = warmup = taught = 0
+        for rate in self.rates:
+            stop = step if rate is self.rates[-1] else min(step, rate.stop)
+            images = self.images(max(stop, rate.start)) - self.images(rate.start)
+            trained += images * rate.trained
+            warmup += images * rate.trained * rate.warmup
+            taught += images * rate.taught
+        teacher = min(taught, self.rows) * self.teacher
+        return Spent(trained + teacher, warmup, teacher)
+
+    def steps_for(self, flops: float) -> int:
+        """The largest number of steps whose total cost is at most `flops`."""
+        low, high = 0, 1
+        while self.spent(high).total <= flops:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.spent(middle).total <= flops else (low, middle)
+        return low
+
+
+class Cost(NamedTuple):
+    """FLOPs of one image in a step, forward and backward: the network in warm-up (0 without one)
+    and in full training, its projectors, and the encoders' forward."""
+
+    warmup: int
+    full: int
+    projector: int
+    teacher: int
+
+
+def cost_by_part(run: Run, dims: Mapping[str, int], *, teacher: int) -> Cost:
+    """What one image costs in the steps of a resolved run, by part."""
+    plan = run.plan
+    bare = run.replace(plan=SIT, data=dataclasses.replace(run.data, features=()))
+    full = step_flops(bare, {}, bare.phase(0))
+    projector = step_flops(run, dims, run.phase(plan.warmup)) - full if plan.active else 0
+    warmup = step_flops(run, dims, run.phase(0)) - projector if plan.warmup else 0
+    return Cost(warmup, full, projector, teacher)
+
+
+def step_flops(run: Run, dims: Mapping[str, int], phase: Phase) -> int:
+    """Forward and backward FLOPs of one image in a step of a resolved run.
+
+    `dims`: channels of each encoder's features.
+    """
+    model = run.model
+    with torch.device("meta"):
+        net = build_network(run, dims)
+        net.train_only(phase)
+        latent = torch.zeros(1, model.channels or 0, *2 * (model.input_size or 0,))
+        tokens = net.model.tokens
+        batch = Batch(
+            latent,
+            latent,
+            torch.zeros(1, dtype=torch.int64),
+            tuple(torch.zeros(1, tokens, dims[name]) for name in run.data.features),
+            torch.zeros(1, model.class_dim) if model.class_dim else None,
+        )
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            losses = build_objective(run)(net, batch, phase, _MetaDraws(), ema=net.model)
+            total(losses, phase).backward()
+    return counter.get_total_flops()
+
+
+def forward_flops(run: Run) -> int:
+    """FLOPs of one evaluation of a resolved run's backbone on one sample."""
+    with torch.device("meta"), torch.no_grad():
+        net = build_model(run.model, outputs=run.flow.outputs)
+        shape = net.latent_shape
+        if net.class_token:
+            shape = (torch.Size(shape).numel() + net.class_token,)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            net(torch.zeros(1, *shape), torch.zeros(1), None)
+    return counter.get_total_flops()
+
+
+class _MetaDraws(Draws):
+    """Random numbers without values."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0, 0, 1, 1, torch.device("meta"))
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        return torch.empty(1, *shape, device="meta")
+
+    uniform = normal

@@ -1,0 +1,121 @@
+"""All that trains: the backbone, and the projectors of its alignment terms."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from erw.align import PROJECTORS
+from erw.config import Run
+from erw.models import Backbone, build_model
+from erw.plan import Align, Phase
+from erw.rng import seeded
+
+
+class Prediction(NamedTuple):
+    """A forward pass: the backbone's output (None after an early stop), hidden tokens by depth,
+    and for each active term its projected tokens, one (B, T, F) per target."""
+
+    output: Tensor | None
+    hidden: dict[int, Tensor]
+    projected: dict[str, tuple[Tensor, ...]]
+
+
+class Network(nn.Module):
+    """A backbone with one projector for each target of each alignment term.
+
+    The projections are part of the forward so that DistributedDataParallel averages their
+    gradients too.
+
+    Args:
+        model: the backbone.
+        dims: term name -> channels of its targets; of `block`, `ema` and `none` the model's width.
+        terms: the alignment terms.
+        hidden: width of the projectors' hidden layers.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        *,
+        terms: tuple[Align, ...] = (),
+        dims: Mapping[str, tuple[int, ...]] | None = None,
+        hidden: int = 2048,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        dims = dims or {}
+        pairs = [(term, dim) for term in terms for dim in dims[term.name]]
+        self.projectors = nn.ModuleList(
+            PROJECTORS[term.projector](model.width, hidden, dim) for term, dim in pairs
+        )
+        # A class token precedes the patches. It is aligned where its width is the target's (REG).
+        self._skip = [int(0 < model.class_token != dim) for _, dim in pairs]
+        self._heads = {
+            term.name: [i for i, (other, _) in enumerate(pairs) if other is term] for term in terms
+        }
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, phase: Phase) -> Prediction:
+        """x (B, *latent_shape), t (B,), y (B,) labels or (B, R) representations."""
+        if not phase.taps:
+            output = self.model(x, t, y)
+            assert isinstance(output, Tensor)
+            return Prediction(output, {}, {})
+        tapped = self.model(x, t, y, tap=phase.taps, stop_at=phase.stop_at)
+        assert not isinstance(tapped, Tensor)
+        projected = {
+            term.name: tuple(
+                self.projectors[i](tapped.hidden[phase.block(term)][:, self._skip[i] :])
+                for i in self._heads[term.name]
+            )
+            for term in phase.terms
+        }
+        return Prediction(tapped.velocity, tapped.hidden, projected)
+
+    def train_only(self, phase: Phase) -> None:
+        """Require gradients of what the phase trains, and of nothing else."""
+        self.requires_grad_(phase.stop_at is None)
+        if phase.stop_at is not None:
+            for module in self.model.warmup_modules(phase.stop_at):
+                module.requires_grad_(True)
+        self.projectors.requires_grad_(False)
+        for term in phase.terms:
+            for i in self._heads[term.name]:
+                self.projectors[i].requires_grad_(True)
+
+
+def build_network(run: Run, dims: Mapping[str, int]) -> Network:
+    """The network of a resolved run; `dims`: channels of each encoder's features.
+
+    The parameters are a function of the seed: the backbone's and the projectors' apart, so that
+    methods start from the same backbone.
+    """
+    model = build_model(run.model, outputs=run.flow.outputs, seed=run.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded(run.seed, "projector"))
+        return Network(
+            model,
+            terms=run.plan.active,
+            dims={term.name: target_dims(term, run, dims) for term in run.plan.active},
+            hidden=run.model.projector,
+        )
+
+
+def fresh_projectors(run: Run, dims: Mapping[str, int]) -> nn.ModuleList:
+    """Projectors that start phase 2 anew: the same shapes, another seed."""
+    return build_network(run.replace(seed=seeded(run.seed, "phase 2")), dims).projectors
+
+
+def target_dims(term: Align, run: Run, dims: Mapping[str, int]) -> tuple[int, ...]:
+    """Channels of a term's targets: one per encoder that it reads, or the model's width."""
+    if not term.reads_encoder:
+        return (run.model.width,)
+    return tuple(dims[name] for name in encoders_of(term, run))
+
+
+def encoders_of(term: Align, run: Run) -> tuple[str, ...]:
+    """Names of the encoders whose features are a term's targets."""
+    if not term.reads_encoder:
+        return ()
+    return (term.encoder,) if term.encoder else run.data.features
