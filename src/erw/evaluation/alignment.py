@@ -71,8 +71,8 @@ def linear_probe(features: Tensor, labels: Tensor, *, seed: int = 0) -> float:
     mean, std = x[train].mean(0), x[train].std(0) + 1e-6
     x = F.pad((x - mean) / std, (0, 1), value=1.0)
     classes = int(labels.max()) + 1
-    wanted = F.one_hot(labels[train], classes).double()
-    gram, cross = x[train].T @ x[train], x[train].T @ wanted
+    target = F.one_hot(labels[train], classes).double()
+    gram, cross = x[train].T @ x[train], x[train].T @ target
     eye = torch.eye(len(gram), dtype=gram.dtype)
 
     def accuracy(ridge: float, rows: Tensor) -> float:

@@ -65,11 +65,11 @@ class Moments:
             raise DataError(f"{self.count} image: a covariance needs at least 2")
         return self.scatter / (self.count - 1)
 
-    def part(self, which: slice) -> "Moments":
+    def part(self, columns: slice) -> "Moments":
         """The moments of some of the features."""
-        if which == slice(None):
+        if columns == slice(None):
             return self
-        return Moments(self.count, self.mean[which], self.scatter[which, which])
+        return Moments(self.count, self.mean[columns], self.scatter[columns, columns])
 
     @cached_property
     def root(self) -> Tensor:
@@ -120,7 +120,7 @@ def frechet_bootstrap(
 ) -> Interval:
     """The Fréchet distance of `features` (N, D) and its basic bootstrap interval.
 
-    Resampling repeats images, which raises the distance as fewer images would; the basic interval
+    Resampling repeats images, columns raises the distance as fewer images would; the basic interval
     [2 v - q_high, 2 v - q_low] of the resampled quantiles q takes that bias out again. It covers
     the choice of images, not seeds of training.
     """

@@ -16,7 +16,7 @@ import torch
 from erw import __version__
 from erw.dist import World
 from erw.errors import ConfigError, DataError
-from erw.evaluation.adm import AdmFeatures, with_stated
+from erw.evaluation.adm import with_stated
 from erw.evaluation.distances import Moments
 from erw.evaluation.features import (
     ALONE,
@@ -29,7 +29,16 @@ from erw.evaluation.features import (
     load_statistics,
 )
 from erw.evaluation.images import Images, ImageSet, image_set, same_resolution
-from erw.evaluation.metrics import SPACES, Metric, Pair, Space, Weights, extractors_of, metrics_of
+from erw.evaluation.metrics import (
+    INCEPTION,
+    SPACES,
+    Metric,
+    Pair,
+    Space,
+    Weights,
+    extractors_of,
+    metrics_of,
+)
 from erw.io import cache_home
 
 Reference = Images | Moments | Statistics
@@ -134,14 +143,14 @@ def evaluate(
         lambda: extractors.update(extractors_of(metrics, encoder, weights, device=device))
     )
     extractors = extractors or extractors_of(metrics, encoder, weights, device=device)
-    how: dict[str, Any] = {"batch_size": batch_size, "world": world}
-    real = _side(reference, extractors, folder, against=fake, what="reference", **how)
+    options: dict[str, Any] = {"batch_size": batch_size, "world": world}
+    real = _side(reference, extractors, folder, against=fake, what="reference", **options)
     held_out = None
     if validation is not None and relative:
         some = {space: one for space, one in extractors.items() if space in relative}
-        held_out = _side(validation, some, folder, against=fake, what="validation set", **how)
-    found = extract(fake, list(extractors.values()), progress=progress, **how)
-    statistics = dict(zip(extractors, found, strict=True))
+        held_out = _side(validation, some, folder, against=fake, what="validation set", **options)
+    extracted = extract(fake, list(extractors.values()), progress=progress, **options)
+    statistics = dict(zip(extractors, extracted, strict=True))
     return world.broadcast(lambda: _scores(metrics, extractors, fake, statistics, real, held_out))
 
 
@@ -165,7 +174,7 @@ def _side(
     *,
     against: ImageSet,
     what: str,
-    **how: Any,
+    **options: Any,
 ) -> _Side:
     """Statistics of a reference: given, cached, or extracted and cached.
 
@@ -189,10 +198,9 @@ def _side(
         return _Side({space: reference}, name, reference.moments.count)
     real = image_set(reference, what=what)
     same_resolution(against.resolution, real.resolution, against.name, f"the {what} {real.name}")
-    statistics, stated = extract_cached(real, extractors, folder, **how), False
-    for space, found in statistics.items():
-        if isinstance(extractors[space].encoder, AdmFeatures) and str(reference).endswith(".npz"):
-            statistics[space], stated = with_stated(found, Path(str(reference)))
+    statistics, stated = extract_cached(real, extractors, folder, **options), False
+    if INCEPTION in statistics and str(reference).endswith(".npz"):
+        statistics[INCEPTION], stated = with_stated(statistics[INCEPTION], Path(str(reference)))
     return _Side(statistics, real.name, real.count, real.content, stated)
 
 

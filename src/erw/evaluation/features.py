@@ -94,19 +94,18 @@ def extract(
             total.add(batch, images.name)
         if progress:
             progress(len(batch))
-    found = []
     for total in totals:
         total.fold()
-        moments, kept = zip(*world.gather((total.moments, total.kept)), strict=True)
-        features = [block for blocks in kept for block in blocks]
-        found.append(
-            Statistics(
-                reduce(Moments.__add__, filter(None, moments)),
-                torch.cat(features) if features else None,
-                images.resolution,
-            )
-        )
-    return found
+    return [_joined(world.gather((t.moments, t.kept)), images.resolution) for t in totals]
+
+
+def _joined(
+    ranks: Sequence[tuple[Moments | None, list[Tensor]]], resolution: tuple[int, int]
+) -> Statistics:
+    """The statistics of all ranks' images, in order; a rank without any has no moments."""
+    moments = reduce(Moments.__add__, (moments for moments, _ in ranks if moments))
+    blocks = [block for _, kept in ranks for block in kept]
+    return Statistics(moments, torch.cat(blocks) if blocks else None, resolution)
 
 
 class _Total:
@@ -152,7 +151,7 @@ def extract_cached(
 
     Other ranks get those that are new.
     """
-    found: dict[str, Statistics] = {}
+    statistics: dict[str, Statistics] = {}
     paths = {
         space: folder / f"{images.content}-{images.count}-"
         f"{one.encoder.name.replace('/', '_')}-{one.weights}.safetensors"
@@ -167,19 +166,19 @@ def extract_cached(
             except (CheckpointError, DataError):
                 continue  # missing, or damaged: made again
             if cached.features is not None or not one.keep:
-                found[space] = cached
-        return [space for space in extractors if space not in found]
+                statistics[space] = cached
+        return [space for space in extractors if space not in statistics]
 
     if missing := world.broadcast(look):
         new = extract(
             images, [extractors[space] for space in missing], batch_size=batch_size, world=world
         )
-        found |= zip(missing, new, strict=True)
+        statistics |= zip(missing, new, strict=True)
         for space in missing if world.first else ():
             # A full disk only costs time at the next evaluation.
             with contextlib.suppress(CheckpointError):
-                save_statistics(paths[space], found[space])
-    return found
+                save_statistics(paths[space], statistics[space])
+    return statistics
 
 
 def save_statistics(path: str | Path, statistics: Statistics) -> None:
