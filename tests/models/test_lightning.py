@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_vaes import Reference, small
 
 from erw.cli import main
 from erw.errors import CheckpointError
@@ -12,6 +11,7 @@ from erw.interop import load_pretrained
 from erw.interop.convert import convert
 from erw.models import SiT
 from erw.sampling import generate
+from helpers.compvis import Reference, small
 from helpers.reference import relative
 from helpers.released import LIGHTNING, SIZE, peer, same, save
 
