@@ -1,10 +1,8 @@
 """Model cards, and pushing to and reading from a hub: a small real one on this machine."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
@@ -17,69 +15,10 @@ from erw.cli import main
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained
 from helpers.exported import model
+from helpers.hub import Hub, endpoint
 from helpers.released import peer, save
 from helpers.tiny import tiny_cache, tiny_run
 from helpers.training import go
-
-COMMIT = "a" * 40
-
-
-class Hub(BaseHTTPRequestHandler):
-    """One repository, in memory, for `create_repo`, `upload_folder` and `snapshot_download`."""
-
-    files: dict[str, bytes] = {}  # noqa: RUF012 - shared on purpose
-    asked: list[str] = []  # noqa: RUF012
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        url = f"http://{self.headers['Host']}/me/mine"
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path.endswith("/repos/create"):
-            self.reply({"url": url, "name": "me/mine"})
-        elif self.path.endswith("/validate-yaml"):
-            self.reply({"errors": [], "warnings": []})
-        elif "/preupload/" in self.path:
-            files = json.loads(body)["files"]
-            self.reply(
-                {"files": [f | {"uploadMode": "regular", "shouldIgnore": False} for f in files]}
-            )
-        elif "/commit/" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.reply(
-                {"commitUrl": f"{url}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
-            )
-        else:
-            self.reply({"error": self.path}, 404)
-
-    def do_GET(self) -> None:
-        if "/tree/" in self.path:
-            self.reply([{"type": "file", "path": k, "size": len(v), "oid": "b" * 40}
-                        for k, v in self.files.items()])  # fmt: skip
-        elif self.path.startswith("/api/models/me/mine"):
-            siblings = [{"rfilename": name} for name in self.files]
-            self.reply({"id": "me/mine", "sha": COMMIT, "siblings": siblings})
-        elif (name := self.path.partition(f"/resolve/{COMMIT}/")[2]) in self.files:
-            self.asked.append(name)
-            self.reply(self.files[name])
-        else:
-            self.reply({"error": self.path}, 404)
-
-    do_HEAD = do_GET
-
-    def reply(self, content: object, status: int = 200) -> None:
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -88,22 +27,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
-    _endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     yield Hub
     server.shutdown()
     server.server_close()
-
-
-def _endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    from huggingface_hub import HfApi, constants
-
-    files = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setenv("HF_TOKEN", "nobody")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert HfApi().endpoint == url
 
 
 def test_pushed_and_read_again(hub: type[Hub], tmp_path: Path) -> None:
@@ -123,7 +51,7 @@ def test_pushed_and_read_again(hub: type[Hub], tmp_path: Path) -> None:
 def test_without_a_network_the_folder_is_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _endpoint(monkeypatch, "http://127.0.0.1:9")
+    endpoint(monkeypatch, "http://127.0.0.1:9")
     path = save(peer(projector=True), tmp_path / "last.pt")
     args = ["export", str(path), "--num-heads", "4", "--push", "me/mine", "--format", "safetensors"]
     assert main(args) == 2

@@ -1,9 +1,9 @@
-"""The built-in images: OpenMoji glyphs composed on plain soft backgrounds, as many as wanted.
+"""The built-in images: OpenMoji glyphs composed on plain soft backgrounds, as many as needed.
 
 1,914 glyphs in 9 groups (no skin-tone variants, extras or components) would be memorised at once,
 so an image is *composed*: glyph, scale, rotation, position, flip and background colour are a pure
-function of (seed, split, index). The class is the group, and image ``index`` has class
-``index % 9``: classes are balanced, in every prefix of the set too, so that labels drawn evenly for
+function of (seed, split, index). The class is the group, and image `index` has class
+`index % 9`: classes are balanced, in every prefix of the set too, so that labels drawn evenly for
 generation have the distribution of the reference. A tenth of each group's glyphs never appears in
 the train split.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from erw.data.sources.base import LabelledImages
 from erw.errors import DataError
 from erw.io import cache_home, write_file
 
@@ -40,10 +41,10 @@ _FIELDS = 9
 
 @dataclass(frozen=True)
 class Composition:
-    """How one image is made. ``scale``: side of the glyph's box over the image's side.
+    """The parameters of one image. `scale`: side of the glyph's box over the image's side.
 
-    ``shift`` is the glyph's centre from the image's centre, in image sides; ``angle`` in degrees,
-    ``background`` an RGB triple of 0..255.
+    `shift` is the glyph's centre from the image's centre, in image sides; `angle` in degrees,
+    `background` an RGB triple of 0..255.
     """
 
     hexcode: str
@@ -74,12 +75,12 @@ def split_glyphs(split: str) -> dict[str, tuple[str, ...]]:
     return chosen
 
 
-class OpenMojiSet:
-    """A source of ``count`` composed images, uint8 (size, size, 3), with the group as label.
+class OpenMojiSet(LabelledImages):
+    """A source of `count` composed images, uint8 (size, size, 3), with the group as label.
 
-    ``groups`` names some of the 9 groups, in any order; none: all.
+    `groups` names some of the 9 groups, in any order; none: all.
 
-    Raises ``DataError`` for an unknown split or group, a size or count that makes no sense, or a
+    Raises `DataError` for an unknown split or group, a size or count that makes no sense, or a
     missing package. The first use rasterises all glyphs (a few seconds) into the user's cache
     folder.
     """
@@ -102,30 +103,22 @@ class OpenMojiSet:
             raise DataError(f"no group {unknown[0]!r} of built-in images; {', '.join(glyphs)}")
         self.class_names = tuple(name for name in glyphs if name in groups or not groups)
         self._glyphs = tuple(glyphs[name] for name in self.class_names)
+        self.labels = (np.arange(count) % len(self._glyphs)).astype(np.int32)
         self.name = f"openmoji-{split}"
         self.split, self.size, self.count, self.seed = split, size, count, seed
         self._oversample = max(2, math.ceil(128 / size))  # rasters are drawn this much larger
         self._rasters: dict[str, np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class numbers, int (count,)."""
-        return np.arange(self.count) % len(self._glyphs)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         if not 0 <= index < self.count:
             raise IndexError(f"image {index} of {self.name}, which has {self.count}")
         if self._rasters is None:
             self._rasters = load_rasters(self.size * self._oversample)
-        composition = self.composition(index)
-        raster = self._rasters[composition.hexcode]
-        return _draw(raster, composition, self.size), composition.label
+        spec = self.composition(index)
+        return _draw(self._rasters[spec.hexcode], spec, self.size), spec.label
 
     def composition(self, index: int) -> Composition:
-        """How image ``index`` is made: a pure function of (seed, split, index)."""
+        """The parameters of image `index`: a pure function of (seed, split, index)."""
         key = f"openmoji/{COMPOSITION}/{self.seed}/{self.split}/{index}".encode()
         # Straight from a hash, so that no library's generator can change the images.
         bits = np.frombuffer(hashlib.blake2b(key, digest_size=8 * (_FIELDS - 1)).digest(), "<u8")
@@ -149,20 +142,20 @@ class OpenMojiSet:
 
     def fingerprint(self) -> str:
         """Changes when any image would: package, composition, split, size, count, seed, groups."""
-        made: tuple[object, ...] = (_version(), COMPOSITION, self.split, self.size, self.count)
-        made += (self.seed, *(self.class_names if len(self.class_names) < len(groups()) else ()))
-        return hashlib.blake2b(repr(made).encode(), digest_size=16).hexdigest()
+        some = self.class_names if len(self.class_names) < len(groups()) else ()
+        parts = (_version(), COMPOSITION, self.split, self.size, self.count, self.seed, *some)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def _draw(raster: np.ndarray, how: Composition, size: int) -> np.ndarray:
-    """Compose one image: affine map at raster resolution, then a box filter down to ``size``."""
+def _draw(raster: np.ndarray, spec: Composition, size: int) -> np.ndarray:
+    """Compose one image: affine map at raster resolution, then a box filter down to `size`."""
     from PIL import Image
 
     side = raster.shape[0]
-    angle, flip = math.radians(how.angle), -1.0 if how.flip else 1.0
-    cos, sin = math.cos(angle) / how.scale, math.sin(angle) / how.scale
+    angle, flip = math.radians(spec.angle), -1.0 if spec.flip else 1.0
+    cos, sin = math.cos(angle) / spec.scale, math.sin(angle) / spec.scale
     centre = side / 2
-    ox, oy = centre + how.shift[0] * side, centre + how.shift[1] * side
+    ox, oy = centre + spec.shift[0] * side, centre + spec.shift[1] * side
     # Pillow maps output to input: undo the shift, the rotation and scale, then the flip.
     a, b, d, e = flip * cos, flip * sin, -sin, cos
     matrix = (a, b, centre - a * ox - b * oy, d, e, centre - d * ox - e * oy)
@@ -171,7 +164,7 @@ def _draw(raster: np.ndarray, how: Composition, size: int) -> np.ndarray:
     pixels = np.asarray(glyph.reduce(side // size), dtype=np.float32)
     # Colours are premultiplied, so bilinear sampling leaves no dark fringe.
     clear = 1 - pixels[..., 3:] / 255
-    image = pixels[..., :3] + clear * np.asarray(how.background, dtype=np.float32)
+    image = pixels[..., :3] + clear * np.asarray(spec.background, dtype=np.float32)
     return np.rint(image).clip(0, 255).astype(np.uint8)
 
 
@@ -192,8 +185,6 @@ def _read(path: Path, count: int, side: int) -> np.ndarray | None:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             pixels = archive["pixels"]
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return pixels if pixels.shape == (count, side, side, 4) else None

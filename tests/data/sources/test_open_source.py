@@ -1,9 +1,6 @@
 """Archives, tables and arrays hold the same images as the folder they were made from."""
 
-import io
 import json
-import pickle
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +8,8 @@ import numpy as np
 import pytest
 
 from erw.data import open_source
-from erw.data.images import Unreadable
 from erw.errors import DataError
+from helpers.archives import png, tar
 from helpers.parts import CLASSES, make, photos
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -21,16 +18,6 @@ pyarrow = pytest.importorskip("pyarrow")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return photos(tmp_path_factory.mktemp("photos") / "set", each=3)
-
-
-def tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 def images_in(folder: Path) -> list[tuple[Path, int]]:
@@ -138,40 +125,6 @@ def test_patterns_and_arrow_files_with_paths(folder: Path, tmp_path: Path) -> No
     same(open_source(to_arrow(folder, tmp_path / "paths", paths=True)), folder)
 
 
-def test_labels_of_a_webdataset(folder: Path, tmp_path: Path) -> None:
-    image = images_in(folder)[0][0].read_bytes()
-
-    def shard(name: str, **files: bytes) -> Path:
-        return tar(tmp_path / f"{name}.tar", {f"a/0{key[-1]}.{key[:-1]}": value
-                                              for key, value in files.items()})  # fmt: skip
-
-    told = open_source(shard("json", png0=image, json0=b'{"label": 3}', png1=image,
-                             json1=b'{"label": 1}'))  # fmt: skip
-    assert [told[i][1] for i in range(2)] == [3, 1] and len(told.class_names) == 4
-    named = open_source(shard("text", png0=image, json0=b'{"class_id": "dog"}', png1=image,
-                              json1=b'{"class_id": "cat"}'))  # fmt: skip
-    assert named.class_names == ("cat", "dog") and [named[i][1] for i in range(2)] == [1, 0]
-    with pytest.raises(DataError, match="1 of 2 images have no label"):
-        open_source(shard("half", png0=image, cls0=b"1", png1=image))
-    with pytest.raises(DataError, match="is no label"):
-        open_source(shard("bad", png0=image, cls0=b"dog"))
-
-
-def test_archives_that_are_damaged(folder: Path, tmp_path: Path) -> None:
-    path = to_tar(folder, tmp_path)
-    source = open_source(path)
-    again = pickle.loads(pickle.dumps(source))
-    assert np.array_equal(again[3][0], source[3][0])
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(Unreadable, match="cut short"):
-        source[8]
-    with pytest.raises(DataError, match=r"not a whole|cut short"):
-        open_source(path)
-    packed = tar(tmp_path / "packed.tar", {"a.png": b"x"}, mode="w:gz")
-    with pytest.raises(DataError, match="uncompress it"):
-        open_source(packed)
-
-
 def test_tables_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     from pyarrow import parquet
 
@@ -189,27 +142,20 @@ def test_tables_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     assert len(open_source(str(both / "data" / "train-*.parquet"))) == 9
 
 
-def test_arrays(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (6, 20, 24, 3), dtype=np.uint8)
-    labels = np.array([0, 2, 1, 0, 1, 2])
-    np.save(tmp_path / "x.npy", pixels)
-    bare = open_source(tmp_path / "x.npy")
-    assert bare.class_names == () and np.array_equal(bare[4][0], pixels[4])
-    np.save(tmp_path / "x_labels.npy", labels)
-    np.savez(tmp_path / "y.npz", images=pixels, labels=labels)
-    for name in ("x.npy", "y.npz"):
-        source = open_source(tmp_path / name)
-        assert source.class_names == tuple("012") and len(source) == 6
-        assert [source[i][1] for i in range(6)] == labels.tolist()
-        assert np.array_equal(source[1][0], pixels[1])
-        assert source.fingerprint() != bare.fingerprint()
-    np.save(tmp_path / "grey.npy", pixels[..., 0])
-    grey = open_source(tmp_path / "grey.npy")[0][0]
-    assert np.array_equal(grey, np.repeat(pixels[0, :, :, :1], 3, axis=2))
-    np.save(tmp_path / "float.npy", pixels / 255)
-    with pytest.raises(DataError, match=r"float64 .*expected uint8"):
-        open_source(tmp_path / "float.npy")
-    np.save(tmp_path / "x_labels.npy", labels[:3])
-    with pytest.raises(DataError, match="expected 6 whole numbers"):
-        open_source(tmp_path / "x.npy")
+def test_hidden_files_and_large_endings(tmp_path: Path) -> None:
+    (tmp_path / "set" / ".cache").mkdir(parents=True)
+    (tmp_path / "set" / ".cache" / "x.parquet").write_bytes(b"")
+    (tmp_path / "set" / "._t.tar").write_bytes(b"")
+    (tmp_path / "set" / "1.png").write_bytes(png(1))
+    assert len(open_source(tmp_path / "set")) == 1
+    assert len(open_source(tar(tmp_path / "UP.TAR", {"1.png": png(1)}))) == 1
+    np.save(tmp_path / "up.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    (tmp_path / "up.npy").rename(tmp_path / "UP.NPY")
+    assert len(open_source(tmp_path / "UP.NPY")) == 2
+
+
+def test_two_kinds_of_packed_files(tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", {"1.png": png(1)})
+    (tmp_path / "0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"holds \.parquet and \.tar files: name one kind"):
+        open_source(tmp_path)

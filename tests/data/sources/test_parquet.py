@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erw.data.sources.numpy import Arrays
 from erw.data.sources.parquet import Table
 from erw.errors import DataError
 from helpers.parts import picture
@@ -102,17 +101,3 @@ def test_a_column_of_categories_is_text(tmp_path: Path) -> None:
     column = pyarrow.array(["b", "a"]).dictionary_encode()
     table = Table([write(tmp_path / "x.parquet", {"image": [png(0), png(1)], "label": column})])
     assert table.class_names == ("a", "b") and labels(table) == [1, 0]
-
-
-@pytest.mark.parametrize("harm", ["short", "flipped"])
-def test_damaged_arrays(tmp_path: Path, harm: str) -> None:
-    path = tmp_path / "X.NPZ"
-    with path.open("wb") as file:
-        np.savez_compressed(file, images=np.stack([picture(0)] * 4))
-    assert len(Arrays(path)) == 4
-    data = bytearray(path.read_bytes())
-    if harm == "flipped":
-        data[len(data) // 2] ^= 0xFF
-    path.write_bytes(data[: len(data) // 2] if harm == "short" else data)
-    with pytest.raises(DataError, match=r"X\.NPZ cannot be read as NumPy arrays"):
-        Arrays(path)

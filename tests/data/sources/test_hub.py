@@ -15,8 +15,9 @@ from erw.cli import main
 from erw.data import Cache, open_source
 from erw.data.sources.hub import sets
 from erw.errors import DataError
+from helpers.archives import png, shades, tar
+from helpers.hub import COMMIT, Hub, endpoint
 from helpers.parts import CLASSES, picture
-from interop.test_hub import COMMIT, Hub, _endpoint
 
 pyarrow = pytest.importorskip("pyarrow")
 HEADER = """---
@@ -36,7 +37,7 @@ configs:
 """
 
 
-def png(number: int) -> bytes:
+def photo(number: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(picture(number)).save(stream, "PNG")
     return stream.getvalue()
@@ -48,7 +49,7 @@ def write(path: Path, numbers: range, *, image: str = "image", label: str = "lab
 
     table = pyarrow.table(
         {
-            image: [{"bytes": png(n), "path": f"{n}.png"} for n in numbers],
+            image: [{"bytes": photo(n), "path": f"{n}.png"} for n in numbers],
             label: pyarrow.array([n % 3 for n in numbers], pyarrow.int64()),
         }
     )
@@ -122,7 +123,7 @@ class DataHub(Hub):
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), DataHub)
     Thread(target=server.serve_forever, daemon=True).start()
-    _endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     yield DataHub
     server.shutdown()
@@ -212,3 +213,29 @@ def test_sets_by_their_paths() -> None:
         ("", "validation"): ["validation/0.parquet"],
         ("small", "validation"): ["small/val/0.parquet"],
     }
+
+
+def test_the_split_is_told_anywhere_in_a_files_name() -> None:
+    found = sets(
+        [
+            "imagenet1k-train-0000.tar",
+            "imagenet1k-validation-00.tar",
+            "imagenet-1k-train-00000-of-00002.arrow",
+            "data/test-00000-of-00001.parquet",
+            "plain.parquet",
+            "train/more_val.parquet",
+        ]
+    )
+    assert {split: len(files) for (_, split), files in found.items()} == {
+        "train": 3, "validation": 2, "test": 1
+    }  # fmt: skip
+
+
+def test_a_readme_tells_the_sets_of_a_folder(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", {"0.png": png(1), "0.cls": b"0"})
+    tar(tmp_path / "b.tar", {"0.png": png(2), "0.cls": b"0"})
+    header = "configs:\n- config_name: default\n  data_files:\n  - {split: train, path: a.tar}\n"
+    (tmp_path / "README.md").write_text(f"---\n{header}  - {{split: test, path: b.tar}}\n---\n")
+    with pytest.raises(DataError, match="several sets: name one of default/train, default/test"):
+        open_source(tmp_path)
+    assert shades(open_source(tmp_path, split="test")) == [(2, 0)]

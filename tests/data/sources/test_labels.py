@@ -1,0 +1,140 @@
+"""Labels: which of the places that may hold them counts, and what does not go together."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from erw.data import open_source
+from erw.data.sources import overview
+from erw.errors import DataError
+from helpers.archives import png, shades, tar
+from helpers.parts import picture
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_edm2_table_of_labels(tmp_path: Path, as_dict: bool) -> None:
+    (tmp_path / "00000").mkdir()
+    rows = []
+    for i in range(4):
+        Image.fromarray(picture(i)).save(tmp_path / "00000" / f"img{i:08d}.png")
+        rows.append([f"00000/img{i:08d}.png", (3 - i) % 3])
+    table = {"labels": dict(rows) if as_dict else rows}
+    (tmp_path / "dataset.json").write_text(json.dumps(table))
+    source = open_source(tmp_path)
+    assert source.labels.tolist() == [0, 2, 1, 0] and source.class_names == ("0", "1", "2")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": None}))
+    assert open_source(tmp_path).class_names == ()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("{", "not readable as JSON"),
+        ('{"labels": [["a.png", 1]]}', "no label for b.png"),
+        ('{"labels": [["a.png", [0, 1]], ["b.png", 0]]}', "expected a class number"),
+        ('{"labels": [["a.png", -1], ["b.png", 0]]}', "expected a class number"),
+        ('{"labels": [1, 2]}', "no list of"),
+        ('{"labels": {"a.png": 5, "b.png": 0}, "class_names": ["x"]}', "only 1 class names"),
+    ],
+)
+def test_a_bad_table_is_named(tmp_path: Path, table: str, message: str) -> None:
+    for name in "ab":
+        Image.fromarray(picture(0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "dataset.json").write_text(table)
+    with pytest.raises(DataError, match=message):
+        open_source(tmp_path)
+
+
+def classes_of(root: Path, *names: str) -> Path:
+    """A folder with one image in each of these class folders."""
+    for shade, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        (root / name / "0.png").write_bytes(png(shade))
+    return root
+
+
+def test_a_table_without_labels_leaves_the_folders_their_classes(tmp_path: Path) -> None:
+    classes_of(tmp_path, "cat", "dog")
+    (tmp_path / "dataset.json").write_text('{"name": "pets", "licenses": []}')
+    source = open_source(tmp_path)
+    assert source.class_names == ("cat", "dog")
+    assert overview(source)[1].endswith("dataset.json names no labels and is left alone")
+    (tmp_path / "dataset.json").write_text('{"labels": null}')
+    assert open_source(tmp_path).class_names == ()
+
+
+def test_an_image_that_a_table_names_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    table = tmp_path / "dataset.json"
+    table.write_text('{"labels": [["a.png", 1], ["a.png", 1]]}')
+    assert open_source(tmp_path)[0][1] == 1
+    table.write_text('{"labels": [["a.png", 1], ["a.png", 2]]}')
+    with pytest.raises(DataError, match=r"gives a\.png two labels: 1 and 2"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_metadata_as_datasets_has_it(tmp_path: Path, kind: str) -> None:
+    rows = [("0.png", "dog"), ("1.png", "cat")]
+    (tmp_path / "train").mkdir()
+    for shade, (name, _) in enumerate(rows):
+        (tmp_path / "train" / name).write_bytes(png(shade))
+    lines = ["file_name,label", *map(",".join, rows)]
+    if kind == "jsonl":
+        lines = [json.dumps({"file_name": name, "label": label}) for name, label in rows]
+    (tmp_path / "train" / f"metadata.{kind}").write_text("\n".join(lines))
+    source = open_source(tmp_path)
+    assert source.class_names == ("cat", "dog") and shades(source) == [(0, 1), (1, 0)]
+
+
+def test_numbers_in_a_csv_are_numbers_and_captions_no_labels(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png(0))
+    (tmp_path / "metadata.csv").write_text("file_name,class\na.png,10\nb.png,2\n")
+    assert open_source(tmp_path).labels.tolist() == [10, 2]
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,one\nb.png,two\n")
+    source = open_source(tmp_path)
+    assert source.class_names == () and "names no labels" in overview(source)[1]
+
+
+def test_folders_of_splits_are_named_and_one_can_be_taken(tmp_path: Path) -> None:
+    classes_of(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog")
+    both = open_source(tmp_path)
+    assert both.class_names == ("test", "train") and "--split train" in overview(both)[1]
+    one = open_source(tmp_path, split="train")
+    assert one.class_names == ("cat", "dog") and shades(one) == [(0, 0), (1, 1)]
+    assert one.name == f"{tmp_path.name}:train"
+    assert shades(open_source(tmp_path, split="test")) == [(2, 0), (3, 1)]
+
+
+def test_classes_without_images_are_named(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png(0))
+    (tmp_path / "dataset.json").write_text('{"labels": {"a.png": 1, "b.png": 3}}')
+    line, empty = overview(open_source(tmp_path))
+    assert line.endswith("4 classes (0, 1, 2, 3) of 0 to 1 images")
+    assert empty == "2 classes have no image (0, 2)"
+
+
+def test_two_spellings_of_one_name_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    classes_of(tmp_path, f"a/{composed}", f"b/{decomposed}")
+    assert open_source(tmp_path / "b").class_names == ()
+    members = {f"{composed}/0.png": png(1), f"{decomposed}/1.png": png(2), "tea/0.png": png(3)}
+    source = open_source(tar(tmp_path / "x.tar", members))
+    assert source.class_names == (composed, "tea")
+    assert sorted(shades(source)) == [(1, 0), (2, 0), (3, 1)]
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / f"{decomposed}.png").write_bytes(png(1))
+    (flat / "dataset.json").write_text(json.dumps({"labels": {f"{composed}.png": 1}}))
+    assert open_source(flat)[0][1] == 1
+
+
+def test_a_wrapper_around_a_flat_set_is_no_class(tmp_path: Path) -> None:
+    classes_of(tmp_path, "photos", "@eaDir", "lost+found")
+    source = open_source(tmp_path)
+    assert source.class_names == () and len(source) == 1
+    assert overview(source)[0].endswith("no classes: the set is unconditional")

@@ -1,0 +1,51 @@
+"""Images in NumPy arrays: labels, shapes, and files that are damaged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from erw.data import open_source
+from erw.data.sources.numpy import Arrays
+from erw.errors import DataError
+from helpers.parts import picture
+
+
+def test_arrays(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (6, 20, 24, 3), dtype=np.uint8)
+    labels = np.array([0, 2, 1, 0, 1, 2])
+    np.save(tmp_path / "x.npy", pixels)
+    bare = open_source(tmp_path / "x.npy")
+    assert bare.class_names == () and np.array_equal(bare[4][0], pixels[4])
+    np.save(tmp_path / "x_labels.npy", labels)
+    np.savez(tmp_path / "y.npz", images=pixels, labels=labels)
+    for name in ("x.npy", "y.npz"):
+        source = open_source(tmp_path / name)
+        assert source.class_names == tuple("012") and len(source) == 6
+        assert [source[i][1] for i in range(6)] == labels.tolist()
+        assert np.array_equal(source[1][0], pixels[1])
+        assert source.fingerprint() != bare.fingerprint()
+    np.save(tmp_path / "grey.npy", pixels[..., 0])
+    grey = open_source(tmp_path / "grey.npy")[0][0]
+    assert np.array_equal(grey, np.repeat(pixels[0, :, :, :1], 3, axis=2))
+    np.save(tmp_path / "float.npy", pixels / 255)
+    with pytest.raises(DataError, match=r"float64 .*expected uint8"):
+        open_source(tmp_path / "float.npy")
+    np.save(tmp_path / "x_labels.npy", labels[:3])
+    with pytest.raises(DataError, match="expected 6 whole numbers"):
+        open_source(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("harm", ["short", "flipped"])
+def test_damaged_arrays(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "X.NPZ"
+    with path.open("wb") as file:
+        np.savez_compressed(file, images=np.stack([picture(0)] * 4))
+    assert len(Arrays(path)) == 4
+    data = bytearray(path.read_bytes())
+    if harm == "flipped":
+        data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data[: len(data) // 2] if harm == "short" else data)
+    with pytest.raises(DataError, match=r"X\.NPZ cannot be read as NumPy arrays"):
+        Arrays(path)

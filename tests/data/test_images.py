@@ -1,0 +1,167 @@
+"""One image: formats, what is rejected and why; crops, ADM's to the pixel."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erw.data.images import Unreadable, adm_center_crop, crop, decode, random_crop
+from erw.errors import DataError
+from helpers.parts import picture
+
+Golden = Callable[[str], dict[str, np.ndarray]]
+
+
+def save(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_every_mode_becomes_rgb() -> None:
+    pixels = picture(3)
+    rgb = Image.fromarray(pixels)
+    grey = rgb.convert("L")
+    assert np.array_equal(decode(save(rgb, "PNG")), pixels)
+    assert np.array_equal(decode(save(grey, "PNG"))[..., 1], np.asarray(grey))
+    assert np.abs(decode(save(rgb, "WEBP", quality=95)).astype(int) - pixels).mean() < 3
+    assert np.array_equal(decode(save(rgb.convert("CMYK"), "TIFF")), pixels)
+    palette = rgb.quantize(64)
+    assert np.array_equal(decode(save(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    bits = np.asarray(grey).astype(np.uint16) * 257
+    for kind in ("PNG", "TIFF"):
+        assert np.array_equal(decode(save(Image.fromarray(bits), kind))[..., 0], np.asarray(grey))
+    assert set(np.unique(decode(save(grey.convert("1"), "PNG")))) == {0, 255}
+
+
+def tiff(samples: list[int], bits: int, *, photometric: int = 1) -> bytes:
+    """A TIFF of one row, of a depth or photometric interpretation that Pillow cannot write."""
+    packed = sum(sample << bits * i for i, sample in enumerate(reversed(samples)))
+    data = packed.to_bytes(len(samples) * bits // 8, "big")
+    if bits == 16:
+        data = np.array(samples, "<u2").tobytes()
+    tags = {256: len(samples), 257: 1, 258: bits, 259: 1, 262: photometric}
+    tags |= {273: 8 + 2 + 9 * 12 + 4, 277: 1, 278: 1, 279: len(data)}
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4) + data
+
+
+def test_deep_grey_keeps_its_range() -> None:
+    seen = {
+        "12 bits": decode(tiff([0, 0x7FF, 0x800, 0xFFF], 12)),
+        "16 bits": decode(tiff([0, 0x7FFF, 0x8000, 0xFFFF], 16)),
+        "white is zero": decode(tiff([0xFFFF, 0x8000, 0x7FFF, 0], 16, photometric=0)),
+    }
+    for most in (4095, 65535):
+        samples = np.array([0, most // 2, most // 2 + 1, most], ">u2").tobytes()
+        seen[f"PGM to {most}"] = decode(b"P5 4 1 %d\n" % most + samples)
+    for what, image in seen.items():
+        assert image[0, :, 1].tolist() == [0, 127, 128, 255], what
+
+
+def test_deep_grey_shows_the_background_where_it_is_transparent() -> None:
+    bits = np.array([[1000, 1001, 65535]], np.uint16)
+    data = save(Image.fromarray(bits), "PNG", transparency=1000)
+    assert decode(data, background=(1, 2, 3)).tolist() == [[[1, 2, 3], [3] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_shows_the_background(mode: str) -> None:
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (80, 80, 80, 255))
+    if mode == "P":
+        palette = Image.new("P", (2, 1), 0)
+        palette.putpalette([0, 0, 0, 80, 80, 80])
+        palette.putpixel((1, 0), 1)
+        data = save(palette, "PNG", transparency=0)
+    else:
+        data = save(image.convert(mode), "PNG")
+    assert decode(data).tolist() == [[[255] * 3, [80] * 3]]
+    assert decode(data, background=(1, 2, 3)).tolist() == [[[1, 2, 3], [80] * 3]]
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it upright
+    pixels = picture(4)
+    turned = decode(save(Image.fromarray(pixels), "PNG", exif=exif))
+    assert np.array_equal(turned, np.rot90(pixels, -1))
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 40,000 x 40,000 pixels."""
+    head = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    data = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"0" * 100)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"hello, not an image at all", "not an image"),
+        (save(Image.fromarray(picture(0)), "JPEG")[:400], "damaged or truncated"),
+        (save(Image.fromarray(picture(0)), "PNG")[:900], "damaged or truncated"),
+        (bomb(), "more than .* pixels"),
+        (save(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "32-bit samples"),
+    ],
+    ids=["empty", "text", "short-jpeg", "short-png", "bomb", "float"],
+)
+def test_bad_images_are_rejected_with_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason) as caught:
+        decode(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_adm_centre_crop_is_exact_to_the_pixel(golden: Golden, size: int) -> None:
+    data = golden("adm_center_crop")
+    assert np.array_equal(adm_center_crop(data["image"], size), data[f"crop{size}"])
+
+
+def test_an_image_of_the_right_size_is_left_alone() -> None:
+    image = picture(1, height=64, width=64)
+    for kind in ("adm", "resize"):
+        assert np.array_equal(crop(image, 64, kind=kind), image)
+
+
+@pytest.mark.parametrize("kind", ["adm", "resize", "random"])
+@pytest.mark.parametrize("shape", [(3, 500), (500, 3), (1, 1), (31, 33), (200, 100)])
+def test_any_shape_gives_a_square(kind: str, shape: tuple[int, int]) -> None:
+    image = picture(2, height=shape[0], width=shape[1])
+    assert crop(image, 32, kind=kind).shape == (32, 32, 3)
+
+
+def test_random_crops_follow_their_seed_and_reach_every_corner() -> None:
+    y, x = np.mgrid[0:48, 0:64]
+    image = np.stack([x * 4, y * 4, 0 * x], -1).astype(np.uint8)
+    assert np.array_equal(random_crop(image, 32, seed=3), random_crop(image, 32, seed=3))
+    middles = np.array([random_crop(image, 32, seed=s)[16, 16, :2] / 4.0 for s in range(300)])
+    assert middles[:, 0].min() < 22 and middles[:, 0].max() > 42  # x of the centre: 20..44
+    assert middles[:, 1].min() < 22 and middles[:, 1].max() > 26
+
+
+def test_a_thread_of_pixels_cannot_fill_the_memory() -> None:
+    with pytest.raises(Unreadable, match="too long and thin"):
+        adm_center_crop(np.zeros((1, 60_000, 3), np.uint8), 256)
+
+
+@pytest.mark.parametrize("kind", ["adm", "resize", "random"])
+def test_an_image_without_pixels_is_rejected(kind: str) -> None:
+    with pytest.raises(Unreadable, match="has no pixels"):
+        crop(np.zeros((0, 4, 3), np.uint8), 32, kind=kind)
+
+
+def test_an_unknown_crop_names_the_choices() -> None:
+    with pytest.raises(DataError, match="adm, resize, random"):
+        crop(picture(0), 32, kind="centre")
