@@ -108,7 +108,7 @@ def test_convnext_gives_its_last_map_and_the_maps_mean(tmp_path: Path) -> None:
     torch.testing.assert_close(encoder(batch), tokens, atol=1e-5, rtol=1e-4)
     with pytest.raises(ConfigError, match="multiple of its patch, 32 px"):
         load_encoder(f"convnextv2-b={tmp_path}@100")
-    with pytest.raises(DataError, match="convnextv2-b@224"):
+    with pytest.raises(DataError, match="convnextv2-b@512"):
         encoder(images(1, 100))
 
 

@@ -1,6 +1,7 @@
 """The validation loss: closed forms, fixed noise, and the same number however it is split."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -127,8 +128,6 @@ def only(out: Path, kind: str) -> dict[str, Any]:
 
 def test_two_ranks_score_and_validate_as_one(straight: Path, cache: Path, tmp_path: Path) -> None:
     run = tiny_run(cache, eval=Eval(samples=9, reference_count=15, loss_images=11))
-    for out in (tmp_path / "one", tmp_path / "two"):
-        out.mkdir()
     watch(run, straight, tmp_path / "one")
     arguments = (str(tmp_path / "store"), run, straight, tmp_path / "two")
     mp.spawn(watch_in_two, arguments, nprocs=2)
@@ -147,8 +146,9 @@ def test_held_out_images_from_a_cache(straight: Path, cache: Path, tmp_path: Pat
     from erw.encoders import load_encoder, load_vae
 
     run, model = tiny_run(cache, eval=Eval(loss_images=12)), load(straight)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        shutil.copy(straight / "metrics.jsonl", tmp_path / name)
     validating(run, tmp_path / "a")(12, model, ALONE)
     source = OpenMojiSet("test", size=16, count=12)
     encoders = [load_encoder("efficientnet-lite0")]

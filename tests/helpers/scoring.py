@@ -1,5 +1,6 @@
 """A process that scores and validates a run's model together with others."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -15,6 +16,9 @@ from erw.training import load
 def watch(run: Run, source: Path, out: Path) -> None:
     """Write the eval line and the validation line of step 12 of the run in `source` to `out`."""
     model, world = load(source), current()
+    if world.first:
+        out.mkdir(exist_ok=True)
+        shutil.copy(source / "metrics.jsonl", out)
     for callback in (scoring(run, out), validating(run, out)):
         callback(12, model, world)
 

@@ -29,12 +29,11 @@ from erw.io import save_tensors, tensor_header
 from erw.log import append_metrics, read_metrics
 from erw.sampling import generate
 from erw.sampling.preview import watched_steps
-from erw.training import build
-from erw.training.flops import Ledger
+from erw.training.loop import Callback as Callback
 from erw.training.trained import BEST, Trained
 
-Callback = Callable[[int, Trained, World], None]
-"""What `erw.train` calls on every rank after a step, with the EMA model in memory."""
+Sink = Callable[[dict[str, Any]], None]
+COSTS = ("images", "seconds")
 HIGHER = ("precision", "recall", "density", "coverage", "inception_score")
 """Scores that begin so are better when they are higher; all others are distances."""
 
@@ -45,9 +44,13 @@ def scored_steps(run: Run) -> tuple[int, ...]:
 
 
 def scoring(
-    run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
+    run: Run,
+    out: str | Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    sink: Sink | None = None,
 ) -> Callback:
-    """The callback that scores samples of the EMA model; `say` gets a line on each score.
+    """The callback that scores samples of the EMA model; `say` gets a text on each score.
 
     A step that has its line is not scored again, so a run that was killed has one line for each.
 
@@ -57,11 +60,11 @@ def scoring(
     """
     options, best_path = run.eval, Path(out) / BEST
     metrics = metrics_of(options.metric)
-    if any(metric.distance.needs_held_out for metric in metrics):
+    if any(metric.distance == "fdr" for metric in metrics):
         raise ConfigError("fdr needs validation images: leave it to erw eval, after training")
     extractors_of(metrics, weights=options.weights)
     cache = Cache.open(run.data.cache)
-    lines = Lines.of(run, out, "eval", cache)
+    lines = Lines(Path(out) / "metrics.jsonl", "eval", sink)
     reference = reference_images(
         options.reference, cache.class_names, size=cache.image_size, count=options.reference_count
     )
@@ -96,37 +99,32 @@ def scoring(
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines of one kind in a run's `metrics.jsonl`, each with the cost of training so far."""
+    """The lines of one kind in a run's `metrics.jsonl`, and `sink`, which is given them too."""
 
     path: Path
     kind: str
-    ledger: Ledger
-
-    @classmethod
-    def of(cls, run: Run, out: str | Path, kind: str, cache: Cache) -> "Lines":
-        """Of a run in the folder `out`, on its cache."""
-        resolved = build.resolve(run, cache)
-        return cls(Path(out) / "metrics.jsonl", kind, Ledger.of(resolved, cache))
+    sink: Sink | None
 
     def has(self, step: int, world: World) -> bool:
         """Whether the line of `step` is written; all ranks get the first rank's answer."""
-
-        def look() -> bool:
-            return any(line["kind"] == self.kind and line["step"] == step for line in self._read())
-
-        return world.broadcast(look)
+        return world.broadcast(lambda: self._find(self.kind, step) is not None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append the line of `step`, on the first rank."""
-        spent = self.ledger.spent(step)._asdict()
-        trained = [line for line in self._read() if line["kind"] == "train"]
-        line = {"kind": self.kind, "step": step, "images": self.ledger.images(step)}
-        line |= {f"flops_{part}": value for part, value in spent.items()}
-        line["seconds"] = max((line["seconds"] for line in trained), default=0.0)
-        append_metrics(self.path, line | values)
+        """Append the line of `step`, on the first rank; costs are those of the step's train line.
 
-    def _read(self) -> list[dict[str, Any]]:
-        return read_metrics(self.path) if self.path.exists() else []
+        The training loop has written it: it logs every step after which it calls back.
+        """
+        trained = self._find("train", step)
+        assert trained is not None, f"no train line of step {step}"
+        costs = {k: v for k, v in trained.items() if k in COSTS or k.startswith("flops_")}
+        line = {"kind": self.kind, "step": step, **costs, **values}
+        append_metrics(self.path, line)
+        if self.sink:
+            self.sink(line)
+
+    def _find(self, kind: str, step: int) -> dict[str, Any] | None:
+        lines = read_metrics(self.path) if self.path.exists() else []
+        return next((x for x in lines if x["kind"] == kind and x["step"] == step), None)
 
 
 def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:

@@ -31,10 +31,9 @@ from erw.evaluation.features import (
 from erw.evaluation.images import Images, ImageSet, image_set, same_resolution
 from erw.evaluation.metrics import (
     INCEPTION,
-    SPACES,
+    NEIGHBOURS,
     Metric,
     Pair,
-    Space,
     Weights,
     extractors_of,
     metrics_of,
@@ -130,7 +129,7 @@ def evaluate(
         FileNotFoundError, CheckpointError: weights that are missing or another network's.
     """
     metrics = metrics_of([metric] if isinstance(metric, str) else list(metric))
-    relative = {m.space for m in metrics if m.distance.needs_held_out}
+    relative = {m.space for m in metrics if m.distance == "fdr"}
     if relative and validation is None:
         raise ConfigError("FDr is relative to held-out real images: give them (--validation)")
     if batch_size < 1:
@@ -216,11 +215,15 @@ def _scores(
     features: dict[str, dict[str, str]] = {}
     for metric in metrics:
         space, one = metric.space, extractors[metric.space]
-        pair = Pair(real.statistics[space], statistics[space], one.encoder)
-        pair = pair._replace(neighbours=SPACES.get(space, Space(space)).neighbours)
-        if held_out is not None and metric.distance.needs_held_out:
-            pair = pair._replace(held_out=held_out.statistics[space])
-        scores = metric.scores(pair)
+        scores = metric.scores(
+            Pair(
+                real.statistics[space],
+                statistics[space],
+                one.encoder,
+                NEIGHBOURS.get(space, 3),
+                held_out.statistics.get(space) if held_out else None,
+            )
+        )
         values |= scores
         features |= dict.fromkeys(scores, one.described)
     return Scores(

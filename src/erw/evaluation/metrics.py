@@ -28,28 +28,22 @@ from erw.evaluation.features import Extractor, PooledEncoder, Statistics
 from erw.evaluation.manifold import density_coverage, precision_recall
 from erw.io import hash_tensors
 
-
-class Space(NamedTuple):
-    """Features: an encoder as `load_encoder` takes it, and k of precision and recall in it."""
-
-    encoder: str
-    neighbours: int = 3
-
-
-SPACES: dict[str, Space] = {
-    "lite0": Space("efficientnet-lite0"),
-    "lite2": Space("efficientnet-lite2"),
-    "inception": Space("inception"),  # of 2015, see `erw.evaluation.inception_weights`
-    # The class token of ViT-L/14 at 224 px; k = 5. As dgm-eval, which draws 10,000 images of either
-    # side for precision and recall and leaves a ball's edge out: Stein et al. (arXiv 2306.04675).
-    "dinov2": Space("dinov2-l@224", neighbours=5),
-    "clip-embedding": Space("clip-l-336"),
-    "convnextv2": Space("convnextv2-b"),
-    "mae": Space("mae-l"),
-    "siglip2": Space("siglip2-so400m@224"),
-    "clip": Space("clip-l"),
+SPACES = {
+    "lite0": "efficientnet-lite0",
+    "lite2": "efficientnet-lite2",
+    "inception": "inception",  # of 2015, see `erw.evaluation.inception_weights`
+    "dinov2": "dinov2-l@224",  # the class token of ViT-L/14 at 224 px, as dgm-eval
+    "clip-embedding": "clip-l-336",
+    "convnextv2": "convnextv2-b",
+    "mae": "mae-l",
+    "siglip2": "siglip2-so400m@224",
+    "clip": "clip-l",
 }
+"""Space -> encoder, as `load_encoder` takes it."""
 INCEPTION = "inception"
+NEIGHBOURS = {"dinov2": 5}
+"""k of precision and recall, else 3. dgm-eval (Stein et al., arXiv 2306.04675) has 5; it draws
+10,000 images of either side and leaves a ball's edge out."""
 Weights = str | Path | Mapping[str, str | Path]
 
 
@@ -75,14 +69,6 @@ class Pair(NamedTuple):
         return self.real.moments.part(columns), self.fake.moments.part(columns)
 
 
-class Distance(NamedTuple):
-    """A comparison: scores by name; and whether it needs all features, or held-out images."""
-
-    scores: Callable[[Pair], Mapping[str, float]]
-    needs_features: bool = True
-    needs_held_out: bool = False
-
-
 def _bounds(pair: Pair) -> dict[str, float]:
     interval = frechet_bootstrap(pair.features[1], pair.moments[0])
     return {"fd_low": interval.low, "fd_high": interval.high}
@@ -103,45 +89,42 @@ def _ratio(pair: Pair) -> dict[str, float]:
     return {"fdr": frechet(*pair.moments) / least}
 
 
+Distance = Callable[[Pair], Mapping[str, float]]
 DISTANCES: dict[str, Distance] = {
-    "fd": Distance(lambda pair: {"fd": frechet(*pair.moments)}, needs_features=False),
-    "fdci": Distance(_bounds),
-    "fdr": Distance(_ratio, needs_features=False, needs_held_out=True),
-    "kid": Distance(lambda pair: {"kid": kid(*pair.features)}),
-    "mmd": Distance(lambda pair: {"mmd": cmmd(*pair.features)}),
-    "pr": Distance(lambda pair: precision_recall(*pair.features, k=pair.neighbours)._asdict()),
-    "dc": Distance(lambda pair: density_coverage(*pair.features)._asdict()),
+    "fd": lambda pair: {"fd": frechet(*pair.moments)},
+    "fdci": _bounds,
+    "fdr": _ratio,
+    "kid": lambda pair: {"kid": kid(*pair.features)},
+    "mmd": lambda pair: {"mmd": cmmd(*pair.features)},
+    "pr": lambda pair: precision_recall(*pair.features, k=pair.neighbours)._asdict(),
+    "dc": lambda pair: density_coverage(*pair.features)._asdict(),
 }
+PUBLISHED: dict[str, Distance] = {
+    "fid": lambda pair: {"fid": frechet_part("fid", pair.real, pair.fake)},
+    "sfid": lambda pair: {"sfid": frechet_part("sfid", pair.real, pair.fake)},
+    "is": lambda pair: {"inception_score": score_of_classes(pair.fake, pair.encoder)},
+    "cmmd": lambda pair: {"cmmd": cmmd(*pair.features)},
+}
+FROM_MOMENTS = ("fd", "fdr", "fid", "sfid")
+"""Distances that do not need the features of every image."""
 
 
 class Metric(NamedTuple):
-    """One distance in one space; `suffix` ends the names of its scores."""
+    """One distance, by name, in one space; `suffix` ends the names of its scores."""
 
-    distance: Distance
+    distance: str
     space: str
     suffix: str = ""
 
     def scores(self, pair: Pair) -> dict[str, float]:
         """Scores by name."""
-        values = self.distance.scores(pair)
+        values = (DISTANCES | PUBLISHED)[self.distance](pair)
         return {f"{name}{self.suffix}".replace("-", "_"): value for name, value in values.items()}
 
 
-def _part(name: str) -> Distance:
-    return Distance(lambda pair: {name: frechet_part(name, pair.real, pair.fake)}, False)
-
-
-_IS = Distance(lambda pair: {"inception_score": score_of_classes(pair.fake, pair.encoder)})
-_CMMD = Distance(lambda pair: {"cmmd": cmmd(*pair.features)})
-NAMED: dict[str, tuple[Metric, ...]] = {
-    "fid": (Metric(_part("fid"), INCEPTION),),
-    "sfid": (Metric(_part("sfid"), INCEPTION),),
-    "is": (Metric(_IS, INCEPTION),),
-    "pr": (Metric(DISTANCES["pr"], INCEPTION),),
-    "kid": (Metric(DISTANCES["kid"], INCEPTION),),
-    "cmmd": (Metric(_CMMD, "clip-embedding"),),
-}
+NAMED = {name: (Metric(name, INCEPTION),) for name in ("fid", "sfid", "is", "pr", "kid")}
 NAMED["adm"] = NAMED["fid"] + NAMED["sfid"] + NAMED["is"] + NAMED["pr"]
+NAMED["cmmd"] = (Metric("cmmd", "clip-embedding"),)
 
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
@@ -157,7 +140,7 @@ def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
         if name in NAMED:
             metrics += NAMED[name]
         elif distance in DISTANCES and _known(space):
-            metrics.append(Metric(DISTANCES[distance], space, f"_{space}"))
+            metrics.append(Metric(distance, space, f"_{space}"))
         else:
             known = [*NAMED, *(f"{distance}-{space}" for distance in DISTANCES for space in SPACES)]
             raise ConfigError(f"unknown metric {name!r}{nearest(name, known)}")
@@ -189,7 +172,7 @@ def extractors_of(
         raise ConfigError(f"metrics of {', '.join(spaces)} mix features: one encoder was given")
     extractors = {}
     for space in spaces:
-        keep = any(m.distance.needs_features for m in metrics if m.space == space)
+        keep = any(m.distance not in FROM_MOMENTS for m in metrics if m.space == space)
         net, file = (encoder, "") if encoder else _load(space, files.get(space), device)
         weights_hash = hash_tensors(net) if isinstance(net, nn.Module) else net.name
         extractors[space] = Extractor(net, weights_hash, file, keep)
@@ -205,7 +188,7 @@ def _load(space: str, weights: str | Path | None, device: str) -> tuple[PooledEn
         return AdmFeatures(loaded.net), f"{loaded.file} sha256 {loaded.sha256}"
     from erw.encoders.registry import load_encoder
 
-    name = SPACES[space].encoder if space in SPACES else space
+    name = SPACES.get(space, space)
     if weights is not None:
         entry, at, side = name.partition("@")
         name = f"{entry}={weights}{at}{side}"

@@ -20,7 +20,7 @@ from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.dist import World, precision
 from erw.errors import ConfigError
-from erw.evaluation.callback import Callback, Lines, built_in
+from erw.evaluation.callback import Callback, Lines, Sink, built_in
 from erw.evaluation.probing import network_inputs
 from erw.rng import generator
 from erw.sampling.preview import watched_steps
@@ -39,9 +39,13 @@ def validated_steps(run: Run) -> tuple[int, ...]:
 
 
 def validating(
-    run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
+    run: Run,
+    out: str | Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    sink: Sink | None = None,
 ) -> Callback:
-    """The callback that writes a line of kind "validation"; `say` gets a line on each.
+    """The callback that writes a line of kind "validation"; `say` gets a text on each.
 
     Every rank takes its share of the images. The line has `flow`, the mean, and `flow_by_time`, the
     loss at each of `times`. A step that has its line is not validated again.
@@ -51,7 +55,7 @@ def validating(
     """
     cache = Cache.open(run.data.cache)
     held_out = _held_out(run, cache)
-    lines = Lines.of(run, out, "validation", cache)
+    lines = Lines(Path(out) / "metrics.jsonl", "validation", sink)
     shares: list[Share] = []  # read or encoded at the first use, then kept
 
     def validate(step: int, model: Trained, world: World) -> None:
