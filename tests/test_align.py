@@ -1,7 +1,9 @@
 """Alignment losses and `Aligned`: the peer's values, closed forms, and gradients for every
 sample."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from erw import flow
 from erw.align import Aligned, Projector, cosine, nt_xent
 from erw.errors import ConfigError
 from erw.models import SiT
-from helpers.reference import fill, relative, tensors, weight
+from helpers.reference import Golden, fill, relative, tensors
 
 TINY = dict(input_size=8, patch=2, width=64, depth=4, heads=4, num_classes=1000)
 
@@ -23,7 +25,7 @@ def golden_net() -> Aligned:
     return net
 
 
-def test_projected_tokens_of_repa(golden):
+def test_projected_tokens_of_repa(golden: Golden) -> None:
     data, meta = tensors(golden("sit_forward"))
     net = golden_net()
     tokens = net.model(data["x"], data["t"], data["y"], tap=(meta["encoder_depth"],)).hidden[2]
@@ -31,7 +33,7 @@ def test_projected_tokens_of_repa(golden):
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_losses_and_gradients_of_repa(golden, name):
+def test_losses_and_gradients_of_repa(golden: Golden, name: str) -> None:
     data, meta = tensors(golden(f"repa_loss_{name}"))
     net = golden_net()
     t = data["t"].reshape(-1)
@@ -48,13 +50,13 @@ def test_losses_and_gradients_of_repa(golden, name):
         assert float(norm) == pytest.approx(theirs[key], rel=1e-4), key
 
 
-def test_cosine_is_minus_one_for_parallel_and_one_for_opposite_tokens():
+def test_cosine_is_minus_one_for_parallel_and_one_for_opposite_tokens() -> None:
     z = torch.randn(3, 5, 8)
     assert cosine(2.5 * z, z).item() == pytest.approx(-1, abs=1e-6)
     assert cosine(-z, 3 * z).item() == pytest.approx(1, abs=1e-6)
 
 
-def test_losses_are_float32_under_autocast():
+def test_losses_are_float32_under_autocast() -> None:
     z = torch.randn(2, 4, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for loss in (cosine, nt_xent):
@@ -62,14 +64,16 @@ def test_losses_are_float32_under_autocast():
 
 
 @pytest.mark.parametrize("negatives,others", [("image", 6), ("batch", 4 * 6), ("pooled", 4)])
-def test_nt_xent_of_features_that_say_nothing_is_the_log_of_the_choices(negatives, others):
+def test_nt_xent_of_features_that_say_nothing_is_the_log_of_the_choices(
+    negatives: str, others: int
+) -> None:
     ones = torch.ones(4, 6, 8)
     loss = nt_xent(ones, ones, negatives=negatives)
     assert loss.item() == pytest.approx(torch.tensor(float(others)).log().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("negatives", ["image", "batch", "pooled"])
-def test_nt_xent_is_its_definition(negatives):
+def test_nt_xent_is_its_definition(negatives: str) -> None:
     a, b, tau = torch.randn(3, 4, 8), torch.randn(3, 4, 8), 0.3
     if negatives == "pooled":
         a, b = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
@@ -85,14 +89,14 @@ def test_nt_xent_is_its_definition(negatives):
 
 
 @pytest.mark.parametrize("loss", [cosine, nt_xent, partial(nt_xent, negatives="batch")])
-def test_the_gradient_reaches_every_sample(loss):
+def test_the_gradient_reaches_every_sample(loss: Callable[..., Any]) -> None:
     """The released warm-up loss trained on the last image of each batch alone."""
     tokens = torch.randn(4, 6, 8, requires_grad=True)
     loss(tokens, torch.randn(4, 6, 8)).backward()
     assert (tokens.grad.flatten(1).norm(dim=1) > 0).all()
 
 
-def test_several_encoders_are_averaged():
+def test_several_encoders_are_averaged() -> None:
     net = Aligned(nn.Identity(), at="", width=16, dim=(8, 24), hidden=12)
     tokens, z = torch.randn(2, 5, 16), (torch.randn(2, 5, 8), torch.randn(2, 5, 24))
     each = [cosine(p(tokens), t) for p, t in zip(net.projectors, z, strict=True)]
@@ -103,7 +107,7 @@ def foreign() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Linear(16, 16), nn.Linear(16, 6))
 
 
-def test_a_foreign_model_is_tapped_and_stopped_untouched():
+def test_a_foreign_model_is_tapped_and_stopped_untouched() -> None:
     model = foreign()
     net = Aligned(model, at="1", width=16, dim=8, hidden=12)
     x, z = torch.randn(2, 5, 6), torch.randn(2, 5, 8)
@@ -127,17 +131,16 @@ def test_a_foreign_model_is_tapped_and_stopped_untouched():
         (lambda n, x, z: n(x, targets=(z, z)), "2 target tensors for 1 projectors"),
     ],
 )
-def test_misuse_is_said_in_one_line(call, words):
+def test_misuse_is_said_in_one_line(call: Callable[..., Any], words: str) -> None:
     net = Aligned(foreign(), at="1", width=16, dim=8, hidden=12)
     with pytest.raises(ConfigError, match=words) as error:
         call(net, torch.randn(2, 5, 6), torch.randn(2, 5, 8))
     assert "\n" not in str(error.value)
 
 
-def test_the_projector_is_the_released_mlp():
+def test_the_projector_is_the_released_mlp() -> None:
     keys = {name: tuple(p.shape) for name, p in Projector(4, 5, 6).named_parameters()}
     assert keys == {
         "0.weight": (5, 4), "0.bias": (5,), "2.weight": (5, 5), "2.bias": (5,),
         "4.weight": (6, 5), "4.bias": (6,),
     }  # fmt: skip
-    assert weight("projectors.0.0.weight", 5, 4).shape == (5, 4)

@@ -1,6 +1,7 @@
 """Settings: there and back, unknown keys, wrong types; recipes and their tiny twins."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from erw.recipes import names, note, recipe, tiny
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_recipe_is_json_and_back_and_has_a_note_and_a_tiny_twin(name):
+def test_every_recipe_is_json_and_back_and_has_a_note_and_a_tiny_twin(name: str) -> None:
     run = recipe(name)
     assert run.name == name
     assert from_dict(Run, json.loads(json.dumps(to_dict(run)))) == run
@@ -49,12 +50,12 @@ def test_every_recipe_is_json_and_back_and_has_a_note_and_a_tiny_twin(name):
         ({"plan": {"warmup": 10}, "steps": 5}, "plan.warmup 10 is longer than the whole run"),
     ],
 )
-def test_bad_settings_are_said_in_one_line(values, words):
+def test_bad_settings_are_said_in_one_line(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as error:
         from_dict(Run, values)
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_recipe_names_the_nearest():
+def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no recipe 'quickstrat'; did you mean quickstart\?"):
         recipe("quickstrat")

@@ -1,9 +1,11 @@
 """DiT's diffusion against values computed with its released code, and against its definition."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from erw import ddpm
@@ -14,7 +16,7 @@ from erw.sampling.generation import predictor
 from erw.sampling.guidance import classifier_free, conditional
 from erw.sampling.solvers import SOLVERS, chain_times
 from erw.training.trained import Trained
-from helpers.reference import array, fill, relative, tensors
+from helpers.reference import Golden, array, fill, relative, tensors
 
 DDPM = Sample(solver="ddpm")
 DIT = dict(input_size=8, patch=2, width=64, depth=4, heads=4, num_classes=1000, out_channels=8)
@@ -27,13 +29,13 @@ def dit() -> SiT:
     return model.requires_grad_(False)
 
 
-def test_forward_of_dit(golden, dit):
+def test_forward_of_dit(golden: Golden, dit: SiT) -> None:
     data, _ = tensors(golden("dit_forward"))
     assert relative(dit(data["x"], data["t"], data["y"]), data["out"]) < 1e-5
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_guidance_leaves_the_variance_to_the_class(golden, dit, channels):
+def test_guidance_leaves_the_variance_to_the_class(golden: Golden, dit: SiT, channels: int) -> None:
     """On 3 channels as released, or on all of the noise."""
     data, meta = tensors(golden("dit_cfg"))
     x, y, scale = data["x"], data["y"], meta["scale"]
@@ -55,7 +57,7 @@ def test_guidance_leaves_the_variance_to_the_class(golden, dit, channels):
         assert relative(got[:, :3], data["out"][len(y) :, :3]) < 1e-5
 
 
-def test_loss_of_dit(golden, dit):
+def test_loss_of_dit(golden: Golden, dit: SiT) -> None:
     data, _ = tensors(golden("dit_loss"))
     chain = ddpm.chain()
     x_s = ddpm.noised(chain, data["x"], data["noise"], data["t"])
@@ -66,7 +68,7 @@ def test_loss_of_dit(golden, dit):
     assert relative(terms.loss, data["loss"]) < 1e-5
 
 
-def test_the_bound_teaches_the_variance_alone():
+def test_the_bound_teaches_the_variance_alone() -> None:
     chain, step = ddpm.chain(), torch.tensor([0, 400, 999])
     x, eps = torch.randn(2, 3, 4, 8, 8)
     output = torch.randn(3, 8, 8, 8, requires_grad=True)
@@ -77,7 +79,7 @@ def test_the_bound_teaches_the_variance_alone():
     assert of_error[:, 4:].abs().max() == 0 and (of_error[:, :4] != 0).float().mean() > 0.9
 
 
-def test_the_bound_is_the_divergence_in_bits():
+def test_the_bound_is_the_divergence_in_bits() -> None:
     chain, step = ddpm.chain(), torch.tensor([1, 30, 999])
     x, eps = torch.randn(2, 3, 2, 4, 4, dtype=torch.float64)
     output = torch.randn(3, 4, 4, 4, dtype=torch.float64)
@@ -94,7 +96,7 @@ def test_the_bound_is_the_divergence_in_bits():
         assert float(terms.vb[i]) == pytest.approx(float(bits) / math.log(2), rel=1e-9)
 
 
-def test_bins_of_step_0_are_a_distribution():
+def test_bins_of_step_0_are_a_distribution() -> None:
     levels = torch.arange(256) / 127.5 - 1  # what 8 bits can hold
     for scale in (-8.0, -3.0, 0.0):
         mean, log_scale = torch.tensor(0.2), torch.tensor(scale)
@@ -103,7 +105,7 @@ def test_bins_of_step_0_are_a_distribution():
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
-def test_ten_steps_of_the_released_samplers(golden, dit, solver):
+def test_ten_steps_of_the_released_samplers(golden: Golden, dit: SiT, solver: str) -> None:
     """Through the solver's name and its times in [0, 1], as `erw.generate` draws."""
     data, meta = tensors(golden("dit_sample"))
     times = SOLVERS[solver].times(10)
@@ -120,13 +122,13 @@ def test_ten_steps_of_the_released_samplers(golden, dit, solver):
     assert relative(got, data[solver]) < 1e-4
 
 
-def test_steps_and_times_are_each_others():
+def test_steps_and_times_are_each_others() -> None:
     steps = torch.arange(1000)
     assert torch.equal(ddpm.step_at((steps + 1) / 1000), steps)
     assert ddpm.step_at(torch.tensor([0.0, 0.0004, 1.0])).tolist() == [0, 0, 999]
 
 
-def test_a_respaced_chain_has_the_noise_of_the_full_one():
+def test_a_respaced_chain_has_the_noise_of_the_full_one() -> None:
     full = ddpm.chain()
     for count in (2, 10, 250, 999, 1000):
         short = ddpm.respaced(full, count)
@@ -138,11 +140,11 @@ def test_a_respaced_chain_has_the_noise_of_the_full_one():
             ddpm.respaced(full, count)
 
 
-def exact_network(mean, deviation):
+def exact_network(mean: Tensor, deviation: float) -> Callable[[Tensor, Tensor], Tensor]:
     """The best noise prediction for data from N(mean, deviation^2), with the largest variance."""
     chain = ddpm.chain()
 
-    def network(x, t):
+    def network(x: Tensor, t: Tensor) -> Tensor:
         step = ddpm.step_at(torch.tensor(t))
         c, s = chain.clean[step].to(x), chain.noise[step].to(x)
         eps = s * (x - c * mean) / (c**2 * deviation**2 + s**2)
@@ -151,7 +153,7 @@ def exact_network(mean, deviation):
     return network
 
 
-def test_samplers_reach_the_data():
+def test_samplers_reach_the_data() -> None:
     """With the exact noise prediction of normal data, samples have the data's mean and spread."""
     torch.manual_seed(0)
     x = torch.randn(20_000, 1, 1, 1)
@@ -161,11 +163,11 @@ def test_samplers_reach_the_data():
         assert float(got.std()) == pytest.approx(0.5, abs=0.04)
 
 
-def test_ddim_with_eta_draws_noise_and_without_none():
+def test_ddim_with_eta_draws_noise_and_without_none() -> None:
     times, ddim = chain_times(5), SOLVERS["ddim"]
     x, calls = torch.randn(2, 1, 1, 1), []
 
-    def noise(i, like):
+    def noise(i: int, like: Tensor) -> Tensor:
         calls.append(i)
         return torch.randn_like(like)
 
@@ -176,7 +178,7 @@ def test_ddim_with_eta_draws_noise_and_without_none():
     assert calls == [0, 1, 2, 3]
 
 
-def test_a_chain_needs_sound_betas():
+def test_a_chain_needs_sound_betas() -> None:
     for betas in (torch.tensor([0.1]), torch.tensor([0.1, 0.0]), torch.tensor([0.1, 1.5])):
         with pytest.raises(ConfigError, match="0 < beta <= 1"):
             ddpm.chain(betas)

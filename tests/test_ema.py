@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from erw.ema import WIDEST, Ema, PowerEmas, Profile, exponent, mix, overlaps, width
 from erw.errors import ConfigError
@@ -43,7 +43,7 @@ def test_what_does_not_train_is_left_alone() -> None:
 # -- power functions ------------------------------------------------------------------------------
 
 
-def test_widths_and_exponents():
+def test_widths_and_exponents() -> None:
     assert width(0.0) == pytest.approx(WIDEST) and exponent(WIDEST) == pytest.approx(0, abs=1e-6)
     assert exponent(0.05) == pytest.approx(16.97, abs=0.01)  # the paper's two
     assert exponent(0.10) == pytest.approx(6.94, abs=0.01)
@@ -59,20 +59,20 @@ def test_widths_and_exponents():
             exponent(wrong)
 
 
-def average(values, profile):
+def average(values: Tensor, profile: Profile) -> float:
     """The average in closed form: an update adds the profile's share between tau - 1 and tau."""
     power = exponent(profile.sigma_rel) + 1
     edges = torch.arange(profile.t + 1, dtype=torch.float64) / profile.t
     return float((edges**power).diff() @ values[: profile.t])
 
 
-def walk(steps):
+def walk(steps: int) -> Tensor:
     """A number that walks at random, with steps of deviation 1 over the whole."""
     rng = torch.Generator().manual_seed(0)
     return torch.randn(steps, generator=rng, dtype=torch.float64).cumsum(0) / steps**0.5
 
 
-def test_tracking_is_the_closed_form():
+def test_tracking_is_the_closed_form() -> None:
     net, values = nn.Linear(1, 2, bias=False), walk(300)
     emas = PowerEmas(net, (0.05, 0.2))
     for t, value in enumerate(values, start=1):
@@ -85,7 +85,7 @@ def test_tracking_is_the_closed_form():
         assert emas.tensors[sigma]["weight"][1].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_overlaps_are_the_integrals():
+def test_overlaps_are_the_integrals() -> None:
     profiles = [Profile(0.05, 700), Profile(0.1, 700), Profile(0.1, 1000), Profile(0.25, 900)]
     tau = torch.arange(0, 1000, 0.01, dtype=torch.float64) + 0.005
     densities = []
@@ -99,7 +99,7 @@ def test_overlaps_are_the_integrals():
 @pytest.mark.parametrize(
     ("sigma", "off"), [(0.03, 0.05), (0.075, 0.01), (0.15, 0.01), (0.25, 0.03)]
 )
-def test_any_profile_is_mixed_from_two_that_were_tracked(sigma, off):
+def test_any_profile_is_mixed_from_two_that_were_tracked(sigma: float, off: float) -> None:
     """Against tracking it directly; widths outside those tracked are harder, narrow ones most."""
     values = walk(4000)
     stored = [Profile(s, t) for t in range(100, 4001, 100) for s in (0.05, 0.1)]
@@ -109,7 +109,7 @@ def test_any_profile_is_mixed_from_two_that_were_tracked(sigma, off):
     assert mixed == pytest.approx(average(values, Profile(sigma, 4000)), abs=off * 0.5)
 
 
-def test_a_stored_profile_is_itself_and_more_snapshots_are_nearer():
+def test_a_stored_profile_is_itself_and_more_snapshots_are_nearer() -> None:
     stored = [Profile(s, t) for t in (100, 200, 400) for s in (0.05, 0.1)]
     for i, profile in enumerate(stored):
         found = mix(stored, profile)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from erw import flow
-from helpers.reference import tensors
+from helpers.reference import Golden, tensors
 
 X, EPS = torch.randn(5, 3, 4, 4, dtype=torch.float64), torch.randn(5, 3, 4, 4, dtype=torch.float64)
 T = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
@@ -14,13 +15,13 @@ EVERY = pytest.mark.parametrize("path", flow.PATHS.values(), ids=lambda p: p.nam
 PREDICTIONS = ["velocity", "x", "noise", "score"]
 
 
-def test_t_0_is_data_and_t_1_is_noise():
+def test_t_0_is_data_and_t_1_is_noise() -> None:
     for path in (flow.LINEAR, flow.COSINE):
         assert torch.allclose(flow.noise(X, EPS, torch.zeros(5), path=path).x_t, X, atol=1e-7)
         assert torch.allclose(flow.noise(X, EPS, torch.ones(5), path=path).x_t, EPS, atol=1e-7)
 
 
-def test_the_variance_preserving_path_is_that_of_its_noise_rate():
+def test_the_variance_preserving_path_is_that_of_its_noise_rate() -> None:
     """alpha^2 + sigma^2 = 1, and alpha is the solution of alpha' = -beta alpha / 2 from 1."""
     t = torch.linspace(0, 1, 10_001, dtype=torch.float64)
     beta = 0.1 + 19.9 * t
@@ -33,18 +34,18 @@ def test_the_variance_preserving_path_is_that_of_its_noise_rate():
     torch.testing.assert_close(flow.VP.sigma(small).double(), flow.VP.sigma(small.double()))
 
 
-def test_the_linear_velocity_is_noise_minus_data():
+def test_the_linear_velocity_is_noise_minus_data() -> None:
     assert torch.equal(flow.noise(X, EPS, T).velocity, EPS - X)
 
 
 @EVERY
-def test_the_velocity_is_the_derivative_of_the_path(path):
+def test_the_velocity_is_the_derivative_of_the_path(path: flow.Path) -> None:
     h = 1e-6
     ahead, behind = (flow.noise(X, EPS, T + d, path=path).x_t for d in (h, -h))
     assert torch.allclose((ahead - behind) / (2 * h), flow.noise(X, EPS, T, path=path).velocity)
 
 
-def perfect(prediction, x, noised, path):
+def perfect(prediction: str, x: Tensor, noised: flow.Noised, path: flow.Path) -> Tensor:
     """What a network gives whose training loss is 0."""
     sigma = path.sigma(flow.over(noised.t, x))
     targets = {"velocity": noised.velocity, "x": x, "noise": noised.noise}
@@ -53,7 +54,7 @@ def perfect(prediction, x, noised, path):
 
 @EVERY
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_every_perfect_prediction_gives_the_same_velocity(path, prediction):
+def test_every_perfect_prediction_gives_the_same_velocity(path: flow.Path, prediction: str) -> None:
     noised = flow.noise(X, EPS, T, path=path)
     output = perfect(prediction, X, noised, path)
     off = flow.residual(prediction, output, X, noised, path=path)
@@ -64,7 +65,9 @@ def test_every_perfect_prediction_gives_the_same_velocity(path, prediction):
 
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
 @pytest.mark.parametrize("theirs", ["Linear", "GVP", "VP"])
-def test_velocities_and_losses_of_sits_transport(golden, theirs, prediction):
+def test_velocities_and_losses_of_sits_transport(
+    golden: Golden, theirs: str, prediction: str
+) -> None:
     """Its time runs the other way: velocities change sign, noise and score do not."""
     data, _ = tensors(golden("sit_transport"))
     path = flow.PATHS[{"Linear": "linear", "GVP": "cosine", "VP": "vp"}[theirs]]
@@ -80,7 +83,7 @@ def test_velocities_and_losses_of_sits_transport(golden, theirs, prediction):
 
 @EVERY
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_ends_of_the_path_are_finite_and_continuous(path, prediction):
+def test_the_ends_of_the_path_are_finite_and_continuous(path: flow.Path, prediction: str) -> None:
     """In float32; beyond `ends` the coefficients are those of the end, so that nothing runs off."""
     low, high = flow.ends(prediction, path)
     x, eps = X.float(), EPS.float()
@@ -97,7 +100,7 @@ def test_the_ends_of_the_path_are_finite_and_continuous(path, prediction):
 
 
 @EVERY
-def test_the_score_of_one_known_image(path):
+def test_the_score_of_one_known_image(path: flow.Path) -> None:
     """For a single data point, p_t is Gaussian and its score is -(x_t - alpha x) / sigma^2."""
     noised = flow.noise(X, EPS, T, path=path)
     score = flow.score_from_velocity(noised.velocity, noised.x_t, T, path=path)
@@ -105,7 +108,7 @@ def test_the_score_of_one_known_image(path):
 
 
 @EVERY
-def test_logit_normal_times_have_normal_log_ratios(path):
+def test_logit_normal_times_have_normal_log_ratios(path: flow.Path) -> None:
     normal = torch.randn(1000, dtype=torch.float64)
     t = flow.sample_times(torch.empty(0), normal, times="logit_normal", path=path)
     assert torch.allclose((path.sigma(t) / path.alpha(t)).log(), normal, atol=1e-6)
@@ -113,7 +116,7 @@ def test_logit_normal_times_have_normal_log_ratios(path):
 
 
 @pytest.mark.parametrize("shift", [0.3, 2.5])
-def test_a_shift_multiplies_noise_over_data(shift):
+def test_a_shift_multiplies_noise_over_data(shift: float) -> None:
     normal = torch.randn(1000, dtype=torch.float64)
     t = flow.sample_times(torch.empty(0), normal, times="logit_normal", shift=shift)
     assert torch.allclose(torch.logit(t), normal + math.log(shift))
@@ -122,12 +125,12 @@ def test_a_shift_multiplies_noise_over_data(shift):
     assert torch.allclose(flow.shifted(moved, 1 / shift), u)
 
 
-def test_the_direction_loss_knows_no_length():
+def test_the_direction_loss_knows_no_length() -> None:
     v = torch.randn(3, 4, 2, 2, dtype=torch.float64)
     assert flow.direction_loss(5 * v, v).abs() < 1e-12
     assert torch.allclose(flow.direction_loss(-v, v), torch.tensor(2.0, dtype=torch.float64))
 
 
-def test_uniform_times_are_the_uniform_numbers():
+def test_uniform_times_are_the_uniform_numbers() -> None:
     u = torch.rand(8)
     assert flow.sample_times(u, torch.empty(0), times="uniform") is u

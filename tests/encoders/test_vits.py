@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,8 +15,6 @@ from erw.encoders import load_encoder, vits
 from erw.encoders.pretrained import Hub
 from erw.errors import CheckpointError, ConfigError, DataError
 from helpers.vits import FAMILIES, HALF, IMAGENET, TINY, images, saved
-
-transformers = pytest.importorskip("transformers")
 
 
 def library_tokens(entry: str, model: Any, pixels: Tensor, *, before: int | None = None) -> Tensor:

@@ -18,8 +18,7 @@ from erw.evaluation.distances import (
     kid,
 )
 from erw.evaluation.manifold import density_coverage, precision_recall
-
-Golden = Callable[[str], dict[str, np.ndarray]]
+from helpers.reference import Golden
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,8 +26,6 @@ from erw.evaluation.manifold import precision_recall
 from erw.evaluation.metrics import extractors_of, metrics_of
 from helpers.images import Pixels, pictures, save_pngs
 from helpers.vits import FAMILIES, TEXT, TINY, images, saved
-
-transformers = pytest.importorskip("transformers")
 
 
 def normalised(batch: Tensor, entry: str) -> Tensor:

@@ -2,11 +2,14 @@
 
 import json
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+Golden = Callable[[str], dict[str, np.ndarray]]
+"""The fixture `golden` of conftest."""
 GAINS = ("norm1.weight", "norm2.weight", "norm_final.weight", "q_norm.weight", "k_norm.weight")
 
 

@@ -1,6 +1,10 @@
 """Small checkpoints with golden weights in the layouts that peers released."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from erw.interop.layouts import positions
 from erw.models import SiT
@@ -11,7 +15,7 @@ LIGHTNING = {"rope": True, "norm": "rms", "mlp": "swiglu"}
 PROJECTOR = {"0": (48, 64), "2": (48, 48), "4": (32, 48)}
 
 
-def peer(*, projector=False, **options):
+def peer(*, projector: bool = False, **options: Any) -> dict[str, Tensor]:
     """A peer's state dict with golden weights: all of our names, and its buffers."""
     net = SiT(**SIZE | options)
     state = {k: weight(k, *p.shape) for k, p in net.named_parameters()}
@@ -23,7 +27,7 @@ def peer(*, projector=False, **options):
     return positions(net) | state
 
 
-def save(state, path):
+def save(state: dict[str, Any], path: Path) -> Path:
     """Write a state dict the way its suffix says; returns the path."""
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
@@ -34,7 +38,7 @@ def save(state, path):
     return path
 
 
-def same(got, want):
+def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
     """Two state dicts, bit by bit."""
     assert got.keys() == want.keys()
     for key, value in want.items():

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from erw.config import Run
 from erw.data.cache import Cache
 from erw.dist import World
 from erw.io import tensor_header
@@ -16,13 +18,13 @@ from erw.log import Progress, read_metrics
 from erw.training import train
 from erw.training.build import resolve
 from erw.training.checkpoint import paths
-from erw.training.loop import Trainer
+from erw.training.loop import Result, Trainer
 from erw.training.objective import build_objective
 
 HERE = World(0, 1, torch.device("cpu"))
 
 
-def go(run, out, **kwargs):
+def go(run: Run, out: Path, **kwargs: Any) -> Result:
     return train(run, out, **{"progress": Progress("", 1, quiet=True), **kwargs})
 
 
@@ -39,7 +41,9 @@ class InterruptAfter(Progress):
             signal.raise_signal(signal.SIGINT)
 
 
-def program(cache, out, *args, ranks: int = 0) -> subprocess.CompletedProcess:
+def program(
+    cache: Path, out: Path, *args: object, ranks: int = 0
+) -> subprocess.CompletedProcess[str]:
     script = [str(Path(__file__).parent / "tiny.py"), str(cache), str(out), *map(str, args)]
     launch = [sys.executable]
     if ranks:
@@ -48,16 +52,16 @@ def program(cache, out, *args, ranks: int = 0) -> subprocess.CompletedProcess:
     return subprocess.run([*launch, *script], env=env, capture_output=True, text=True, timeout=300)
 
 
-def last(out) -> dict[str, torch.Tensor]:
+def last(out: Path) -> dict[str, torch.Tensor]:
     return load_file(paths(out / "checkpoints")[-1])
 
 
-def told(out) -> list[dict]:
+def logged(out: Path) -> list[dict[str, Any]]:
     lines = read_metrics(out / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-def assert_same_run(one, other) -> None:
+def assert_same_run(one: Path, other: Path) -> None:
     a, b = last(one), last(other)
     assert any(key.startswith("optim.") for key in a)
     weights = [out / "ema.safetensors" for out in (one, other)]
@@ -66,10 +70,10 @@ def assert_same_run(one, other) -> None:
         assert x.keys() == y.keys()
         for key in x:
             assert torch.equal(x[key], y[key]), key
-    assert told(one) == told(other)
+    assert logged(one) == logged(other)
 
 
-def trainer(run, tmp_path) -> Trainer:
+def trainer(run: Run, tmp_path: Path) -> Trainer:
     cache = Cache.open(run.data.cache)
     resolved = resolve(run, cache)
     return Trainer(resolved, cache, HERE, tmp_path, {}, build_objective(resolved))

@@ -1,6 +1,9 @@
 """Checkpoints that are refused, and `erw convert` from one layout to another."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from erw.plan import PRESETS
 from helpers.released import LIGHTNING, SIZE, peer, same, save
 
 
-def test_wrong_keys_are_listed(tmp_path):
+def test_wrong_keys_are_listed(tmp_path: Path) -> None:
     state = peer(projector=True)
     del state["blocks.1.attn.proj.bias"], state["t_embedder.mlp.2.weight"]
     state["blocks.0.extra"] = torch.zeros(2)
@@ -41,14 +44,16 @@ def test_wrong_keys_are_listed(tmp_path):
         (lambda s: s.pop("pos_embed"), "give input_size="),
     ],
 )
-def test_what_cannot_be_ours_is_refused(tmp_path, change, words):
+def test_what_cannot_be_ours_is_refused(
+    tmp_path: Path, change: Callable[..., Any], words: str
+) -> None:
     state = peer(projector=True)
     change(state)
     with pytest.raises(CheckpointError, match=words):
         load_pretrained(save(state, tmp_path / "a.pt"), num_heads=4)
 
 
-def test_heads_are_known_shown_or_asked_for(tmp_path):
+def test_heads_are_known_shown_or_asked_for(tmp_path: Path) -> None:
     path = save(peer(projector=True), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"width 64, .*1152: 16\); give num_heads="):
         load_pretrained(path)
@@ -60,7 +65,7 @@ def test_heads_are_known_shown_or_asked_for(tmp_path):
         load_pretrained(path, "pixart")
 
 
-def test_layouts_that_mean_another_thing_are_no_target(tmp_path):
+def test_layouts_that_mean_another_thing_are_no_target(tmp_path: Path) -> None:
     path = save(peer(projector=True), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"counts time from data .* choose repa, erw"):
         convert(path, tmp_path / "b.pt", to="sit", num_heads=4)
@@ -74,7 +79,7 @@ def test_layouts_that_mean_another_thing_are_no_target(tmp_path):
         convert(tmp_path / "nowhere", tmp_path / "b.pt", to="dit")
 
 
-def test_erw_convert_there_and_back(tmp_path, capsys):
+def test_erw_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = peer(out_channels=8)
     source = str(save(state, tmp_path / "DiT.pt"))
     middle, back = str(tmp_path / "d.safetensors"), tmp_path / "back.pt"
@@ -93,7 +98,7 @@ def test_erw_convert_there_and_back(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("to", ["repa", "dit"])
-def test_a_run_of_ours_becomes_theirs(tmp_path, to):
+def test_a_run_of_ours_becomes_theirs(tmp_path: Path, to: str) -> None:
     """Its file, read as REPA's or DiT's, gives what the run's network gives."""
     sizes = SIZE | {"num_classes": 3, "channels": 4}
     net = SiT(**sizes, out_channels=8 if to == "dit" else 4).eval()

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from erw.cli import main
-from erw.config import Flow
+from erw.config import Flow, Run
 from erw.data.cache import Cache
 from erw.dist import World
 from erw.errors import CheckpointError, ConfigError
@@ -33,12 +35,12 @@ HERE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_cache(tmp_path_factory.mktemp("finetune") / "cache", count=16).path
 
 
 @pytest.fixture(scope="module")
-def before(cache, tmp_path_factory):
+def before(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps, wider than the debug recipe."""
     run = tiny_run(cache)
     run = run.replace(
@@ -59,7 +61,9 @@ def before(cache, tmp_path_factory):
         ("lightningdit", LIGHTNING, "velocity"),
     ],
 )
-def test_files_of_the_other_time_are_turned(tmp_path, layout, options, prediction):
+def test_files_of_the_other_time_are_turned(
+    tmp_path: Path, layout: str, options: dict[str, Any], prediction: str
+) -> None:
     """The weights that training begins with, in a plain SiT, are the file's network in our time."""
     args = {"prediction": prediction}
     path = save({"ema": peer(**options), "args": args}, tmp_path / "a.pt")
@@ -80,12 +84,12 @@ def test_files_of_the_other_time_are_turned(tmp_path, layout, options, predictio
     assert relative(velocity_from(prediction, net(x, t, y), x, t), want) < 1e-5
 
 
-def architecture(run, *, without=()):
+def architecture(run: Run, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
     taken = ("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp")
     return {name: getattr(run.model, name) for name in taken if name not in without}
 
 
-def test_labels_by_name_by_number_or_from_none():
+def test_labels_by_name_by_number_or_from_none() -> None:
     old = ("cat", "dog", "eel")
     assert label_rows(old, 3, ("eel", "fox", "cat"), 3)[0] == [2, 3, 0]
     assert label_rows(old, 3, ("dog",), 1)[0] == [1]  # cut
@@ -97,7 +101,7 @@ def test_labels_by_name_by_number_or_from_none():
     assert label_rows(old, 3, (), 0)[0] == []  # and back
 
 
-def test_other_classes_and_another_resolution(tmp_path):
+def test_other_classes_and_another_resolution(tmp_path: Path) -> None:
     path = save(peer(projector=True), tmp_path / "a.pt")
     start = open_model(path, num_heads=4)
     run = adopt(tiny_run("none"), start)
@@ -111,7 +115,7 @@ def test_other_classes_and_another_resolution(tmp_path):
     assert torch.equal(net(x, t, torch.tensor([0, 1])), small.net(x, t))
 
 
-def test_a_warm_up_file_leaves_the_rest_fresh(tmp_path):
+def test_a_warm_up_file_leaves_the_rest_fresh(tmp_path: Path) -> None:
     state = {k: v for k, v in peer().items() if not k.startswith(("final_layer", "blocks.3"))}
     path = save(state, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="give depth="):
@@ -130,7 +134,7 @@ def test_a_warm_up_file_leaves_the_rest_fresh(tmp_path):
     )
 
 
-def test_network_and_average_begin_with_the_run(cache, before, tmp_path):
+def test_network_and_average_begin_with_the_run(cache: Path, before: Path, tmp_path: Path) -> None:
     opened, data = open_model(before), Cache.open(cache)
     assert opened.class_names == data.class_names
     run = build.resolve(adopt(tiny_run(cache), opened), data)
@@ -144,7 +148,9 @@ def test_network_and_average_begin_with_the_run(cache, before, tmp_path):
         assert torch.equal(state.ema.tensors[f"model.{name}"], want), name
 
 
-def test_erw_train_init(cache, before, tmp_path, capsys):
+def test_erw_train_init(
+    cache: Path, before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     args = ["train", "debug", "--out", str(out), "--data.cache", str(cache), "--model.patch", "8"]
     args += ["--steps", "2", "--plan.warmup", "1", "--optim.precision", "fp32"]
@@ -167,14 +173,16 @@ def test_erw_train_init(cache, before, tmp_path, capsys):
     assert "no checkpoint at" in capsys.readouterr().err
 
 
-def started(cache, init, out, *more):
+def started(cache: Path, init: str | Path, out: Path, *more: str) -> int:
     """The exit code of a short run from `init`."""
     args = ["train", "debug", "--out", str(out), "--data.cache", str(cache), "--init", str(init)]
     args += ["--steps", "2", "--plan.warmup", "1", "--optim.precision", "fp32"]
     return main([*args, *more])
 
 
-def test_heads_are_taken_over_when_asked_for(cache, before, tmp_path, capsys):
+def test_heads_are_taken_over_when_asked_for(
+    cache: Path, before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Those of the average, by encoder; a recorded run is not gone on with under the other name."""
     out, flag = tmp_path / "a", "--init-projectors"
     assert started(cache, before, out, flag, "--model.patch", "8", "--optim.lr", "1e-30") == 0
@@ -207,7 +215,7 @@ def test_heads_are_taken_over_when_asked_for(cache, before, tmp_path, capsys):
     assert "--init-projectors takes heads over from --init" in capsys.readouterr().err
 
 
-def test_heads_of_a_released_file(tmp_path):
+def test_heads_of_a_released_file(tmp_path: Path) -> None:
     state = peer(projector=True)
     model = load_pretrained(save(state, tmp_path / "a.pt"), num_heads=4)
     run = adopt(tiny_run("none"), model)
@@ -220,7 +228,9 @@ def test_heads_of_a_released_file(tmp_path):
         starting_point(model, run, (), 1000, projectors=True)
 
 
-def test_to_no_classes_to_other_ones_and_to_another_size(cache, before, tmp_path):
+def test_to_no_classes_to_other_ones_and_to_another_size(
+    cache: Path, before: Path, tmp_path: Path
+) -> None:
     """From the command line, with warm-up and without: 9 classes to none, to two, to 32 pixels."""
     assert started(cache, before, tmp_path / "none", "--model.num-classes", "0") == 0
     bare = load(tmp_path / "none")
@@ -234,7 +244,7 @@ def test_to_no_classes_to_other_ones_and_to_another_size(cache, before, tmp_path
     assert found.run.model.width == 48
 
 
-def test_what_cannot_start_a_run(tmp_path):
+def test_what_cannot_start_a_run(tmp_path: Path) -> None:
     path = save(peer(out_channels=8), tmp_path / "a.pt")
     start = open_model(path, layout="dit", num_heads=4)
     with pytest.raises(ConfigError, match=r"is a DiT, .* but flow.objective is flow; choose"):

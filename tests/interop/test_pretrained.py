@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from erw.interop import load_pretrained
 from erw.interop.convert import convert
 from erw.models import SiT
 from erw.sampling import generate
-from helpers.reference import array, relative, tensors
+from helpers.reference import Golden, array, relative, tensors
 from helpers.released import LIGHTNING, SIZE, peer, same, save
 
 # layout, options of the network, golden file, its output, the file's time from ours
@@ -35,7 +36,7 @@ AMBIGUOUS = {"sit", "lightningdit, RoPE only"}
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_flow_models_in_our_convention(golden, tmp_path, name):
+def test_flow_models_in_our_convention(golden: Golden, tmp_path: Path, name: str) -> None:
     """Time and sign are ours whatever the file's: v(x, t) = -out(x, 1 - t) where they are not."""
     layout, options, file, key, flipped = FLOWS[name]
     data, _ = tensors(golden(file))
@@ -58,7 +59,7 @@ def test_flow_models_in_our_convention(golden, tmp_path, name):
     same(torch.load(tmp_path / "back.pt"), torch.load(path))
 
 
-def test_dit_through_its_file_and_diffusers(golden, tmp_path):
+def test_dit_through_its_file_and_diffusers(golden: Golden, tmp_path: Path) -> None:
     data, _ = tensors(golden("dit_forward"))
     state = peer(out_channels=8)
     path = save(state, tmp_path / "DiT.pt")
@@ -79,7 +80,9 @@ def test_dit_through_its_file_and_diffusers(golden, tmp_path):
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
-def test_a_dit_generates_from_its_file(golden, tmp_path, monkeypatch, solver):
+def test_a_dit_generates_from_its_file(
+    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solver: str
+) -> None:
     """The golden samples, seed by seed: the noise that belongs to seed k is the k-th of the file's,
     so any batch size draws them."""
     model = load_pretrained(save(peer(out_channels=8), tmp_path / "a.pt"), "dit", num_heads=4)
@@ -104,7 +107,7 @@ def test_a_dit_generates_from_its_file(golden, tmp_path, monkeypatch, solver):
     assert generate(model, range(2), decode=False).sample.solver == "ddim"
 
 
-def test_diffusers_itself_reads_what_we_write(tmp_path):
+def test_diffusers_itself_reads_what_we_write(tmp_path: Path) -> None:
     """Its model with our weights is our model, once its time frequencies are DiT's (over 128)."""
     from diffusers import DiTTransformer2DModel
 
@@ -138,7 +141,7 @@ def test_diffusers_itself_reads_what_we_write(tmp_path):
 # -- what lies around the weights -----------------------------------------------------------------
 
 
-def test_wrappers_prefixes_and_arguments(tmp_path):
+def test_wrappers_prefixes_and_arguments(tmp_path: Path) -> None:
     """A training checkpoint: the average of the weights, its arguments read and not run."""
     state = peer(projector=True)
     other = {f"module.{k}": v + 1 for k, v in state.items()}
@@ -159,7 +162,7 @@ def test_wrappers_prefixes_and_arguments(tmp_path):
     assert bare.latent_shape == (4, 16, 16)
 
 
-def test_arguments_tell_sit_from_dit(tmp_path):
+def test_arguments_tell_sit_from_dit(tmp_path: Path) -> None:
     state = peer(out_channels=8)
     for layout, args in {
         "sit": argparse.Namespace(path_type="Linear", prediction="velocity", model="SiT-XL/2"),
@@ -175,7 +178,9 @@ def test_arguments_tell_sit_from_dit(tmp_path):
 
 
 @pytest.mark.parametrize(("prediction", "path"), [("noise", "GVP"), ("score", "VP"), ("x", "VP")])
-def test_sit_files_of_other_predictions(golden, tmp_path, prediction, path):
+def test_sit_files_of_other_predictions(
+    golden: Golden, tmp_path: Path, prediction: str, path: str
+) -> None:
     """Stated by the user or by the file's arguments; kept when written, whatever the format."""
     state = peer(out_channels=8)
     file = save(state, tmp_path / "a.pt")
@@ -202,7 +207,7 @@ def test_sit_files_of_other_predictions(golden, tmp_path, prediction, path):
         load_pretrained(file, "dit", num_heads=4, prediction="noise")
 
 
-def test_projectors_are_kept_or_dropped(tmp_path):
+def test_projectors_are_kept_or_dropped(tmp_path: Path) -> None:
     path = save(peer(projector=True), tmp_path / "a.pt")
     assert len(load_pretrained(path, num_heads=4).projectors) == 1
     assert len(load_pretrained(path, num_heads=4, projectors=False).projectors) == 0
@@ -214,7 +219,7 @@ def test_projectors_are_kept_or_dropped(tmp_path):
     load_pretrained(path, num_heads=4, projectors=False)
 
 
-def test_another_resolution(golden, tmp_path):
+def test_another_resolution(golden: Golden, tmp_path: Path) -> None:
     path = save(peer(**LIGHTNING), tmp_path / "a.safetensors")
     model = load_pretrained(path, input_size=16)
     assert model.velocity(torch.randn(1, 4, 16, 16), torch.rand(1)).shape == (1, 4, 16, 16)
@@ -224,7 +229,7 @@ def test_another_resolution(golden, tmp_path):
     assert back.latent_shape == (4, 16, 16)
 
 
-def test_a_warm_up_file_starts_a_full_model(tmp_path):
+def test_a_warm_up_file_starts_a_full_model(tmp_path: Path) -> None:
     state = peer(projector=True)
     early = {k: v for k, v in state.items() if not k.startswith(("final_layer", "blocks.3"))}
     path = save({"ema": early, "model": early}, tmp_path / "0100000.pt")
@@ -242,7 +247,7 @@ def test_a_warm_up_file_starts_a_full_model(tmp_path):
     same(torch.load(tmp_path / "back.pt"), early)
 
 
-def test_legacy_names_of_the_late_blocks(tmp_path):
+def test_legacy_names_of_the_late_blocks(tmp_path: Path) -> None:
     state = peer(projector=True)
     old = {
         f"decoder_blocks.{int(k[7]) - 2}{k[8:]}" if k[:8] in ("blocks.2", "blocks.3") else k: v
@@ -252,7 +257,7 @@ def test_legacy_names_of_the_late_blocks(tmp_path):
     same(torch.load(tmp_path / "b.pt"), state)
 
 
-def test_half_precision_files_keep_their_bits(tmp_path):
+def test_half_precision_files_keep_their_bits(tmp_path: Path) -> None:
     state = {k: v.half() if "blocks" in k else v for k, v in peer(projector=True).items()}
     path = save(state, tmp_path / "a.pt")
     model = load_pretrained(path, num_heads=4)
@@ -261,14 +266,14 @@ def test_half_precision_files_keep_their_bits(tmp_path):
     same(torch.load(tmp_path / "b.pt"), state)
 
 
-def test_a_loaded_model_generates(tmp_path):
+def test_a_loaded_model_generates(tmp_path: Path) -> None:
     model = load_pretrained(save(peer(out_channels=8), tmp_path / "a.pt"), "sit", num_heads=4)
     got = generate(model, [1, 2], [3, 4], steps=2, solver="euler", guidance=2.0, decode=False)
     assert got.collect().latents.isfinite().all()
     assert got.settings["recipe"] == "a"
 
 
-def test_numpy_positions_are_ours():
+def test_numpy_positions_are_ours() -> None:
     """The released tables were computed by NumPy: ours match them to the last bits."""
     grid, width = 16, 64
     omega = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))

@@ -1,5 +1,7 @@
 """LightningDiT's options: modulations without shift, released files with their statistics."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ __all__ = ["small"]  # a fixture
 UNSHIFTED = LIGHTNING | {"adaln_shift": False}
 
 
-def test_without_shift_it_is_the_network_whose_shifts_are_zero():
+def test_without_shift_it_is_the_network_whose_shifts_are_zero() -> None:
     """The four modulations are those of the shifted network: scale, gate, scale, gate."""
     net, whole = (
         SiT(**SIZE | LIGHTNING, adaln_shift=on).requires_grad_(False) for on in (False, True)
@@ -38,7 +40,7 @@ def test_without_shift_it_is_the_network_whose_shifts_are_zero():
     assert relative(net(x, t, y), whole(x, t, y)) < 1e-6
 
 
-def test_files_without_shift_there_and_back(tmp_path):
+def test_files_without_shift_there_and_back(tmp_path: Path) -> None:
     state = peer(**UNSHIFTED)
     path = save(state, tmp_path / "a.pt")
     model = load_pretrained(path)
@@ -53,7 +55,9 @@ def test_files_without_shift_there_and_back(tmp_path):
         convert(path, tmp_path / "d.pt", to="repa", num_heads=4)
 
 
-def test_a_released_file_samples_with_its_latents_statistics(small: Reference, tmp_path, capsys):
+def test_a_released_file_samples_with_its_latents_statistics(
+    small: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From the command line: the file, VA-VAE beside latents_stats.pt, the released sampler."""
     z = torch.randn(1, 4, 8, 8)
     small.encode(torch.zeros(1, 3, 16, 16)), small.decode(z)

@@ -4,7 +4,6 @@ import json
 import sys
 import textwrap
 import zlib
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -29,8 +28,7 @@ from erw.sampling.solvers import (
     sde_times,
     uniform_times,
 )
-
-Golden = Callable[[str], dict[str, np.ndarray]]
+from helpers.reference import Golden
 
 
 def array(tag: str, *shape: int) -> np.ndarray:

@@ -5,11 +5,15 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from erw.config import Optim
 from erw.errors import CheckpointError, ConfigError
@@ -20,6 +24,9 @@ from erw.training.trained import RECIPE, WEIGHTS
 from helpers.tiny import tiny_run
 from helpers.training import assert_same_run, go
 
+Change = Callable[[dict[str, Tensor], dict[str, str]], object]
+"""Changes the tensors or the header of a checkpoint."""
+
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours may catch it."""
@@ -27,9 +34,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", [4, 12], ids=["at an evaluation", "at the end"])
 def test_a_kill_between_a_checkpoint_and_its_weights_is_made_up_for(
-    cache, straight, tmp_path, monkeypatch, at
-):
-    def dies(state, step):
+    cache: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    def dies(state: Trainer, step: int) -> None:
         if step >= at:
             raise Killed
         whole(state, step)
@@ -45,15 +52,17 @@ def test_a_kill_between_a_checkpoint_and_its_weights_is_made_up_for(
     assert load(tmp_path / "run").step == 12
 
 
-def test_weights_that_were_lost_come_back(cache, straight, tmp_path):
+def test_weights_that_were_lost_come_back(cache: Path, straight: Path, tmp_path: Path) -> None:
     out = shutil.copytree(straight, tmp_path / "run")
     (out / WEIGHTS).unlink()
     go(tiny_run(cache), out)
     assert_same_run(straight, out)
 
 
-def test_ctrl_c_during_the_last_evaluation_is_heard(cache, straight, tmp_path):
-    def slow(step, model, world):
+def test_ctrl_c_during_the_last_evaluation_is_heard(
+    cache: Path, straight: Path, tmp_path: Path
+) -> None:
+    def slow(step: int, model: object, world: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match="stopped after step 12"):
@@ -64,7 +73,7 @@ def test_ctrl_c_during_the_last_evaluation_is_heard(cache, straight, tmp_path):
     assert_same_run(straight, tmp_path / "run")
 
 
-def changed(path, change):
+def changed(path: Path, change: Change) -> None:
     """The newest checkpoint with other tensors, or another header."""
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
@@ -73,15 +82,15 @@ def changed(path, change):
     save_file(tensors, path, metadata=header)
 
 
-def drop(kind):
-    def change(tensors, header):
+def drop(kind: str) -> Change:
+    def change(tensors: dict[str, Tensor], header: dict[str, str]) -> None:
         for key in [key for key in tensors if kind in key]:
             del tensors[key]
 
     return change
 
 
-def cut(tensors, header):
+def cut(tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     key = next(key for key in tensors if key.endswith("exp_avg") and tensors[key].ndim > 1)
     tensors[key] = tensors[key][:1].clone()
 
@@ -100,7 +109,9 @@ def cut(tensors, header):
     ],
     ids=["moments", "second", "short", "junk", "bogus", "json", "keys", "list"],
 )
-def test_a_checkpoint_that_was_changed_is_refused(cache, straight, tmp_path, change):
+def test_a_checkpoint_that_was_changed_is_refused(
+    cache: Path, straight: Path, tmp_path: Path, change: Change
+) -> None:
     out = shutil.copytree(straight, tmp_path / "run")
     before = (out / RECIPE).read_bytes()
     changed(paths(out / "checkpoints")[-1], change)
@@ -110,7 +121,9 @@ def test_a_checkpoint_that_was_changed_is_refused(cache, straight, tmp_path, cha
     assert (out / RECIPE).read_bytes() == before
 
 
-def test_a_line_of_metrics_without_a_step_is_named(cache, straight, tmp_path):
+def test_a_line_of_metrics_without_a_step_is_named(
+    cache: Path, straight: Path, tmp_path: Path
+) -> None:
     out = shutil.copytree(straight, tmp_path / "run")
     with (out / "metrics.jsonl").open("a") as file:
         file.write("[1]\n")
@@ -118,7 +131,9 @@ def test_a_line_of_metrics_without_a_step_is_named(cache, straight, tmp_path):
         go(tiny_run(cache).replace(steps=14), out)
 
 
-def test_fewer_steps_than_were_made_change_nothing(cache, straight, tmp_path):
+def test_fewer_steps_than_were_made_change_nothing(
+    cache: Path, straight: Path, tmp_path: Path
+) -> None:
     out = shutil.copytree(straight, tmp_path / "run")
     with pytest.raises(CheckpointError, match="at step 12 already, past the 10"):
         go(tiny_run(cache).replace(steps=10), out)
@@ -126,9 +141,9 @@ def test_fewer_steps_than_were_made_change_nothing(cache, straight, tmp_path):
 
 
 def test_a_disk_that_is_full_at_the_start_leaves_nothing_half_written(
-    cache, straight, tmp_path, monkeypatch
-):
-    def full(file):
+    cache: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
@@ -142,12 +157,12 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing_half_written(
 
 
 @pytest.mark.parametrize("setting", [{"betas": (1.0, 0.9)}, {"betas": (0.9, 1.0)}, {"ema": 1.0}])
-def test_averages_that_never_move_are_refused(setting):
+def test_averages_that_never_move_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected a number from 0 to below 1"):
         Optim(**setting)
 
 
-def test_what_comes_first_is_still_there(cache, tmp_path):
+def test_what_comes_first_is_still_there(cache: Path, tmp_path: Path) -> None:
     """A folder that holds other files is refused before anything is written."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")

@@ -1,9 +1,11 @@
 """Warm-up and full training: what moves, what is carried over, what is read, which objective."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from erw import ddpm
 from erw import plan as plans
@@ -16,7 +18,9 @@ from helpers.tiny import as_dit, tiny_run, with_term
 from helpers.training import go, trainer
 
 
-def test_warm_up_trains_early_blocks_embedders_and_projector_alone(cache, tmp_path):
+def test_warm_up_trains_early_blocks_embedders_and_projector_alone(
+    cache: Path, tmp_path: Path
+) -> None:
     run = tiny_run(cache)
     s = trainer(run, tmp_path)
     before = {k: p.clone() for k, p in s.net.named_parameters()}
@@ -35,7 +39,9 @@ def test_warm_up_trains_early_blocks_embedders_and_projector_alone(cache, tmp_pa
 
 @pytest.mark.parametrize("projector", ["keep", "fresh"])
 @pytest.mark.parametrize("optimizer", ["keep", "fresh"])
-def test_the_boundary_carries_the_weights_exactly(cache, tmp_path, projector, optimizer):
+def test_the_boundary_carries_the_weights_exactly(
+    cache: Path, tmp_path: Path, projector: str, optimizer: str
+) -> None:
     run = tiny_run(cache)
     plan = dataclasses.replace(run.plan, projector=projector, optimizer=optimizer)
     s = trainer(run.replace(plan=plan), tmp_path)
@@ -59,13 +65,15 @@ def test_the_boundary_carries_the_weights_exactly(cache, tmp_path, projector, op
         assert torch.equal(s.optimizer.state[p]["exp_avg"], moments[k])
 
 
-def trained(s: Trainer):
+def trained(s: Trainer) -> list[tuple[str, nn.Parameter]]:
     return [(k, p) for k, p in s.net.named_parameters() if p in s.optimizer.state]
 
 
 @pytest.mark.parametrize("dit", [False, True], ids=["flow", "ddpm"])
 @pytest.mark.parametrize("clean", ["clean", "noisy"])
-def test_the_warm_up_gradient_reaches_every_sample(cache, tmp_path, clean, dit):
+def test_the_warm_up_gradient_reaches_every_sample(
+    cache: Path, tmp_path: Path, clean: str, dit: bool
+) -> None:
     run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
     run = run.replace(plan=dataclasses.replace(run.plan, warmup_input=clean))
     s = trainer(run, tmp_path)
@@ -80,7 +88,7 @@ def test_the_warm_up_gradient_reaches_every_sample(cache, tmp_path, clean, dit):
     assert (mean.grad.flatten(1).norm(dim=1) > 0).all()
 
 
-def test_no_teacher_is_read_once_its_weight_is_zero(cache, tmp_path):
+def test_no_teacher_is_read_once_its_weight_is_zero(cache: Path, tmp_path: Path) -> None:
     run = tiny_run(cache)
     run = with_term(run, weight=plans.stop_at(2.0, over=3))
     s = trainer(run, tmp_path)
@@ -94,7 +102,9 @@ def test_no_teacher_is_read_once_its_weight_is_zero(cache, tmp_path):
 
 
 @pytest.mark.parametrize("clean", ["clean", "noisy"])
-def test_a_dit_is_told_its_step_and_shown_the_latent_there(cache, tmp_path, clean):
+def test_a_dit_is_told_its_step_and_shown_the_latent_there(
+    cache: Path, tmp_path: Path, clean: str
+) -> None:
     """The step's loss is DiT's (golden in test_diffusion) at what the network was shown."""
     run = as_dit(tiny_run(cache))
     run = run.replace(plan=dataclasses.replace(run.plan, warmup_input=clean))
@@ -122,7 +132,7 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("name", ["DiT", *OBJECTIVES])
-def test_every_objective_trains_and_draws(cache, tmp_path, name):
+def test_every_objective_trains_and_draws(cache: Path, tmp_path: Path, name: str) -> None:
     run = tiny_run(cache)
     run = as_dit(run) if name == "DiT" else run.replace(flow=OBJECTIVES[name])
     go(run, tmp_path / "run")
@@ -133,12 +143,12 @@ def test_every_objective_trains_and_draws(cache, tmp_path, name):
         assert drawn.latents.isfinite().all() and len(drawn.evaluations) == 3
 
 
-def test_sit_has_no_projector(cache, tmp_path):
+def test_sit_has_no_projector(cache: Path, tmp_path: Path) -> None:
     s = trainer(tiny_run(cache, plan=plans.SIT), tmp_path)
     assert len(s.net.projectors) == 0
     assert s.run.data.features == ()
 
 
-def test_a_warm_up_batch_of_another_size_keeps_the_stream_without_gaps(cache):
+def test_a_warm_up_batch_of_another_size_keeps_the_stream_without_gaps(cache: Path) -> None:
     plan = plans.Plan(warmup=3, warmup_batch=16)
     assert [plan.images(i, 8) for i in range(6)] == [0, 16, 32, 48, 56, 64]

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from erw.cli import main
+from erw.config import Run
 from erw.ema import PowerEmas, Profile
 from erw.errors import CheckpointError, ConfigError
 from erw.models import build_model
@@ -22,11 +24,11 @@ SIGMAS = (0.05, 0.1)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_cache(tmp_path_factory.mktemp("profiles") / "cache", count=16).path
 
 
-def profiled(cache, **log):
+def profiled(cache: Path, **log: int) -> Run:
     """Twelve steps, four of them warm-up, with every checkpoint kept."""
     run = tiny_run(cache)
     log = {"checkpoint": 1, "keep": 20, "snapshot": 2} | log
@@ -37,13 +39,13 @@ def profiled(cache, **log):
 
 
 @pytest.fixture(scope="module")
-def run(cache, tmp_path_factory):
+def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("profiled") / "run"
     go(profiled(cache), out)
     return out
 
 
-def test_averages_are_those_of_the_weights_since_the_warm_up(run, cache):
+def test_averages_are_those_of_the_weights_since_the_warm_up(run: Path, cache: Path) -> None:
     """Recomputed from the checkpoints of all steps: the same bits; float16 of them is stored."""
     net = build_model(load(run).run.model)
     emas = PowerEmas(net, SIGMAS)
@@ -61,8 +63,8 @@ def test_averages_are_those_of_the_weights_since_the_warm_up(run, cache):
     assert found == [(step, step - 4, SIGMAS) for step in (6, 8, 10, 12)]
 
 
-def test_a_resumed_run_stores_the_same_averages(run, cache, tmp_path):
-    def pulls_the_plug(step, model, world):
+def test_a_resumed_run_stores_the_same_averages(run: Path, cache: Path, tmp_path: Path) -> None:
+    def pulls_the_plug(step: int, model: object, world: object) -> None:
         raise RuntimeError
 
     out, fewer = tmp_path / "run", profiled(cache, checkpoint=5)
@@ -75,7 +77,7 @@ def test_a_resumed_run_stores_the_same_averages(run, cache, tmp_path):
         assert all(torch.equal(again[key], first[key]) for key in first)
 
 
-def test_a_tracked_profile_is_what_was_stored_and_any_other_is_mixed(run):
+def test_a_tracked_profile_is_what_was_stored_and_any_other_is_mixed(run: Path) -> None:
     stored = load_file(run / "profiles" / "step-00000010.safetensors")
     found = reconstruct(run, 0.1, step=10)
     assert found.mix.error == 0
@@ -86,7 +88,7 @@ def test_a_tracked_profile_is_what_was_stored_and_any_other_is_mixed(run):
         reconstruct(run, 0.2, step=7)
 
 
-def test_a_run_that_tracks_nothing_says_so(cache, tmp_path):
+def test_a_run_that_tracks_nothing_says_so(cache: Path, tmp_path: Path) -> None:
     go(tiny_run(cache, steps=5), tmp_path / "run")
     assert not (tmp_path / "run" / "profiles").exists()
     with pytest.raises(CheckpointError, match=r"train with --optim\.ema_profiles"):
@@ -95,7 +97,9 @@ def test_a_run_that_tracks_nothing_says_so(cache, tmp_path):
         go(profiled(cache), tmp_path / "run")
 
 
-def test_one_command_writes_what_every_verb_loads(run, tmp_path, capsys):
+def test_one_command_writes_what_every_verb_loads(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "wide.safetensors"
     assert main(["ema", str(run), "--sigma-rel", "0.2", "--out", str(out)]) == 0
     assert "after step 12: of 8 stored, profile off by" in capsys.readouterr().out
@@ -122,7 +126,9 @@ def test_one_command_writes_what_every_verb_loads(run, tmp_path, capsys):
     assert "recipe.json" in capsys.readouterr().err
 
 
-def test_a_sweep_scores_every_width(run, tmp_path, capsys):
+def test_a_sweep_scores_every_width(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "sweep"
     draw = ["--seeds", "0:8", "--steps", "1", "--solver", "euler", "--reference-count", "8"]
     widths = ["0.05", "0.1", "0.2"]

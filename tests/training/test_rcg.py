@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ from helpers.training import InterruptAfter, go
 FULL = Phase()
 
 
-def rdm_run(cache, **model):
+def rdm_run(cache: Path, **model: Any) -> Run:
     run = tiny(recipe("quickstart_rdm"))
     return run.replace(
         model=dataclasses.replace(run.model, **model),
@@ -42,13 +44,13 @@ def rdm_run(cache, **model):
     )
 
 
-def image_run(cache, **model):
+def image_run(cache: Path, **model: Any) -> Run:
     run = tiny_run(cache, plan=SIT)
     return run.replace(model=dataclasses.replace(run.model, **model))
 
 
 @pytest.fixture(scope="module")
-def rcg(cache, tmp_path_factory):
+def rcg(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run given representations, and the run that makes them beside it, made first."""
     out = tmp_path_factory.mktemp("rcg") / "run"
     go(rdm_run(cache), out / RDM)
@@ -59,7 +61,7 @@ def rcg(cache, tmp_path_factory):
 # -- the representation diffusion model -----------------------------------------------------------
 
 
-def test_it_learns_the_mean_and_covariance_of_gaussian_features():
+def test_it_learns_the_mean_and_covariance_of_gaussian_features() -> None:
     """Features N(m, S): samples of the trained model have that mean and covariance."""
     torch.manual_seed(0)
     dim, count = 4, 2048
@@ -96,7 +98,7 @@ class GaussianFeatures(FlowMatching):
         return batch.token
 
 
-def test_its_cost_is_what_torch_counts():
+def test_its_cost_is_what_torch_counts() -> None:
     net = Rdm(dim=24, depth=3, width=48, num_classes=5)
     x, t, y = torch.randn(2, 24), torch.rand(2), torch.tensor([0, 5])
     with FlopCounterMode(display=False) as counter:
@@ -110,7 +112,7 @@ def test_its_cost_is_what_torch_counts():
     assert torch.equal(net(x, t), net(x, t, torch.tensor([5, 5])))
 
 
-def test_a_stop_changes_nothing_about_it(cache, tmp_path):
+def test_a_stop_changes_nothing_about_it(cache: Path, tmp_path: Path) -> None:
     run = rdm_run(cache)
     go(run, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
@@ -122,7 +124,7 @@ def test_a_stop_changes_nothing_about_it(cache, tmp_path):
     assert one.num_classes == 9 and load(tmp_path / "straight").latent_shape == (1280,)
 
 
-def test_what_it_cannot_do_is_refused(cache, tmp_path):
+def test_what_it_cannot_do_is_refused(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="an rdm has no tokens to align"):
         rdm_run(cache).replace(plan=tiny_run(cache).plan)
     with pytest.raises(ConfigError, match="is for images; an rdm makes the class token itself"):
@@ -135,7 +137,7 @@ def test_what_it_cannot_do_is_refused(cache, tmp_path):
 # -- images given representations -----------------------------------------------------------------
 
 
-def test_the_network_is_given_representations_or_none():
+def test_the_network_is_given_representations_or_none() -> None:
     net = SiT(input_size=4, channels=2, patch=2, depth=1, width=16, heads=2, representation=6)
     for p in net.parameters():
         nn.init.normal_(p, std=0.2)
@@ -147,7 +149,7 @@ def test_the_network_is_given_representations_or_none():
     torch.testing.assert_close(net(x, t, learned), none)  # none is a representation of its own
 
 
-def test_the_step_standardises_and_drops_representations():
+def test_the_step_standardises_and_drops_representations() -> None:
     token = 3 + 5 * torch.randn(64, 40)
     batch = Batch(torch.zeros(64, 1), torch.zeros(64, 1), torch.zeros(64).long(), (), token)
     step, draws = (
@@ -163,7 +165,7 @@ def test_the_step_standardises_and_drops_representations():
     torch.testing.assert_close(y[~dropped].std(1, correction=0), torch.ones(int((~dropped).sum())))
 
 
-def test_images_follow_from_their_seeds_through_representations(rcg):
+def test_images_follow_from_their_seeds_through_representations(rcg: Path) -> None:
     model = load(rcg)
     assert model.rdm is not None and model.num_classes == 9 and len(model.class_names) == 9
     for net in (model.net, model.rdm.net):
@@ -185,7 +187,9 @@ def test_images_follow_from_their_seeds_through_representations(rcg):
     assert plain.settings["representations"]["step"] == 12
 
 
-def test_without_a_model_of_representations_it_says_what_to_do(rcg, cache, tmp_path):
+def test_without_a_model_of_representations_it_says_what_to_do(
+    rcg: Path, cache: Path, tmp_path: Path
+) -> None:
     alone = dataclasses.replace(load(rcg), rdm=None)
     assert alone.num_classes == 0
     with pytest.raises(ConfigError, match="train an rdm into the folder rdm of its run"):
@@ -196,7 +200,7 @@ def test_without_a_model_of_representations_it_says_what_to_do(rcg, cache, tmp_p
         convert(rcg, tmp_path / "a.pt", to="repa")
 
 
-def test_erw_sample_draws_both(rcg, tmp_path):
+def test_erw_sample_draws_both(rcg: Path, tmp_path: Path) -> None:
     out = tmp_path / "images"
     args = ["sample", str(rcg), "--out", str(out), "--seeds", "0:3", "--steps", "2"]
     assert main([*args, "--labels", load(rcg).class_names[2]]) == 0
@@ -207,7 +211,7 @@ def test_erw_sample_draws_both(rcg, tmp_path):
     assert main(["sample", str(rcg / RDM), "--out", str(tmp_path / "none")]) == 2
 
 
-def test_a_given_run_starts_another(rcg, cache):
+def test_a_given_run_starts_another(rcg: Path, cache: Path) -> None:
     start = load(rcg)
     held = Cache.open(cache)
     run = build.resolve(image_run(cache, class_token="given"), held)
@@ -220,7 +224,7 @@ def test_a_given_run_starts_another(rcg, cache):
 # -- no classes at all ----------------------------------------------------------------------------
 
 
-def test_unconditional_all_the_way(cache, tmp_path):
+def test_unconditional_all_the_way(cache: Path, tmp_path: Path) -> None:
     """Trained on labelled data without labels: samples, converts, comes back, takes classes."""
     run = image_run(cache, num_classes=0)
     go(run, tmp_path / "run")
@@ -247,7 +251,9 @@ def test_unconditional_all_the_way(cache, tmp_path):
     assert init.net.y_embedder.embedding_table.weight.shape == (1, 32)
 
 
-def test_an_unconditional_run_is_evaluated_from_the_command_line(cache, tmp_path, capsys):
+def test_an_unconditional_run_is_evaluated_from_the_command_line(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     go(image_run(cache, num_classes=0), tmp_path / "run")
     args = ["eval", str(tmp_path / "run"), "--reference", "openmoji-test", "--seeds", "0:8"]
     assert main([*args, "--steps", "1", "--out", str(tmp_path / "scores")]) == 0, (

@@ -3,18 +3,19 @@ micro-batches."""
 
 import dataclasses
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from erw.training.checkpoint import paths
 from helpers.tiny import as_dit, tiny_run, with_loss, with_term
-from helpers.training import InterruptAfter, assert_same_run, go, last, program, told
+from helpers.training import InterruptAfter, assert_same_run, go, last, logged, program
 
 
 def test_killed_in_either_phase_and_in_a_checkpoint_it_ends_with_the_same_bits(
-    cache, straight, tmp_path
-):
+    cache: Path, straight: Path, tmp_path: Path
+) -> None:
     """Real SIGKILLs: in warm-up, in full training, and between writing a checkpoint and its
     renaming."""
     out = tmp_path / "run"
@@ -25,7 +26,7 @@ def test_killed_in_either_phase_and_in_a_checkpoint_it_ends_with_the_same_bits(
     assert_same_run(straight, out)
 
 
-def test_with_a_class_token_a_stop_changes_nothing(cache, tmp_path):
+def test_with_a_class_token_a_stop_changes_nothing(cache: Path, tmp_path: Path) -> None:
     run = with_loss(tiny_run(cache), "reg")
     go(run, tmp_path / "straight")
 
@@ -38,8 +39,8 @@ def test_with_a_class_token_a_stop_changes_nothing(cache, tmp_path):
 @pytest.mark.parametrize("dit", [False, True], ids=["flow", "ddpm"])
 @pytest.mark.parametrize("stop", [2, 4, 5, 9])  # within warm-up, at the boundary, after it
 def test_ctrl_c_saves_and_the_same_command_goes_on(
-    cache, straight, straight_dit, tmp_path, stop, dit
-):
+    cache: Path, straight: Path, straight_dit: Path, tmp_path: Path, stop: int, dit: bool
+) -> None:
     run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
 
     out = tmp_path / "run"
@@ -50,10 +51,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert_same_run(straight_dit if dit else straight, out)
 
 
-def test_a_failed_evaluation_is_made_up_for(cache, straight, tmp_path):
+def test_a_failed_evaluation_is_made_up_for(cache: Path, straight: Path, tmp_path: Path) -> None:
     seen = []
 
-    def fails(step, model, world):
+    def fails(step: int, model: object, world: object) -> None:
         raise RuntimeError("the evaluator broke")
 
     with pytest.raises(RuntimeError, match="broke"):
@@ -69,15 +70,15 @@ def test_a_failed_evaluation_is_made_up_for(cache, straight, tmp_path):
     assert_same_run(tmp_path / "twin", tmp_path / "run")
 
 
-def test_metrics_have_every_line_once_in_order(straight):
-    assert [line["step"] for line in told(straight)] == [4, 8, 12]
-    assert [line["phase"] for line in told(straight)] == ["warmup", "full", "full"]
+def test_metrics_have_every_line_once_in_order(straight: Path) -> None:
+    assert [line["step"] for line in logged(straight)] == [4, 8, 12]
+    assert [line["phase"] for line in logged(straight)] == ["warmup", "full", "full"]
 
 
-def test_no_metrics_line_spans_the_boundary(cache, tmp_path):
+def test_no_metrics_line_spans_the_boundary(cache: Path, tmp_path: Path) -> None:
     run = tiny_run(cache, steps=8)
     go(run.replace(plan=dataclasses.replace(run.plan, warmup=3)), tmp_path / "run")
-    lines = told(tmp_path / "run")
+    lines = logged(tmp_path / "run")
     assert [(line["step"], line["phase"]) for line in lines] == [
         (3, "warmup"),
         (4, "full"),
@@ -92,7 +93,7 @@ def test_no_metrics_line_spans_the_boundary(cache, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["cosine", "nt_xent"])
-def test_micro_batches_are_the_batch(cache, tmp_path, loss):
+def test_micro_batches_are_the_batch(cache: Path, tmp_path: Path, loss: str) -> None:
     run = tiny_run(cache)
     run = with_term(run, loss=loss)
     split = run.replace(optim=dataclasses.replace(run.optim, accumulate=4))
@@ -106,7 +107,9 @@ def test_micro_batches_are_the_batch(cache, tmp_path, loss):
     [(True, "cosine"), (False, "nt_xent"), (False, "reg")],
     ids=["ddpm, cosine", "flow, nt_xent", "flow, class token"],
 )
-def test_two_processes_are_one_with_the_same_batch(cache, tmp_path, dit, loss):
+def test_two_processes_are_one_with_the_same_batch(
+    cache: Path, tmp_path: Path, dit: bool, loss: str
+) -> None:
     """Gloo ranks with half the batch each; NT-Xent's negatives are those of both."""
     one, two = tmp_path / "one", tmp_path / "two"
     run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
@@ -114,12 +117,12 @@ def test_two_processes_are_one_with_the_same_batch(cache, tmp_path, dit, loss):
     done = program(cache, two, "--loss", loss, *["--dit"] * dit, ranks=2)
     assert done.returncode == 0, done.stderr
     assert_close(last(one), last(two))
-    for a, b in zip(told(one), told(two), strict=True):
+    for a, b in zip(logged(one), logged(two), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
-def assert_close(a, b) -> None:
+def assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     """Adam divides by the square root of tiny numbers, so rounding shows; weights must still
     agree."""
     assert a.keys() == b.keys()

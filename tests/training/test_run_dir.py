@@ -1,6 +1,7 @@
 """A run's folder outlives new settings: what an older recipe does not name has its default."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,7 @@ CACHE = Named(identity="one", class_names=("cat",), vae={"name": "none"})
 LEDGER = Ledger(SIT, 4, (), teacher=0, rows=8)
 
 
-def test_a_run_older_than_a_setting_goes_on(tmp_path):
+def test_a_run_older_than_a_setting_goes_on(tmp_path: Path) -> None:
     run = Run()
     recipe = json.loads(json.dumps(run_dir.claim(tmp_path, run, run, CACHE, LEDGER)))
     del recipe["resolved"]["model"]["mlp"]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from erw import flow
 from erw.align import Projector
+from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader
 from erw.data.on_the_fly import write
@@ -48,7 +51,7 @@ def reg(**options) -> SiT:
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cache]:
     """Photos, and a cache of both variants with class tokens."""
     root = tmp_path_factory.mktemp("token")
     folder = photos(root / "set", each=3)
@@ -57,7 +60,7 @@ def stored(tmp_path_factory):
     return folder, cache
 
 
-def test_the_cache_holds_what_the_encoder_gives(stored):
+def test_the_cache_holds_what_the_encoder_gives(stored: tuple[Path, Cache]) -> None:
     _, cache = stored
     spec = cache.features[ENCODER]
     encoder = load_encoder(ENCODER)
@@ -77,7 +80,9 @@ def test_the_cache_holds_what_the_encoder_gives(stored):
     assert cache.read([1]).token is None
 
 
-def test_online_gives_the_same_tokens_in_one_pass(stored, tmp_path, monkeypatch):
+def test_online_gives_the_same_tokens_in_one_pass(
+    stored: tuple[Path, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, cache = stored
     told = {"vae": "none", "encoders": [ENCODER], "image_size": 32, "flip": True}
     online = write(folder, tmp_path / "online", **told, class_token=True, precision="float32")
@@ -88,7 +93,7 @@ def test_online_gives_the_same_tokens_in_one_pass(stored, tmp_path, monkeypatch)
     assert torch.equal(rows.token, online.read([0, 1], features=[ENCODER], token=ENCODER).token)
 
 
-def test_added_and_joined_class_tokens(stored, tmp_path):
+def test_added_and_joined_class_tokens(stored: tuple[Path, Cache], tmp_path: Path) -> None:
     folder, _ = stored
     other = "efficientnet-lite2@64"
     grown = make(folder, tmp_path / "cache", "none", encoder=True, class_token=True)
@@ -108,7 +113,7 @@ def test_added_and_joined_class_tokens(stored, tmp_path):
         build.resolve(run, made)
 
 
-def test_what_has_no_class_token_is_refused(stored, tmp_path):
+def test_what_has_no_class_token_is_refused(stored: tuple[Path, Cache], tmp_path: Path) -> None:
     folder, _ = stored
     plain = make(folder, tmp_path / "plain", "none", encoder=True)
     with pytest.raises(CacheError, match=r"no class token of .*--class-token"):
@@ -128,7 +133,9 @@ def test_what_has_no_class_token_is_refused(stored, tmp_path):
 # -- the network ----------------------------------------------------------------------------------
 
 
-def defined(state: dict[str, Tensor], x: Tensor, token: Tensor, t: Tensor, y: Tensor, *, heads=4):
+def defined(
+    state: dict[str, Tensor], x: Tensor, token: Tensor, t: Tensor, y: Tensor, *, heads: int = 4
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """REG's forward, from its definition: velocity of latents and token, tokens by block."""
 
     def linear(name: str, h: Tensor) -> Tensor:
@@ -190,7 +197,7 @@ def released(*, depth: int = 3) -> dict[str, Tensor]:
     return state
 
 
-def test_regs_files_are_loaded_and_written_back(tmp_path):
+def test_regs_files_are_loaded_and_written_back(tmp_path: Path) -> None:
     state = released()
     assert state["pos_embed"].shape == (1, 17, 64) and not state["pos_embed"][0, 0].any()
     path = save({"ema": state, "model": state, "steps": 3}, tmp_path / "4000000.pt")
@@ -213,14 +220,14 @@ def test_regs_files_are_loaded_and_written_back(tmp_path):
     assert drawn.latents.shape == (2, 4, 8, 8) and drawn.latents.isfinite().all()
 
 
-def test_another_resolution_of_regs_files(tmp_path):
+def test_another_resolution_of_regs_files(tmp_path: Path) -> None:
     path = save(released(), tmp_path / "a.pt")
     model = load_pretrained(path, "reg", num_heads=4, input_size=16)
     assert model.latent_shape == (4, 16, 16)
     assert model.velocity(torch.randn(1, 4 * 256 + 24), torch.rand(1)).shape == (1, 4 * 256 + 24)
 
 
-def test_xl_has_the_parameters_of_regs_file():
+def test_xl_has_the_parameters_of_regs_file() -> None:
     """685,017,360, the projector and the frozen positions included."""
     with torch.device("meta"):
         net = SiT(depth=28, width=1152, heads=16, class_token=768)
@@ -230,7 +237,7 @@ def test_xl_has_the_parameters_of_regs_file():
 
 
 @pytest.mark.parametrize("options", [{}, {"rope": True, "norm": "rms", "qk_norm": True}])
-def test_stops_and_taps_with_a_class_token(options):
+def test_stops_and_taps_with_a_class_token(options: dict[str, Any]) -> None:
     net = reg(**options)
     x, token, t, y = inputs()
     state = net.join(x, token)
@@ -244,7 +251,7 @@ def test_stops_and_taps_with_a_class_token(options):
 # -- the step -------------------------------------------------------------------------------------
 
 
-def test_the_step_noises_both_alike_and_weighs_their_losses():
+def test_the_step_noises_both_alike_and_weighs_their_losses() -> None:
     torch.manual_seed(0)
     plan = repa(2, 0.5)
     net = Network(reg(), terms=plan.align, dims={"align": (24,)}, hidden=32)
@@ -276,20 +283,20 @@ def test_the_step_noises_both_alike_and_weighs_their_losses():
 # -- runs -----------------------------------------------------------------------------------------
 
 
-def token_run(cache, kind: str = "denoised", **changes):
+def token_run(cache: Path, kind: str = "denoised", **changes: Any) -> Run:
     run = tiny_run(cache)
     return run.replace(model=dataclasses.replace(run.model, class_token=kind), **changes)
 
 
 @pytest.fixture(scope="module")
-def trained(cache, tmp_path_factory):
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the debug recipe, warm-up and alignment included, with a class token."""
     out = tmp_path_factory.mktemp("reg") / "run"
     go(token_run(cache), out)
     return out
 
 
-def test_the_teacher_is_paid_for_in_every_step(cache):
+def test_the_teacher_is_paid_for_in_every_step(cache: Path) -> None:
     held = Cache.open(cache)
     run = with_term(token_run(cache), weight=constant(0.0))
     resolved = build.resolve(run, held)
@@ -302,7 +309,7 @@ def test_the_teacher_is_paid_for_in_every_step(cache):
         build.resolve(named, held)
 
 
-def test_samples_follow_from_their_seeds(trained):
+def test_samples_follow_from_their_seeds(trained: Path) -> None:
     model = load(trained)
     torch.manual_seed(0)
     for p in model.net.parameters():
@@ -315,14 +322,14 @@ def test_samples_follow_from_their_seeds(trained):
         torch.testing.assert_close(together[3:4], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_a_run_goes_to_regs_layout(trained, tmp_path):
+def test_a_run_goes_to_regs_layout(trained: Path, tmp_path: Path) -> None:
     convert(trained, tmp_path / "reg.pt", to="reg")
     again = load_pretrained(tmp_path / "reg.pt", num_heads=2)
     x, t = torch.randn(2, 3 * 256 + 1280), torch.rand(2)
     assert torch.equal(again.velocity(x, t), load(trained).velocity(x, t))
 
 
-def test_hidden_states_are_of_patches(trained, cache):
+def test_hidden_states_are_of_patches(trained: Path, cache: Path) -> None:
     shown = material(cache, count=8)
     states = hidden_states(load(trained), shown, time=0.5)
     assert states[1].pooled.shape == (8, 32)

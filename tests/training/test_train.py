@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from erw import plan as plans
 from erw.data.cache import Cache
@@ -23,10 +26,12 @@ from helpers.training import assert_same_run, go, last, trainer
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_stops_before_the_weights_move(cache, straight, tmp_path, value):
+def test_nan_stops_before_the_weights_move(
+    cache: Path, straight: Path, tmp_path: Path, value: float
+) -> None:
     learn = build_objective(resolve(tiny_run(cache), Cache.open(cache)))
 
-    def poisoned(net, batch, phase, rng, **options):
+    def poisoned(net: Any, batch: Any, phase: Any, rng: Any, **options: Any) -> dict[str, Tensor]:
         losses = learn(net, batch, phase, rng, **options)
         return {k: v * value for k, v in losses.items()} if rng.step == 9 else losses
 
@@ -36,7 +41,7 @@ def test_nan_stops_before_the_weights_move(cache, straight, tmp_path, value):
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_weights_stay_where_they_were_in_the_bad_step(cache, tmp_path):
+def test_weights_stay_where_they_were_in_the_bad_step(cache: Path, tmp_path: Path) -> None:
     s = trainer(tiny_run(cache), tmp_path)
     s.enter(s.run.phase(0))
     before = {k: p.clone() for k, p in s.net.named_parameters()}
@@ -48,7 +53,7 @@ def test_weights_stay_where_they_were_in_the_bad_step(cache, tmp_path):
     assert all(torch.equal(p, before[k]) for k, p in s.net.named_parameters())
 
 
-def test_another_run_in_the_folder_is_refused(cache, straight):
+def test_another_run_in_the_folder_is_refused(cache: Path, straight: Path) -> None:
     other = tiny_run(cache, seed=1)
     with pytest.raises(
         CheckpointError, match=r"holds another run, which differs in seed 0 \(there\)"
@@ -56,14 +61,14 @@ def test_another_run_in_the_folder_is_refused(cache, straight):
         go(other, straight)
 
 
-def test_other_files_in_the_folder_are_refused(cache, tmp_path):
+def test_other_files_in_the_folder_are_refused(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(CheckpointError, match="holds other files and no run"):
         go(tiny_run(cache), tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def copy(straight, tmp_path) -> Path:
+def copy(straight: Path, tmp_path: Path) -> Path:
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)
     for path in [
@@ -78,7 +83,9 @@ def copy(straight, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_refused(cache, straight, tmp_path, share):
+def test_a_truncated_checkpoint_is_refused(
+    cache: Path, straight: Path, tmp_path: Path, share: float
+) -> None:
     out = copy(straight, tmp_path)
     newest = paths(out / "checkpoints")[-1]
     data = newest.read_bytes()
@@ -87,15 +94,15 @@ def test_a_truncated_checkpoint_is_refused(cache, straight, tmp_path, share):
         go(tiny_run(cache), out)
 
 
-def damage_missing(tensors):
+def damage_missing(tensors: dict[str, Tensor]) -> None:
     del tensors["net.model.blocks.0.attn.qkv.weight"]
 
 
-def damage_extra(tensors):
+def damage_extra(tensors: dict[str, Tensor]) -> None:
     tensors["net.model.blocks.9.attn.qkv.weight"] = torch.zeros(1)
 
 
-def damage_shape(tensors):
+def damage_shape(tensors: dict[str, Tensor]) -> None:
     tensors["ema.model.t_embedder.mlp.0.weight"] = torch.zeros(1)
 
 
@@ -107,7 +114,9 @@ def damage_shape(tensors):
         (damage_shape, "1 of another shape .ema.model.t_embedder.mlp.0.weight is .1,. not"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused(cache, straight, tmp_path, damage, words):
+def test_a_checkpoint_of_another_model_is_refused(
+    cache: Path, straight: Path, tmp_path: Path, damage: Callable[..., Any], words: str
+) -> None:
     out = copy(straight, tmp_path)
     newest = paths(out / "checkpoints")[-1]
     tensors = load_file(newest)
@@ -119,10 +128,12 @@ def test_a_checkpoint_of_another_model_is_refused(cache, straight, tmp_path, dam
         go(tiny_run(cache), out)
 
 
-def test_a_full_disk_keeps_the_earlier_checkpoint(cache, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_earlier_checkpoint(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = safetensors.torch.save_file
 
-    def full(tensors, path, **kwargs):
+    def full(tensors: dict[str, Tensor], path: Path, **kwargs: Any) -> None:
         if "step-00000012" in str(path):
             real({k: v for k, v in list(tensors.items())[:3]}, path)
             raise OSError(28, "No space left on device")
@@ -135,8 +146,8 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(cache, tmp_path, monkeypatch):
     assert left == ["step-00000008.safetensors"]
 
 
-def test_two_processes_do_not_write_one_folder(cache, tmp_path):
-    def again(step, model, world):
+def test_two_processes_do_not_write_one_folder(cache: Path, tmp_path: Path) -> None:
+    def again(step: int, model: object, world: object) -> None:
         go(tiny_run(cache), tmp_path / "run")
 
     with pytest.raises(CheckpointError, match="another process is training in"):
@@ -151,7 +162,9 @@ def test_two_processes_do_not_write_one_folder(cache, tmp_path):
         (dict(num_classes=3), "model.num_classes is 3, but the cache"),
     ],
 )
-def test_a_model_that_does_not_fit_the_cache_is_refused(cache, tmp_path, change, words):
+def test_a_model_that_does_not_fit_the_cache_is_refused(
+    cache: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
     run = tiny_run(cache)
     run = run.replace(model=dataclasses.replace(run.model, **change))
     with pytest.raises(ValueError, match=words):
@@ -159,7 +172,9 @@ def test_a_model_that_does_not_fit_the_cache_is_refused(cache, tmp_path, change,
     assert not (tmp_path / "run" / "recipe.json").exists()
 
 
-def test_a_run_can_be_made_longer_but_not_shorter(cache, straight, tmp_path):
+def test_a_run_can_be_made_longer_but_not_shorter(
+    cache: Path, straight: Path, tmp_path: Path
+) -> None:
     out = copy(straight, tmp_path)
     with pytest.raises(CheckpointError, match="at step 12 already, past the 8 requested"):
         go(tiny_run(cache, steps=8), out)
@@ -169,7 +184,7 @@ def test_a_run_can_be_made_longer_but_not_shorter(cache, straight, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_trained_model_is_loaded_with_its_average(straight):
+def test_a_trained_model_is_loaded_with_its_average(straight: Path) -> None:
     model = load(straight)
     ema = {k.removeprefix("ema.model."): v for k, v in last(straight).items() if "ema.model." in k}
     assert model.step == 12
@@ -180,13 +195,13 @@ def test_a_trained_model_is_loaded_with_its_average(straight):
     assert v.shape == (2, 3, 16, 16)
 
 
-def test_loading_what_is_no_run(tmp_path):
+def test_loading_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a run folder"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_recipe_has_a_tiny_twin_that_trains(cache, tmp_path, name):
+def test_every_recipe_has_a_tiny_twin_that_trains(cache: Path, tmp_path: Path, name: str) -> None:
     """Every phase and option of it, on the small cache (whose tokens want patches of 8)."""
     run = tiny(recipe(name))
     run = run.replace(
@@ -201,6 +216,6 @@ def test_every_recipe_has_a_tiny_twin_that_trains(cache, tmp_path, name):
     assert load(tmp_path / "run").step == run.steps
 
 
-def test_settings_that_cannot_meet():
+def test_settings_that_cannot_meet() -> None:
     with pytest.raises(ConfigError, match=r"plan.depth 9 is deeper than the model's 4 blocks"):
         tiny_run("x", plan=plans.Plan(warmup=2, depth=9, align=plans.repa(2).align))

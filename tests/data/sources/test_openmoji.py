@@ -1,5 +1,8 @@
 """The built-in images: pure functions of (seed, split, index), with held-out glyphs."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,7 +11,7 @@ from erw.data.sources.openmoji import OpenMojiSet, groups, split_glyphs
 from erw.errors import DataError
 
 
-def test_table_holds_1914_glyphs_in_9_groups():
+def test_table_holds_1914_glyphs_in_9_groups() -> None:
     assert len(groups()) == 9
     codes = [code for group in groups().values() for code in group]
     assert len(codes) == len(set(codes)) == 1914
@@ -16,7 +19,7 @@ def test_table_holds_1914_glyphs_in_9_groups():
     assert "1F40C" in groups()["animals-nature"]
 
 
-def test_splits_share_no_glyph_and_leave_none_out():
+def test_splits_share_no_glyph_and_leave_none_out() -> None:
     train, test = split_glyphs("train"), split_glyphs("test")
     for name, codes in groups().items():
         assert not set(train[name]) & set(test[name])
@@ -24,7 +27,7 @@ def test_splits_share_no_glyph_and_leave_none_out():
         assert len(test[name]) == round(0.1 * len(codes))
 
 
-def test_image_is_a_function_of_seed_split_and_index():
+def test_image_is_a_function_of_seed_split_and_index() -> None:
     one, longer = OpenMojiSet("train", count=50, seed=3), OpenMojiSet("train", count=5000, seed=3)
     for index in (0, 49, 7):  # any order, any count
         image, label = one[index]
@@ -36,7 +39,7 @@ def test_image_is_a_function_of_seed_split_and_index():
     assert not np.array_equal(one[0][0], OpenMojiSet("test", seed=3)[0][0])
 
 
-def test_compositions_use_only_their_split_and_vary():
+def test_compositions_use_only_their_split_and_vary() -> None:
     for split in ("train", "test"):
         source = OpenMojiSet(split, count=2000)
         made = [source.composition(i) for i in range(900)]
@@ -49,12 +52,12 @@ def test_compositions_use_only_their_split_and_vary():
         assert not any(how.flip for how in made if source.class_names[how.label] == "flags")
 
 
-def test_composition_does_not_change_between_releases():
+def test_composition_does_not_change_between_releases() -> None:
     how = OpenMojiSet("train").composition(12)
     assert (how.hexcode, how.label, how.background) == ("1F96E", 3, (234, 178, 229))
 
 
-def test_background_shows_in_the_corner_and_glyph_in_the_middle():
+def test_background_shows_in_the_corner_and_glyph_in_the_middle() -> None:
     source = OpenMojiSet("train")
     for index in range(0, 90, 10):
         image, _ = source[index]
@@ -64,14 +67,14 @@ def test_background_shows_in_the_corner_and_glyph_in_the_middle():
 
 
 @pytest.mark.parametrize("size", [32, 48, 64])
-def test_other_sizes_show_the_same_picture(size):
+def test_other_sizes_show_the_same_picture(size: int) -> None:
     image, _ = OpenMojiSet("train", size=size)[5]
     assert image.shape == (size, size, 3)
     reference, _ = OpenMojiSet("train")[5]
     assert abs(image.mean() - reference.mean()) < 2
 
 
-def test_fingerprint_follows_what_changes_the_images():
+def test_fingerprint_follows_what_changes_the_images() -> None:
     made = {
         OpenMojiSet("train", count=10).fingerprint(),
         OpenMojiSet("train", count=11).fingerprint(),
@@ -83,7 +86,9 @@ def test_fingerprint_follows_what_changes_the_images():
     assert OpenMojiSet("train", count=10).fingerprint() in made
 
 
-def test_damaged_raster_cache_is_made_again(tmp_path, monkeypatch):
+def test_damaged_raster_cache_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     few = {"objects": groups()["objects"][:3]}
     monkeypatch.setattr(openmoji, "groups", lambda: few)
@@ -108,17 +113,17 @@ def test_damaged_raster_cache_is_made_again(tmp_path, monkeypatch):
         ({"count": 0}, "at least 1"),
     ],
 )
-def test_impossible_settings(settings, words):
+def test_impossible_settings(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         OpenMojiSet(**settings)
 
 
-def test_index_beyond_the_end():
+def test_index_beyond_the_end() -> None:
     with pytest.raises(IndexError):
         OpenMojiSet("train", count=5)[5]
 
 
-def test_some_groups_alone():
+def test_some_groups_alone() -> None:
     two = OpenMojiSet("train", size=16, count=4, groups=("flags", "smileys-emotion"))
     assert two.class_names == ("smileys-emotion", "flags")  # the table's order, not the request's
     glyphs = split_glyphs("train")
