@@ -3,7 +3,6 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from PIL import Image
 from erw.data.images import Unreadable, adm_center_crop, crop, decode, random_crop
 from erw.errors import DataError
 from helpers.parts import picture
-
-Golden = Callable[[str], dict[str, np.ndarray]]
+from helpers.reference import Golden
 
 
 def save(image: Image.Image, kind: str, **options: object) -> bytes:
