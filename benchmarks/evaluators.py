@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from erw.evaluation.inception import BlockA, BlockC, BlockE, Inception
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from helpers.inception_parts import random_state
+from helpers.inception import random_state
 
 Turn = Callable[[int], dict[str, float]]
 """How many images or features -> what came out."""

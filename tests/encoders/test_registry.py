@@ -1,10 +1,14 @@
-"""Encoders by name."""
+"""Encoders by name, from outside the package too, and on a GPU."""
+
+from pathlib import Path
 
 import pytest
+import torch
 
-from erw.encoders import load_encoder, moco, vits
+from erw.encoders import Encoder, ModuleEncoder, load_encoder, moco, vits
 from erw.encoders.registry import ENCODERS
 from erw.errors import ConfigError
+from helpers.images import glyphs
 
 
 def test_encoder_by_name() -> None:
@@ -17,7 +21,32 @@ def test_encoder_by_name() -> None:
         load_encoder("efficientnet-lite0@big")
     with pytest.raises(ConfigError, match="multiple of its patch, 16"):
         load_encoder("efficientnet-lite0@100")
+    with pytest.raises(ConfigError, match="comes with its weights"):
+        load_encoder("efficientnet-lite0=weights.pth")
 
 
 def test_every_entry_of_a_family_is_registered() -> None:
     assert set(vits.HUB) | set(moco.SIZES) < set(ENCODERS)
+
+
+def test_an_entry_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
+        assert weights == Path("file.pt")
+        module = torch.nn.AvgPool2d(8)
+        return ModuleEncoder(f"{name}@{side}", module, dim=3, patch=8, side=side)
+
+    monkeypatch.setitem(ENCODERS, "mine", load)
+    encoder = load_encoder("mine=file.pt@32")
+    assert encoder.name == "mine@32" and encoder(glyphs("test", 2)).shape == (2, 16, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "vae:openmoji-f4c4"])
+def test_a_gpu_gives_the_features_of_the_cpu(name: str) -> None:
+    images = glyphs("test", 4)
+    on_gpu, on_cpu = load_encoder(name, device="cuda"), load_encoder(name)
+    torch.testing.assert_close(on_gpu(images).cpu(), on_cpu(images), atol=0.02, rtol=0.02)
+    if on_cpu.dim_pooled:
+        torch.testing.assert_close(
+            on_gpu.pooled(images).cpu(), on_cpu.pooled(images), atol=0.02, rtol=0.02
+        )

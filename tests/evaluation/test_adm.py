@@ -19,7 +19,7 @@ from erw.evaluation.inception import POOL, SPATIAL, Inception
 from erw.evaluation.inception_weights import load_inception
 from erw.evaluation.manifold import precision_recall
 from helpers.images import stripes as pictures
-from helpers.inception_parts import random_state
+from helpers.inception import random_state
 
 SIZES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 

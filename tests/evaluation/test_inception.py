@@ -17,7 +17,7 @@ from erw.errors import CheckpointError, DataError
 from erw.evaluation import inception_weights
 from erw.evaluation.inception import LOGITS, POOL, SPATIAL, Inception, resize_tf1
 from erw.evaluation.inception_weights import find_inception, load_inception
-from helpers.inception_parts import random_state
+from helpers.inception import random_state
 
 
 def images(count: int = 2, *, side: int = 40) -> Tensor:

@@ -73,7 +73,7 @@ class EfficientNetLite(PatchEncoder):
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
-        pixels = resize(images, self.side or _POOLED_SIDE)
+        pixels = resize(images.to(self.device), self.side or _POOLED_SIDE)
         return self.rest(self.trunk(_standardised(pixels))).mean((2, 3))
 
 
