@@ -90,15 +90,49 @@ def test_exif_orientation_is_applied() -> None:
     assert np.array_equal(turned, np.rot90(pixels, -1))
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def plain_png(row: bytes, width: int, depth: int, colour: int, *chunks: bytes) -> bytes:
+    """A PNG of one row, of a depth that Pillow cannot write."""
+    head = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
+    data = zlib.compress(b"\0" + row)
+    parts = [chunk(b"IHDR", head), *chunks, chunk(b"IDAT", data), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(("depth", "key"), [(2, 1), (4, 1), (4, 15)])
+def test_a_transparent_grey_is_compared_at_the_depth_of_the_file(depth: int, key: int) -> None:
+    width = 1 << depth
+    bits = sum(grey << depth * (width - 1 - grey) for grey in range(width))
+    transparent = chunk(b"tRNS", struct.pack(">H", key))
+    data = plain_png(bits.to_bytes(width * depth // 8, "big"), width, depth, 0, transparent)
+    expected = [[grey * 255 // (width - 1)] * 3 for grey in range(width)]
+    expected[key] = [1, 2, 3]
+    assert decode(data, background=(1, 2, 3)).tolist() == [expected]
+
+
+def test_a_transparent_colour_of_16_bits_hides_that_colour_alone() -> None:
+    colours = [(0x1234, 0x5678, 0x9ABC), (0x1234, 0x5678, 0x9ABD), (0x34, 0x78, 0xBC)]
+    row = b"".join(struct.pack(">HHH", *colour) for colour in colours)
+    data = plain_png(row, 3, 16, 2, chunk(b"tRNS", struct.pack(">HHH", *colours[0])))
+    found = decode(data, background=(1, 2, 3)).tolist()
+    assert found == [[[1, 2, 3], [0x12, 0x56, 0x9A], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("kind", ["text", "profile"])
+def test_a_png_with_much_text_or_a_large_profile(kind: str) -> None:
+    long = zlib.compress(bytes(range(32, 127)) * 30_000)
+    more = chunk(b"zTXt", b"Comment\0\0" + long) if kind == "text" else chunk(
+        b"iCCP", b"big\0\0" + long
+    )  # fmt: skip
+    assert decode(plain_png(bytes([7, 8, 9]), 1, 8, 2, more)).tolist() == [[[7, 8, 9]]]
+
+
 def bomb() -> bytes:
-    """A PNG of a few bytes that says it has 40,000 x 40,000 pixels."""
+    """A PNG of a few bytes whose header says 40,000 x 40,000 pixels."""
     head = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     data = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"0" * 100)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 

@@ -32,8 +32,7 @@ def decode(data: bytes | str | Path, *, background: tuple[int, int, int] = WHITE
     Transparency is composited on `background`. Of 12- and 16-bit greyscale the upper eight bits are
     taken, as Pillow does for 16-bit RGB. Of animations and pages, the first. Raises `Unreadable`.
     """
-    from PIL import Image
-
+    Image = _pillow()
     try:
         raw = data if isinstance(data, bytes) else Path(data).read_bytes()
     except OSError as error:
@@ -46,7 +45,7 @@ def decode(data: bytes | str | Path, *, background: tuple[int, int, int] = WHITE
             if image.width * image.height > limit:  # Pillow only warns up to twice this
                 raise Image.DecompressionBombError
             image.load()
-            return np.asarray(_upright(_to_rgb(image, background), image))
+            return np.asarray(_upright(_to_rgb(image, raw, background), image))
     except Unreadable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -62,15 +61,21 @@ def decode(data: bytes | str | Path, *, background: tuple[int, int, int] = WHITE
 
 def channels(data: bytes) -> str | None:
     """What an image file's header promises: "grey", "colour" or "transparent"; None: unreadable."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _pillow().open(io.BytesIO(data)) as image:
             if image.mode in _TRANSPARENT or "transparency" in image.info:
                 return "transparent"
             return "grey" if image.mode[0] in "1LIF" and image.mode != "LAB" else "colour"
     except Exception:  # `decode` names the reason
         return None
+
+
+def _pillow() -> Any:
+    """PIL.Image, which reads PNGs with more than a megabyte of text or colour profile."""
+    from PIL import Image, PngImagePlugin
+
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+    return Image
 
 
 def _upright(pixels: Any, image: Any) -> Any:
@@ -82,7 +87,7 @@ def _upright(pixels: Any, image: Any) -> Any:
     return pixels if turn is None else pixels.transpose(turn)
 
 
-def _to_rgb(image: Any, background: tuple[int, int, int]) -> Any:
+def _to_rgb(image: Any, raw: bytes, background: tuple[int, int, int]) -> Any:
     """Any Pillow mode to RGB."""
     from PIL import Image
 
@@ -91,6 +96,12 @@ def _to_rgb(image: Any, background: tuple[int, int, int]) -> Any:
         return Image.fromarray(_deep_grey(image, background))
     if image.mode in ("I", "F"):
         raise Unreadable(f"32-bit samples (Pillow mode {image.mode}), whose range is not known")
+    if image.format == "PNG" and "transparency" in image.info:
+        depth = raw[24]  # in the header; Pillow leaves the transparent colour at this depth
+        if image.mode == "L":
+            image.info["transparency"] *= 255 // ((1 << depth) - 1)
+        elif image.mode == "RGB" and depth == 16:
+            return Image.fromarray(_deep_colour(image, raw, background))
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*background, 255))
@@ -110,6 +121,16 @@ def _deep_grey(image: Any, background: tuple[int, int, int]) -> np.ndarray:
     # Pillow compares a tRNS of 16 bits with samples of 8, so it would hide nothing.
     rgb[samples == image.info.get("transparency", -1)] = background
     return rgb
+
+
+def _deep_colour(image: Any, raw: bytes, background: tuple[int, int, int]) -> np.ndarray:
+    """A PNG of 16 bits a colour, one of which is transparent, to uint8 (H, W, 3)."""
+    pixels = np.array(image)
+    with _pillow().open(io.BytesIO(raw)) as low:  # Pillow gives high bytes: read the low ones too
+        low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+        samples = pixels.astype(np.int64) << 8 | np.asarray(low)
+    pixels[(samples == image.info["transparency"]).all(-1)] = background
+    return pixels
 
 
 def crop(image: np.ndarray, size: int, *, kind: str = "adm", seed: int = 0) -> np.ndarray:

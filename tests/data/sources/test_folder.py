@@ -73,6 +73,17 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     assert len(open_source(tmp_path / "set")) == 6
 
 
+def test_a_link_gives_way_to_the_folder_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "zebra").mkdir(parents=True)
+    (tmp_path / "deep" / "zebra" / "0.png").write_bytes(png(1))
+    (tmp_path / "deep" / "ape").mkdir()
+    (tmp_path / "deep" / "ape" / "0.png").write_bytes(png(2))
+    os.symlink(tmp_path / "deep" / "zebra", tmp_path / "deep" / "alias")
+    os.symlink(tmp_path / "deep" / "zebra", tmp_path / "animal")
+    source = open_source(tmp_path)
+    assert source.class_names == ("ape", "zebra") and shades(source) == [(2, 0), (1, 1)]
+
+
 def test_a_zip_equals_its_folder(tmp_path: Path) -> None:
     folder = open_source(photos(tmp_path / "set", each=3))
     archive = open_source(zipped(tmp_path / "set", tmp_path / "set.zip"))
@@ -158,7 +169,8 @@ def test_zips_of_other_tools(tmp_path: Path) -> None:
     assert source.class_names == ("a", "b") and shades(source) == [(1, 0), (2, 1)]
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("./a/1.png", png(9))
-    assert shades(open_source(path)) == [(9, 0), (2, 1)]
+        archive.writestr("b/c\\3.png", png(3))
+    assert shades(open_source(path)) == [(9, 0), (2, 1), (3, 1)]
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_columns_with_unusual_names(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(args) == 0
     cache = Cache.open(tmp_path / "cache")
     assert len(cache) == 4 and cache.class_names == CLASSES
-    assert cache.manifest.settings["source"]["name"] == "set:train"
+    assert cache.manifest.spec.source.name == "set:train"
 
 
 def test_sets_by_their_paths() -> None:

@@ -49,3 +49,21 @@ def test_damaged_arrays(tmp_path: Path, harm: str) -> None:
     path.write_bytes(data[: len(data) // 2] if harm == "short" else data)
     with pytest.raises(DataError, match=r"X\.NPZ cannot be read as NumPy arrays"):
         Arrays(path)
+
+
+def test_labels_by_other_names_and_arrays_in_fortran_order(tmp_path: Path) -> None:
+    pixels = np.stack([picture(i) for i in range(3)])
+    for name in ("arr_1", "targets"):
+        np.savez(tmp_path / "x.npz", **{"arr_0": np.asfortranarray(pixels), name: [2, 0, 1]})
+        source = Arrays(tmp_path / "x.npz")
+        assert source.labels.tolist() == [2, 0, 1]
+        assert np.array_equal(source[1][0], pixels[1])
+    np.save(tmp_path / "x.npy", np.asfortranarray(pixels))
+    image = Arrays(tmp_path / "x.npy")[2][0]
+    assert np.array_equal(image, pixels[2]) and image.flags.c_contiguous
+
+
+def test_one_image_is_no_set_of_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", picture(0))
+    with pytest.raises(DataError, match=r"holds one image \(40, 52, 3\): expected \(N, H, W, 3\)"):
+        Arrays(tmp_path / "x.npy")

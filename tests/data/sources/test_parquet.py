@@ -58,6 +58,31 @@ def test_columns_of_other_names_are_found_by_their_features(tmp_path: Path) -> N
     assert labels(Table([usual])) == [1, 1]
 
 
+@pytest.mark.parametrize("encoded", [False, True], ids=["plain", "dictionary"])
+def test_texts_are_looked_up_in_the_list_of_names(tmp_path: Path, encoded: bool) -> None:
+    text = pyarrow.array(["dog", "cat"])
+    columns = {
+        "image": [png(0), png(1)],
+        "label": text.dictionary_encode() if encoded else text,
+    }
+    names = classes("dog", "cat", "fox")
+    table = Table([write(tmp_path / "x.parquet", columns, label=names)])
+    assert table.class_names == ("dog", "cat", "fox") and labels(table) == [0, 1]
+    with pytest.raises(DataError, match=r"label 'dog' is not in the list of 2 class names"):
+        Table([write(tmp_path / "x.parquet", columns, label=classes("cat", "fox"))])
+
+
+@pytest.mark.parametrize("name", ["class", "category", "target", "coarse_label"])
+def test_labels_by_other_names_are_taken_where_there_is_one(tmp_path: Path, name: str) -> None:
+    columns = {"image": [png(0), png(1)], name: [1, 0]}
+    assert labels(Table([write(tmp_path / "x.parquet", columns)])) == [1, 0]
+    both = write(tmp_path / "y.parquet", columns | {"class_id": [0, 0]})
+    table = Table([both])
+    assert table.class_names == ()
+    (note,) = table.notes
+    assert name in note and "class_id" in note and "may be labels and are not used" in note
+
+
 def test_files_with_other_class_names_are_refused(tmp_path: Path) -> None:
     columns = {"image": [png(0)], "label": [0]}
     first = write(tmp_path / "0.parquet", columns, label=classes("a", "b", "c"))

@@ -41,15 +41,20 @@ class Labels(NamedTuple):
     numbers: list[int]
 
 
-def label_name(names: Sequence[str], *, usual: bool = False) -> str | None:
-    """Which of these names of columns or keys means the label, if that is clear.
+def label_name(names: Sequence[str], notes: list[str], *, usual: bool = False) -> str | None:
+    """Which of these names of columns, keys or arrays means the label; `usual`: if it is usual.
 
-    `usual`: look for the usual ones alone.
+    Of several others none is taken; `notes` gets a line about them.
     """
     if found := [name for name in USUAL if name in names]:
         return found[0]
-    others = [name for name in OTHERS if name in names]
-    return others[0] if len(others) == 1 and not usual else None
+    others = [name for name in OTHERS if name in names and not usual]
+    if len(others) > 1:
+        notes.append(
+            f"{' and '.join(others)} may be labels and are not used: rename the one that is to "
+            "label, or name it with --columns IMAGE LABEL"
+        )
+    return others[0] if len(others) == 1 else None
 
 
 def classes(values: Sequence[Any], *, where: str, names: Sequence[str] = ()) -> Labels:
@@ -105,7 +110,7 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     "auto" takes the first of tables (`TABLES`), label files of a WebDataset, and folders. What
     looks like labels and is not used goes to `notes`.
     """
-    sides = _samples(files)
+    sides = _samples(files, notes)
     images = sorted(sides) or [e.key for e in files.entries if ending(e.key) in EXTENSIONS]
     used = {*images, *sides.values()}
     rest = [entry.key for entry in files.entries if entry.key not in used]
@@ -117,14 +122,14 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     if rule == "auto" and images:
         found = _of_tables(files, images, notes)
         if found is None and sides:
-            values = [_of_side(files, side) if (side := sides[key]) else None for key in images]
+            values = [_of_side(files, side, []) if (side := sides[key]) else None for key in images]
             found = classes(values, where=str(files.root))
     if rule != "none" and images and found is None:
         found = _of_folders(files, images, rule, notes)
     return images, found or Labels((), [0] * len(images))
 
 
-def _samples(files: Files) -> dict[str, str | None]:
+def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
     """The images of a WebDataset, each with its label file; {} if no image has one.
 
     Files of one name up to the first dot make a sample; names that differ after it make one each if
@@ -138,7 +143,7 @@ def _samples(files: Files) -> dict[str, str | None]:
             folder, _, name = key.rpartition("/")
             groups.setdefault(f"{folder}/{name.partition('.')[0]}", []).append(key)
     samples = [keys for keys in groups.values() if _images(keys)]
-    kind = _side_kind(files, samples)
+    kind = _side_kind(files, samples, notes)
     found: dict[str, str | None] = {}
     for keys in samples if kind else ():
         images, sides = _images(keys), [key for key in keys if ending(key) == kind]
@@ -160,7 +165,7 @@ def _images(keys: Sequence[str]) -> list[str]:
     return [key for key in keys if ending(key) in EXTENSIONS]
 
 
-def _side_kind(files: Files, samples: Sequence[list[str]]) -> str:
+def _side_kind(files: Files, samples: Sequence[list[str]], notes: list[str]) -> str:
     """The ending of a set's label files: ".cls", ".json", or "" if there are none."""
     sides = {ending(key): key for keys in samples for key in keys}
     folders = {files.inside(key).rpartition("/")[0] for keys in samples for key in keys}
@@ -168,17 +173,17 @@ def _side_kind(files: Files, samples: Sequence[list[str]]) -> str:
         return ".cls"
     if ".json" not in sides or len(folders) > 1:
         return ""  # folders come first: JSON beside their images may mean anything
-    return ".json" if _of_side(files, sides[".json"]) is not None else ""
+    return ".json" if _of_side(files, sides[".json"], notes) is not None else ""
 
 
-def _of_side(files: Files, key: str) -> Any:
+def _of_side(files: Files, key: str, notes: list[str]) -> Any:
     """The label in a file beside an image."""
     text = files.read(key).decode("utf-8", "replace").strip()
     try:
         if ending(key) == ".cls":
             return int(text)
         table = json.loads(text)
-        return table.get(label_name(list(table))) if isinstance(table, dict) else None
+        return table.get(label_name(list(table), notes)) if isinstance(table, dict) else None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{files.where(key)} is no label ({one_line(error)})") from error
 
@@ -191,7 +196,9 @@ def _of_tables(files: Files, images: Sequence[str], notes: list[str]) -> Labels 
     for key in (e.key for e in files.entries if Path(e.key).name in TABLES):
         place = files.where(key)
         table = _read_table(files, key, place)
-        rows, own = _rows(table, place) if key.endswith(".json") else (_columns(table, key), [])
+        rows, own = (
+            _rows(table, place) if key.endswith(".json") else (_columns(table, key, notes), [])
+        )
         if rows is None:
             notes.append(f"{place} names no labels and is left alone")
             continue
@@ -236,10 +243,10 @@ def _rows(table: Any, place: str) -> tuple[list[Any] | None, list[str]]:
     return (rows if "labels" in table else None), [str(name) for name in names]
 
 
-def _columns(table: Any, key: str) -> list[Any] | None:
+def _columns(table: Any, key: str, notes: list[str]) -> list[Any] | None:
     """(path, label) of every image in a metadata table; None without a column of labels."""
     rows = [row for row in table if isinstance(row, dict)]
-    label = label_name(list(rows[0])) if rows else None
+    label = label_name(list(rows[0]), notes) if rows else None
     if label is None or "file_name" not in rows[0]:
         return None
     values = [row.get(label) for row in rows]

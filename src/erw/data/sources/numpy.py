@@ -24,6 +24,7 @@ class Arrays(LabelledImages):
     def __init__(self, path: Path, *, labelled: bool = True) -> None:
         self.path, self.name = path, path.name
         labels: np.ndarray | None = None
+        notes: list[str] = []
         try:
             if path.suffix.lower() == ".npz":
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -31,7 +32,7 @@ class Arrays(LabelledImages):
                     if image is None:
                         raise DataError(f"{path} has no images: found {', '.join(arrays.files)}")
                     self._images = arrays[image]
-                    label = label_name([name for name in arrays.files if name != image])
+                    label = label_name([n for n in arrays.files if n != image], notes)
                     label = label or ("arr_1" if "arr_1" in arrays.files else None)
                     labels = arrays[label] if label else None
             else:
@@ -56,6 +57,7 @@ class Arrays(LabelledImages):
                 "numbers or names"
             )
         values = labels.tolist() if labelled and labels is not None else [None] * count
+        self.notes = tuple(notes)
         self.class_names, numbers = classes(values, where=str(path))
         self.labels = np.asarray(numbers, dtype=np.int32)
         self._fingerprint = digest([self.class_names, numbers], [hash_file(path)])

@@ -44,7 +44,9 @@ class Table(LabelledImages):
         self.name = first.parent.name if len(self.paths) > 1 else first.name
         with _errors(first):
             schema = _open(first).schema
-        self._image, label = _columns(first, schema, columns, labelled=labelled)
+        notes: list[str] = []
+        self._image, label = _columns(first, schema, columns, notes if labelled else None)
+        self.notes = tuple(notes)
         names = _class_names(schema, label)
         values: list[Any] = []
         self._blocks: list[tuple[int, int]] = []  # (file, row group) of each block of rows
@@ -141,9 +143,12 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def _columns(
-    path: Path, schema: Any, columns: Sequence[str], *, labelled: bool
+    path: Path, schema: Any, columns: Sequence[str], notes: list[str] | None
 ) -> tuple[str, str | None]:
-    """The image and the label column: as given, by their usual names, by their features."""
+    """The image and the label column: as given, by their usual names, by their features.
+
+    `notes` gets what is not used; None: take no labels.
+    """
     names = schema.names
     if missing := [name for name in columns if name not in names]:
         raise DataError(f"{path} has no column {missing[0]}: found {', '.join(names)}")
@@ -154,11 +159,11 @@ def _columns(
             f"{path} has no image column: found {', '.join(names)}; name the image and the label "
             "column with --columns"
         )
-    if not labelled or len(columns) > 1:
-        return image, columns[1] if labelled else None
+    if notes is None or len(columns) > 1:
+        return image, None if notes is None else columns[1]
     rest = [name for name in names if name != image]
-    label = label_name(rest, usual=True) or _by_feature(path, schema, "ClassLabel")
-    return image, label or label_name(rest)
+    label = label_name(rest, notes, usual=True) or _by_feature(path, schema, "ClassLabel")
+    return image, label or label_name(rest, notes)
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
