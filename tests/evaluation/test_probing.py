@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from erw.models import SiT
 from erw.rng import generator
 from erw.sampling.generation import start_noise
 from erw.study.knowledge import axes_of, lines_over
-from erw.training import load
+from erw.training import Trained, load
 from helpers.parts import ENCODER, make, photos, vae_folder
 from helpers.tiny import tiny_run
 from helpers.training import go
@@ -240,23 +241,17 @@ def test_images_in_no_cache_and_a_released_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_dit_is_shown_the_step_of_its_chain() -> None:
-    class Dit(torch.nn.Module):
-        run, depth = Run(flow=Flow(objective="ddpm"), sample=Sample(solver="ddim")), 1
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = SiT(input_size=8, channels=3, patch=2, depth=1, width=32, heads=2)
-
-        def forward(
-            self, x: Tensor, t: Tensor, y: Tensor | None, *, tap: tuple[int, ...]
-        ) -> object:
+    class Dit(SiT):
+        def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, **options: Any) -> Any:
             self.seen = x, t
-            return self.net(x, t, y, tap=tap)
+            return super().forward(x, t, y, **options)
 
-    dit, images = Dit(), shown(4)
-    hidden_states(dit, images, time=0.0)
+    dit, images = Dit(input_size=8, channels=3, patch=2, depth=1, width=32, heads=2), shown(4)
+    run = Run(flow=Flow(objective="ddpm"), sample=Sample(solver="ddim"))
+    model = Trained(dit, run, "none")
+    hidden_states(model, images, time=0.0)
     assert torch.equal(dit.seen[0], images.latents) and dit.seen[1].tolist() == [0] * 4
-    hidden_states(dit, images, time=0.5)
+    hidden_states(model, images, time=0.5)
     x_t, told = dit.seen
     abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[499]
     noise = start_noise(images.rows, (3, 8, 8))

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -153,7 +153,8 @@ def evaluate(
     return world.broadcast(lambda: _scores(metrics, extractors, fake, statistics, real, held_out))
 
 
-class _Side(NamedTuple):
+@dataclass(frozen=True)
+class _Side:
     """Statistics by space and what they are of; complete on the first rank.
 
     `stated`: the file's own mean and covariance take the place of those of its images.

@@ -122,7 +122,9 @@ class Metric(NamedTuple):
         return {f"{name}{self.suffix}".replace("-", "_"): value for name, value in values.items()}
 
 
-NAMED = {name: (Metric(name, INCEPTION),) for name in ("fid", "sfid", "is", "pr", "kid")}
+NAMED: dict[str, tuple[Metric, ...]] = {
+    name: (Metric(name, INCEPTION),) for name in ("fid", "sfid", "is", "pr", "kid")
+}
 NAMED["adm"] = NAMED["fid"] + NAMED["sfid"] + NAMED["is"] + NAMED["pr"]
 NAMED["cmmd"] = (Metric("cmmd", "clip-embedding"),)
 

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from erw import ddpm, flow
@@ -29,6 +29,8 @@ from erw.data.sources import BUILT_IN
 from erw.encoders.base import Encoder
 from erw.errors import CheckpointError, ConfigError, DataError
 from erw.evaluation import alignment
+from erw.models import SiT
+from erw.models.backbone import Backbone
 from erw.rng import generator
 from erw.sampling.generation import start_noise
 from erw.training import checkpoint
@@ -107,7 +109,7 @@ METRICS: dict[str, Callable[[State, Material, int, bool], float]] = {
 
 
 def cknna(
-    model: Any,
+    model: Trained | SiT,
     *,
     data: Cache | str | Path,
     encoder: str | Encoder | None = None,
@@ -122,7 +124,7 @@ def cknna(
     `erw.evaluation.cknna` compares two sets of features directly.
 
     Args:
-        model: a run from `erw.load`, or any network with SiT's taps.
+        model: from `erw.load` or `erw.load_pretrained`, or a bare network.
         data: a cache with the encoder's features, or with images.
         encoder: a name or an encoder; None: the first in the cache.
         time: noise time, 0 (clean) to 1 (noise alone).
@@ -137,7 +139,7 @@ def cknna(
 
 
 def curve(
-    model: Any,
+    model: Trained | SiT,
     images: Material,
     *,
     metric: str = "cknna",
@@ -163,7 +165,7 @@ def curve(
     """
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
-    step = int(getattr(model, "step", 0))
+    step = model.step if isinstance(model, Trained) else 0
     for time in times:
         states = hidden_states(
             model, images, time=time, depths=depths, labels=labels, batch_size=batch_size
@@ -191,7 +193,7 @@ def over_steps(steps: Sequence[float], values: Sequence[float]) -> Change | None
 
 @torch.no_grad()
 def hidden_states(
-    model: Any,
+    model: Trained | SiT,
     images: Material,
     *,
     time: float = 0.0,
@@ -202,7 +204,7 @@ def hidden_states(
     """Hidden states of a model by depth, on images noised to one time.
 
     Args:
-        model: a `Trained`, or a network with SiT's taps.
+        model: a `Trained`, or a bare network, which gets times as SiT does.
         depths: after which blocks; empty: all.
         labels: "null": the null class for every image, so that the states hold nothing of the
             label; "given": each image's own.
@@ -211,39 +213,50 @@ def hidden_states(
         ConfigError: a time outside 0..1, or a depth that the model does not have.
         DataError: latents of another shape than the model's.
     """
-    net: nn.Module = model if isinstance(model, nn.Module) else model.net
-    sit: Any = getattr(net, "net", net)
-    depths = tuple(depths) or tuple(range(1, sit.depth + 1))
+    net: Any = model.net if isinstance(model, Trained) else model
+    depths = tuple(depths) or tuple(range(1, net.depth + 1))
     if not 0 <= time <= 1:
         raise ConfigError(f"time {time}: expected 0 (clean) to 1 (noise)")
-    if wrong := [depth for depth in depths if not 1 <= depth <= sit.depth]:
-        raise ConfigError(f"depth {wrong[0]}: the model has blocks 1 to {sit.depth}")
-    _check(model, images, labels)
-    clean, condition = network_inputs(sit, images.latents, images.labels, images.token)
+    if wrong := [depth for depth in depths if not 1 <= depth <= net.depth]:
+        raise ConfigError(f"depth {wrong[0]}: the model has blocks 1 to {net.depth}")
+    shape = tuple(images.latents.shape[1:])
+    if shape != tuple(net.latent_shape):
+        raise DataError(
+            f"the latents are {shape}, the model's are {tuple(net.latent_shape)}: give the cache "
+            "that it was trained on, or images with its VAE"
+        )
+    names = model.class_names if isinstance(model, Trained) else ()
+    if labels == "given" and names and images.class_names and names != images.class_names:
+        raise ConfigError(
+            f"labels given: the images have the classes {', '.join(images.class_names[:3])}, ..., "
+            f"the model {', '.join(names[:3])}, ...; leave the labels out"
+        )
+    settings = model.run.flow if isinstance(model, Trained) else Flow()
+    clean, condition = network_inputs(net, images.latents, images.labels, images.token)
     device = next(net.parameters()).device
     pooled: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     spatial = dict.fromkeys(depths, 0.0)
     for lo in range(0, len(images.rows), batch_size):
         part = slice(lo, lo + batch_size)
-        shape = tuple(images.latents.shape[1:])
-        eps = start_noise(images.rows[part], shape, token=sit.class_token).to(device)
+        eps = start_noise(images.rows[part], shape, token=net.class_token).to(device)
         y = condition[part].to(device) if labels == "given" else None
-        x_t, t = _noised(model, clean[part].to(device), eps, time)
+        x_t, t = _noised(settings, clean[part].to(device), eps, time)
         for depth, h in net(x_t, t, y, tap=depths).hidden.items():
-            h = h[:, 1:] if sit.class_token else h  # patches alone
+            h = h[:, 1:] if net.class_token else h  # patches alone
             pooled[depth].append(h.float().mean(1).cpu())
             spatial[depth] += float(local_over_distant(h).sum()) / len(images.rows)
     return {depth: State(torch.cat(pooled[depth]), spatial[depth]) for depth in depths}
 
 
 def network_inputs(
-    net: Any, latents: Tensor, labels: Tensor, token: Tensor | None
+    net: Backbone, latents: Tensor, labels: Tensor, token: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(clean state, condition) as a `SiT` takes them: with a class token joined to the latents, or
     with a representation in place of the label."""
     width = net.class_token or net.representation
+    labels = labels if net.null_class else torch.zeros_like(labels)
     if not width:
-        return latents, labels if net.null_class else torch.zeros_like(labels)
+        return latents, labels
     if token is None or token.shape[1] != width:
         raise DataError(
             f"the model needs class tokens of {width} channels, which this cache does not have: "
@@ -251,7 +264,7 @@ def network_inputs(
         )
     if net.representation:
         return latents, F.layer_norm(token, token.shape[1:])
-    return net.join(latents, token), labels if net.null_class else torch.zeros_like(labels)
+    return torch.cat([latents.flatten(1), token], 1), labels
 
 
 def material(
@@ -361,29 +374,11 @@ def local_over_distant(tokens: Tensor) -> Tensor:
     return similar[:, near].mean(1) - similar[:, far].mean(1)
 
 
-def _noised(model: Any, x: Tensor, eps: Tensor, time: float) -> tuple[Tensor, Tensor]:
+def _noised(settings: Flow, x: Tensor, eps: Tensor, time: float) -> tuple[Tensor, Tensor]:
     """Latents at a noise time as the model's objective has them, and the network's `t`: the time
     or, of a DiT, the step of its chain (the first for clean latents)."""
-    run = getattr(model, "run", None)
-    settings = run.flow if run else Flow()
     t = torch.full((len(x),), time, device=x.device)
     if settings.objective == "flow":
         return flow.noise(x, eps, t, path=flow.PATHS[settings.path]).x_t, t
     step = ddpm.step_at(t)
     return (ddpm.noised(ddpm.chain(), x, eps, step) if time else x), step
-
-
-def _check(model: Any, images: Material, labels: Labels) -> None:
-    """Refuse latents of another shape than the model's, and labels of other classes."""
-    shape, expected = tuple(images.latents.shape[1:]), getattr(model, "latent_shape", None)
-    if expected is not None and tuple(expected) != shape:
-        raise DataError(
-            f"the latents are {shape}, the model's are {tuple(expected)}: give the cache that it "
-            "was trained on, or images with its VAE"
-        )
-    names = getattr(model, "class_names", ())
-    if labels == "given" and names and images.class_names and names != images.class_names:
-        raise ConfigError(
-            f"labels given: the images have the classes {', '.join(images.class_names[:3])}, ..., "
-            f"the model {', '.join(names[:3])}, ...; leave the labels out"
-        )
