@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from erw.cli import main
 from erw.sampling import generate
-from erw.sampling.preview import CAPTION, COUNT, grid_png, spread
+from erw.sampling.preview import CAPTION, COUNT, picture, spread
 from erw.training import load
 from erw.training.checkpoint import paths
 from helpers.tiny import tiny_cache, tiny_run
@@ -26,17 +26,18 @@ def opened(png: bytes | Path) -> np.ndarray:
 
 def test_a_grid_with_names_and_without() -> None:
     images = torch.randint(0, 256, (5, 3, 20, 30), dtype=torch.uint8)
-    plain = opened(grid_png(images, columns=3))
+    plain = opened(picture(images, columns=3))
     assert plain.shape == (44, 98, 4)
     assert np.array_equal(plain[24:, 34:64, :3], images[4].permute(1, 2, 0).numpy())
     assert plain[22, 0, 3] == 0  # a gap
-    said = opened(grid_png(images, columns=3, captions=["a", "", "long " * 9, "d", "e"]))
-    assert said.shape == (2 * (60 + CAPTION) + 4, 3 * 90 + 8, 4)  # three times as large
-    assert np.array_equal(said[:60:3, :90:3, :3], images[0].permute(1, 2, 0).numpy())
-    captions = [said[60 : 60 + CAPTION, left : left + 90, :3] for left in (0, 94, 188)]
-    assert captions[0].min() < 128 and captions[1].min() == 255
-    assert (captions[2].min(axis=(0, 2)) < 255).sum() > 40  # cut to its width, not spilling
-    assert said[60 : 60 + CAPTION, 184:188, :3].min() == 255
+    names = ["a", "", "long " * 9, "d", "e"]
+    captioned = opened(picture(images, range(5), names, columns=3))
+    assert captioned.shape == (2 * (60 + CAPTION) + 4, 3 * 90 + 8, 4)  # three times as large
+    assert np.array_equal(captioned[:60:3, :90:3, :3], images[0].permute(1, 2, 0).numpy())
+    captions = [captioned[60 : 60 + CAPTION, left : left + 90, 3] for left in (0, 94, 188)]
+    assert captions[0].max() > 200 and captions[1].max() == 0
+    assert (captions[2].max(axis=0) > 0).sum() > 40  # cut to its width, not spilling
+    assert captioned[60 : 60 + CAPTION, 184:188, 3].max() == 0
 
 
 def test_classes_are_spread() -> None:
@@ -46,26 +47,26 @@ def test_classes_are_spread() -> None:
 
 def test_previews_change_nothing_and_show_the_same_samples(tmp_path: Path) -> None:
     cache = tiny_cache(tmp_path / "cache", count=16).path
-    plain, looked = tmp_path / "plain", tmp_path / "looked"
+    plain, previewed = tmp_path / "plain", tmp_path / "previewed"
     go(tiny_run(cache), plain)
     size = ["--model.patch", "8", "--data.cache", str(cache), "--optim.precision", "fp32"]
-    argv = ["train", "debug", "--out", str(looked), "--log.preview", "5", *size]
+    argv = ["train", "debug", "--out", str(previewed), "--log.preview", "5", *size]
     assert main(argv) == 0
-    a, b = (load_file(paths(out / "checkpoints")[-1]) for out in (plain, looked))
+    a, b = (load_file(paths(out / "checkpoints")[-1]) for out in (plain, previewed))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    found = sorted(path.name for path in (looked / "previews").glob("*.png"))
-    assert found == [f"step-{step:08d}.png" for step in (5, 10, 12)]  # not in warm-up
-    made = json.loads((looked / "previews" / found[-1]).with_suffix(".json").read_text())
-    assert len(made["seeds"]) == len(made["labels"]) == 16 and made["settings"]["step"] == 12
-    shown = opened(looked / "previews" / found[-1])
-    model = load(looked)
-    how = dataclasses.asdict(model.run.sample)
+    names = sorted(path.name for path in (previewed / "previews").glob("*.png"))
+    assert names == [f"step-{step:08d}.png" for step in (5, 10, 12)]  # not in warm-up
+    meta = json.loads((previewed / "previews" / names[-1]).with_suffix(".json").read_text())
+    assert len(meta["seeds"]) == len(meta["labels"]) == 16 and meta["settings"]["step"] == 12
+    last = opened(previewed / "previews" / names[-1])
+    model = load(previewed)
+    options = dataclasses.asdict(model.run.sample)
     labels = spread(model.num_classes)
-    images = generate(model, range(COUNT), labels, **how, precision="auto").collect().images
-    assert np.array_equal(shown[:80:5, :80:5, :3], images[0].permute(1, 2, 0).numpy())
+    images = generate(model, range(COUNT), labels, **options, precision="auto").collect().images
+    assert np.array_equal(last[:80:5, :80:5, :3], images[0].permute(1, 2, 0).numpy())
 
     out = tmp_path / "set.npz"
-    argv = ["sample", str(looked), "--out", str(out), "--preview", "--seeds", "0:6"]
+    argv = ["sample", str(previewed), "--out", str(out), "--preview", "--seeds", "0:6"]
     assert main([*argv, "--steps", "1", "--solver", "euler", "--labels", "random"]) == 0
     with np.load(out) as arrays:
         first = arrays["arr_0"][0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erw.config import Run, to_dict
-from erw.dist import World, current
+from erw.dist import World
 from erw.io import write_bytes, write_json
 from erw.sampling.generation import Generation, generate
 from erw.sampling.save import png_path, read_images, read_png
@@ -27,6 +27,7 @@ FOLDER = "previews"
 SMALLEST = 72  # pixels: narrower images are enlarged to have room for their captions
 FONT = 11
 CAPTION = 18
+GREY = (128, 133, 143)
 
 
 def watched_steps(run: Run, every: int) -> tuple[int, ...]:
@@ -45,14 +46,11 @@ def preview_steps(run: Run) -> tuple[int, ...]:
 
 def previewing(
     run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
-) -> Callable[..., None]:
-    """`evaluate=` of `erw.train`: (step, model, world) -> a picture, drawn by the first rank.
+) -> Callable[[int, Trained, World], None]:
+    """`evaluate=` of `erw.train`: the first rank draws; `say` receives a line on each picture."""
 
-    `say` receives a line about each picture.
-    """
-
-    def preview(step: int, model: Trained, world: World | None = None) -> None:
-        if not (world or current()).first:
+    def preview(step: int, model: Trained, world: World) -> None:
+        if not world.first:
             return
         options = to_dict(run.sample)
         labels = spread(model.num_classes)
@@ -60,7 +58,7 @@ def previewing(
         images = generation.collect().images
         assert images is not None, "decoded by default"
         path = Path(out) / FOLDER / f"step-{step:08d}.png"
-        write_picture(images, generation, path, paper=False)
+        write_picture(images, generation, path)
         say(f"step {step}: {path}")
 
     return preview
@@ -78,13 +76,11 @@ def write_preview(generation: Generation, out: str | Path) -> Path:
     return path
 
 
-def write_picture(
-    images: Tensor, generation: Generation, path: Path, *, paper: bool = True
-) -> None:
+def write_picture(images: Tensor, generation: Generation, path: Path) -> None:
     """The first images of a generation as a picture, with a JSON file of how they were made."""
     names, count = generation.model.class_names, len(images)
     labels = None if generation.labels is None else generation.labels[:count]
-    write_bytes(path, picture(images, labels, names, paper=paper))
+    write_bytes(path, picture(images, labels, names))
     meta = {"seeds": generation.seeds[:count], "labels": labels, "class_names": names}
     write_json(path.with_suffix(".json"), meta | {"settings": generation.settings})
 
@@ -99,38 +95,28 @@ def spread(num_classes: int, count: int = COUNT) -> list[int] | None:
 
 
 def picture(
-    images: Tensor, labels: Sequence[int] | None, names: Sequence[str], *, paper: bool = True
-) -> bytes:
-    """Images uint8 (N, 3, H, W) as a PNG grid, captioned by the name or number of their class."""
-    captions = [names[y] if names else f"class {y}" for y in labels or ()]
-    return grid_png(images, captions=captions, paper=paper)
-
-
-def grid_png(
     images: Tensor,
+    labels: Sequence[int] | None = None,
+    names: Sequence[str] = (),
     *,
-    captions: Sequence[str] = (),
     columns: int = 4,
     gap: int = 4,
-    paper: bool = True,
 ) -> bytes:
-    """Images uint8 (N, 3, H, W) row by row as PNG, with transparent gaps.
+    """Images uint8 (N, 3, H, W) row by row as PNG, captioned by the name or number of their class.
 
-    Captions, one per image, are cut to its width; images narrower than `SMALLEST` are enlarged by
-    a whole factor for them. They are black on white, or without `paper` grey on transparent, which
-    reads on light and on dark pages.
+    Gaps and the ground of captions are transparent, the letters a grey that reads on light and on
+    dark pages. Captions are cut to the image's width; images narrower than `SMALLEST` are enlarged
+    by a whole factor for them.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    factor = -(-SMALLEST // images.shape[-1]) if captions else 1
-    below = CAPTION if captions else 0
+    captions = [names[y] if names else f"class {y}" for y in labels or ()]
+    factor, below = (-(-SMALLEST // images.shape[-1]), CAPTION) if captions else (1, 0)
     width, height = factor * images.shape[-1], factor * images.shape[-2]
     rows = -(-len(images) // columns)
     size = (columns * (width + gap) - gap, rows * (height + below + gap) - gap)
-    white = captions and paper
-    canvas = Image.new("RGBA", size, (255, 255, 255, 255) if white else (0, 0, 0, 0))
+    canvas = Image.new("RGBA", size, (0, 0, 0, 0))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
-    color = (40, 40, 40) if paper else (128, 133, 143)
     for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().contiguous().numpy()):
         left, top = (i % columns) * (width + gap), (i // columns) * (height + below + gap)
         cell = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
@@ -140,7 +126,7 @@ def grid_png(
             while len(text) > 1 and draw.textlength(text, font=font) > width:
                 text = text.removesuffix("…")[:-1] + "…"
             middle = (left + width // 2, top + height + below // 2)
-            draw.text(middle, text, color, font, anchor="mm")
+            draw.text(middle, text, GREY, font, anchor="mm")
     stream = io.BytesIO()
     canvas.save(stream, format="PNG", optimize=True)
     return stream.getvalue()

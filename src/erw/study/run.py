@@ -233,7 +233,7 @@ def held_out(path: Path) -> None:
     images = OpenMojiSet("test", count=COUNT)
     pixels = torch.stack([torch.from_numpy(images[i][0]).permute(2, 0, 1) for i in range(COUNT)])
     labels = [images[i][1] for i in range(COUNT)]
-    write_bytes(path, picture(pixels, labels, images.class_names, paper=False))
+    write_bytes(path, picture(pixels, labels, images.class_names))
 
 
 def claim(study: Study, out: Path, runs: list[str]) -> None:
