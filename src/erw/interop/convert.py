@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from erw.errors import CheckpointError, ConfigError
-from erw.interop.infer_config import unusual
+from erw.interop.infer_config import infer_sizes, unusual
 from erw.interop.layouts import LAYOUTS, TIMES, Parts, positions, to_layout, without_sigma
 from erw.interop.pretrained import Released, read_released
 from erw.io import save_tensors, write_file
 from erw.models import SiT
-from erw.models.backbone import token_sizes
 from erw.training.trained import is_run, load
 
 WORDS = {
@@ -100,12 +99,9 @@ def _of_run(folder: Path) -> Released:
     layout = "reg" if net.class_token else "erw" if run.model.rope else "repa"
     if run.flow.objective == "ddpm":
         layout = "dit"
-    names = ("input_size", "channels", "patch", "depth", "width", "heads", "num_classes")
-    names += ("rope", "qk_norm", "norm", "mlp", "adaln_shift")
-    sizes = {name: getattr(run.model, name) for name in names} | token_sizes(run.model)
-    sizes["out_channels"] = net.out_channels
-    parts = Parts({k: p.detach() for k, p in net.named_parameters()}, {}, {})
-    return Released(layout, parts, sizes, run, frozenset(), False, f"run {run.name}")
+    parts = Parts({k: p.detach() for k, p in net.named_parameters()}, {}, positions(net))
+    sizes = infer_sizes(parts, folder, num_heads=run.model.heads)
+    return Released(layout, parts, sizes, run, frozenset(), True, f"run {run.name}")
 
 
 def _write(tensors: dict[str, Tensor], path: Path, settings: dict[str, str]) -> None:

@@ -11,9 +11,15 @@ from typing import Any
 
 from erw.encoders.vae import VAE, load_vae
 from erw.errors import CheckpointError, ConfigError
-from erw.interop.card import card
 from erw.interop.diffusers import save_vae, write_diffusers
-from erw.interop.metadata import METADATA, describe, known_vae, public_name, read_metadata
+from erw.interop.metadata import (
+    METADATA,
+    describe,
+    known_vae,
+    model_card,
+    public,
+    read_metadata,
+)
 from erw.interop.pretrained import PLAIN_FILE, open_model
 from erw.io import save_tensors, write_json
 from erw.training.trained import Trained
@@ -68,7 +74,7 @@ def export(
     exported = bool(model.source) and (Path(model.source) / METADATA).is_file()
     meta = read_metadata(Path(model.source)) if exported else describe(model)
     if vae:
-        meta["vae"] = public_name(vae)
+        meta["vae"] = public(vae)
     name = vae or model.vae
     needed = name != "none" and (format == "diffusers" or not known_vae(name))
     decoder = _load_vae(name, model) if needed else None
@@ -82,7 +88,7 @@ def export(
             save_vae(decoder, tmp / "vae")
         write_json(tmp / METADATA, meta)
         parameters = sum(p.numel() for p in model.net.parameters())
-        text = card(meta, repo=repo, diffusers=format == "diffusers", parameters=parameters)
+        text = model_card(meta, repo=repo, diffusers=format == "diffusers", parameters=parameters)
         (tmp / "README.md").write_text(text, "utf-8")
         os.replace(tmp, out)
     finally:

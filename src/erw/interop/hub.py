@@ -1,4 +1,4 @@
-"""Exported models on the Hugging Face hub."""
+"""Upload of exported models to the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ def push_to_hub(
     *,
     out: str | Path | None = None,
     private: bool | None = None,
-    **told: Any,
+    **options: Any,
 ) -> str:
     """Export a model and upload the folder as the repository `repo`; returns its address.
 
     Args:
         source: as `erw.export` takes it; an exported folder is uploaded as it is.
-        repo: "owner/name"; made if it is not there.
-        out: the exported folder; default: beside the source, its name with "-export" behind it.
-        private: of a new repository; None: as the account has it.
-        told: as for `erw.export`.
+        repo: "owner/name"; created if it does not exist.
+        out: the exported folder; default: next to the source, its name with "-export" appended.
+        private: visibility of a new repository; None: the account's default.
+        options: as for `erw.export`.
 
     Raises:
         ConfigError: no such name, or `out` is missing for a loaded model.
@@ -34,34 +34,26 @@ def push_to_hub(
     """
     if not REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is no repository on the hub; expected owner/name")
-    if isinstance(source, str | Path):
-        source = Path(source).expanduser()
-        done = out is None and (source / METADATA).is_file()
-        folder = source if done else Path(out or default_out(source))
-        if done and told:
-            raise ConfigError(f"{folder} is exported already; leave out {', '.join(told)}")
-    elif out is None:
+    if out is None and isinstance(source, Trained):
         raise ConfigError("out= is missing: the folder in which a loaded model is exported")
+    path = Path() if isinstance(source, Trained) else Path(source).expanduser()
+    if out is None and (path / METADATA).is_file():
+        folder = path
+        if options:
+            raise ConfigError(f"{folder} is exported already; leave out {', '.join(options)}")
     else:
-        done, folder = False, Path(out)
-    if not done:
-        export(source, folder, repo=repo, **told)
+        name = path.resolve().name if path.is_dir() else path.stem
+        folder = Path(out) if out else path.resolve().parent / f"{name}-export"
+        export(source, folder, repo=repo, **options)
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         info = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="erw export")
-    except Exception as error:  # network, login and rights come as many types
-        line = one_line(error)
+    except Exception as error:  # network, login and rights raise many types
         raise CheckpointError(
-            f"could not push to {repo} ({line}); {folder} is complete, connect and log in (hf auth "
-            f"login), then: erw export {folder} --push {repo}"
+            f"could not push to {repo} ({one_line(error)}); {folder} is complete, connect and log "
+            f"in (hf auth login), then: erw export {folder} --push {repo}"
         ) from error
     return str(info.commit_url).partition("/commit/")[0]
-
-
-def default_out(source: Path) -> Path:
-    """runs/mine -> runs/mine-export, last.pt -> last-export."""
-    name = source.resolve().name if source.is_dir() else source.stem
-    return source.resolve().parent / f"{name}-export"

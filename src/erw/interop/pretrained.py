@@ -298,16 +298,14 @@ def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.M
 
 def _words(sizes: dict[str, Any]) -> str:
     """Sizes and options of a network, in one line."""
-    side = sizes["input_size"]
-    words = [
-        f"{sizes['depth']} x {sizes['width']}, {sizes['heads']} heads",
-        f"patch {sizes['patch']}, latents {sizes['channels']} x {side} x {side}",
-        f"{sizes['num_classes']} classes",
-    ]
-    words += [f"class token of {sizes['class_token']}"] * bool(sizes["class_token"])
-    words += [name for name in ("rope", "qk_norm") if sizes[name]]
-    words += [sizes[name] for name in ("norm", "mlp") if sizes[name] in ("rms", "swiglu")]
-    return ", ".join(words)
+    words = (
+        "{depth} x {width}, {heads} heads, patch {patch}, latents {channels} x {input_size} x "
+        "{input_size}, {num_classes} classes"
+    ).format(**sizes)
+    words += f", class token of {sizes['class_token']}" * bool(sizes["class_token"])
+    options = [k for k in ("rope", "qk_norm") if sizes[k]]
+    options += [sizes[k] for k in ("norm", "mlp") if sizes[k] in ("rms", "swiglu")]
+    return ", ".join([words, *options])
 
 
 def _download(repo: str, revision: str | None) -> Path:
