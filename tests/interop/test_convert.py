@@ -107,7 +107,8 @@ def test_a_run_of_ours_becomes_theirs(tmp_path: Path, to: str) -> None:
     run = Run(model=Model(**sizes), plan=PRESETS["sit"])
     if to == "dit":
         run = run.replace(flow=Flow(objective="ddpm"), sample=Sample(solver="ddpm"))
-    recipe = {"resolved": to_dict(run), "cache": {"vae": "none", "class_names": ["a", "b", "c"]}}
+    recipe = {"run": to_dict(run), "resolved": to_dict(run)}
+    recipe["cache"] = {"vae": "none", "class_names": ["a", "b", "c"]}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     weights = dict(net.named_parameters())
     save_tensors(tmp_path / "ema.safetensors", weights, {"step": "5"})

@@ -25,12 +25,7 @@ from erw.training.trained import Trained
 
 PACKAGE = Path(__file__).parents[1]
 CODE = "erw_transformer"
-SOURCES = [
-    name
-    for name in ("flow.py", "models/positions.py", "models/layers.py", "models/sit.py",
-                 "interop/exported/transformer.py")
-    if (PACKAGE / name).is_file()
-]  # fmt: skip
+SOURCES = ("flow.py", "models/sit.py", "interop/exported/transformer.py")
 
 
 def write_diffusers(model: Trained, vae: VAE | None, folder: Path) -> None:
