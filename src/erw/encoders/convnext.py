@@ -1,7 +1,6 @@
 """ConvNeXt V2 through transformers: its last map as tokens, row by row, or the map's mean."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +23,10 @@ class ConvNextV2(PatchEncoder):
     `side`: of its input, by default the image's own, and 224 for pooled features.
     """
 
-    def __init__(self, name: str, network: Any, *, side: int | None = None) -> None:
+    def __init__(self, name: str, source: Hub | Path, *, side: int | None = None) -> None:
         super().__init__(name, patch=STRIDE, stride=STRIDE, side=side)
-        self.network = network
-        self.dim = self.dim_pooled = int(network.config.hidden_sizes[-1])
+        self.network = from_transformers("ConvNextV2Model", ("convnextv2",), source, name=name)
+        self.dim = self.dim_pooled = int(self.network.config.hidden_sizes[-1])
         self.set_pixels(IMAGENET)
         self.eval().requires_grad_(False)
 
@@ -44,9 +43,5 @@ class ConvNextV2(PatchEncoder):
 
 
 def load(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
-    """The entry `name` with weights from the hub, or from a local folder.
-
-    Raises `CheckpointError` where weights are missing, incomplete or of another family.
-    """
-    network = from_transformers("ConvNextV2Model", ("convnextv2",), weights or HUB[name], name=name)
-    return ConvNextV2(name, network, side=side)
+    """The entry `name` with weights from the hub, or from a local folder."""
+    return ConvNextV2(name, weights or HUB[name], side=side)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from erw.encoders.base import IMAGENET, Encoder, PatchEncoder
 from erw.encoders.pretrained import load_exactly, read_checkpoint
 from erw.errors import CheckpointError
+from erw.models.sit import Attention, sincos_2d
 
 PATCH = 16
 TRAINED_GRID = 14
@@ -51,7 +52,8 @@ class MoCoV3(PatchEncoder):
         self.blocks = nn.ModuleList(_Block(size) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width, eps=1e-6)
         self.set_pixels(IMAGENET)
-        positions = sincos_positions(TRAINED_GRID, size.width)
+        # SiT's positions with the row in the first half of the channels.
+        positions = sincos_2d(size.width, TRAINED_GRID).roll(size.width // 2, 1)[None]
         self.register_buffer("positions", positions, persistent=False)
         self.eval().requires_grad_(False)
 
@@ -75,33 +77,15 @@ class _Block(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
         width = size.width
-        self.heads = size.heads
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.attn = nn.ModuleDict(
-            {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
-        )
+        self.attn = Attention(width, size.heads, qk_norm=None)
         self.mlp = nn.ModuleDict(
             {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.attn["qkv"](self.norm1(x)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.attn["proj"](attended)
+        x = x + self.attn(self.norm1(x), None)
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
-
-
-def sincos_positions(side: int, width: int) -> Tensor:
-    """MoCo v3's fixed positions, float32 (1, side * side, width), row-major.
-
-    A quarter of the channels each: sine and cosine of the row, then of the column, at frequencies
-    10000^(-4 k / width). (MoCo v3's code calls the first one "w", but it counts rows.)
-    """
-    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float32) / (width // 4))
-    rows, columns = torch.meshgrid(*[torch.arange(side, dtype=torch.float32)] * 2, indexing="ij")
-    angles = [x.flatten()[:, None] * frequencies for x in (rows, columns)]
-    return torch.cat([f(x) for x in angles for f in (torch.sin, torch.cos)], 1)[None]
 
 
 def interpolated(positions: Tensor, side: int) -> Tensor:

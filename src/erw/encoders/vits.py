@@ -141,18 +141,23 @@ HUB: dict[str, tuple[str, Hub]] = {
 class VisionTransformer(PatchEncoder):
     """Patch tokens of a transformers model: its last hidden state without the prefix tokens.
 
-    `side`: of its input in pixels; `pixels`: mean and deviation, by default the family's.
+    `source`: of the weights; `side`: of its input in pixels; `pixels`: mean and deviation, by
+    default the family's. Raises `CheckpointError` where weights are missing, incomplete or of
+    another family.
     """
 
     def __init__(
         self,
         name: str,
-        network: Any,
-        *,
         family: Family,
+        *,
+        source: Hub | Path,
         side: int | None = None,
         pixels: Pixels | None = None,
     ) -> None:
+        network = from_transformers(
+            family.model, family.types, source, name=name, **dict(family.options)
+        )
         config = network.config
         patch = config.patch_size
         super().__init__(name, patch=int(patch if isinstance(patch, int) else patch[0]), side=side)
@@ -194,33 +199,23 @@ class VisionTransformer(PatchEncoder):
 
 
 def load(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
-    """The entry `name` with weights from the hub, or from a local folder of the same family.
-
-    Raises `CheckpointError` where weights are missing, incomplete or of another family.
-    """
-    kind, hub = HUB[name]
-    family = FAMILIES[kind]
-    network = from_transformers(
-        family.model, family.types, weights or hub, name=name, **dict(family.options)
-    )
-    return VisionTransformer(name, network, family=family, side=side)
+    """The entry `name` with weights from the hub, or from a local folder of the same family."""
+    family, hub = HUB[name]
+    return VisionTransformer(name, FAMILIES[family], source=weights or hub, side=side)
 
 
 def load_folder(folder: Path, *, side: int | None = None) -> Encoder:
     """Any model of a known family from its folder; the encoder is named after the folder.
 
     Mean and deviation of pixels are those in the folder's preprocessor_config.json, by default the
-    family's. Raises `ConfigError` for a model of an unknown family, `CheckpointError` where a file
-    is missing, incomplete or damaged.
+    family's. Raises `ConfigError` for a model of an unknown family, `CheckpointError` for a
+    damaged file.
     """
     kind = read_json(folder / "config.json").get("model_type")
     for family in FAMILIES.values():
         if kind in family.types:
             pixels = _pixels(folder / "preprocessor_config.json", family.pixels)
-            network = from_transformers(
-                family.model, family.types, folder, name=folder.name, **dict(family.options)
-            )
-            return VisionTransformer(folder.name, network, family=family, side=side, pixels=pixels)
+            return VisionTransformer(folder.name, family, source=folder, side=side, pixels=pixels)
     known = ", ".join(sorted({kind for family in FAMILIES.values() for kind in family.types}))
     raise ConfigError(f"{folder} holds a model of type {kind!r}; known are {known}")
 
