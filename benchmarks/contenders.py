@@ -69,10 +69,6 @@ class OneBatch:
     def require(self, **_: Any) -> None:
         """Whatever is asked for is there."""
 
-    def read_stored(self, rows: Any, **options: Any) -> Batch:
-        """The same: it is where it should be."""
-        return self.read(rows, **options)
-
     def read(self, rows: Any, *, features: Sequence[str] = (), **_: Any) -> Batch:
         """The batch: the rows are all of it, and their order does not matter to a clock."""
         data = self.data

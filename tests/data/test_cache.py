@@ -168,8 +168,8 @@ def test_int8_keeps_real_features(made: Parts, tmp_path: Path) -> None:
 def test_what_a_device_unpacks_is_what_is_read(made: Parts, tmp_path: Path, kind: str) -> None:
     cache = make(made.folder, tmp_path / kind, made.vae, encoder=True, features=kind)
     rows = [5, 1, 20]
-    stored = cache.read_stored(rows, features=[ENCODER])
-    assert stored.columns[f"features.{ENCODER}"].dtype == getattr(torch, kind)
+    stored = cache.read(rows, features=[ENCODER], packed=True)
+    assert stored.features[0].values.dtype == getattr(torch, kind)
     unpacked = cache.read(rows, features=[ENCODER]).features[0]
     assert torch.equal(stored.to("cpu").features[0], unpacked)
     assert torch.equal(stored.to("cpu").mean, cache.read(rows).mean)

@@ -1,9 +1,9 @@
 """A prepared cache: latents' moments, teacher features and labels, read row by row."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,70 +20,45 @@ from erw.errors import CacheError
 from erw.io import hash_file
 
 DOWNLOADS = 8  # at a time: object stores give their bandwidth to many connections
+AGAIN = "run the same erw prepare again"
 
 
 class Batch(NamedTuple):
     """Rows of a cache. mean, std: float32 (B, C, h, w), shifted and scaled; labels: int64 (B,).
 
-    features: one float32 (B, T, D) per requested encoder, tokens row by row. token: the class token
-    (B, D) of the requested encoder, float32. A latent is `mean + std * noise`.
+    features: one float32 (B, T, D) per requested encoder, tokens row by row; `Packed` as stored
+    until `to(device)`. token: the class token (B, D) of the requested encoder, float32. A latent is
+    `mean + std * noise`.
     """
 
     mean: Tensor
     std: Tensor
     labels: Tensor
-    features: tuple[Tensor, ...] = ()
+    features: tuple[Any, ...] = ()
     token: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same rows on another device."""
-        return self._each(lambda x: x.to(device, non_blocking=True))
+        """The same rows on a device, which unpacks their features."""
+        moved = self._each(lambda x: x.to(device, non_blocking=True))
+        features = (unpack(f) if isinstance(f, Packed) else f for f in moved.features)
+        return moved._replace(features=tuple(features))
+
+    def pin(self) -> "Batch":
+        """The same rows in page-locked memory, from which a GPU copies while the CPU goes on."""
+        return self._each(lambda x: x if x.is_cuda else x.pin_memory())
 
     def rows(self, index: slice) -> "Batch":
         """Some of the rows."""
         return self._each(lambda x: x[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        mean, std, labels, *features = map(
-            change, (self.mean, self.std, self.labels, *self.features)
-        )
-        token = None if self.token is None else change(self.token)
-        return Batch(mean, std, labels, tuple(features), token)
+        def changed(x: Any) -> Any:
+            if isinstance(x, tuple):
+                parts = map(changed, x)
+                return Packed(*parts) if isinstance(x, Packed) else tuple(parts)
+            return None if x is None else change(x)
 
-
-class Stored(NamedTuple):
-    """Rows as they are stored, a half or a quarter of the bytes of a `Batch`.
-
-    columns: by name; moments: raw float16 (B, 2C, h, w), means then deviations. scale, shift:
-    float32 (C, 1, 1) of the latents. features, token: as requested from `Cache.read`.
-    """
-
-    columns: dict[str, Tensor]
-    scale: Tensor
-    shift: Tensor
-    features: tuple[str, ...] = ()
-    token: str = ""
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 (B,)."""
-        return self.columns["label"]
-
-    def pin(self) -> "Stored":
-        """In page-locked memory, from which a GPU copies while the CPU goes on."""
-        return self._replace(columns={k: v.pin_memory() for k, v in self.columns.items()})
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The rows on a device, which scales and unpacks them."""
-        columns = {k: v.to(device, non_blocking=True) for k, v in self.columns.items()}
-        scale, shift = self.scale.to(device), self.shift.to(device)
-        mean, std = columns["moments"].float().chunk(2, 1)
-        features = (
-            unpack(Packed(columns[f"features.{name}"], columns.get(f"scale.{name}")))
-            for name in self.features
-        )
-        token = columns[f"class.{self.token}"].float() if self.token else None
-        return Batch((mean - shift) * scale, std * scale, columns["label"], tuple(features), token)
+        return Batch(*map(changed, self))
 
 
 class Part(NamedTuple):
@@ -176,33 +151,40 @@ class Cache:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).open, ([part.where for part in self.parts],)
 
-    def read(self, indices: Sequence[int] | np.ndarray, **options: Any) -> Batch:
-        """Rows by number, in the order given, on the CPU; `options` as for `read_stored`."""
-        return self.read_stored(indices, **options).to("cpu")
-
-    def read_stored(
+    def read(
         self,
         indices: Sequence[int] | np.ndarray,
         *,
         features: Sequence[str] = (),
         token: str = "",
         flipped: np.ndarray | None = None,
-    ) -> Any:
-        """A `Stored`: rows whose `to(device)` scales and unpacks them.
+        packed: bool = False,
+    ) -> Batch:
+        """Rows by number, in the order given.
 
         Args:
             features: names of encoders.
             token: the encoder whose class token is read.
             flipped: bool (B,): rows of which the mirrored variant is read.
+            packed: leave features as they are stored until `Batch.to`.
         """
         mirrored = flipped is not None and bool(flipped.any())
         self.require(encoders=features, token=token, flip=mirrored)
         names = ["label", "moments", *(f"features.{name}" for name in features)]
         names += [f"scale.{name}" for name in features if self.features[name].format == "int8"]
         columns = self._read(names + [f"class.{token}"] * bool(token), indices, flipped)
-        scale, shift = (torch.tensor(self.vae[name]) for name in ("scale", "shift"))
-        views = scale.reshape(-1, 1, 1), shift.reshape(-1, 1, 1)
-        return Stored(columns, *views, tuple(features), token)
+        scale, shift = (
+            torch.tensor(self.vae[name]).reshape(-1, 1, 1) for name in ("scale", "shift")
+        )
+        mean, std = columns["moments"].float().chunk(2, 1)
+        batch = Batch(
+            (mean - shift).mul_(scale),
+            std * scale,
+            columns["label"],
+            tuple(Packed(columns[f"features.{n}"], columns.get(f"scale.{n}")) for n in features),
+            columns[f"class.{token}"].float() if token else None,
+        )
+        return batch if packed else batch.to("cpu")
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
@@ -284,12 +266,12 @@ class Cache:
                 column[place] = stored[row, variant] if varied else stored[row]
             columns[name] = column
         if "label" in columns:
-            parts = [self._shards[number][1] for number in numbers.tolist()]
-            labels = map(self._label, parts, columns["label"].tolist())
+            parts = (self._shards[number][1] for number in numbers.tolist())
+            labels = map(self._joined_label, parts, columns["label"].tolist())
             columns["label"] = torch.tensor(list(labels), dtype=torch.int64)
         return columns
 
-    def _label(self, part: Part, label: int) -> int:
+    def _joined_label(self, part: Part, label: int) -> int:
         """A cache's label by the classes of all caches."""
         names = part.manifest.class_names
         if not 0 <= label < max(1, len(names)):
@@ -325,32 +307,27 @@ def _open(path: str | Path) -> Part:
 
 
 def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise CacheError(f"shard {path} is missing: run the same erw prepare again")
-    if (size := path.stat().st_size) != expected:
-        what = "cut short" if size < expected else "too long"
-        raise CacheError(
-            f"shard {path} is {what} ({size} of {expected} bytes): run the same erw prepare again"
-        )
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        kind = "missing" if size is None else "cut short" if size < expected else "too long"
+        raise CacheError(f"shard {path} is {kind} ({size or 0} of {expected} bytes): {AGAIN}")
 
 
-def _check_alike(first: Part, part: Part, features: dict[str, EncoderSpec]) -> None:
+def _check_alike(first: Part, part: Part, features: Collection[str]) -> None:
     """Raise `CacheError` unless a further cache can be read as one with the first."""
-    ours, theirs = first.manifest, part.manifest
-    pairs = {"VAE": (ours.spec.vae.weight_hash, theirs.spec.vae.weight_hash)}
-    pairs["classes"] = (bool(ours.class_names), bool(theirs.class_names))
-    for name in ("latent_shape", "image_size", "flip"):
-        pairs[name] = getattr(ours.spec, name), getattr(theirs.spec, name)
-    for encoder in features:
-        for name in ("weight_hash", "dim", "grid", "format", "class_dim"):
-            one, two = first.encoders[encoder], part.encoders[encoder]
-            pairs[f"{name} of {encoder}"] = getattr(one, name), getattr(two, name)
-    for what, (one, two) in pairs.items():
-        if one != two:
-            raise CacheError(
-                f"{first.where} and {part.where} cannot be read as one cache: {what} is {one} and "
-                f"{two}; prepare one of them again"
-            )
+    one, two = (
+        replace(p.manifest.spec, encoders=tuple(p.encoders[name] for name in features))
+        for p in (first, part)
+    )
+    alike = ("encoders.", "flip", "image_size", "latent_shape", "vae.weight_hash")
+    changed = [change for change in one.differences(two) if change.startswith(alike)]
+    if bool(first.manifest.class_names) != bool(part.manifest.class_names):
+        changed.append("only one of them has classes")
+    if changed:
+        raise CacheError(
+            f"{first.where} and {part.where} cannot be read as one cache: {', '.join(changed)}; "
+            "prepare one of them again"
+        )
 
 
 def _whole(part: Part, file: File) -> bool:

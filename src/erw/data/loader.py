@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from erw.data.cache import Cache, Stored
+from erw.data.cache import Batch, Cache
 from erw.errors import DataError
 from erw.rng import seeded
 
@@ -24,7 +24,7 @@ class Loader:
         features: names of encoders in the cache.
         token: one of them whose class token is read too.
         flip: mirror every other image, by chance; None: if the cache has mirrored rows.
-        stored: leave features packed until `to(device)`, in pinned memory if there is a GPU.
+        stored: leave features packed until `Batch.to`, in pinned memory if there is a GPU.
     """
 
     def __init__(
@@ -43,22 +43,24 @@ class Loader:
         self.stored = stored
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
-    def batch(self, start: int, count: int, *, lo: int = 0, hi: int | None = None) -> Any:
+    def batch(self, start: int, count: int, *, lo: int = 0, hi: int | None = None) -> Batch:
         """Rows `lo:hi` of the batch of `count` images that starts at position `start`.
 
-        Independent of earlier calls and of who calls: ranks read slices of one batch. A `Batch`, or
-        with `stored` a `Stored`, whose `to(device)` gives one.
+        Independent of earlier calls and of who calls: ranks read slices of one batch.
         """
         hi = count if hi is None else hi
         if start < 0 or not 0 <= lo <= hi <= count:
             raise DataError(f"rows {lo}:{hi} of a batch of {count} at {start} do not exist")
         positions = np.arange(start + lo, start + hi, dtype=np.int64)
         flipped = self.flipped(positions) if self.flip else None
-        read = self.cache.read_stored if self.stored else self.cache.read
-        batch = read(
-            self.rows(positions), features=self.features, token=self.token, flipped=flipped
+        batch = self.cache.read(
+            self.rows(positions),
+            features=self.features,
+            token=self.token,
+            flipped=flipped,
+            packed=self.stored,
         )
-        return batch.pin() if isinstance(batch, Stored) and torch.cuda.is_available() else batch
+        return batch.pin() if self.stored and torch.cuda.is_available() else batch
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Row of the cache at each position of the stream, int64."""

@@ -77,15 +77,16 @@ class Online(Cache):
         """Nothing is stored, so nothing is damaged."""
         return []
 
-    def read_stored(
+    def read(
         self,
         indices: Sequence[int] | np.ndarray,
         *,
         features: Sequence[str] = (),
         token: str = "",
         flipped: np.ndarray | None = None,
+        packed: bool = False,
     ) -> Batch:
-        """As `Cache.read`: the rows are on the device of the networks.
+        """As `Cache.read`, but the rows are on the device of the networks.
 
         Raises:
             DataError: an image cannot be read.
@@ -106,8 +107,6 @@ class Online(Cache):
         whole = outputs[token][1] if token else None
         tokens = tuple(outputs[name][0] for name in features)
         return Batch(mean, std, labels.to(mean.device), tokens, whole)
-
-    read = read_stored  # type: ignore[assignment]
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W)."""
