@@ -141,15 +141,15 @@ def test_addresses_that_hold_no_cache(
         (f"{site.url}/nothing", f"{site.url}/nothing/manifest.json is not there"),
         ("http://127.0.0.1:9/cache", "manifest.json cannot be read .*: check network"),
         ("memory://nothing", "manifest.json is not there"),
-        ("gs://bucket/cache", "pip install gcsfs"),
-        ("foo://bucket/cache", "cannot be opened: Protocol not known: foo"),
+        ("gs://bucket/cache", "pip install .*gcsfs"),
+        ("foo://bucket/cache", r"cannot be read \(Protocol not known: foo\)"),
     ]:
         with pytest.raises(CacheError, match=message) as error:
             Cache.open(url)
         assert "\n" not in str(error.value)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
-    with pytest.raises(CacheError, match=r"s3:// is missing: pip install 'erw\[remote\]'"):
+    with pytest.raises(CacheError, match=r"pip install 'erw\[remote\]'"):
         Cache.open("s3://bucket/cache")
     assert main(["train", "debug", "--data.cache", f"{site.url}/no", "--out", "x"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -65,9 +65,7 @@ def make(
 def files(cache: Path) -> dict[str, bytes]:
     """Every file that belongs to a cache's identity, by path inside."""
     found = {str(p.relative_to(cache)): p.read_bytes() for p in cache.rglob("*") if p.is_file()}
-    return {
-        name: data for name, data in found.items() if not name.endswith((".lock", "report.json"))
-    }
+    return {name: data for name, data in found.items() if not name.endswith(".lock")}
 
 
 def write_checked(cache: Path, manifest: dict[str, Any]) -> None:

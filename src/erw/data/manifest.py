@@ -8,7 +8,6 @@ cache/
   shards/00000.json                its record
   manifest.json                    written last: a cache without it is unfinished
   rejected.jsonl                   images left out, with path and reason
-  report.json                      how long it took; not part of the cache's identity
 
 Each group of columns is a file of its own, so that a run opens (or downloads) only what it uses.
 """
@@ -27,12 +26,7 @@ from erw.errors import CacheError
 from erw.io import write_text
 
 VERSION = 2
-MANIFEST, SETTINGS, REJECTED, REPORT = (
-    "manifest.json",
-    "prepare.json",
-    "rejected.jsonl",
-    "report.json",
-)
+MANIFEST, SETTINGS, REJECTED = "manifest.json", "prepare.json", "rejected.jsonl"
 CHECK = "check"  # of a manifest: the hash of the rest
 
 

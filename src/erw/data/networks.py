@@ -42,21 +42,20 @@ class Networks(NamedTuple):
         raise ConfigError(f"features of {name} are missing from the cache: name it too")
 
     @torch.no_grad()
-    def run(self, network: Any, images: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of a network, float32, for uint8 images (B, 3, H, W)."""
-        low = self.precision == "bfloat16"
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=low):
+    def run(
+        self, network: Any, images: Tensor, pool: ThreadPoolExecutor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The outputs of a network, float32, for uint8 images (B, 3, H, W).
+
+        With a pool of `one_thread_each`, on a CPU, piece by piece in its threads.
+        """
+        device = torch.device(self.device).type
+        if pool and device == "cpu":
+            pieces = pool.map(partial(self.run, network), images.split(PIECE))
+            return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
             out = network(images.to(self.device))
         return tuple(x.float() for x in (out if isinstance(out, tuple) else (out,)))
-
-    def run_in_pieces(
-        self, network: Any, images: Tensor, pool: ThreadPoolExecutor
-    ) -> tuple[Tensor, ...]:
-        """As `run`, but on a CPU piece by piece, in the threads of `one_thread_each`."""
-        if torch.device(self.device).type != "cpu":
-            return self.run(network, images)
-        pieces = pool.map(partial(self.run, network), images.split(PIECE))
-        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
 @contextmanager

@@ -31,8 +31,8 @@ ONLINE = "online.json"
 class Online(Cache):
     """A `Cache` whose rows are decoded, cropped and encoded when they are read.
 
-    VAE and encoders are loaded on first use, on the GPU if there is one; an encoder whose features
-    are not requested does not run. A row is the same in any batch, up to the networks' rounding.
+    VAE and encoders are loaded on first use, on the GPU if there is one. A row is the same in any
+    batch, up to the networks' rounding.
     """
 
     threads = 1  # the encoders already use every core
@@ -45,7 +45,6 @@ class Online(Cache):
         super().__init__([Part(str(path), manifest, identity, lambda file: path / file.file)])
         self.source, self._settings = source, settings
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="crop")
-        self._networks: dict[str, Any] = {}
 
     @classmethod
     def open(cls, path: str | Path | Sequence[str | Path]) -> "Online":
@@ -96,17 +95,21 @@ class Online(Cache):
         if flipped is not None:
             mirrored = torch.from_numpy(np.asarray(flipped))
             images[mirrored] = images[mirrored].flip(-1)
-        vae = self._network("vae")
-        mean, std = self._run(vae.encode, images)[0].chunk(2, 1)
-        shift, scale = vae.scaling
-        mean, std = (mean - shift) * scale, std * scale
+        networks = self._networks
+        shift, scale = networks.vae.scaling
+        (moments,) = networks.run(networks.vae.encode, images)
+        mean, std = moments.chunk(2, 1)
         outputs = {}
-        for name in {*features, token} - {""}:
-            encoder = self._network(name)
-            outputs[name] = self._run(encoder.both if name == token else encoder, images)
-        whole = outputs[token][1] if token else None
-        tokens = tuple(outputs[name][0] for name in features)
-        return Batch(mean, std, labels.to(mean.device), tokens, whole)
+        for name in {*features, token} - {""}:  # no other encoder runs
+            encoder = networks.encoder(name)
+            outputs[name] = networks.run(encoder.both if name == token else encoder, images)
+        return Batch(
+            (mean - shift) * scale,
+            std * scale,
+            labels.to(mean.device),
+            tuple(outputs[name][0] for name in features),
+            outputs[token][1] if token else None,
+        )
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W)."""
@@ -136,29 +139,18 @@ class Online(Cache):
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         return images, torch.tensor([label for _, label in loaded], dtype=torch.int64)
 
-    def _run(self, network: Any, images: Tensor) -> tuple[Tensor, ...]:
-        return Networks(None, (), self.spec.precision, self._device).run(network, images)
-
     @cached_property
-    def _device(self) -> str:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-    def _network(self, name: str) -> Any:
-        """The VAE or an encoder, loaded once, with the weights of the spec."""
-        if name not in self._networks:
-            from erw.encoders import load_encoder, load_vae
-
-            network: Any
-            if name == "vae":
-                network = load_vae(self._settings["vae"], device=self._device)
-                spec: Any = self.spec.vae
-            else:
-                network = load_encoder(self._settings["encoders"][name], device=self._device)
-                spec = self.features[name]
+    def _networks(self) -> Networks:
+        """VAE and encoders, with the weights of the spec."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        vae, encoders = self._settings["vae"], self._settings["encoders"]
+        names = [encoders[spec.name] for spec in self.spec.encoders]
+        networks = load_networks(vae, names, precision=self.spec.precision, device=device)
+        specs = (self.spec.vae, *self.spec.encoders)
+        for spec, network in zip(specs, (networks.vae, *networks.encoders), strict=True):
             if weight_hash(network) != spec.weight_hash:
                 raise CacheError(f"{self.path} was made with other weights of {spec.name}")
-            self._networks[name] = network
-        return self._networks[name]
+        return networks
 
 
 def write(

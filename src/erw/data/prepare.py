@@ -1,9 +1,7 @@
 """Images to a cache, once: decode, crop, encode, write. The same command resumes and mends."""
 
 import json
-import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,7 +13,6 @@ from erw.data.cache import Cache, folder_part
 from erw.data.manifest import (
     MANIFEST,
     REJECTED,
-    REPORT,
     SETTINGS,
     Manifest,
     Record,
@@ -24,7 +21,7 @@ from erw.data.manifest import (
 )
 from erw.data.networks import cache_spec, encoder_specs, load_networks
 from erw.data.sources import Source, open_source, overview
-from erw.data.spec import CacheSpec, SourceSpec, size_table
+from erw.data.spec import CacheSpec, SourceSpec, readable, size_table
 from erw.data.writer import StoredImages, Writer
 from erw.dist import World, world
 from erw.errors import CacheError, ConfigError, DataError
@@ -93,9 +90,10 @@ def prepare(
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
         with _locked(out, here, partial(_agree, out, spec)) as spec:
-            workers = workers or min(8, os.cpu_count() or 1)
-            how = {"batch_size": batch_size, "workers": workers, "strict": strict}
-            return _make(Writer(out, spec, source, networks, **how), here, progress=progress)
+            writer = Writer(
+                out, spec, source, networks, batch_size=batch_size, workers=workers, strict=strict
+            )
+            return _make(writer, here, progress=progress)
 
 
 def prepare_builtin(
@@ -176,7 +174,6 @@ def add_encoders(
             return spec
 
         with _locked(out, here, agree) as spec:
-            workers = workers or min(8, os.cpu_count() or 1)
             writer = Writer(out, spec, given, networks, batch_size=batch_size, workers=workers)
             return _make(writer, here, progress=progress)
 
@@ -244,7 +241,7 @@ def _locked(out: Path, here: World, agree: Callable[[], CacheSpec]) -> Iterator[
     with ExitStack() as stack:
 
         def begin() -> CacheSpec:
-            known = {SETTINGS, MANIFEST, REJECTED, REPORT, "shards"}
+            known = {SETTINGS, MANIFEST, REJECTED, "report.json", "shards"}
             others = any(p.name not in known for p in out.glob("[!.]*"))
             if read_spec(out) is None and (others or any(out.glob("shards/[!.]*"))):
                 raise CacheError(f"{out} is no cache and not empty: choose another folder")
@@ -288,7 +285,7 @@ def _check_shards(out: Path, spec: CacheSpec) -> None:
 
 def _make(writer: Writer, here: World, *, progress: bool) -> Cache:
     """Make what is missing or damaged, join it, and report on it."""
-    out, spec, began = writer.out, writer.spec, time.monotonic()
+    out, spec = writer.out, writer.spec
     if here.broadcast(partial(_whole, writer)):
         cache = Cache.open(out)
         if writer.strict and (rejected := cache.manifest.rejected):
@@ -307,8 +304,8 @@ def _make(writer: Writer, here: World, *, progress: bool) -> Cache:
     here.barrier()
     here.broadcast(partial(_join, writer))
     cache = Cache.open(out)
-    if here.first:
-        _report(cache, encoded=total * here.size, seconds=time.monotonic() - began, quiet=quiet)
+    if not quiet:
+        _report(cache)
     return cache
 
 
@@ -343,27 +340,11 @@ def _join(writer: Writer) -> None:
     join(writer.spec, names, records).write(out)
 
 
-def _report(cache: Cache, *, encoded: int, seconds: float, quiet: bool) -> None:
-    """Write report.json, and its content on standard error."""
-    manifest, speed = cache.manifest, encoded / max(seconds, 1e-9)
+def _report(cache: Cache) -> None:
+    """What has been made, on standard error."""
+    manifest = cache.manifest
     size = sum(file.bytes for file in manifest.files)
-    report = {
-        "rows": manifest.rows,
-        "rejected": manifest.rejected,
-        "encoded_now": encoded,
-        "seconds": seconds,
-        "images_per_second": speed,
-        "bytes": size,
-        "bytes_per_row": size / manifest.rows,
-        "fidelity": manifest.fidelity,
-    }
-    write_json(cache.path / REPORT, report)
-    if quiet:
-        return
-    say(
-        f"{manifest.rows} images in {seconds:.0f} s ({speed:.0f} images/s), {size / 1e6:.1f} MB, "
-        f"{size / manifest.rows:.0f} bytes a row"
-    )
+    say(f"{manifest.rows} images, {readable(size)}, {size / manifest.rows:.0f} bytes a row")
     for name, cosine in manifest.fidelity.items():
         say(
             f"features of {name} ({cache.features[name].format}): cosine with the originals "

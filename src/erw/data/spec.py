@@ -172,17 +172,12 @@ class CacheSpec:
         Raises:
             CacheError: an encoder is there in another form.
         """
-        there = {encoder.name: encoder for encoder in self.encoders}
-        for encoder in new:
-            if old := there.get(encoder.name):
-                alike = replace(encoder, flops=old.flops, revision=old.revision)
-                for name, value in asdict(old).items():
-                    if value != (now := getattr(alike, name)):
-                        raise CacheError(
-                            f"{where} has features of {encoder.name} already, with another {name} "
-                            f"({value}, now {now})"
-                        )
-        added = (encoder for encoder in new if encoder.name not in there)
+        names = [encoder.name for encoder in self.encoders]
+        again = {encoder.name: encoder for encoder in new if encoder.name in names}
+        alike = tuple(again.get(encoder.name, encoder) for encoder in self.encoders)
+        if changed := self.differences(replace(self, encoders=alike)):
+            raise CacheError(f"{where} has other features already: {', '.join(changed)}")
+        added = (encoder for encoder in new if encoder.name not in names)
         return replace(self, encoders=(*self.encoders, *added))
 
 

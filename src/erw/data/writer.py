@@ -1,5 +1,6 @@
 """Images to the shards of a cache: cropped by threads ahead of encoding, one shard at a time."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -65,6 +66,8 @@ class Writer:
 
     Args:
         out: the cache's folder.
+        batch_size: images encoded at once.
+        workers: threads that decode and crop; by default one per core, at most 8.
         strict: stop at the first bad image instead of rejecting it.
     """
 
@@ -76,12 +79,13 @@ class Writer:
         networks: Networks,
         *,
         batch_size: int,
-        workers: int,
+        workers: int | None = None,
         strict: bool = False,
     ) -> None:
         self.out, self.spec, self.source, self.networks = out, spec, source, networks
         self.folder = out / "shards"
-        self.batch_size, self.workers, self.strict = batch_size, workers, strict
+        self.batch_size, self.strict = batch_size, strict
+        self.workers = workers or min(8, os.cpu_count() or 1)
 
     def missing(self, index: int) -> list[str]:
         """Parts of a shard that are to be made; without the latents' file, all of them."""
@@ -196,9 +200,7 @@ class Writer:
         variants = [images, images.flip(-1)] if self.spec.flip else [images]
 
         def run(network: Any) -> list[Tensor]:
-            outputs = [
-                self.networks.run_in_pieces(network, variant, self._pool) for variant in variants
-            ]
+            outputs = [self.networks.run(network, variant, self._pool) for variant in variants]
             both = zip(*outputs, strict=True)
             return [torch.stack(x, 1) if self.spec.flip else x[0] for x in both]
 
