@@ -99,7 +99,9 @@ def test_images_that_are_not_those_of_the_cache(made: Parts, copy: Path, tmp_pat
         add(made.more, copy)
     with pytest.raises(CacheError, match=r"holds no images: give those that it was made of again"):
         add(None, copy)
-    with pytest.raises(CacheError, match=r"has other features already: enc.*format \(float16, now int8"):
+    with pytest.raises(
+        CacheError, match=r"has other features already: enc.*format \(float16, now int8"
+    ):
         add(made.folder, copy, ENCODER, features="int8")
     with pytest.raises(CacheError, match="no cache at"):
         add(made.folder, tmp_path / "nothing")
