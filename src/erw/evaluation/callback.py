@@ -33,7 +33,6 @@ from erw.training.loop import Callback as Callback
 from erw.training.trained import BEST, Trained
 
 Sink = Callable[[dict[str, Any]], None]
-COSTS = ("images", "seconds")
 HIGHER = ("precision", "recall", "density", "coverage", "inception_score")
 """Scores that begin so are better when they are higher; all others are distances."""
 
@@ -107,24 +106,23 @@ class Lines:
 
     def has(self, step: int, world: World) -> bool:
         """Whether the line of `step` is written; all ranks get the first rank's answer."""
-        return world.broadcast(lambda: self._find(self.kind, step) is not None)
+        return world.broadcast(lambda: any(line["step"] == step for line in self._read(self.kind)))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append the line of `step`, on the first rank; costs are those of the step's train line.
+        """Append the line of `step`, on the first rank, with the costs in the newest train line.
 
-        The training loop has written it: it logs every step after which it calls back.
+        The training loop logs each step after which it calls back.
         """
-        trained = self._find("train", step)
-        assert trained is not None, f"no train line of step {step}"
-        costs = {k: v for k, v in trained.items() if k in COSTS or k.startswith("flops_")}
-        line = {"kind": self.kind, "step": step, **costs, **values}
+        trained = self._read("train")[-1]
+        names = [name for name in trained if name in ("images", "seconds") or "flops_" in name]
+        line = {"kind": self.kind, "step": step, **{n: trained[n] for n in names}, **values}
         append_metrics(self.path, line)
         if self.sink:
             self.sink(line)
 
-    def _find(self, kind: str, step: int) -> dict[str, Any] | None:
+    def _read(self, kind: str) -> list[dict[str, Any]]:
         lines = read_metrics(self.path) if self.path.exists() else []
-        return next((x for x in lines if x["kind"] == kind and x["step"] == step), None)
+        return [line for line in lines if line["kind"] == kind]
 
 
 def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:
