@@ -13,22 +13,43 @@ from erw.data import Cache, writer
 from erw.data.prepare import add_encoders, prepare, verify
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError
-from helpers.growing import OTHER, Parts, add, damage, times, two_caches
-from helpers.parts import ENCODER, files, make, photos
+from helpers.parts import ENCODER, TwoCaches, files, make, photos, two_caches
+
+OTHER = "efficientnet-lite2@64"
+
+
+def add(source: Path | None, out: Path, *names: str, **options: object) -> Cache:
+    """`add_encoders`, of `OTHER` if none is named, in the batches of `make`."""
+    names = names or (OTHER,)
+    return add_encoders(source, out, encoders=names, batch_size=4, progress=False, **options)
+
+
+def damage(path: Path) -> None:
+    """Change the last byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 255
+    path.write_bytes(data)
+
+
+def times(out: Path) -> dict[str, int]:
+    """When each file of a cache was written."""
+    return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+def made(tmp_path_factory: pytest.TempPathFactory) -> TwoCaches:
     return two_caches(tmp_path_factory.mktemp("grow"))
 
 
 @pytest.fixture
-def copy(made: Parts, tmp_path: Path) -> Path:
+def copy(made: TwoCaches, tmp_path: Path) -> Path:
     """A copy of the cache of the first photos, to be grown."""
     return Path(shutil.copytree(made.root / "first", tmp_path / "copy"))
 
 
-def test_an_added_encoder_is_as_if_it_had_always_been_there(made: Parts, tmp_path: Path) -> None:
+def test_an_added_encoder_is_as_if_it_had_always_been_there(
+    made: TwoCaches, tmp_path: Path
+) -> None:
     folder = photos(tmp_path / "set")
     (folder / "bear" / "003.jpg").write_bytes(b"no image")
     both = [load_encoder(ENCODER), load_encoder(OTHER)]
@@ -53,7 +74,7 @@ def test_an_added_encoder_is_as_if_it_had_always_been_there(made: Parts, tmp_pat
         assert cache.features == at_once.features
 
 
-def test_adding_again_verifies_and_the_first_command_mends(made: Parts, copy: Path) -> None:
+def test_adding_again_verifies_and_the_first_command_mends(made: TwoCaches, copy: Path) -> None:
     cache = add(made.folder, copy)
     whole, before = files(copy), times(copy)
     assert set(cache.features) == {ENCODER, OTHER}
@@ -74,7 +95,7 @@ def test_adding_again_verifies_and_the_first_command_mends(made: Parts, copy: Pa
 
 
 def test_a_stopped_addition_leaves_the_cache_readable_and_goes_on(
-    made: Parts, copy: Path, monkeypatch: pytest.MonkeyPatch
+    made: TwoCaches, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, calls = writer.write_columns, []
 
@@ -93,7 +114,9 @@ def test_a_stopped_addition_leaves_the_cache_readable_and_goes_on(
     assert files(copy) == files(add(made.folder, copy).path)
 
 
-def test_images_that_are_not_those_of_the_cache(made: Parts, copy: Path, tmp_path: Path) -> None:
+def test_images_that_are_not_those_of_the_cache(
+    made: TwoCaches, copy: Path, tmp_path: Path
+) -> None:
     before = files(copy)
     with pytest.raises(CacheError, match=r"more \(10 images\) is not what .* was made of"):
         add(made.more, copy)
@@ -140,7 +163,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     return call
 
 
-def test_on_the_command_line(made: Parts, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_the_command_line(
+    made: TwoCaches, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Settings that are not given are those of the cache."""
     erw = run(capsys)
     assert erw("prepare", made.folder, "--out", copy)[0] == 0

@@ -19,8 +19,7 @@ from erw.data.shards import map_columns, write_columns
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, DataError
 from erw.io import hash_file
-from helpers.growing import two_caches
-from helpers.parts import CLASSES, ENCODER, make, photos, vae_folder, write_checked
+from helpers.parts import CLASSES, ENCODER, make, photos, two_caches, vae_folder, write_checked
 
 Parts = SimpleNamespace
 

@@ -1,6 +1,7 @@
 """Small real parts for the tests of the data's way: a VAE folder, image folders, a cache."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,30 @@ def files(cache: Path) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if not name.endswith(".lock")}
 
 
+@dataclass(frozen=True)
+class TwoCaches:
+    """Two folders of images with caches `first` and `second` under `root`, and their VAE."""
+
+    root: Path
+    vae: Path
+    folder: Path
+    more: Path
+
+
+def two_caches(root: Path) -> TwoCaches:
+    """24 photos of three classes, 10 more of one of them and of a new one; a cache of each."""
+    vae, folder, more = vae_folder(root / "vae"), photos(root / "set"), root / "more"
+    for label, name in enumerate(("bear", "Zebra")):
+        (more / name).mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(picture(100 + label * 5 + i)).save(more / name / f"{i}.png")
+    make(folder, root / "first", vae, encoder=True)
+    make(more, root / "second", vae, encoder=True)
+    return TwoCaches(root=root, vae=vae, folder=folder, more=more)
+
+
 def write_checked(cache: Path, manifest: dict[str, Any]) -> None:
     """A manifest as somebody might have made it, with the hash that it ought to have."""
-    told = {key: value for key, value in manifest.items() if key != "check"}
-    told["check"] = blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    (cache / "manifest.json").write_text(json.dumps(told))
+    checked = {key: value for key, value in manifest.items() if key != "check"}
+    checked["check"] = blake3(json.dumps(checked, sort_keys=True).encode()).hexdigest()
+    (cache / "manifest.json").write_text(json.dumps(checked))
