@@ -90,7 +90,7 @@ def test_erw_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "give num_heads=" in capsys.readouterr().err
     args = ["convert", source, middle, "--to", "diffusers-dit", "--layout", "dit", *heads]
     assert main(args) == 0
-    assert "dit (as told): 4 x 64, 4 heads, patch 2, latents 4 x 8 x 8" in capsys.readouterr().out
+    assert "dit (as given): 4 x 64, 4 heads, patch 2, latents 4 x 8 x 8" in capsys.readouterr().out
     args = ["convert", middle, str(back), "--to", "dit", "--input-size", "8", *heads]
     assert main(args) == 0
     same(torch.load(back), state)

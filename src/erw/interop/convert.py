@@ -71,7 +71,7 @@ def convert(
     net, buffers, flow = file.parts.net, file.parts.buffers, file.run.flow
     if to not in ("sit", "dit", "diffusers-dit") and sizes["out_channels"] > sizes["channels"]:
         net = without_sigma(net, sizes["channels"])
-    if not (buffers and file.own_positions):
+    if not buffers:
         with torch.device("meta"):
             shape = SiT(**sizes)
         buffers = positions(shape)
@@ -101,7 +101,7 @@ def _of_run(folder: Path) -> Released:
         layout = "dit"
     parts = Parts({k: p.detach() for k, p in net.named_parameters()}, {}, positions(net))
     sizes = infer_sizes(parts, folder, num_heads=run.model.heads)
-    return Released(layout, parts, sizes, run, frozenset(), True, f"run {run.name}")
+    return Released(layout, parts, sizes, run, frozenset(), f"run {run.name}")
 
 
 def _write(tensors: dict[str, Tensor], path: Path, settings: dict[str, str]) -> None:

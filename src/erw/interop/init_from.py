@@ -7,12 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
-from erw.align import Projector
+from erw.align import PROJECTORS
 from erw.config import Run
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.pretrained import TABLE
 from erw.io import load_tensors
 from erw.training.checkpoint import paths
+from erw.training.network import encoders_of
 from erw.training.trained import Trained, is_run
 
 ARCHITECTURE = (
@@ -47,12 +48,12 @@ def starting_point(
     are as many. A new class begins as the null class.
 
     Args:
-        projectors: take over the alignment heads for the run's encoders: by name from a run of
+        projectors: take over the alignment heads for the run's targets: by name from a run of
             ours, by order from a released file.
 
     Raises:
         ConfigError: the run has another objective or prediction.
-        CheckpointError: the model has no heads, or none for one of the run's encoders.
+        CheckpointError: the model has no heads, or none for one of the run's targets.
     """
     theirs, ours = model.run.flow, run.flow
     if ours.objective != theirs.objective:
@@ -76,8 +77,8 @@ def starting_point(
         words.append(message)
     heads = nn.ModuleList()
     if projectors:
-        heads = _heads(model, run.data.features)
-        words.append(f"with its alignment heads for {', '.join(run.data.features)}")
+        heads = _heads(model, run)
+        words.append(f"with its alignment heads for {', '.join(_targets(run))}")
     settings = model.run.replace(
         model=dataclasses.replace(model.run.model, num_classes=net.null_class)
     )
@@ -105,38 +106,43 @@ def label_rows(
     return [null] * new_count, f"{new_count} classes, all from no class"
 
 
-def _heads(model: Trained, encoders: Sequence[str]) -> nn.ModuleList:
-    """The model's alignment heads for these encoders, in their order."""
-    heads, names = model.projectors, list[str]()
+def _heads(model: Trained, run: Run) -> nn.ModuleList:
+    """The model's alignment heads for the run's targets, in their order."""
+    heads, names, targets = model.projectors, list[str](), _targets(run)
     if is_run(model.source):
-        heads, names = _heads_of_run(Path(model.source)), list(model.run.data.features)
+        heads, names = _heads_of_run(model), _targets(model.run)
     if not heads:
         raise CheckpointError(
             f"{model.source} holds no alignment heads (a run's are in its checkpoints); leave out "
             "--init-projectors"
         )
-    missing = [name for name in encoders if names and name not in names]
-    if missing or not encoders or (not names and len(heads) != len(encoders)):
+    missing = [name for name in targets if names and name not in names]
+    if missing or not targets or (not names and len(heads) != len(targets)):
         has = ", ".join(names) or f"{len(heads)} without names"
         raise CheckpointError(
             f"{model.source} has alignment heads for {has}, the run aligns with "
-            f"{', '.join(encoders) or 'nothing'}; leave out --init-projectors"
+            f"{', '.join(targets) or 'nothing'}; leave out --init-projectors"
         )
-    return nn.ModuleList(
-        [heads[names.index(name) if names else i] for i, name in enumerate(encoders)]
-    )
+    return nn.ModuleList(heads[names.index(name) if names else i] for i, name in enumerate(targets))
 
 
-def _heads_of_run(folder: Path) -> nn.ModuleList:
-    """The averaged heads in the newest checkpoint of a run's folder."""
-    saved = paths(folder / "checkpoints")
-    tensors = load_tensors(saved[-1])[0] if saved else {}
-    heads = nn.ModuleList()
-    while f"ema.projectors.{len(heads)}.0.weight" in tensors:
-        stem = f"ema.projectors.{len(heads)}."
+def _targets(run: Run) -> list[str]:
+    """What each projector of a resolved run aligns with: an encoder's name, or another target."""
+    return [name for term in run.plan.active for name in encoders_of(term, run) or (term.target,)]
+
+
+def _heads_of_run(model: Trained) -> nn.ModuleList:
+    """The averaged heads in the newest checkpoint of the run's folder."""
+    saved, run, heads = paths(Path(model.source) / "checkpoints"), model.run, nn.ModuleList()
+    if not saved:
+        return heads
+    tensors = load_tensors(saved[-1])[0]
+    terms = [term for term in run.plan.active for _ in encoders_of(term, run) or (term.target,)]
+    for number, term in enumerate(terms):
+        stem = f"ema.projectors.{number}."
         own = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
-        hidden, width = own["0.weight"].shape
-        head = Projector(width, hidden, len(own["4.bias"]))
+        dim = len(own[max(own)]) if own else 0  # rows of the last layer
+        head = PROJECTORS[term.projector](run.model.width, run.model.projector, dim)
         head.load_state_dict(own)
         heads.append(head)
     return heads

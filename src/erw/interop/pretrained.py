@@ -40,7 +40,7 @@ class Released(NamedTuple):
     """A released file by our names, as stored: nothing is cast, turned or dropped.
 
     `sizes`: arguments of `SiT`. `optional`: parameters that a warm-up's file lacks. `origin`: what
-    was read, in words. `own_positions`: whether its buffers are for this resolution.
+    was read, in words. Its buffers are absent if they are for another resolution.
     """
 
     layout: str
@@ -48,7 +48,6 @@ class Released(NamedTuple):
     sizes: dict[str, Any]
     run: Run
     optional: frozenset[str]
-    own_positions: bool
     origin: str
 
 
@@ -123,7 +122,7 @@ def read_released(
     if layout not in ("auto", *LAYOUTS):
         raise ConfigError(f"layout is {layout!r}; expected auto, {', '.join(LAYOUTS)}")
     weights = read_weights(path, which=which)
-    evidence = "as told"
+    evidence = "as given"
     if layout == "auto":
         layout, evidence = detect_layout(weights, path)
     if layout == "diffusers-dit":  # its folder's config.json says them
@@ -147,7 +146,8 @@ def read_released(
             f"{path} gives {outputs} channels for latents of {once}, which is not what a {layout} "
             "file does"
         )
-    own = check_positions(sizes, parts.buffers, path)
+    if not check_positions(sizes, parts.buffers, path):
+        parts = parts._replace(buffers={})
     run = infer_run(
         path, sizes, weights.settings, layout, prediction=prediction, path_type=path_type
     )
@@ -159,7 +159,7 @@ def read_released(
             f"warm start: blocks 1 to {depth_of(parts.net)} from the file, the rest is new"
         )
     words += unusual(run.flow)
-    return Released(layout, parts, sizes, run, optional, own, ", ".join(words))
+    return Released(layout, parts, sizes, run, optional, ", ".join(words))
 
 
 def from_pretrained(
