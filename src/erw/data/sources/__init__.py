@@ -60,23 +60,25 @@ def open_source(
     if options:
         raise DataError(f"{images} is no built-in set, so it has no option {sorted(options)[0]!r}")
     path = Path(images).expanduser()
-    chosen = split or subset
+    name, chosen = "", bool(split or subset)
+    files: Folder | list[Path]
     if str(images).startswith(HUB):
-        name, paths = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
-    elif path.is_dir() and (folder := _split_folder(path, split, subset)):
-        name, paths = f"{path.name}:{split}", [folder]
-    elif path.is_dir() and (chosen or has_shards(Folder(path))):
-        name, paths = files_of(str(path), split=split, subset=subset)
-        name = name if chosen else ""
+        name, files = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
+    elif path.is_dir():
+        files = Folder(_split_folder(path, split, subset) or path)
+        name = f"{path.name}:{split}" if files.root != path else ""
+        if has_shards(files) or (chosen and not name):
+            name, files = files_of(str(files.root), split=split, subset=subset)
+            name = name if chosen else ""
     elif chosen:
         raise DataError(f"{path} is no folder, so it has no split or subset")
     else:
-        name, paths = "", [path] if path.exists() else [Path(p) for p in sorted(glob(str(path)))]
-    if not paths:
+        files = [path] if path.exists() else [Path(p) for p in sorted(glob(str(path)))]
+    if not files:
         raise FileNotFoundError(
             f"no image folder or archive at {path} (built-in sets: {', '.join(BUILT_IN)})"
         )
-    source = _open(paths, columns, classes=classes, background=background)
+    source = _open(files, columns, classes=classes, background=background)
     source.name = name or source.name
     return source
 
@@ -90,8 +92,9 @@ def _split_folder(path: Path, split: str | None, subset: str | None) -> Path | N
     return same[0] if len(same) == 1 and not has_shards(Folder(same[0])) else None
 
 
-def _open(paths: list[Path], columns: Sequence[str], **options: Any) -> LabelledImages:
+def _open(files: Folder | list[Path], columns: Sequence[str], **options: Any) -> LabelledImages:
     """The source in files of one kind, or in one folder."""
+    paths = [files.root] if isinstance(files, Folder) else files
     first, labelled = paths[0], options["classes"] != "none"
     kinds = {"" if path.is_dir() else path.suffix.lower() for path in paths}
     kind = kinds.pop()
@@ -111,8 +114,8 @@ def _open(paths: list[Path], columns: Sequence[str], **options: Any) -> Labelled
         from erw.data.sources.webdataset import Tars
 
         return FileSource(Tars(sorted(paths)), **options)
-    if first.is_dir():
-        return FileSource(Folder(first), **options)
+    if isinstance(files, Folder):
+        return FileSource(files, **options)
     if zipfile.is_zipfile(first):
         return FileSource(Zip(first), **options)
     raise DataError(

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import splitext
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -94,7 +95,7 @@ class Files:
 
 def ending(key: str) -> str:
     """The last ending of a path in small letters, with its dot: ".jpg"; "" without one."""
-    return PurePosixPath(key).suffix.lower()
+    return splitext(key)[1].lower()
 
 
 def hidden(key: str) -> bool:

@@ -59,7 +59,7 @@ class Folder(Files):
     @cached_property
     def entries(self) -> list[Entry]:
         """Every file, links followed; each real folder is entered once, by its real path first."""
-        found, empty, seen = [], [], set()
+        found, empty, seen, top = [], [], set(), os.path.join(self.root, "")
         real, links = [str(self.root)], []
         while real or links:
             folder = real.pop() if real else links.pop(0)
@@ -75,7 +75,7 @@ class Folder(Files):
                     (links if item.is_symlink() else real).append(item.path)
                 elif item.is_file() or item.is_symlink():  # a link to nothing: reading it fails
                     size = item.stat().st_size if item.is_file() else 0
-                    found.append(Entry(Path(item.path).relative_to(self.root).as_posix(), size))
+                    found.append(Entry(item.path[len(top) :], size))
         if empty:
             self.notes = [f"{len(empty)} empty folders are no classes (such as {min(empty)})"]
         return sorted(found)

@@ -8,7 +8,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from posixpath import basename
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
@@ -114,7 +114,7 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     images = sorted(sides) or [e.key for e in files.entries if ending(e.key) in EXTENSIONS]
     used = {*images, *sides.values()}
     rest = [entry.key for entry in files.entries if entry.key not in used]
-    others = Counter(ending(key) or "no ending" for key in rest if Path(key).name not in TABLES)
+    others = Counter(ending(key) or "no ending" for key in rest if basename(key) not in TABLES)
     if others:
         counted = ", ".join(f"{count} {kind}" for kind, count in others.most_common(3))
         notes.append(f"{others.total()} other files are left alone ({counted})")
@@ -193,7 +193,7 @@ def _of_tables(files: Files, images: Sequence[str], notes: list[str]) -> Labels 
     known: dict[str, Any] = {}
     names: list[str] = []
     used = ""
-    for key in (e.key for e in files.entries if Path(e.key).name in TABLES):
+    for key in (e.key for e in files.entries if basename(e.key) in TABLES):
         place = files.where(key)
         table = _read_table(files, key, place)
         rows, own = (
@@ -226,7 +226,7 @@ def _read_table(files: Files, key: str, place: str) -> Any:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError, OSError, csv.Error) as error:
-        kind = Path(key).suffix[1:].upper()
+        kind = ending(key)[1:].upper()
         raise DataError(f"{place} is not readable as {kind} ({one_line(error)})") from error
 
 

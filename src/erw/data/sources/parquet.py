@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from erw.data.images import WHITE, Unreadable
-from erw.data.sources.base import LabelledImages, digest, ending
+from erw.data.sources.base import LabelledImages, digest, ending, listed
 from erw.data.sources.labels import classes, label_name
 from erw.errors import DataError, one_line
 from erw.io import hash_file
@@ -208,10 +208,9 @@ def _check(
             f"{path}: image column {image} has type {kind}, expected bytes, path or "
             '{"bytes", "path"}; name another with --columns'
         )
-    own = (*_class_names(schema, label), "no name")
-    for number, (one, other) in enumerate(zip(own, (*names, "no name"), strict=False)):
-        if one != other:  # the same number would mean one class here and another there
-            raise DataError(
-                f"{path} and {first} have different class names (label {number}: {one} and "
-                f"{other}): write both with one list, or take no labels with --classes none"
-            )
+    if (own := _class_names(schema, label)) != names:  # one number would mean two classes
+        raise DataError(
+            f"{path} and {first} have different class names ({listed(own) or 'none'}; "
+            f"{listed(names) or 'none'}): write both with one list, or take no labels with "
+            "--classes none"
+        )
