@@ -155,7 +155,7 @@ def adm_center_crop(image: np.ndarray, size: int) -> np.ndarray:
     height, width = image.shape[:2]
     if height == width == size:
         return image
-    return _short_side(image, size, size, where=None)
+    return _short_side(image, size, size, place=None)
 
 
 def random_crop(
@@ -166,7 +166,7 @@ def random_crop(
     low, high = math.ceil(size / largest), math.ceil(size / smallest)
     short = int(draw.integers(low, high + 1))
     top, left = draw.random(2)
-    return _short_side(image, size, short, where=(float(top), float(left)))
+    return _short_side(image, size, short, place=(float(top), float(left)))
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -180,9 +180,9 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _short_side(
-    image: np.ndarray, size: int, short: int, *, where: tuple[float, float] | None
+    image: np.ndarray, size: int, short: int, *, place: tuple[float, float] | None
 ) -> np.ndarray:
-    """Scale the short side to `short`, then cut `size` at `where` (0..1; None: the middle)."""
+    """Scale the short side to `short`, then cut `size` at `place` (0..1; None: the middle)."""
     from PIL import Image
 
     picture = Image.fromarray(image)
@@ -191,11 +191,11 @@ def _short_side(
         picture = picture.resize(halved, Image.Resampling.BOX)
     scale = short / min(picture.size)
     width, height = round(picture.width * scale), round(picture.height * scale)
-    if where is None:
+    if place is None:
         top, left = (height - size) // 2, (width - size) // 2
     else:
-        top = int(where[0] * (height - size + 1))
-        left = int(where[1] * (width - size + 1))
+        top = int(place[0] * (height - size + 1))
+        left = int(place[1] * (width - size + 1))
     if width * height > (Image.MAX_IMAGE_PIXELS or 1 << 62):
         raise Unreadable(f"too long and thin: would be {width} x {height} pixels when scaled")
     # Resizing only the box that is kept would be faster, but is not the same to the pixel.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erw.data.cache import Cache
 from erw.data.images import Unreadable, channels
-from erw.data.sources import FileSource, Source, open_source, where
+from erw.data.sources import FileSource, Source, location, open_source
 from erw.data.sources.folder import Folder
 from erw.errors import CacheError, DataError, NumericsError
 from erw.io import hash_file
@@ -194,7 +194,7 @@ def _of_source(source: Source, path: Path | None = None) -> ImageSet:
         try:
             return source[i][0]
         except Unreadable as error:
-            raise DataError(f"{where(source, i)}: {error}; mend or remove it") from error
+            raise DataError(f"{location(source, i)}: {error}; mend or remove it") from error
 
     def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         for lo in range(first, stop, batch_size):
@@ -202,7 +202,7 @@ def _of_source(source: Source, path: Path | None = None) -> ImageSet:
             for i, row in enumerate(rows, start=lo):
                 if row.shape != shape:
                     raise DataError(
-                        f"{where(source, i)} is {sides(row.shape)}, the images before it "
+                        f"{location(source, i)} is {sides(row.shape)}, the images before it "
                         f"{sides(shape)}: bring them to one size first"
                     )
             yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
@@ -226,7 +226,7 @@ def _content(source: Source) -> str:
             try:
                 data = source.files.read(key)
             except Unreadable as error:
-                raise DataError(f"{source.where(i)}: {error}") from error
+                raise DataError(f"{source.location(i)}: {error}") from error
             if isinstance(source.files, Folder):
                 digest.update(data)
             if (kind := channels(data)) is not None:
@@ -234,7 +234,7 @@ def _content(source: Source) -> str:
         if len(kinds) > 1:
             (one, i), (other, j), *_ = kinds.items()
             raise DataError(
-                f"{source.where(i)} is {one}, {source.where(j)} is {other}: bring them to the same "
-                "channels first, such as RGB"
+                f"{source.location(i)} is {one}, {source.location(j)} is {other}: bring them to the "
+                "same channels first, such as RGB"
             )
     return digest.hexdigest()[:32]

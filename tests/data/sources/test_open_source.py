@@ -103,7 +103,7 @@ def test_the_same_images(write: Callable[[Path, Path], Path], folder: Path, tmp_
     numbered = tuple("012") if write is to_webdataset else CLASSES
     assert source.class_names == numbered
     assert source.fingerprint() == open_source(path).fingerprint()
-    assert source.where(0).startswith(str(tmp_path))
+    assert source.location(0).startswith(str(tmp_path))
     bare = open_source(path, classes="none")
     assert bare.class_names == () and {bare[i][1] for i in range(len(bare))} == {0}
     assert bare.fingerprint() != source.fingerprint()

@@ -20,7 +20,7 @@ def test_archives_of_equal_name_are_all_read(tmp_path: Path) -> None:
         tar(tmp_path / f"p{part}" / "000.tar", members)
     source = open_source(str(tmp_path / "p*" / "*.tar"))
     assert sorted(shade for shade, _ in shades(source)) == [10, 11, 20, 21]
-    assert source.where(0).endswith("p1/000.tar!0.png")
+    assert source.location(0).endswith("p1/000.tar!0.png")
 
 
 def test_several_archives_of_class_folders(tmp_path: Path) -> None:

@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from erw.data.images import WHITE
-from erw.data.sources.base import LabelledImages, Source, overview, where
+from erw.data.sources.base import LabelledImages, Source, location, overview
 from erw.data.sources.folder import FileSource, Folder, Zip
 from erw.data.sources.hub import PACKED, files_of, has_shards
 from erw.data.sources.labels import CLASSES, SPLITS
 from erw.errors import DataError
 
-__all__ = ["BUILT_IN", "HUB", "FileSource", "Folder", "Source", "open_source", "overview", "where"]
+__all__ = [
+    "BUILT_IN",
+    "HUB",
+    "FileSource",
+    "Folder",
+    "Source",
+    "location",
+    "open_source",
+    "overview",
+]
 
 BUILT_IN = ("openmoji", "openmoji-test")
 HUB = "hf:"

@@ -23,7 +23,7 @@ class Source(Protocol):
     `class_names` is empty when there are no classes; every label is then 0. `source[i]` is
     (uint8 (H, W, 3), label) and raises `Unreadable` for a bad image. `fingerprint()` changes when
     the list, the labels or the sizes of the files do. Optional: `labels` (int array (N,)), `notes`
-    (lines about what was not used) and `where(i) -> str` (the place of image i, for messages).
+    (lines about what was not used) and `location(i) -> str` (the place of image i, for messages).
     """
 
     name: str
@@ -88,7 +88,7 @@ class Files:
         """The path whose folders may name the class."""
         return key
 
-    def where(self, key: str) -> str:
+    def location(self, key: str) -> str:
         """The place of a file, for messages."""
         return f"{self.root}!{key}"
 
@@ -111,9 +111,9 @@ def digest(header: Any, lines: Iterable[str]) -> str:
     return hashed.hexdigest()[:32]
 
 
-def where(source: Source, index: int) -> str:
+def location(source: Source, index: int) -> str:
     """The place of image `index`, for messages: its path, or name and number."""
-    return source.where(index) if hasattr(source, "where") else f"{source.name}[{index}]"
+    return source.location(index) if hasattr(source, "location") else f"{source.name}[{index}]"
 
 
 def overview(source: Source) -> list[str]:

@@ -48,9 +48,9 @@ class FileSource(LabelledImages):
         except OSError as error:
             raise Unreadable(f"cannot be read ({error.strerror or error})") from error
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """The path of image `index`."""
-        return self.files.where(self.keys[index])
+        return self.files.location(self.keys[index])
 
 
 class Folder(Files):
@@ -59,8 +59,11 @@ class Folder(Files):
     @cached_property
     def entries(self) -> list[Entry]:
         """Every file, links followed; each real folder is entered once, by its real path first."""
-        found, empty, seen, top = [], [], set(), os.path.join(self.root, "")
-        real, links = [str(self.root)], []
+        entries: list[Entry] = []
+        empty: list[str] = []
+        seen: set[str] = set()
+        real, links = [str(self.root)], list[str]()
+        top = os.path.join(self.root, "")
         while real or links:
             folder = real.pop() if real else links.pop(0)
             if (path := os.path.realpath(folder)) in seen:
@@ -75,15 +78,15 @@ class Folder(Files):
                     (links if item.is_symlink() else real).append(item.path)
                 elif item.is_file() or item.is_symlink():  # a link to nothing: reading it fails
                     size = item.stat().st_size if item.is_file() else 0
-                    found.append(Entry(item.path[len(top) :], size))
+                    entries.append(Entry(item.path[len(top) :], size))
         if empty:
             self.notes = [f"{len(empty)} empty folders are no classes (such as {min(empty)})"]
-        return sorted(found)
+        return sorted(entries)
 
     def read(self, key: str) -> bytes:
         return (self.root / key).read_bytes()
 
-    def where(self, key: str) -> str:
+    def location(self, key: str) -> str:
         return str(self.root / key)
 
 

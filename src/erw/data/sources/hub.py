@@ -54,15 +54,15 @@ def sets(files: Iterable[str]) -> Sets:
 
     The file's own name counts before its folders.
     """
-    found: Sets = {}
+    result: Sets = {}
     for file in sorted(files):
         *folders, name = file.split("/")
         words = [*folders, *re.split(r"[^a-z]+", name.lower())]
         known = [word for word in words if word in SPLITS]
         split = SPLITS[known[-1]] if known else "train"
         rest = [folder for folder in folders if folder not in SPLITS and folder != "data"]
-        found.setdefault(("/".join(rest), split), []).append(file)
-    return found
+        result.setdefault(("/".join(rest), split), []).append(file)
+    return result
 
 
 def has_shards(folder: Folder) -> bool:
@@ -95,15 +95,15 @@ def _chosen(
         raise DataError(
             f"{path} has no Parquet, Arrow or tar files: download it and give the folder of images"
         )
-    found = _by_configs(configs, packed) or sets(packed)
+    available = _by_configs(configs, packed) or sets(packed)
     fitting = {
         name: chosen
-        for name, chosen in found.items()
+        for name, chosen in available.items()
         if subset in (None, name[0]) and (split is None or SPLITS.get(split, split) == name[1])
     }
     if len(fitting) != 1:
         requested = "/".join(filter(None, (subset, split)))
-        names = ", ".join("/".join(filter(None, name)) for name in found)
+        names = ", ".join("/".join(filter(None, name)) for name in available)
         what = f"no set {requested}" if requested and not fitting else "several sets"
         raise DataError(f"{path} has {what}: name one of {names} with --split or --subset")
     ((name, chosen),) = fitting.items()
@@ -112,7 +112,7 @@ def _chosen(
 
 def _by_configs(configs: list[Any], files: list[str]) -> Sets:
     """The sets that a README's `configs` list: patterns of files, each with a split."""
-    found: Sets = {}
+    result: Sets = {}
     for config in configs:
         entries = config.get("data_files", []) if isinstance(config, dict) else []
         for entry in [entries] if isinstance(entries, str | dict) else entries:
@@ -122,8 +122,8 @@ def _by_configs(configs: list[Any], files: list[str]) -> Sets:
             split = SPLITS.get(entry.get("split", "train"), entry.get("split"))
             if some := [file for file in files if any(fnmatch(file, str(p)) for p in patterns)]:
                 subset = str(config.get("config_name", "default"))
-                found.setdefault((subset, str(split)), []).extend(some)
-    return found
+                result.setdefault((subset, str(split)), []).extend(some)
+    return result
 
 
 def _configs(folder: Path) -> list[Any]:

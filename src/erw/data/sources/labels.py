@@ -46,8 +46,8 @@ def label_name(names: Sequence[str], notes: list[str], *, usual: bool = False) -
 
     Of several others none is taken; `notes` gets a line about them.
     """
-    if found := [name for name in USUAL if name in names]:
-        return found[0]
+    if common := [name for name in USUAL if name in names]:
+        return common[0]
     others = [name for name in OTHERS if name in names and not usual]
     if len(others) > 1:
         notes.append(
@@ -57,7 +57,7 @@ def label_name(names: Sequence[str], notes: list[str], *, usual: bool = False) -
     return others[0] if len(others) == 1 else None
 
 
-def classes(values: Sequence[Any], *, where: str, names: Sequence[str] = ()) -> Labels:
+def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) -> Labels:
     """Labels from one value an image: all numbers, all names, or all None (no classes).
 
     `names` are the classes' names in order, where a file lists them; otherwise numbers are names.
@@ -67,15 +67,15 @@ def classes(values: Sequence[Any], *, where: str, names: Sequence[str] = ()) -> 
             is neither or not listed.
     """
     if not values:
-        raise DataError(f"{where} holds no images")
+        raise DataError(f"{source} holds no images")
     kinds = {type(value) for value in values}
     if kinds == {type(None)}:
         return Labels((), [0] * len(values))
     if type(None) in kinds:
         bare = sum(value is None for value in values)
         raise DataError(
-            f"{where}: {bare} of {len(values)} images have no label; give all of them one, or take "
-            "none with --classes none"
+            f"{source}: {bare} of {len(values)} images have no label; give all of them one, or "
+            "take none with --classes none"
         )
     if kinds == {str}:
         texts = [normalize("NFC", value) for value in values]
@@ -83,7 +83,7 @@ def classes(values: Sequence[Any], *, where: str, names: Sequence[str] = ()) -> 
         number = {name: label for label, name in enumerate(known)}
         if missing := sorted(set(texts) - set(known)):
             raise DataError(
-                f"{where}: label {missing[0]!r} is not in the list of {len(known)} class names "
+                f"{source}: label {missing[0]!r} is not in the list of {len(known)} class names "
                 f"({listed(known)})"
             )
         return Labels(known, [number[text] for text in texts])
@@ -91,16 +91,16 @@ def classes(values: Sequence[Any], *, where: str, names: Sequence[str] = ()) -> 
         odd = next((v for v in values if type(v) not in (int, str)), None)
         what = "labels mix numbers and names" if odd is None else f"label {odd!r}"
         raise DataError(
-            f"{where}: {what}, expected a class number or name for each; take none with "
+            f"{source}: {what}, expected a class number or name for each; take none with "
             "--classes none"
         )
     low, high = min(values), max(values)
     if low < 0:
         raise DataError(
-            f"{where}: label {low}, expected a class number from 0; take none with --classes none"
+            f"{source}: label {low}, expected a class number from 0; take none with --classes none"
         )
     if names and high >= len(names):
-        raise DataError(f"{where}: label {high} but only {len(names)} class names")
+        raise DataError(f"{source}: label {high} but only {len(names)} class names")
     return Labels(tuple(names) or tuple(map(str, range(high + 1))), list(values))
 
 
@@ -118,15 +118,15 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     if others:
         counted = ", ".join(f"{count} {kind}" for kind, count in others.most_common(3))
         notes.append(f"{others.total()} other files are left alone ({counted})")
-    found = None
+    labels = None
     if rule == "auto" and images:
-        found = _of_tables(files, images, notes)
-        if found is None and sides:
+        labels = _of_tables(files, images, notes)
+        if labels is None and sides:
             values = [_of_side(files, side, []) if (side := sides[key]) else None for key in images]
-            found = classes(values, where=str(files.root))
-    if rule != "none" and images and found is None:
-        found = _of_folders(files, images, rule, notes)
-    return images, found or Labels((), [0] * len(images))
+            labels = classes(values, source=str(files.root))
+    if rule != "none" and images and labels is None:
+        labels = _of_folders(files, images, rule, notes)
+    return images, labels or Labels((), [0] * len(images))
 
 
 def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
@@ -144,21 +144,21 @@ def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
             groups.setdefault(f"{folder}/{name.partition('.')[0]}", []).append(key)
     samples = [keys for keys in groups.values() if _images(keys)]
     kind = _side_kind(files, samples, notes)
-    found: dict[str, str | None] = {}
+    sides_of: dict[str, str | None] = {}
     for keys in samples if kind else ():
         images, sides = _images(keys), [key for key in keys if ending(key) == kind]
         own = {side.rpartition(".")[0]: side for side in sides}
         if len(images) > 1 and all(image.rpartition(".")[0] in own for image in images):
-            found |= {image: own[image.rpartition(".")[0]] for image in images}
+            sides_of |= {image: own[image.rpartition(".")[0]] for image in images}
             continue
         plain = [key for key in images if key.rpartition("/")[2].count(".") == 1]
         image, *more = images if len(images) == 1 else plain or images
         if more or len(sides) > 1:
-            several = listed([files.where(key) for key in (images if more else sides)])
+            several = listed([files.location(key) for key in (images if more else sides)])
             what = "images" if more else "labels"
             raise DataError(f"one sample of a WebDataset has several {what}: {several}; leave one")
-        found[image] = sides[0] if sides else None
-    return found
+        sides_of[image] = sides[0] if sides else None
+    return sides_of
 
 
 def _images(keys: Sequence[str]) -> list[str]:
@@ -185,7 +185,7 @@ def _of_side(files: Files, key: str, notes: list[str]) -> Any:
         table = json.loads(text)
         return table.get(label_name(list(table), notes)) if isinstance(table, dict) else None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{files.where(key)} is no label ({one_line(error)})") from error
+        raise DataError(f"{files.location(key)} is no label ({one_line(error)})") from error
 
 
 def _of_tables(files: Files, images: Sequence[str], notes: list[str]) -> Labels | None:
@@ -194,7 +194,7 @@ def _of_tables(files: Files, images: Sequence[str], notes: list[str]) -> Labels 
     names: list[str] = []
     used = ""
     for key in (e.key for e in files.entries if basename(e.key) in TABLES):
-        place = files.where(key)
+        place = files.location(key)
         table = _read_table(files, key, place)
         rows, own = (
             _rows(table, place) if key.endswith(".json") else (_columns(table, key, notes), [])
@@ -214,7 +214,7 @@ def _of_tables(files: Files, images: Sequence[str], notes: list[str]) -> Labels 
     keys = [normalize("NFC", image) for image in images]
     if missing := [key for key in keys if known.get(key) is None]:
         raise DataError(f"{used} has no label for {missing[0]}")
-    return classes([known[key] for key in keys], where=used, names=names)
+    return classes([known[key] for key in keys], source=used, names=names)
 
 
 def _read_table(files: Files, key: str, place: str) -> Any:
@@ -274,16 +274,16 @@ def _of_folders(files: Files, images: Sequence[str], rule: str, notes: list[str]
             "or take all without labels with --classes none"
         )
     if rule == "leaf":
-        return classes(["/".join(parts) for parts in parents], where=str(files.root))
+        return classes(["/".join(parts) for parts in parents], source=str(files.root))
     depth = 0  # a wrapper such as train/ is no class: go down while there is one way only
     while all(len(p) > depth + 1 for p in parents) and len({p[depth] for p in parents}) == 1:
         depth += 1
-    found = classes([parts[depth] for parts in parents], where=str(files.root))
-    if rule == "auto" and len(found.names) == 1:
+    labels = classes([parts[depth] for parts in parents], source=str(files.root))
+    if rule == "auto" and len(labels.names) == 1:
         return None  # one folder around a flat set
-    if all(name.lower() in SPLITS for name in found.names):
+    if all(name.lower() in SPLITS for name in labels.names):
         notes.append(
-            f"the classes are the folders {' and '.join(found.names)}: if these are splits, take "
-            f"one with --split {found.names[-1]}, or both with --classes leaf or none"
+            f"the classes are the folders {' and '.join(labels.names)}: if these are splits, take "
+            f"one with --split {labels.names[-1]}, or both with --classes leaf or none"
         )
-    return found
+    return labels

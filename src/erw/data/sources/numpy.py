@@ -37,8 +37,8 @@ class Arrays(LabelledImages):
                     labels = arrays[label] if label else None
             else:
                 self._images = np.load(path, mmap_mode="r", allow_pickle=False)
-                beside = path.with_name(f"{path.stem}_labels.npy")
-                labels = np.load(beside, allow_pickle=False) if beside.exists() else None
+                second = path.with_name(f"{path.stem}_labels.npy")
+                labels = np.load(second, allow_pickle=False) if second.exists() else None
         except DataError:
             raise
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -58,7 +58,7 @@ class Arrays(LabelledImages):
             )
         values = labels.tolist() if labelled and labels is not None else [None] * count
         self.notes = tuple(notes)
-        self.class_names, numbers = classes(values, where=str(path))
+        self.class_names, numbers = classes(values, source=str(path))
         self.labels = np.asarray(numbers, dtype=np.int32)
         self._fingerprint = digest([self.class_names, numbers], [hash_file(path)])
 
@@ -68,6 +68,6 @@ class Arrays(LabelledImages):
             image = np.repeat(image[..., None], 3, axis=2)
         return image, int(self.labels[index])
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """The file and number of image `index`."""
         return f"{self.path}[{index}]"

@@ -63,7 +63,7 @@ class Table(LabelledImages):
         if not values:
             raise DataError(f"{first} has no rows")
         place = f"{first}, column {label}" if label else str(first)
-        self.class_names, numbers = classes(values, where=place, names=names)
+        self.class_names, numbers = classes(values, source=place, names=names)
         self.labels = np.asarray(numbers, dtype=np.int32)
         hashes = [f"{path.name} {hash_file(path)}\n" for path in self.paths]
         self._fingerprint = digest([self.class_names, background, *columns], hashes)
@@ -89,7 +89,7 @@ class Table(LabelledImages):
         number, group = self._blocks[block]
         return _open(self.paths[number]).column(group, self._image)
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """The file and row of image `index`."""
         number, _ = self._blocks[bisect_right(self._ends, index)]
         before = [end for (n, _), end in zip(self._blocks, self._ends, strict=True) if n < number]
@@ -178,14 +178,14 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
 def _by_feature(path: Path, schema: Any, kind: str) -> str | None:
     """The one column of that kind of feature."""
     features = _features(schema).items()
-    found = [n for n, meta in features if meta.get("_type") == kind and n in schema.names]
-    if len(found) > 1:
+    columns = [n for n, meta in features if meta.get("_type") == kind and n in schema.names]
+    if len(columns) > 1:
         other = ", or take no labels with --classes none" if kind == "ClassLabel" else ""
         raise DataError(
-            f"{path} has several {kind} columns ({', '.join(found)}): name the image and the label "
-            f"column with --columns{other}"
+            f"{path} has several {kind} columns ({', '.join(columns)}): name the image and the "
+            f"label column with --columns{other}"
         )
-    return found[0] if found else None
+    return columns[0] if columns else None
 
 
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...]:

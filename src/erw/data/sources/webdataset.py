@@ -85,7 +85,7 @@ class Tars(Files):
             raise Unreadable("cut short inside the archive")
         return data
 
-    def where(self, key: str) -> str:
+    def location(self, key: str) -> str:
         return f"{self.paths[self._places[key].archive]}!{self.inside(key)}"
 
     def inside(self, key: str) -> str:
