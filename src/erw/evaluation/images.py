@@ -234,7 +234,7 @@ def _content(source: Source) -> str:
         if len(kinds) > 1:
             (one, i), (other, j), *_ = kinds.items()
             raise DataError(
-                f"{source.location(i)} is {one}, {source.location(j)} is {other}: bring them to the "
-                "same channels first, such as RGB"
+                f"{source.location(i)} is {one}, {source.location(j)} is {other}: bring them to "
+                "the same channels first, such as RGB"
             )
     return digest.hexdigest()[:32]

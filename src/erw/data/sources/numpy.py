@@ -37,8 +37,8 @@ class Arrays(LabelledImages):
                     labels = arrays[label] if label else None
             else:
                 self._images = np.load(path, mmap_mode="r", allow_pickle=False)
-                second = path.with_name(f"{path.stem}_labels.npy")
-                labels = np.load(second, allow_pickle=False) if second.exists() else None
+                if (other := path.with_name(f"{path.stem}_labels.npy")).exists():
+                    labels = np.load(other, allow_pickle=False)
         except DataError:
             raise
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
