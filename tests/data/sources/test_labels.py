@@ -36,6 +36,8 @@ def test_edm2_table_of_labels(tmp_path: Path, as_dict: bool) -> None:
         ('{"labels": [["a.png", [0, 1]], ["b.png", 0]]}', "expected a class number"),
         ('{"labels": [["a.png", -1], ["b.png", 0]]}', "expected a class number"),
         ('{"labels": [1, 2]}', "no list of"),
+        ('{"labels": []}', "is empty; null means"),
+        ("[" * 100_000, "not readable as JSON"),
         ('{"labels": {"a.png": 5, "b.png": 0}, "class_names": ["x"]}', "only 1 class names"),
     ],
 )
@@ -63,6 +65,15 @@ def test_a_table_without_labels_leaves_the_folders_their_classes(tmp_path: Path)
     assert overview(source)[1].endswith("dataset.json names no labels and is left alone")
     (tmp_path / "dataset.json").write_text('{"labels": null}')
     assert open_source(tmp_path).class_names == ()
+
+
+def test_label_files_count_in_a_folder_too(tmp_path: Path) -> None:
+    for name, label in (("0", b"1"), ("1", b"0")):
+        (tmp_path / f"{name}.png").write_bytes(png(int(name)))
+        (tmp_path / f"{name}.cls").write_bytes(label)
+    source = open_source(tmp_path)
+    assert shades(source) == [(0, 1), (1, 0)] and len(overview(source)) == 1
+    assert open_source(tmp_path, classes="none").class_names == ()
 
 
 def test_an_image_that_a_table_names_twice(tmp_path: Path) -> None:

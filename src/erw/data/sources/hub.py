@@ -67,22 +67,17 @@ def sets(files: Iterable[str]) -> Sets:
 
 def has_shards(folder: Folder) -> bool:
     """Whether a folder holds shards instead of loose images. `DataError` if it holds both."""
-    kinds: dict[str, list[str]] = {}
-    for entry in folder.entries:
-        kind = "image" if ending(entry.key) in EXTENSIONS else ending(entry.key)
-        kinds.setdefault(kind, []).append(entry.key)
-    loose, packed = kinds.get("image", []), sorted(kinds.keys() & set(PACKED))
-    pattern = f"a pattern such as '{folder.root / ('*' + packed[0])}'" if packed else ""
+    loose = [e.key for e in folder.entries if ending(e.key) in EXTENSIONS]
+    packed = [e.key for e in folder.entries if ending(e.key) in PACKED]
+    kinds = sorted({ending(key) for key in packed})
+    pattern = f"a pattern such as '{folder.root / ('*' + kinds[0])}'" if packed else ""
     if packed and loose:
-        number = sum(len(kinds[kind]) for kind in packed)
         raise DataError(
-            f"{folder.root} holds {len(loose)} images and {number} packed files (such as "
-            f"{kinds[packed[0]][0]}): move one kind away, or name the packed ones by {pattern}"
+            f"{folder.root} holds {len(loose)} images and {len(packed)} packed files (such as "
+            f"{packed[0]}): move one kind away, or name the packed ones by {pattern}"
         )
-    if len(packed) > 1:
-        raise DataError(
-            f"{folder.root} holds {' and '.join(packed)} files: name one kind by {pattern}"
-        )
+    if len(kinds) > 1:
+        raise DataError(f"{folder.root} holds {' and '.join(kinds)} files: name one by {pattern}")
     return bool(packed)
 
 
@@ -136,8 +131,7 @@ def _configs(folder: Path) -> list[Any]:
     try:
         return list((metadata_load(path) or {}).get("configs") or [])
     except Exception as error:  # of YAML's many types, too
-        line = one_line(error, 120)
-        raise DataError(f"the header of {path} cannot be read ({line})") from error
+        raise DataError(f"the header of {path} cannot be read ({one_line(error, 120)})") from error
 
 
 def _files(repo: str, revision: str | None) -> list[str]:

@@ -31,8 +31,6 @@ SPLITS = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
 
-Value = int | str | None
-
 
 class Labels(NamedTuple):
     """Names of the classes, () without any, and the class number of each image."""
@@ -196,13 +194,15 @@ def _of_tables(files: Files, images: Sequence[str], notes: list[str]) -> Labels 
     for key in (e.key for e in files.entries if basename(e.key) in TABLES):
         place = files.location(key)
         table = _read_table(files, key, place)
-        rows, own = (
-            _rows(table, place) if key.endswith(".json") else (_columns(table, key, notes), [])
-        )
+        if key.endswith(".json"):
+            table = table if isinstance(table, dict) else {"labels": table}
+            rows, names = _rows(table, place)
+        else:
+            rows = _columns(table, key, notes)
         if rows is None:
             notes.append(f"{place} names no labels and is left alone")
             continue
-        used, names = place, own or names
+        used = place
         base = key[: key.rfind("/") + 1]
         for path, value in rows:
             path = normalize("NFC", str(path).replace("\\", "/").removeprefix("./"))
@@ -230,17 +230,18 @@ def _read_table(files: Files, key: str, place: str) -> Any:
         raise DataError(f"{place} is not readable as {kind} ({one_line(error)})") from error
 
 
-def _rows(table: Any, place: str) -> tuple[list[Any] | None, list[str]]:
+def _rows(table: dict[str, Any], place: str) -> tuple[list[Any] | None, list[str]]:
     """(path, label) of every image in a dataset.json, None if it lists none; and class names."""
-    table = table if isinstance(table, dict) else {"labels": table}
     rows, names = table.get("labels"), table.get("class_names") or []
     if not isinstance(names, list):
         raise DataError(f'{place}: "class_names" is no list of names, in the order of the labels')
     try:
-        rows = [(a, b) for a, b in (rows.items() if isinstance(rows, dict) else rows or ())]
+        pairs = [(a, b) for a, b in (rows.items() if isinstance(rows, dict) else rows or ())]
     except (TypeError, ValueError):
         raise DataError(f'{place}: "labels" is no list of [path, class number]') from None
-    return (rows if "labels" in table else None), [str(name) for name in names]
+    if rows is not None and not pairs:
+        raise DataError(f'{place}: "labels" is empty; null means that there are no classes')
+    return (pairs if "labels" in table else None), [str(name) for name in names]
 
 
 def _columns(table: Any, key: str, notes: list[str]) -> list[Any] | None:
