@@ -187,10 +187,10 @@ def broken(folder: Path, change: object) -> None:
     ("change", "words"),
     [
         (lambda r: r.update(version=2), "has version 2, this erw reads 1"),
-        (lambda r: r.pop("run"), "is damaged in run"),
-        (lambda r: r.update(step="7"), "is damaged in step"),
+        (lambda r: r.pop("run"), "is damaged .*run"),
+        (lambda r: r.update(step="7"), "is damaged .*step is"),
         (lambda r: r.update(class_names=["a"]), "names 1 classes, the weights have 3"),
-        (lambda r: r.update(class_names=[1, 2, 3]), "is damaged in class_names"),
+        (lambda r: r.update(class_names=[1, 2, 3]), "is damaged .*class_names is"),
         (lambda r: r["run"]["model"].update(depth=10**9), "has 2 blocks, and erw.json tells of"),
         (lambda r: r["run"]["model"].update(input_size=10**9), "not of one model"),
         (lambda r: r["run"]["model"].update(input_size=None), "does not say the latent's size"),
@@ -198,8 +198,8 @@ def broken(folder: Path, change: object) -> None:
         (lambda r: r["run"]["model"].update(width=64), "of another shape"),
         (lambda r: r["run"]["model"].update(num_classes=10**12), "of another shape"),
         (lambda r: r["run"]["model"].update(qk_norm=True), "missing: blocks.0.attn.k_norm"),
-        (lambda r: r.update(scaling={"shift": "0"}), "is damaged in scaling"),
-        (lambda r: r["run"].update(evil=1), "unknown setting evil"),
+        (lambda r: r.update(scaling={"shift": "0"}), "is damaged .*scaling"),
+        (lambda r: r["run"].update(evil=1), "unknown setting run.evil"),
     ],
 )
 def test_a_folder_that_lies(tmp_path: Path, change: object, words: str) -> None:

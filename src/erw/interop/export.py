@@ -4,11 +4,13 @@ DIR/erw.json, README.md      what it is and how it was made, for programs and as
 DIR/model.safetensors        with --format safetensors; its VAE in vae/ if it has no public name
 """
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from erw.config import to_dict
 from erw.encoders.vae import VAE, load_vae
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.diffusers import save_vae, write_diffusers
@@ -74,7 +76,7 @@ def export(
     exported = bool(model.source) and (Path(model.source) / METADATA).is_file()
     meta = read_metadata(Path(model.source)) if exported else describe(model)
     if vae:
-        meta["vae"] = public(vae)
+        meta = dataclasses.replace(meta, vae=public(vae))
     name = vae or model.vae
     needed = name != "none" and (format == "diffusers" or not known_vae(name))
     decoder = _load_vae(name, model) if needed else None
@@ -86,7 +88,7 @@ def export(
             save_tensors(tmp / PLAIN_FILE, dict(model.net.named_parameters()), {"format": "pt"})
         if decoder is not None:
             save_vae(decoder, tmp / "vae")
-        write_json(tmp / METADATA, meta)
+        write_json(tmp / METADATA, to_dict(meta))
         parameters = sum(p.numel() for p in model.net.parameters())
         text = model_card(meta, repo=repo, diffusers=format == "diffusers", parameters=parameters)
         (tmp / "README.md").write_text(text, "utf-8")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from erw.align import Projector
-from erw.config import Run, from_dict
+from erw.config import Run, to_dict
 from erw.errors import CheckpointError, ConfigError, one_line
 from erw.interop.infer_config import VAES, check_positions, infer_run, infer_sizes, unusual
 from erw.interop.layouts import (
@@ -180,7 +180,7 @@ def from_pretrained(
     if not folder.is_dir():
         folder = _download(str(source), revision)
     meta = read_metadata(folder)
-    run = from_dict(Run, meta["run"])
+    run, names = meta.run, meta.class_names
     file = next((folder / name for name in EXPORTED if (folder / name).is_file()), None)
     if file is None:
         raise CheckpointError(f"{folder} has no {' or '.join(EXPORTED)}; get it again")
@@ -189,20 +189,17 @@ def from_pretrained(
         # An export of an older erw for DiTPipeline, whose label table has 1,000 classes.
         tensors = from_layout(tensors, "diffusers-dit", file).net
         tensors[TABLE] = torch.cat([tensors[TABLE][: run.model.num_classes], tensors[TABLE][-1:]])
-    net = _exported_network(run, tensors, file)
-    vae, scaling = meta["vae"], meta.get("scaling")
-    if (folder / "vae" / "config.json").is_file():  # which has the scaling too
-        vae, scaling = str(folder / "vae"), None
-    names = tuple(meta["class_names"])
+    net = _exported_network(run, tensors, file).to(device).eval().requires_grad_(False)
     if names and len(names) != net.null_class:
         raise CheckpointError(
             f"{folder / METADATA} names {len(names)} classes, the weights have {net.null_class}"
         )
-    net = net.to(device).eval().requires_grad_(False)
+    vae, scaling = meta.vae, to_dict(meta.scaling) if meta.scaling else None
+    if (folder / "vae" / "config.json").is_file():  # which has the scaling too
+        vae, scaling = str(folder / "vae"), None
     return Trained(
-        net, run, vae, names, meta["step"], scaling, str(source), meta["average"],
-        origin=meta.get("origin", ""),
-    )  # fmt: skip
+        net, run, vae, names, meta.step, scaling, str(source), meta.average, origin=meta.origin
+    )
 
 
 def open_model(
