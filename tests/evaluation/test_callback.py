@@ -16,8 +16,9 @@ from erw.cli import main
 from erw.cli.train import Watch, together, watches
 from erw.config import Eval, Run
 from erw.errors import CheckpointError, ConfigError
-from erw.evaluation.callback import better, keep_if_best, reference_images, scored_steps
+from erw.evaluation.callback import better, keep_if_best, scored_steps
 from erw.evaluation.evaluate import Scores
+from erw.evaluation.images import reference_images
 from erw.log import read_metrics
 from erw.training import load
 from erw.training.checkpoint import paths

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from erw import ddpm, flow
 from erw.config import Eval, Flow, Run, Sample
-from erw.data.cache import Batch
+from erw.data.cache import Batch, Cache
 from erw.dist import World
 from erw.errors import ConfigError
 from erw.evaluation.validation import TIMES, Share, loss_sums, validated_steps, validating
@@ -139,7 +139,9 @@ def test_two_ranks_score_and_validate_as_one(straight: Path, cache: Path, tmp_pa
     assert two["how"]["count"] == 9 and two["how"]["images_hash"] == one["how"]["images_hash"]
 
 
-def test_held_out_images_from_a_cache(straight: Path, cache: Path, tmp_path: Path) -> None:
+def test_held_out_images_from_a_cache(
+    straight: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same images built in and from a cache give the same loss, but for the cache's float16."""
     from erw.data.prepare import prepare
     from erw.data.sources.openmoji import OpenMojiSet
@@ -154,6 +156,16 @@ def test_held_out_images_from_a_cache(straight: Path, cache: Path, tmp_path: Pat
     encoders = [load_encoder("efficientnet-lite0")]
     prepare(source, tmp_path / "c", vae=load_vae("none"), encoders=encoders, image_size=16)
     held = run.replace(eval=dataclasses.replace(run.eval, heldout=str(tmp_path / "c")))
+    real = Cache.open
+
+    def rescaled(path: Any) -> Cache:
+        """The held-out cache as if it had measured another scaling of its latents."""
+        opened = real(path)
+        if path == str(tmp_path / "c"):
+            opened.vae |= {"scale": 2.0, "shift": 0.3}
+        return opened
+
+    monkeypatch.setattr(Cache, "open", rescaled)
     validating(held, tmp_path / "b")(12, model, ALONE)
     a, b = (only(tmp_path / name, "validation") for name in "ab")
     assert b["flow_by_time"] == pytest.approx(a["flow_by_time"], rel=1e-3)

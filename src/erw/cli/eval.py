@@ -139,9 +139,8 @@ def _print(scores: dict[str, Any], other: dict[str, Any] | None) -> None:
 
 def scored(what: str, model: Trained | None, found: Any, here: World) -> dict[str, Any]:
     """The scores with everything that they depend on, as JSON values."""
-    from erw.evaluation.callback import reference_images
     from erw.evaluation.evaluate import evaluate as score
-    from erw.evaluation.images import image_set
+    from erw.evaluation.images import image_set, reference_images
     from erw.log import Console, Silent
 
     how = changed(Score(), found)
@@ -182,7 +181,7 @@ def images_of(
         return images, model.latent_shape[-1] * vae.factor if vae else None
     if not what.startswith(BUILT_IN):
         return what, None
-    from erw.evaluation.callback import reference_images
+    from erw.evaluation.images import reference_images
 
     return reference_images(what, (), size=None, count=count), None
 

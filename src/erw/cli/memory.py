@@ -163,6 +163,6 @@ def _training(how: Memory, model: Any, *, size: int | None) -> Images:
 
 
 def _images(name: str, count: int, size: int | None) -> Images:
-    from erw.evaluation.callback import reference_images
+    from erw.evaluation.images import reference_images
 
     return reference_images(name, (), size=size, count=count)

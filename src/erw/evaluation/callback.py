@@ -17,14 +17,12 @@ from typing import Any
 
 from erw.config import Run, to_dict
 from erw.data.cache import Cache
-from erw.data.sources import BUILT_IN, open_source
 from erw.dist import World
 from erw.errors import ConfigError
 from erw.evaluation.compare import differences
 from erw.evaluation.evaluate import Scores, evaluate
-from erw.evaluation.images import Images
+from erw.evaluation.images import reference_images
 from erw.evaluation.metrics import extractors_of, metrics_of
-from erw.evaluation.published import REFERENCES, reference_batch
 from erw.io import save_tensors, tensor_header
 from erw.log import append_metrics, read_metrics
 from erw.sampling import generate
@@ -147,40 +145,3 @@ def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:
 def better(name: str, value: float, than: float) -> bool:
     """Whether a score is better than another of the same name."""
     return value > than if name.startswith(HIGHER) else value < than
-
-
-def reference_images(
-    name: str | None, class_names: tuple[str, ...], *, size: int | None, count: int
-) -> Images:
-    """The images to compare with: a path, a built-in set composed at `size`, or ADM's by name.
-
-    Without a name, runs on the built-in images are compared with the built-in test set.
-
-    Raises:
-        ConfigError: no name, and the classes are not those of the built-in images.
-        FileNotFoundError: nothing at the path.
-    """
-    if name is None:
-        if not built_in(class_names):
-            raise ConfigError(
-                "--reference (--eval.reference while training) is missing: give images that were "
-                "not trained on (a folder, zip, .npz, cache with images or openmoji-test)"
-            )
-        name = "openmoji-test"
-    if name in BUILT_IN:
-        options: dict[str, Any] = {"size": size} if size else {}
-        return open_source(name, count=count, **options)
-    if not Path(name).exists():
-        if name in REFERENCES:
-            return reference_batch(name)
-        raise FileNotFoundError(
-            f"no reference at {name}: give a folder, zip, .npz, cache or statistics"
-        )
-    return name
-
-
-def built_in(class_names: tuple[str, ...]) -> bool:
-    """Whether these are the classes of the built-in images."""
-    from erw.data.sources.openmoji import groups
-
-    return class_names == tuple(groups())

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from erw.data.cache import Cache
 from erw.data.images import Unreadable, channels
-from erw.data.sources import FileSource, Source, location, open_source
+from erw.data.sources import BUILT_IN, FileSource, Source, location, open_source
 from erw.data.sources.folder import Folder
-from erw.errors import CacheError, DataError, NumericsError
+from erw.errors import CacheError, ConfigError, DataError, NumericsError
+from erw.evaluation.published import REFERENCES, reference_batch
 from erw.io import hash_file
 from erw.sampling.generation import Generation, Samples
 from erw.sampling.save import image_shape, read_images, read_settings
@@ -64,6 +65,43 @@ def image_set(images: Images, *, what: str = "images") -> ImageSet:
             "statistics need at least 2"
         )
     return opened
+
+
+def reference_images(
+    name: str | None, class_names: tuple[str, ...], *, size: int | None, count: int
+) -> Images:
+    """The images to compare with: a path, a built-in set composed at `size`, or ADM's by name.
+
+    Without a name, runs on the built-in images are compared with the built-in test set.
+
+    Raises:
+        ConfigError: no name, and the classes are not those of the built-in images.
+        FileNotFoundError: nothing at the path.
+    """
+    if name is None:
+        if not built_in(class_names):
+            raise ConfigError(
+                "--reference (--eval.reference while training) is missing: give images that were "
+                "not trained on (a folder, zip, .npz, cache with images or openmoji-test)"
+            )
+        name = "openmoji-test"
+    if name in BUILT_IN:
+        options: dict[str, Any] = {"size": size} if size else {}
+        return open_source(name, count=count, **options)
+    if not Path(name).exists():
+        if name in REFERENCES:
+            return reference_batch(name)
+        raise FileNotFoundError(
+            f"no reference at {name}: give a folder, zip, .npz, cache or statistics"
+        )
+    return name
+
+
+def built_in(class_names: tuple[str, ...]) -> bool:
+    """Whether these are the classes of the built-in images."""
+    from erw.data.sources.openmoji import groups
+
+    return class_names == tuple(groups())
 
 
 def same_resolution(

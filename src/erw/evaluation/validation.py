@@ -20,7 +20,8 @@ from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.dist import World, precision
 from erw.errors import ConfigError
-from erw.evaluation.callback import Callback, Lines, Sink, built_in
+from erw.evaluation.callback import Callback, Lines, Sink
+from erw.evaluation.images import built_in
 from erw.evaluation.probing import network_inputs
 from erw.rng import generator
 from erw.sampling.preview import watched_steps
@@ -29,8 +30,6 @@ from erw.training.trained import Trained
 
 TIMES = tuple((i + 0.5) / 12 for i in range(12))
 """Noise times of the loss, the midpoints of twelve equal parts of [0, 1]."""
-VAE = ("weight_hash", "shift", "scale")
-"""What two caches must have in common for their latents to be comparable."""
 
 
 def validated_steps(run: Run) -> tuple[int, ...]:
@@ -64,7 +63,7 @@ def validating(
         if not shares:
             total = run.eval.loss_images
             rows = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)
-            shares.append(Share(tuple(rows), held_out(rows, world)))
+            shares.append(Share(tuple(rows), held_out(rows, world) if rows else None))
         sums = loss_sums(model, shares[0], device=world.device)
         losses = (world.mean(sums) * (world.size / run.eval.loss_images)).tolist()
         mean = sum(losses) / len(losses)
@@ -79,7 +78,7 @@ class Share(NamedTuple):
     """The held-out images of one rank: their numbers, which their noise follows from, and data."""
 
     numbers: tuple[int, ...]
-    batch: Batch
+    batch: Batch | None  # None: it has none
 
 
 @torch.no_grad()
@@ -94,6 +93,7 @@ def loss_sums(
     sums = torch.zeros(len(TIMES), dtype=torch.float64, device=device)
     for lo in range(0, len(share.numbers), batch_size):
         part = slice(lo, lo + batch_size)
+        assert share.batch is not None, "a share with numbers has their images"
         batch, numbers = share.batch.rows(part).to(device), share.numbers[part]
         latent = _normal("latent", numbers, batch.mean.shape[1:], 0).to(device)
         x, y = network_inputs(model.net, batch.mean + batch.std * latent, batch.labels, batch.token)
@@ -141,7 +141,7 @@ def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], World], Batch]
         return lambda rows, world: _composed(cache, rows, count, world.device)
     other = Cache.open(run.eval.heldout)
     for name, a, b in (
-        ("latents of another VAE", *([c.vae[k] for k in VAE] for c in (other, cache))),
+        ("latents of another VAE", other.vae["weight_hash"], cache.vae["weight_hash"]),
         ("latents of another shape", other.latent_shape, cache.latent_shape),
         ("other classes", other.class_names, cache.class_names),
     ):
@@ -154,7 +154,20 @@ def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], World], Batch]
         raise ConfigError(f"eval.loss_images is {count}, but eval.heldout has {len(other)} images")
     token = build.token_encoder(run, cache) if run.model.needs_token else ""
     spread = np.arange(count) * len(other) // count  # a cache may be sorted by class
-    return lambda rows, world: other.read(spread[list(rows)], token=token)
+    old, new = _scaling(other), _scaling(cache)
+
+    def read(rows: Sequence[int], world: World) -> Batch:
+        batch = other.read(spread[list(rows)], token=token)
+        mean = (batch.mean.cpu() / old[1] + old[0] - new[0]) * new[1]
+        return batch._replace(mean=mean, std=batch.std.cpu() / old[1] * new[1])
+
+    return read
+
+
+def _scaling(cache: Cache) -> tuple[Tensor, Tensor]:
+    """Shift and scale of a cache's latents, which it may have measured on its own images."""
+    shift, scale = (torch.tensor(cache.vae[name]).reshape(-1, 1, 1) for name in ("shift", "scale"))
+    return shift, scale
 
 
 def _composed(cache: Cache, rows: Sequence[int], count: int, device: torch.device) -> Batch:
@@ -162,17 +175,14 @@ def _composed(cache: Cache, rows: Sequence[int], count: int, device: torch.devic
     from erw.data.sources.openmoji import OpenMojiSet
     from erw.encoders.vae import load_vae
 
-    vae = load_vae(cache.vae["name"], device=str(device))
-    if cache.scaling:
-        vae = vae.scaled(**cache.scaling)
+    vae, (shift, scale) = load_vae(cache.vae["name"], device=str(device)), _scaling(cache)
     source = OpenMojiSet("test", size=cache.image_size, count=count)
     means, deviations, labels = [], [], []
-    shift, scale = vae.scaling
     for lo in range(0, len(rows), 64):
         images, classes = zip(*(source[i] for i in rows[lo : lo + 64]), strict=True)
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        mean, deviation = vae.encode(pixels).chunk(2, 1)
-        means.append(((mean - shift) * scale).cpu())
-        deviations.append((deviation * scale).cpu())
+        mean, deviation = vae.encode(pixels).cpu().chunk(2, 1)
+        means.append((mean - shift) * scale)
+        deviations.append(deviation * scale)
         labels += classes
     return Batch(torch.cat(means), torch.cat(deviations), torch.tensor(labels))
