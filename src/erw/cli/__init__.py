@@ -17,26 +17,26 @@ from pathlib import Path
 import erw
 from erw.errors import ConfigError, ErwError, NumericsError
 
-# verb -> (module and function, usage, what it does); modules are imported when they are called.
+# verb -> usage and what it does; its module, of the same name, is imported when it is called.
 VERBS = {
-    "train": ("train:train", "RECIPE --out DIR", "train a recipe; the same command goes on"),
-    "prepare": ("prepare:prepare", "IMAGES --out DIR", "images -> cache of latents and features"),
-    "sample": ("sample:sample", "RUN --out DIR", "draw images from a trained run"),
-    "eval": ("eval:evaluate", "RUN|IMAGES", "score samples or images against a reference"),
-    "ema": ("ema:ema", "RUN --sigma-rel S --out F", "average a run's weights afterwards"),
-    "memory": ("memory:memory", "RUN|IMAGES", "the nearest training image of every sample"),
-    "analyze": ("analyze:analyze", "RUN...", "what runs know at which depth, noise and step"),
-    "report": ("report:report", "RUN... --out FILE", "one page of plots from runs or a study"),
-    "show": ("show:show", "[RECIPE]", "list recipes, or one with its settings and cost"),
-    "cost": ("cost:cost", "RECIPE", "FLOPs by part, memory and time on a named GPU"),
-    "bench": ("bench:bench", "RECIPE", "time training steps on this machine"),
-    "convert": ("convert:convert", "IN OUT --to LAYOUT", "weights in a released layout"),
-    "export": ("export:export", "RUN|CHECKPOINT --out DIR", "a folder for diffusers or the hub"),
-    "study": ("study:study", "NAME --out DIR", "train and compare methods at equal cost"),
+    "train": ("RECIPE --out DIR", "train a recipe; the same command resumes"),
+    "prepare": ("IMAGES --out DIR", "images -> cache of latents and features"),
+    "sample": ("RUN --out DIR", "draw images from a trained run"),
+    "eval": ("RUN|IMAGES", "score samples or images against a reference"),
+    "ema": ("RUN --sigma-rel S --out F", "average a run's weights afterwards"),
+    "memory": ("RUN|IMAGES", "the nearest training image of every sample"),
+    "analyze": ("RUN...", "what runs know at which depth, noise and step"),
+    "report": ("RUN... --out FILE", "one page of plots from runs or a study"),
+    "show": ("[RECIPE]", "list recipes, or one with its settings and cost"),
+    "cost": ("RECIPE", "FLOPs by part, memory and time on a named GPU"),
+    "bench": ("RECIPE", "time training steps on this machine"),
+    "convert": ("IN OUT --to LAYOUT", "weights in a released layout"),
+    "export": ("RUN|CHECKPOINT --out DIR", "a folder for diffusers or the hub"),
+    "study": ("NAME --out DIR", "train and compare methods at equal cost"),
 }
 USAGE = (
     "usage: erw VERB ... [--help]\n\n"
-    + "\n".join(f"  {f'{verb} {args}':<34}{text}" for verb, (_, args, text) in VERBS.items())
+    + "\n".join(f"  {f'{verb} {args}':<34}{text}" for verb, (args, text) in VERBS.items())
     + "\n\n`erw train RECIPE --help` lists all settings of a recipe with their values."
     "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 130 interrupted"
 )
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         dispatch(args)
         return 0
-    except SystemExit as done:  # argparse ends --help so
+    except SystemExit as done:  # --help ends so
         return int(done.code or 0)
     except KeyboardInterrupt as stop:
         return fail(f"interrupted: {str(stop) or 'the same command goes on'}", 130)
@@ -80,8 +80,7 @@ def dispatch(args: list[str]) -> None:
     elif verb == "--version":
         print(f"erw {erw.__version__}")
     elif verb in VERBS:
-        module, function = VERBS[verb][0].split(":")
-        getattr(importlib.import_module(f"erw.cli.{module}"), function)(rest)
+        importlib.import_module(f"erw.cli.{verb}").main(rest)
     else:
         from erw.config import nearest
 

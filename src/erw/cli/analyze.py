@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
-from erw.cli.sample import pick_device
-from erw.cli.settings import Parser, add_settings, changed
+from tyro.conf import Positional, arg
+
+from erw.cli.settings import Settings, call
+from erw.dist import current
+from erw.encoders.vae import load_vae
 from erw.errors import ConfigError
-
-if TYPE_CHECKING:
-    from erw.evaluation.probing import Material
+from erw.evaluation.probing import Material, checkpoints, curve, material, reference, uncached
+from erw.interop import load_pretrained
+from erw.log import Progress
+from erw.study.knowledge import history, save_knowledge
+from erw.training import Trained, load
+from erw.training.checkpoint import paths
+from erw.training.trained import is_run
 
 
 @dataclass(frozen=True)
@@ -57,73 +64,70 @@ class Analysis:
     batch_size: int = 64
 
 
-def analyze(args: Sequence[str]) -> None:
-    """Measure networks block by block; print the values, or write them as JSON beside figures."""
-    text = (
-        "RUN: folders of training runs, or released checkpoints. Depth counts blocks, from 1.\n"
-        "Figures are drawn over depth and, where there are several, over steps and noise times."
-    )
-    usage = "RUN... [--metric cknna] [--out STEM] [--SETTING VALUE ...]"
-    parser = Parser("erw analyze", text, usage=usage)
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument(
-        "--out", metavar="STEM", help="write STEM.json and the figure, STEM-light.svg and others"
-    )
-    add_settings(parser, Analysis())
-    found = parser.read(args)
-    record = measured(found.runs, changed(Analysis(), found))
+def main(args: Sequence[str]) -> None:
+    call("analyze", analyze, args)
+
+
+def analyze(
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN...")],
+    how: Settings[Analysis],
+    *,
+    out: str | None = None,
+) -> None:
+    """Measure networks block by block: what they know at which depth, noise time and step.
+
+    Args:
+        runs: folders of training runs, or released checkpoints.
+        how: what is measured; depth counts blocks, from 1.
+        out: write OUT.json, and figures over depth and, where there are several, over steps and
+            noise times: OUT-light.svg and others.
+    """
+    record = measured(runs, how)
     for p in record["points"]:
         place = f"{p['run']}  step {p['step']:<8} t {p['time']:<5g} depth {p['depth']:<3}"
         print(f"{place} {p['value']:.4f}")
     if record["reference"] is not None:
         print(f"{record['encoder']} itself {record['reference']:.4f}")
-    print("".join(f"{line}\n" for line in histories(record["history"])), end="")
-    if found.out:
-        from erw.study.knowledge import save_knowledge
-
-        print("\n".join(str(path) for path in save_knowledge(record, found.out)))
+    for line in histories(record["history"]):
+        print(line)
+    if out:
+        print("\n".join(map(str, save_knowledge(record, out))))
 
 
 def measured(runs: Sequence[str], how: Analysis) -> dict[str, Any]:
     """The values with everything that they depend on, as JSON values."""
-    from erw.evaluation.probing import curve, reference
-    from erw.log import Console
-    from erw.study.knowledge import history
-
-    options: dict[str, Any] = {"metric": how.metric, "times": how.times, "depths": how.depths}
-    options |= {"k": how.k, "unbiased": how.unbiased}
-    options |= {"labels": how.labels, "batch_size": how.batch_size}
-    names = [Path(run).stem if Path(run).is_file() else Path(run).name for run in runs]
-    if len(set(names)) < len(names):
-        names = list(runs)
+    if not runs:
+        raise ConfigError("erw analyze needs a run first; see erw analyze --help")
     for run in runs:
         if not Path(run).exists():
             raise FileNotFoundError(f"{run} is neither a run nor a checkpoint: nothing is there")
-    console, points = Console("analyze"), list[dict[str, Any]]()
-    known: dict[Any, Material] = {}
-    for i, run in enumerate(runs):
-        for model in opened(run, how):
-            shown = material_for(model, how, known)
-            points += [p._asdict() for p in curve(model, shown, **options, name=names[i])]
-        console.step(i + 1, len(runs))
+    names = [Path(run).stem if Path(run).is_file() else Path(run).name for run in runs]
+    if len(set(names)) < len(names):
+        names = list(runs)
+    settings = asdict(how)
+    same = ("metric", "times", "depths", "k", "unbiased", "labels", "batch_size")
+    options = {name: settings[name] for name in same}
+    points: list[dict[str, Any]] = []
+    loaded: dict[Any, Material] = {}
+    with Progress("analyze", len(runs)) as progress:
+        for run, name in zip(runs, names, strict=True):
+            for model in models_of(run, how):
+                images = material_for(model, how, loaded)
+                points += [p._asdict() for p in curve(model, images, **options, name=name)]
+            progress.update()
     return {
-        **asdict(how),
-        "encoder": shown.encoder,
-        "count": len(shown.rows),
+        **settings,
+        "encoder": images.encoder,
+        "count": len(images.rows),
         "points": points,
-        "reference": reference(shown, metric=how.metric),
+        "reference": reference(images, metric=how.metric),
         "history": history(points),
     }
 
 
-def opened(run: str, how: Analysis) -> Iterator[Any]:
-    """The networks that a run's folder or a released checkpoint holds, one at a time."""
-    from erw.evaluation.probing import checkpoints
-    from erw.interop import load_pretrained
-    from erw.training.checkpoint import paths
-    from erw.training.trained import is_run, load
-
-    device = pick_device("auto")
+def models_of(run: str, how: Analysis) -> Iterator[Trained]:
+    """The networks that a run's folder or a released checkpoint has, one at a time."""
+    device = current().device
     if not is_run(run):
         yield load_pretrained(run, how.layout, num_heads=how.num_heads, device=device)
     elif how.checkpoint or not how.checkpoints or not paths(Path(run) / "checkpoints"):
@@ -132,44 +136,44 @@ def opened(run: str, how: Analysis) -> Iterator[Any]:
         yield from (model for _, model in checkpoints(run, device=device))
 
 
-def material_for(model: Any, how: Analysis, known: dict[Any, Material]) -> Material:
-    """What a network is shown: made once for all networks with the same latents."""
-    from erw.encoders.vae import load_vae
-    from erw.evaluation.probing import material, uncached
-
-    run = getattr(model, "run", None)
+def material_for(model: Trained, how: Analysis, loaded: dict[Any, Material]) -> Material:
+    """Latents and features for a network, loaded once for all networks with the same latents."""
     if how.images is None:
-        if not known:
-            cache = how.cache or (run and hasattr(model, "class_names") and run.data.cache)
+        if not loaded:
+            cache = how.cache or (is_run(model.source) and model.run.data.cache)
             if not cache:
-                raise ConfigError("give --cache, or --images with --encoder: a released checkpoint "
-                                  "does not name the images that it was trained on")  # fmt: skip
-            known[None] = material(cache, encoder=how.encoder, count=how.count)
-        return known[None]
-    encoder = how.encoder or next(iter(run.data.features if run else ()), None)
+                raise ConfigError(
+                    "give --cache, or --images with --encoder: a released checkpoint does not name "
+                    "the images that it was trained on"
+                )
+            loaded[None] = material(cache, encoder=how.encoder, count=how.count)
+        return loaded[None]
+    encoder = how.encoder or next(iter(model.run.data.features), None)
     if encoder is None:
         raise ConfigError("--images needs --encoder, whose features are compared with")
-    if getattr(model, "scaling", None):
+    if model.scaling:
         raise ConfigError(
             "this run's latents are scaled as its own cache has measured: give --cache"
         )
     vae = how.vae or model.vae
     key = (vae, model.latent_shape)
-    if key not in known:
+    if key not in loaded:
         size = model.latent_shape[-1] * load_vae(vae).factor
-        named: dict[str, Any] = {"vae": vae, "encoder": encoder, "image_size": size}
-        with uncached(how.images, **named, count=how.count) as cache:
-            known[key] = material(cache, count=how.count)
-    return known[key]
+        options: dict[str, Any] = {"vae": vae, "encoder": encoder, "image_size": size}
+        with uncached(how.images, **options, count=how.count) as cache:
+            loaded[key] = material(cache, count=how.count)
+    return loaded[key]
 
 
-def histories(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A line for each run and time: how many blocks fall and come back, a U over steps."""
-    for run, time in dict.fromkeys((h["run"], h["time"]) for h in found):
-        mine = [h for h in found if (h["run"], h["time"]) == (run, time)]
-        bent = [h for h in mine if h["u_shaped"]]
-        said = f"{run}  t {time:g}: {len(bent)} of {len(mine)} blocks fall and come back over steps"
+def histories(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """For each run and time: how many blocks fall and come back over steps, as a U."""
+    for run, time in dict.fromkeys((line["run"], line["time"]) for line in lines):
+        blocks = [line for line in lines if (line["run"], line["time"]) == (run, time)]
+        bent = [line["step"] for line in blocks if line["u_shaped"]]
+        text = (
+            f"{run}  t {time:g}: {len(bent)} of {len(blocks)} blocks fall and come back over steps"
+        )
         if bent:
-            low, high = min(h["step"] for h in bent), max(h["step"] for h in bent)
-            said += f", lowest at step {low:,}" + f" to {high:,}" * (high > low)
-        yield said
+            low, high = min(bent), max(bent)
+            text += f", lowest at step {low:,}" + f" to {high:,}" * (high > low)
+        yield text

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from erw.cli.settings import read_recipe
+from erw.cli.settings import Recipe, Settings, call, recipe_of
+from erw.config import Run
 from erw.errors import ConfigError
 
 
-def bench(args: Sequence[str]) -> None:
-    """Time a recipe's training steps on this machine."""
+def main(args: Sequence[str]) -> None:
+    call("bench", bench, args, run=recipe_of("bench", args))
 
-    def more(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--rounds", type=int, default=10, help="steps of each phase [10]")
 
-    run, found = read_recipe("bench", args, usage="[--rounds N] [--SETTING VALUE ...]", more=more)
-    if found.rounds < 1:
-        raise ConfigError(f"--rounds is {found.rounds}; expected 1 or more")
-    from erw.study.bench import bench as go
+def bench(recipe: Recipe, run: Settings[Run], *, tiny: bool = False, rounds: int = 10) -> None:
+    """Time a recipe's training steps on this machine.
 
-    timings = go(run, rounds=found.rounds)
+    Args:
+        recipe: its name.
+        run: its settings.
+        tiny: its twin of a few seconds on a CPU.
+        rounds: steps of each phase.
+    """
+    if rounds < 1:
+        raise ConfigError(f"--rounds is {rounds}; expected 1 or more")
+    from erw.study.bench import bench as measure
+
+    timings = measure(run, rounds=rounds)
     for t in timings:
         print(
             f"{t.phase:<7} {t.seconds:.4f} s a step ({t.low:.4f} to {t.high:.4f}), "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
-from erw.cli.settings import Parser, add_settings, changed
-from erw.config import to_dict
-from erw.interop.layouts import LAYOUTS
+from tyro.conf import Positional, arg
+
+from erw.cli.settings import Settings, call
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,26 @@ class Read:
     path_type: str | None = None
 
 
-def convert(args: Sequence[str]) -> None:
-    """Write weights in a released layout; says what was read."""
-    what = (
-        "IN: a .pt, .pth, .bin or .safetensors file, a diffusers DiT folder, or a run's folder. "
-        "OUT: a file; its ending picks the format."
-    )
-    parser = Parser("erw convert", what, usage="IN OUT --to LAYOUT [--SETTING VALUE ...]")
-    parser.add_argument("source", metavar="IN")
-    parser.add_argument("out", metavar="OUT")
-    parser.add_argument("--to", required=True, choices=LAYOUTS, help="layout of the output")
-    add_settings(parser, Read())
-    found = parser.read(args)
-    how = changed(Read(), found)
-    from erw.interop.convert import convert as go
+def main(args: Sequence[str]) -> None:
+    call("convert", convert, args)
 
-    origin = go(found.source, found.out, to=found.to, **to_dict(how))
-    print(f"{found.source}: {origin}\n{found.out}: {found.to}")
+
+def convert(
+    source: Annotated[Positional[str], arg(metavar="IN")],
+    out: Annotated[Positional[str], arg(metavar="OUT")],
+    how: Settings[Read],
+    *,
+    to: str,
+) -> None:
+    """Write weights in a released layout.
+
+    Args:
+        source: a .pt, .pth, .bin or .safetensors file, a diffusers DiT folder, or a run's folder.
+        out: a file; its ending picks the format.
+        how: how the input is read.
+        to: layout of the output: dit, sit, repa, erw, reg or lightningdit.
+    """
+    from erw.interop.convert import convert as write
+
+    origin = write(source, out, to=to, **asdict(how))
+    print(f"{source}: {origin}\n{out}: {to}")

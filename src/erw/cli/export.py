@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+from tyro.conf import Positional, arg
 
 from erw.cli.convert import Read
-from erw.cli.settings import Parser, add_settings
-from erw.config import to_dict
+from erw.cli.settings import Settings, call
 from erw.errors import ConfigError
-from erw.interop.export import FORMATS
 
 
-def export(args: Sequence[str]) -> None:
-    """Write a folder that diffusers or another erw loads, and push it to the hub if asked to."""
-    what = (
-        "SOURCE: a run's folder, a folder exported before, or a released checkpoint of a flow "
-        "model, which the settings below say how to read."
-    )
-    usage = "SOURCE --out DIR [--format FORMAT] [--push OWNER/NAME]"
-    parser = Parser("erw export", what, usage=usage)
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("--out", metavar="DIR", help="a new folder; with --push: SOURCE-export")
-    parser.add_argument("--format", choices=FORMATS, help=f"[{FORMATS[0]}]")
-    parser.add_argument("--vae", metavar="NAME", help="another VAE than the model's own")
-    parser.add_argument("--checkpoint", metavar="WHICH", help="of a run: last, best or a step")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
-    parser.add_argument("--private", action="store_true", help="the new repository is private")
-    add_settings(parser, Read())
-    found = parser.read(args)
-    known = {"format", "vae", "checkpoint", *to_dict(Read())}
-    how = {k: v for k, v in vars(found).items() if k in known and v is not None}
-    from erw.interop import push_to_hub
-    from erw.interop.export import export as go
+def main(args: Sequence[str]) -> None:
+    call("export", export, args)
 
-    if found.push:
-        private = found.private or None
-        print(push_to_hub(found.source, found.push, out=found.out, private=private, **how))
-    elif found.out is None:
+
+def export(
+    source: Annotated[Positional[str], arg(metavar="SOURCE")],
+    how: Settings[Read],
+    *,
+    out: str | None = None,
+    format: str = "diffusers",
+    vae: str | None = None,
+    checkpoint: str = "last",
+    push: str | None = None,
+    private: bool = False,
+) -> None:
+    """Write a folder that diffusers or another erw loads, and push it to the hub.
+
+    Args:
+        source: a run's folder, a folder exported before, or a released checkpoint of a flow model,
+            which the settings below say how to read.
+        how: how the source is read.
+        out: a new folder; with --push none: SOURCE-export.
+        format: diffusers or safetensors.
+        vae: another VAE than the model's own.
+        checkpoint: of a run: last, best or a step.
+        push: upload it to the Hugging Face hub as OWNER/NAME.
+        private: the new repository is private.
+    """
+    from erw.interop.export import export as write
+    from erw.interop.hub import push_to_hub
+
+    options = {name: value for name, value in asdict(how).items() if value != getattr(Read, name)}
+    options |= {"format": format, "vae": vae, "checkpoint": checkpoint}
+    if push:
+        print(push_to_hub(source, push, out=out, private=private or None, **options))
+    elif out is None:
         raise ConfigError("--out is missing: the folder to write, or --push OWNER/NAME")
     else:
-        print(go(found.source, found.out, **how))
+        print(write(source, out, **options))

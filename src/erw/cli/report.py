@@ -1,21 +1,28 @@
-"""`erw report`: one page of plots."""
+"""`erw report`: one page of a study or of training runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from erw.cli.settings import Parser
+from tyro.conf import Positional, arg
+
+from erw.cli.settings import call
 
 
-def report(args: Sequence[str]) -> None:
-    """Write one self-contained page of a study or of training runs."""
-    what = "RUN: folders of training runs, or the one folder of a study."
-    parser = Parser("erw report", what, usage="RUN... --out FILE")
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument(
-        "--out", required=True, metavar="FILE", help="the page, such as report.html"
-    )
-    found = parser.read(args)
+def main(args: Sequence[str]) -> None:
+    call("report", report, args)
+
+
+def report(
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN...")], *, out: str
+) -> None:
+    """Write one self-contained page of a study or of training runs.
+
+    Args:
+        runs: folders of training runs, or the one folder of a study.
+        out: the page, such as report.html.
+    """
     from erw.study.report import report as write
 
-    print(write(found.runs, out=found.out))
+    print(write(runs, out=out))

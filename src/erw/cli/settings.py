@@ -1,228 +1,172 @@
-"""Settings records as command-line options: one typed, dotted option per field."""
+"""The command line by tyro: a verb is a typed function, a settings record is its dotted options."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import dataclasses
+import functools
+import io
 import re
-import types
-import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from erw.config import Run, from_dict, nearest, to_dict
+import tyro
+from tyro.conf import Fixed, FlagConversionOff, FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from erw.config import Run as Config
+from erw.config import to_dict
 from erw.errors import ConfigError
 
 T = TypeVar("T")
-NUMBER = re.compile(r"-(\d|\.\d|inf|nan)")  # a value that begins with a minus sign, not an option
+Given = Annotated[T, Fixed, Suppress]
+"""A parameter that is no option: what the verb has loaded to learn its defaults."""
+Settings = Annotated[T, arg(name=""), FlagConversionOff]
+"""A record whose fields are options; its switches take values too: --model.rope false."""
+
+Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
+Run = Annotated[Positional[str], arg(metavar="RUN")]
+RunOrImages = Annotated[Positional[str], arg(metavar="RUN|IMAGES")]
+
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+REGISTRY = ConstructorRegistry()
 
 
-class Setting(NamedTuple):
-    """One field of a settings record: dotted name, type, present value and what it means."""
+def recipe_of(verb: str, args: Sequence[str]) -> Config:
+    """The recipe that `args` begin with, or its twin with --tiny.
 
-    name: str
-    hint: Any
-    value: Any
-    text: str
-
-
-class Wide(argparse.RawDescriptionHelpFormatter):
-    """Help with room for dotted names."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=100)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one-line exceptions that name the nearest option."""
-
-    def __init__(self, prog: str, description: str, *, usage: str) -> None:
-        super().__init__(
-            prog,
-            usage=f"{prog} {usage}".strip(),
-            description=description,
-            allow_abbrev=False,
-            formatter_class=Wide,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exit, so that there is one place that prints and one that exits."""
-        message = message.removeprefix("argument ")
-        message = message.replace("the following arguments are required:", "missing")
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-    def read(self, args: Sequence[str]) -> argparse.Namespace:
-        """Parse all of `args`. Raises ConfigError at the first thing that is not understood."""
-        found, unknown = self.parse_known_args(tidy(args))
-        for name in (word.split("=")[0] for word in unknown if word.startswith("-")):
-            close = nearest(name, self._option_string_actions)
-            hint = close if "did you mean" in close else ""  # the full list is too long for a line
-            raise ConfigError(f"unknown setting {name}{hint}; see {self.prog} --help")
-        if unknown:
-            self.error(f"unexpected {unknown[0]!r}")
-        return found
-
-
-def tidy(args: Sequence[str]) -> list[str]:
-    """--a_b as --a-b, and `--a -1e-3` as `--a=-1e-3`, which argparse would take for an option."""
-    words: list[str] = []
-    for word in args:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            words.append(name.replace("_", "-") + equals + value)
-        elif NUMBER.match(word) and words and re.fullmatch(r"--[^=]+", words[-1]):
-            words[-1] += f"={word}"
-        else:
-            words.append(word)
-    return words
-
-
-def settings(record: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a record and of the records inside it, in order."""
-    hints, texts = typing.get_type_hints(type(record)), attributes(type(record))
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from settings(value, f"{prefix}{field.name}.")
-        else:
-            name = f"{prefix}{field.name}"
-            yield Setting(name, hints[field.name], value, texts.get(field.name, ""))
-
-
-def attributes(kind: type) -> dict[str, str]:
-    """Field -> its text in the "Attributes:" part of the docstring; a line may name several."""
-    texts: dict[str, str] = {}
-    names: list[str] = []
-    for line in (kind.__doc__ or "").partition("Attributes:")[2].splitlines():
-        if start := re.match(r" {8}(\w+(?:, \w+)*): (.*)", line):
-            names = start[1].split(", ")
-            texts |= dict.fromkeys(names, start[2])
-        elif line.strip():
-            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
-    return texts
-
-
-def add_settings(
-    parser: argparse.ArgumentParser, record: Any, *, leave: Sequence[str] = ()
-) -> None:
-    """Give the parser an option for every setting of the record but those in `leave`."""
-    groups: dict[str, Any] = {}
-    for name, hint, value, text in settings(record):
-        if name in leave:
-            continue
-        title = name.rpartition(".")[0]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(f"{title} settings".strip())
-        groups[title].add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=name,
-            default=argparse.SUPPRESS,
-            help=f"{text} [{shown(value)}]".strip().replace("%", "%%"),
-            **reading(hint),
-        )
-
-
-def changed(record: T, found: argparse.Namespace) -> T:
-    """The record with the settings that were given; its own checks run again.
-
-    Raises ConfigError for impossible values.
+    `--plan.align.N.` just after the last alignment term adds a term with its default values.
     """
-    values = to_dict(record)
-    for setting in settings(record):
-        if setting.name in found:
-            *groups, last = setting.name.split(".")
-            place = values
-            for group in groups:
-                place = place[group]
-            place[last] = getattr(found, setting.name)
-    return from_dict(type(record), values)
+    from erw.plan import Align
+    from erw.recipes import recipe, tiny
+
+    name = first(verb, args, "a recipe, such as quickstart (erw show lists them),")
+    run = recipe(name or "quickstart")
+    run = tiny(run) if "--tiny" in args else run
+    for word in args:
+        terms = run.plan.align
+        if word.startswith(f"--plan.align.{len(terms)}."):
+            term = Align(name=f"align{len(terms)}" if terms else "align")
+            run = run.replace(plan=dataclasses.replace(run.plan, align=(*terms, term)))
+    return run
 
 
-def typed(setting: Setting) -> str:
-    """The setting as one types it; an empty list is the option alone."""
-    value = "" if setting.value == () else shown(setting.value)
-    return f"--{setting.name.replace('_', '-')} {value}".rstrip()
+def call(verb: str, function: Callable[..., Any], args: Sequence[str], **defaults: Any) -> Any:
+    """Call the function with what `args` say; `defaults` take the place of its own.
+
+    Raises:
+        ConfigError: an option is unknown (the nearest is named), or its value is missing or wrong.
+    """
+    return _call(function, args, defaults, prog=f"erw {verb}")
 
 
-def shown(value: Any) -> str:
-    """A value as one would type it."""
+def first(verb: str, args: Sequence[str], what: str) -> str | None:
+    """The first argument, which the defaults of the others depend on; None: --help alone.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if args and not args[0].startswith("-"):
+        return args[0]
+    if {"-h", "--help"} & set(args):
+        return None
+    raise ConfigError(f"erw {verb} needs {what} first; see erw {verb} --help")
+
+
+def peek(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Any:
+    """Call the function with those of `args` that it knows, before the others have defaults."""
+    args = [word for word in args if word not in ("-h", "--help")]
+    options = {"add_help": False, "return_unknown_args": True}
+    return _call(function, args, {}, prog=f"erw {verb}", **options)
+
+
+def _call(
+    function: Callable[..., Any], args: Sequence[str], defaults: dict[str, Any], **options: Any
+) -> Any:
+    @functools.wraps(function)
+    def parsed(*args: Any, **kwargs: Any) -> Any:
+        return functools.partial(function, *args, **kwargs)
+
+    box = io.StringIO()
+    options |= {"registry": REGISTRY, "config": (FlagCreatePairsOff,)}
+    try:
+        with contextlib.redirect_stderr(box):
+            result = tyro.cli(functools.partial(parsed, **defaults), args=args, **options)
+    except SystemExit as end:
+        if end.code:
+            raise ConfigError(f"{one_line(box.getvalue())}; see {options['prog']} --help") from None
+        raise
+    return (result[0] if "return_unknown_args" in options else result)()
+
+
+def one_line(box: str) -> str:
+    """tyro's box around an error as one line: the message and the first of the near options."""
+    _, _, message, *more = re.split("─+", re.sub(r"\x1b\[[\d;]*m|[╭╮╰╯│]", "", box))
+    near = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(more))
+    return " ".join(message.split()) + (f"; did you mean {near[1]}?" if near else "")
+
+
+@REGISTRY.primitive_rule
+def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """`int | None` and the like: none, in any case, is None."""
+    kind, *others = getattr(info.type, "__args__", (None,))
+    if kind not in (int, float, str) or others != [type(None)]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{kind.__name__.upper()}|none",
+        instance_from_str=lambda args: None if args[0].lower() == "none" else kind(args[0]),
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [typed(value)],
+    )
+
+
+@REGISTRY.primitive_rule
+def boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
+    """A switch with or without a value."""
+    if info.type is not bool:
+        return None
+
+    def read(args: list[str]) -> bool:
+        if args and args[0].lower() not in TRUTH:
+            raise ValueError(f"expected true or false, got {args[0]!r}")
+        return not args or TRUTH[args[0].lower()]
+
+    return PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="true|false",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [typed(value)],
+    )
+
+
+def typed(value: Any) -> str:
+    """A value as one types it; an empty list is the option alone."""
     if isinstance(value, tuple):
-        return " ".join(map(shown, value)) or "empty"
+        return " ".join(map(typed, value))
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def reading(hint: Any) -> dict[str, Any]:
-    """argparse's keywords for a value of this type."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return {"choices": args, "metavar": "{" + ",".join(args) + "}"}
-    if origin is tuple:
-        count = "*" if args[-1] is Ellipsis else len(args)
-        return {**reading(args[0]), "nargs": count}
-    if origin in (typing.Union, types.UnionType):
-        kind = next(arg for arg in args if arg is not type(None))
-        return {"type": converter(kind, optional=True), "metavar": f"{kind.__name__.upper()}|none"}
-    flag = {"nargs": "?", "const": True} if hint is bool else {}
-    return {"type": converter(hint), "metavar": hint.__name__.upper(), **flag}
+def as_options(record: Any) -> Iterator[str]:
+    """Every setting of a record, and of the records inside it, as it is typed."""
+    for name, value in _flat(to_dict(record)):
+        yield f"--{name.replace('_', '-')} {typed(value)}".rstrip()
 
 
-def converter(kind: type, *, optional: bool = False) -> Any:
-    """A function from text to `kind` whose error says what was expected."""
-
-    def convert(text: str) -> Any:
-        if optional and text.lower() == "none":
-            return None
-        try:
-            return TRUTH[text.lower()] if kind is bool else kind(text)
-        except (ValueError, KeyError):
-            wanted = KINDS[kind] + " or none" * optional
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
-
-    return convert
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, tuple) and value and isinstance(value[0], dict):
+            value = {str(i): inner for i, inner in enumerate(value)}
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
-def read_recipe(
-    verb: str,
-    args: Sequence[str],
-    *,
-    usage: str,
-    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
-) -> tuple[Run, argparse.Namespace]:
-    """The recipe named first in `args` with the settings after it, and the verb's own options.
-
-    Raises ConfigError for an unknown recipe or setting, with the nearest name.
-    """
-    from erw.recipes import names, note, recipe, tiny
-
-    named = bool(args) and not args[0].startswith("-")
-    if not named and not set(args) & {"-h", "--help"}:
-        raise ConfigError(
-            f"erw {verb} needs a recipe first, such as {names()[0]}; erw show lists them"
-        )
-    if not named:
-        text = "recipes: " + ", ".join(names())
-        text += f"\n\n`erw {verb} RECIPE --help` lists all settings of one with their values."
-        parser = Parser(f"erw {verb}", text, usage=f"RECIPE {usage}")
-        more(parser)
-        parser.parse_args(["--help"])
-    run = tiny(recipe(args[0])) if "--tiny" in args else recipe(args[0])
-    parser = Parser(f"erw {verb} {args[0]}", note(args[0]), usage=usage)
-    more(parser)
-    parser.add_argument("--tiny", action="store_true", help="its twin of a few seconds on a CPU")
-    add_settings(parser, run)
-    found = parser.read(args[1:])
-    if vars(found).get("init"):
-        from erw.interop import adopt, open_model
-        from erw.interop.pretrained import is_ours
-
-        given = vars(found)
-        how = {
-            "layout": found.init_layout,
-            "num_heads": given.get("model.heads"),
-            "depth": given.get("model.depth"),
-        }
-        found.start = open_model(found.init, **({} if is_ours(found.init) else how))
-        run = adopt(run, found.start)
-    return changed(run, found), found
+def flops(count: float) -> str:
+    """1.5e12 -> "1.50 TFLOP"."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}FLOP"
+    return f"{count / 1e6:.2f} MFLOP"

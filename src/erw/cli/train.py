@@ -1,14 +1,14 @@
-"""`erw train`: train a recipe."""
+"""`erw train`: train a recipe; the same command resumes."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from erw.cli.cost import described
-from erw.cli.settings import read_recipe
+from tyro.conf import arg
+
+from erw.cli.settings import Given, Recipe, Settings, call, peek, recipe_of
 from erw.config import Run
 from erw.errors import ConfigError
 
@@ -17,34 +17,105 @@ if TYPE_CHECKING:
     from erw.training import Trained
 
 
-def train(args: Sequence[str]) -> None:
-    """Train a recipe; the same command goes on where it stopped."""
+def main(args: Sequence[str]) -> None:
+    run = recipe_of("train", args)
+    start = (
+        peek("train", starting_model, args) if any(a.startswith("--init") for a in args) else None
+    )
+    if start:
+        from erw.interop import adopt
 
-    def more(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
-        parser.add_argument(
-            "--dry-run", action="store_true", help="print settings and cost, train nothing"
-        )
-        parser.add_argument(
-            "--init", metavar="PATH", help="begin with a run's or a released checkpoint's weights"
-        )
-        parser.add_argument(
-            "--init-layout", metavar="LAYOUT", default="auto", help="of a released checkpoint"
-        )
-        parser.add_argument(
-            "--init-projectors", action="store_true", help="take over its alignment heads too"
-        )
+        run = adopt(run, start)
+    call("train", train, args, run=run, start=start)
 
-    run, found = read_recipe("train", args, usage="--out DIR [--SETTING VALUE ...]", more=more)
-    if found.dry_run:
-        print(described(run))
+
+def starting_model(
+    *,
+    init: str | None = None,
+    init_layout: str = "auto",
+    heads: Annotated[int | None, arg(name="model.heads")] = None,
+    depth: Annotated[int | None, arg(name="model.depth")] = None,
+) -> Trained | None:
+    """The model of `--init`."""
+    from erw.interop import open_model
+    from erw.interop.pretrained import is_ours
+
+    if init is None:
+        return None
+    options = {"layout": init_layout, "num_heads": heads, "depth": depth}
+    return open_model(init, **({} if is_ours(init) else options))
+
+
+def train(
+    recipe: Recipe,
+    run: Settings[Run],
+    start: Given[Any],
+    *,
+    out: str,
+    tiny: bool = False,
+    dry_run: bool = False,
+    init: str | None = None,
+    init_layout: str = "auto",
+    init_projectors: bool = False,
+) -> None:
+    """Train a recipe; the same command resumes.
+
+    Args:
+        recipe: its name; `erw show` lists them.
+        run: its settings.
+        out: folder of the run.
+        tiny: its twin of a few seconds on a CPU.
+        dry_run: print settings and cost, train nothing.
+        init: begin with the weights of a run or of a released checkpoint.
+        init_layout: of a released checkpoint.
+        init_projectors: take over its alignment heads too.
+    """
+    if init_projectors and start is None:
+        raise ConfigError("--init-projectors takes heads over from --init, which is missing")
+    if dry_run:
+        from erw.cli.show import description
+
+        print(description(run))
         return
+    from erw.dist import world
     from erw.log import say
-    from erw.training import train as go
+    from erw.sinks import sink
+    from erw.training import train as run_training
 
-    watched = together(watches(run, found.out, say=say))
-    result = go(run, found.out, init=_init(found, run), **watched)
-    print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
+    with world() as here:
+        _prepare_built_in(run)
+        if start is not None:
+            start = _adapted(start, run, projectors=init_projectors)
+        write = sink(run.log.to, run, out) if run.log.to and here.first else None
+        watched = together(watches(run, out, say=say))
+        result = run_training(run, out, init=start, sink=write, **watched)
+        if here.first:
+            print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
+
+
+def _prepare_built_in(run: Run) -> None:
+    """Make the cache of the quickstart recipes where it is missing; no other is built in."""
+    from erw.data.prepare import prepare_builtin, read_spec
+    from erw.log import say
+    from erw.recipes.quickstart import CACHE
+
+    if run.data.cache != (CACHE,) or read_spec(Path(CACHE)):
+        return
+    say(f"no cache at {CACHE}: preparing the built-in images, once for all quickstart recipes")
+    prepare_builtin(CACHE, class_token=run.model.needs_token)
+
+
+def _adapted(model: Trained, run: Run, *, projectors: bool) -> Trained:
+    """The model to begin with, its classes and heads as the run's cache has them."""
+    from erw.data.cache import Cache
+    from erw.interop import starting_point
+    from erw.training.build import resolve
+
+    cache = Cache.open(run.data.cache)
+    resolved = resolve(run, cache)
+    count = resolved.model.num_classes or 0
+    names = cache.class_names if count else ()
+    return starting_point(model, resolved, names, count, projectors=projectors)
 
 
 class Watch(NamedTuple):
@@ -57,57 +128,38 @@ class Watch(NamedTuple):
 def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
     """Everything that the settings ask to look at a run while it trains.
 
-    Raises ConfigError where there is nothing to be seen: without images, or representations.
+    Raises:
+        ConfigError: there is nothing to look at, without images or without representations.
     """
+    from erw.evaluation.callback import scored_steps, scoring
+    from erw.evaluation.validation import validated_steps, validating
+    from erw.sampling.preview import preview_steps, previewing
     from erw.training.trained import RDM
 
-    found: list[Watch] = []
-    asked = bool(run.eval.every or run.log.preview)
-    if asked and run.model.net == "rdm":
+    draws = bool(run.eval.every or run.log.preview)
+    if draws and run.model.net == "rdm":
         raise ConfigError("an rdm makes no images: leave eval.every and log.preview at 0")
-    if asked and run.model.class_token == "given" and not (Path(out) / RDM).is_dir():
+    if draws and run.model.class_token == "given" and not (Path(out) / RDM).is_dir():
         raise ConfigError(
             f"images are drawn from representations, but there is no {RDM} in {out}: train it "
             f"first (--out {out}/{RDM}), or leave eval.every and log.preview at 0"
         )
+    chosen = []
     if run.eval.every:
-        from erw.evaluation.callback import scored_steps, scoring
-
-        found.append(Watch(scored_steps(run), scoring(run, out, say=say)))
+        chosen.append(Watch(scored_steps(run), scoring(run, out, say=say)))
     if run.eval.loss:
-        from erw.evaluation.validation import validated_steps, validating
-
-        found.append(Watch(validated_steps(run), validating(run, out, say=say)))
+        chosen.append(Watch(validated_steps(run), validating(run, out, say=say)))
     if run.log.preview:
-        from erw.sampling.preview import preview_steps, previewing
-
-        found.append(Watch(preview_steps(run), previewing(run, out, say=say)))
-    return found
+        chosen.append(Watch(preview_steps(run), previewing(run, out, say=say)))
+    return chosen
 
 
-def together(found: Sequence[Watch]) -> dict[str, Any]:
+def together(watches: Sequence[Watch]) -> dict[str, Any]:
     """`at=` and `evaluate=` of `erw.train` for all of them; each is called at its own steps."""
 
     def look(step: int, model: Trained, world: World) -> None:
-        for watch in found:
+        for watch in watches:
             if step in watch.steps:
                 watch.look(step, model, world)
 
-    return {"at": {step for watch in found for step in watch.steps}, "evaluate": look}
-
-
-def _init(found: argparse.Namespace, run: Run) -> Trained | None:
-    """The model that `--init` names, adapted to the run's cache."""
-    if not found.init:
-        if found.init_projectors:
-            raise ConfigError("--init-projectors takes heads over from --init, which is missing")
-        return None
-    from erw.data.cache import Cache
-    from erw.interop import starting_point
-    from erw.training import build
-
-    cache = Cache.open(run.data.cache)
-    resolved = build.resolve(run, cache)
-    count = resolved.model.num_classes or 0
-    names = cache.class_names if count else ()
-    return starting_point(found.start, resolved, names, count, projectors=found.init_projectors)
+    return {"at": {step for watch in watches for step in watch.steps}, "evaluate": look}

@@ -6,6 +6,9 @@ import inspect
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
 from erw.plan import SIT, Align, Plan, constant, repa, stop_at
 
+CACHE = "cache/quickstart"
+"""The cache that `erw train` prepares where it is missing."""
+
 REPA = repa(4, 2.0)
 REPA_STOPPED = Plan(align=(Align(block=4, weight=stop_at(2.0, over=3750)),))
 # A quarter of the rate and fresh moments: what a faster warm-up leaves behind slows later learning.
@@ -23,7 +26,7 @@ QUICKSTART = Run(
     name="quickstart",
     steps=1200,
     model=Model(depth=12, width=128, heads=2, patch=2, projector=256),
-    data=Data(cache=("cache/quickstart",), batch_size=32),
+    data=Data(cache=(CACHE,), batch_size=32),
     flow=Flow(times="logit_normal"),
     plan=ERW,
     optim=Optim(lr=2e-3, lr_warmup=50, ema=0.995),
@@ -35,7 +38,7 @@ DEBUG = QUICKSTART.replace(
     name="debug",
     steps=12,
     model=Model(depth=4, width=32, heads=2, patch=2, projector=32),
-    data=Data(cache=("cache/quickstart",), batch_size=8),
+    data=Data(cache=(CACHE,), batch_size=8),
     plan=dataclasses.replace(ERW, warmup=4, depth=1, align=repa(2, 2.0).align),
     sample=Sample(steps=4, solver="heun"),
     log=Log(every=4, checkpoint=8),
