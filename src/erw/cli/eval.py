@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from erw.cli.sample import Draw, generation_of, open_run
-from erw.cli.settings import Given, RunOrImages, Settings, call, first, peek
+from erw.cli.settings import RunOrImages, Settings, call, first, peek
 from erw.config import Sample
 from erw.data.sources import BUILT_IN
 from erw.dist import current, world
@@ -57,7 +57,7 @@ def main(args: Sequence[str]) -> None:
     with world():
         model = model_or_none("eval", args)
         sampler = model.run.sample if model else Sample()
-        call("eval", evaluate, args, model=model, sampler=sampler, draw=DRAW)
+        call("eval", evaluate, args, {"model": model}, sampler=sampler, draw=DRAW)
 
 
 def model_or_none(verb: str, args: Sequence[str]) -> Trained | None:
@@ -82,7 +82,7 @@ def evaluate(
     score: Settings[Score],
     sampler: Settings[Sample],
     draw: Settings[Draw],
-    model: Given[Any],
+    model: Trained | None,
     *,
     out: str | None = None,
     against: str | None = None,

@@ -12,7 +12,7 @@ import torch
 from erw import __version__
 from erw.cli.eval import DRAW, images_of, model_or_none
 from erw.cli.sample import Draw
-from erw.cli.settings import Given, RunOrImages, Settings, call
+from erw.cli.settings import RunOrImages, Settings, call
 from erw.config import Sample
 from erw.data.cache import Cache
 from erw.data.sources import BUILT_IN
@@ -25,6 +25,7 @@ from erw.evaluation.memorization import nearest_images, nearest_pairs
 from erw.io import hash_tensors, write_bytes, write_json
 from erw.log import Progress
 from erw.sampling.preview import grid_png
+from erw.training import Trained
 
 COLUMNS = 8
 
@@ -51,7 +52,7 @@ class Memory:
 def main(args: Sequence[str]) -> None:
     model = model_or_none("memory", args)
     sampler = model.run.sample if model else Sample()
-    call("memory", memory, args, model=model, sampler=sampler, draw=DRAW)
+    call("memory", memory, args, {"model": model}, sampler=sampler, draw=DRAW)
 
 
 def memory(
@@ -59,7 +60,7 @@ def memory(
     how: Settings[Memory],
     sampler: Settings[Sample],
     draw: Settings[Draw],
-    model: Given[Any],
+    model: Trained | None,
     *,
     out: str | None = None,
 ) -> None:

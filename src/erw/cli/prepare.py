@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import Positional, arg
 
-from erw.cli.settings import Given, Settings, call, peek
+from erw.cli.settings import Settings, call, peek
 from erw.data import on_the_fly
 from erw.data.prepare import add_encoders, estimate, read_spec
 from erw.data.prepare import prepare as encode
@@ -80,7 +80,7 @@ class Prepare:
 
 def main(args: Sequence[str]) -> None:
     how = defaults(args)
-    call("prepare", prepare, args, how=how, base=how)
+    call("prepare", prepare, args, {"base": how}, how=how)
 
 
 def defaults(args: Sequence[str]) -> Prepare:
@@ -103,7 +103,7 @@ def _names(source: Positional[str | None] = None, *, out: str | None = None) -> 
 
 def prepare(
     how: Settings[Prepare],
-    base: Given[Any],
+    base: Prepare,
     source: Annotated[Positional[str | None], arg(metavar="IMAGES")] = None,
     *,
     out: str,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from erw.cli.settings import Given, Run, Settings, call, first, peek
+from erw.cli.settings import Run, Settings, call, first, peek
 from erw.config import Sample, nearest, to_dict
 from erw.dist import current, world
 from erw.errors import ConfigError
@@ -54,7 +54,8 @@ def main(args: Sequence[str]) -> None:
         model = None
         if first("sample", args, "a run, or a released checkpoint,"):
             model = peek("sample", open_run, args)
-        call("sample", sample, args, model=model, sampler=model.run.sample if model else Sample())
+        sampler = model.run.sample if model else Sample()
+        call("sample", sample, args, {"model": model}, sampler=sampler)
 
 
 def open_run(run: Run, *, checkpoint: str = "last", layout: str = "auto") -> Trained:
@@ -66,7 +67,7 @@ def sample(
     run: Run,
     sampler: Settings[Sample],
     draw: Settings[Draw],
-    model: Given[Any],
+    model: Trained,
     *,
     out: str,
     preview: bool = False,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import tyro
-from tyro.conf import Fixed, FlagConversionOff, FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from erw.config import Run as Config
@@ -19,8 +21,6 @@ from erw.config import to_dict
 from erw.errors import ConfigError
 
 T = TypeVar("T")
-Given = Annotated[T, Fixed, Suppress]
-"""A parameter that is no option: what the verb has loaded to learn its defaults."""
 Settings = Annotated[T, arg(name=""), FlagConversionOff]
 """A record whose fields are options; its switches take values too: --model.rope false."""
 
@@ -51,13 +51,23 @@ def recipe_of(verb: str, args: Sequence[str]) -> Config:
     return run
 
 
-def call(verb: str, function: Callable[..., Any], args: Sequence[str], **defaults: Any) -> Any:
-    """Call the function with what `args` say; `defaults` take the place of its own.
+def call(
+    verb: str,
+    function: Callable[..., Any],
+    args: Sequence[str],
+    given: Mapping[str, Any] = MappingProxyType({}),
+    **defaults: Any,
+) -> None:
+    """Call a verb's function with what `args` say.
+
+    Args:
+        given: parameters that are no options, such as a model that has been loaded.
+        defaults: take the place of the function's own.
 
     Raises:
         ConfigError: an option is unknown (the nearest is named), or its value is missing or wrong.
     """
-    return _call(function, args, defaults, prog=f"erw {verb}")
+    _parse(verb, function, args, given, defaults)(**given)
 
 
 def first(verb: str, args: Sequence[str], what: str) -> str | None:
@@ -77,33 +87,43 @@ def peek(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Any:
     """Call the function with those of `args` that it knows, before the others have defaults."""
     args = [word for word in args if word not in ("-h", "--help")]
     options = {"add_help": False, "return_unknown_args": True}
-    return _call(function, args, {}, prog=f"erw {verb}", **options)
+    return _parse(verb, function, args, {}, {}, **options)[0]()
 
 
-def _call(
-    function: Callable[..., Any], args: Sequence[str], defaults: dict[str, Any], **options: Any
+def _parse(
+    verb: str,
+    function: Callable[..., Any],
+    args: Sequence[str],
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    **options: Any,
 ) -> Any:
+    """The function with its arguments bound, so that it does not run inside of tyro."""
+
     @functools.wraps(function)
-    def parsed(*args: Any, **kwargs: Any) -> Any:
+    def bind(*args: Any, **kwargs: Any) -> Any:
         return functools.partial(function, *args, **kwargs)
 
+    signature = inspect.signature(function)
+    shown = [p for name, p in signature.parameters.items() if name not in given]
+    bind.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    options |= {"prog": f"erw {verb}", "registry": REGISTRY, "config": (FlagCreatePairsOff,)}
     box = io.StringIO()
-    options |= {"registry": REGISTRY, "config": (FlagCreatePairsOff,)}
     try:
         with contextlib.redirect_stderr(box):
-            result = tyro.cli(functools.partial(parsed, **defaults), args=args, **options)
+            return tyro.cli(functools.partial(bind, **defaults), args=args, **options)
     except SystemExit as end:
         if end.code:
-            raise ConfigError(f"{one_line(box.getvalue())}; see {options['prog']} --help") from None
+            message = one_line(box.getvalue())
+            raise ConfigError(f"{message}; see erw {verb} --help") from None
         raise
-    return (result[0] if "return_unknown_args" in options else result)()
 
 
 def one_line(box: str) -> str:
     """tyro's box around an error as one line: the message and the first of the near options."""
-    _, _, message, *more = re.split("─+", re.sub(r"\x1b\[[\d;]*m|[╭╮╰╯│]", "", box))
+    _, message, *more = re.split("[─-]{4,}", re.sub(r"\x1b\[[\d;]*m|[╭╮╰╯│]", "", box))
     near = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(more))
-    return " ".join(message.split()) + (f"; did you mean {near[1]}?" if near else "")
+    return " ".join(message.split()).rstrip(".") + (f"; did you mean {near[1]}?" if near else "")
 
 
 @REGISTRY.primitive_rule

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from tyro.conf import arg
 
-from erw.cli.settings import Given, Recipe, Settings, call, peek, recipe_of
+from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
 from erw.config import Run
+from erw.dist import World, world
 from erw.errors import ConfigError
-
-if TYPE_CHECKING:
-    from erw.dist import World
-    from erw.training import Trained
+from erw.training import Trained
 
 
 def main(args: Sequence[str]) -> None:
@@ -26,7 +24,7 @@ def main(args: Sequence[str]) -> None:
         from erw.interop import adopt
 
         run = adopt(run, start)
-    call("train", train, args, run=run, start=start)
+    call("train", train, args, {"start": start}, run=run)
 
 
 def starting_model(
@@ -49,7 +47,7 @@ def starting_model(
 def train(
     recipe: Recipe,
     run: Settings[Run],
-    start: Given[Any],
+    start: Trained | None,
     *,
     out: str,
     tiny: bool = False,
@@ -77,7 +75,6 @@ def train(
 
         print(description(run))
         return
-    from erw.dist import world
     from erw.log import say
     from erw.sinks import sink
     from erw.training import train as run_training

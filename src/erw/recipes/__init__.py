@@ -8,13 +8,11 @@ import dataclasses
 
 from erw.config import Run, nearest
 from erw.errors import ConfigError
-from erw.recipes import imagenet, lightning, quickstart, tokens
+from erw.recipes import imagenet, quickstart
 
 _RECIPES: dict[str, tuple[Run, str]] = {
     **quickstart.RECIPES,
     **imagenet.RECIPES,
-    **lightning.RECIPES,
-    **tokens.RECIPES,
 }
 
 

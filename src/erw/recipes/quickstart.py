@@ -1,7 +1,7 @@
 """The quickstart: composed OpenMoji at 64 x 64, a small SiT, on two CPU cores within minutes."""
 
-import dataclasses
 import inspect
+from dataclasses import replace
 
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
 from erw.plan import SIT, Align, Plan, constant, repa, stop_at
@@ -10,7 +10,6 @@ CACHE = "cache/quickstart"
 """The cache that `erw train` prepares where it is missing."""
 
 REPA = repa(4, 2.0)
-REPA_STOPPED = Plan(align=(Align(block=4, weight=stop_at(2.0, over=3750)),))
 # A quarter of the rate and fresh moments: what a faster warm-up leaves behind slows later learning.
 ERW = Plan(
     warmup=400,
@@ -20,8 +19,6 @@ ERW = Plan(
     warmup_lr=0.25,
     optimizer="fresh",
 )
-PAPER = Plan(warmup=400, depth=2, align=(Align(block=8, loss="nt_xent", weight=constant(0.5)),))
-
 QUICKSTART = Run(
     name="quickstart",
     steps=1200,
@@ -33,46 +30,86 @@ QUICKSTART = Run(
     sample=Sample(steps=12, solver="adams"),
     log=Log(every=25, checkpoint=250),
 )
-
 DEBUG = QUICKSTART.replace(
-    name="debug",
     steps=12,
     model=Model(depth=4, width=32, heads=2, patch=2, projector=32),
     data=Data(cache=(CACHE,), batch_size=8),
-    plan=dataclasses.replace(ERW, warmup=4, depth=1, align=repa(2, 2.0).align),
+    plan=replace(ERW, warmup=4, depth=1, align=repa(2, 2.0).align),
     sample=Sample(steps=4, solver="heun"),
     log=Log(every=4, checkpoint=8),
 )
+RDM = QUICKSTART.replace(
+    steps=3000,
+    model=Model(net="rdm", depth=6, width=512),
+    data=replace(QUICKSTART.data, batch_size=128),
+    flow=Flow(prediction="x"),
+    plan=SIT,
+    optim=replace(QUICKSTART.optim, lr=1e-3),
+    sample=Sample(steps=50, solver="heun"),
+)
 
-RECIPES = {
+
+def _token(kind: str) -> Model:
+    return replace(QUICKSTART.model, class_token=kind)
+
+
+_RUNS = {
     "quickstart": (
         QUICKSTART,
-        inspect.cleandoc("""
-            ERW on the built-in images: 9 classes, 64 x 64, latents 4 x 16 x 16, 64 tokens.
-            Hardware: 2 CPU cores, about 5 minutes.
-            Data:    erw prepare openmoji --out cache/quickstart --image-size 64 (see its --help)
-            Command: erw train quickstart --out runs/quickstart
-            """),
+        """
+        ERW on the built-in images: 9 classes, 64 x 64, latents 4 x 16 x 16, 64 tokens.
+        Hardware: 2 CPU cores, about 5 minutes.
+        Data:    made by the command below where it is missing, in a few minutes
+        Command: erw train quickstart --out runs/quickstart
+        """,
     ),
     "quickstart_repa": (
-        QUICKSTART.replace(name="quickstart_repa", plan=REPA),
+        QUICKSTART.replace(plan=REPA),
         "REPA as in quickstart: full training alone, with an alignment weight tuned for this data.",
     ),
     "quickstart_sit": (
-        QUICKSTART.replace(name="quickstart_sit", plan=SIT),
+        QUICKSTART.replace(plan=SIT),
         "SiT as in quickstart: full training alone, without alignment.",
     ),
     "quickstart_repa_stopped": (
-        QUICKSTART.replace(name="quickstart_repa_stopped", plan=REPA_STOPPED),
+        QUICKSTART.replace(plan=Plan(align=(Align(block=4, weight=stop_at(2.0, over=3750)),))),
         "REPA whose alignment ends after 3,750 steps (as in HASTE); for runs of about twice that.",
     ),
     "quickstart_paper": (
-        QUICKSTART.replace(name="quickstart_paper", plan=PAPER),
+        QUICKSTART.replace(
+            plan=Plan(
+                warmup=400,
+                depth=2,
+                align=(Align(block=8, loss="nt_xent", weight=constant(0.5)),),
+            )
+        ),
         "ERW as the paper (v3) has it, depths in proportion: clean inputs, NT-Xent, weight 0.5.",
     ),
     "debug": (
         DEBUG,
         "Twelve steps of a very small model through both phases, for tests and for reading along.",
     ),
+    "quickstart_reg": (
+        QUICKSTART.replace(model=_token("denoised"), plan=REPA),
+        "REG as in quickstart: full training alone, with EfficientNet's pooled class token.",
+    ),
+    "quickstart_rcg": (
+        QUICKSTART.replace(model=_token("given"), plan=SIT),
+        """
+        RCG as in quickstart: images from representations.
+        Command: erw train quickstart_rcg --out runs/rcg, erw train quickstart_rdm --out
+                 runs/rcg/rdm, then erw sample runs/rcg --out DIR
+        """,
+    ),
+    "quickstart_rdm": (
+        RDM,
+        """
+        The representation diffusion model of quickstart_rcg, conditional on the class.
+        Command: erw train quickstart_rdm --out runs/rcg/rdm
+        """,
+    ),
+}
+RECIPES = {
+    name: (run.replace(name=name), inspect.cleandoc(note)) for name, (run, note) in _RUNS.items()
 }
 """name -> (run, lab note)"""
