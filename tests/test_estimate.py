@@ -8,21 +8,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from erw.cli import main
-from erw.config import Model, Run
-from erw.models.estimate import (
+from erw.cli.cost import sampling
+from erw.config import Model, Run, Sample
+from erw.estimate import (
     ACCELERATORS,
     ACTIVATION_BYTES,
     STATE_BYTES,
     rank_memory,
-    sampling_flops,
-    sd_vae_flops,
+    sd_encoder_flops,
     seconds,
 )
 from erw.models.sit import SiT
 from erw.plan import SIT
 from erw.sampling.guidance import classifier_free
 from erw.sampling.solvers import SOLVERS
-from erw.training.flops import forward_flops
 from helpers.tiny import tiny_cache
 
 
@@ -72,16 +71,14 @@ def test_memory_adds_up() -> None:
 def test_sampling_is_what_torch_counts() -> None:
     net, x, y = network().eval(), torch.randn(1, 4, 16, 16), torch.tensor([1])
     sizes = Model(depth=2, width=64, heads=1, input_size=16, channels=4, num_classes=5)
-    forward = forward_flops(Run(model=sizes, plan=SIT))
     for solver, scale in (("euler", 1.0), ("heun", 1.0), ("heun", 2.0)):
         velocity = classifier_free(net, y, 5, scale=scale, interval=(0.0, 1.0))
         chosen = SOLVERS[solver]
         plain = sdpa_kernel(SDPBackend.MATH)  # torch does not count a CPU's fused attention
         with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
             chosen(velocity, x, chosen.times(4))
-        expected = sampling_flops(
-            forward, evaluations=chosen.evaluations(4), guided=float(scale != 1)
-        )
+        sample = Sample(steps=4, solver=solver, guidance=scale)
+        expected, _ = sampling(Run(model=sizes, plan=SIT, sample=sample))
         assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
@@ -97,15 +94,9 @@ def test_vae_of_stable_diffusion_is_what_torch_counts(side: int) -> None:
             layers_per_block=2,
             latent_channels=4,
         )
-        counts = []
-        with sdpa_kernel(SDPBackend.MATH):
-            with FlopCounterMode(display=False) as counter:
-                vae.encode(torch.zeros(1, 3, side, side))
-            counts.append(counter.get_total_flops())
-            with FlopCounterMode(display=False) as counter:
-                vae.decode(torch.zeros(1, 4, side // 8, side // 8))
-            counts.append(counter.get_total_flops())
-    assert sd_vae_flops(side) == pytest.approx(tuple(counts), rel=1e-3)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            vae.encode(torch.zeros(1, 3, side, side))
+    assert sd_encoder_flops(side) == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_time_is_flops_over_what_the_machines_do() -> None:

@@ -31,6 +31,7 @@ LAYERS = [
     "ema",
     "config",
     "models",
+    "estimate",
     "encoders",
     "data",
     "sinks",

@@ -140,8 +140,10 @@ def material_for(model: Trained, how: Analysis, loaded: dict[Any, Material]) -> 
     """Latents and features for a network, loaded once for all networks with the same latents."""
     if how.images is None:
         if not loaded:
-            cache = how.cache or (is_run(model.source) and model.run.data.cache)
-            if not cache:
+            cache: Any = how.cache
+            if cache is None and is_run(model.source):
+                cache = model.run.data.cache
+            if cache is None:
                 raise ConfigError(
                     "give --cache, or --images with --encoder: a released checkpoint does not name "
                     "the images that it was trained on"
@@ -160,8 +162,8 @@ def material_for(model: Trained, how: Analysis, loaded: dict[Any, Material]) -> 
     if key not in loaded:
         size = model.latent_shape[-1] * load_vae(vae).factor
         options: dict[str, Any] = {"vae": vae, "encoder": encoder, "image_size": size}
-        with uncached(how.images, **options, count=how.count) as cache:
-            loaded[key] = material(cache, count=how.count)
+        with uncached(how.images, **options, count=how.count) as images:
+            loaded[key] = material(images, count=how.count)
     return loaded[key]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -268,7 +268,7 @@ def cost_to_target(
     record = compare(runs, metric, over=how.over, target=how.target)
     print("\n".join(summary(record)))
     if out:
-        options = {"over": how.over, "target": how.target}
+        options: dict[str, Any] = {"over": how.over, "target": how.target}
         paths = save_figure(
             lambda theme: score_figure(runs, metric, theme, **options), out, data=record
         )

@@ -53,16 +53,21 @@ def ema(
     """
     if dry_run and score:
         raise ConfigError("--dry-run writes nothing, so there is nothing to --score")
-    files = [None] * len(sigma_rel) if dry_run else _files(out, sigma_rel)
+    files = [Path()] * len(sigma_rel) if dry_run else _files(out, sigma_rel)
     points: list[dict[str, Any]] = []
     for width, file in zip(sigma_rel, files, strict=True):
         average = posthoc_ema.reconstruct(run, width, step=step)
         error, stored = average.mix.error, len(average.stored)
         quality = f"profile off by {error:.2%}" if error else "itself stored"
         print(f"sigma_rel {width:g} after step {average.step}: of {stored} stored, {quality}")
-        point = {"sigma_rel": width, "step": average.step, "stored": stored, "error": error}
+        point: dict[str, Any] = {
+            "sigma_rel": width,
+            "step": average.step,
+            "stored": stored,
+            "error": error,
+        }
         points.append(point)
-        if file:
+        if not dry_run:
             posthoc_ema.save(average, run, width, file)
             print(file)
         if score:

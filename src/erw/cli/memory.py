@@ -24,7 +24,7 @@ from erw.evaluation.images import image_set, same_resolution
 from erw.evaluation.memorization import nearest_images, nearest_pairs
 from erw.io import hash_tensors, write_bytes, write_json
 from erw.log import Progress
-from erw.sampling.preview import grid_png
+from erw.sampling.preview import picture
 from erw.training import Trained
 
 COLUMNS = 8
@@ -76,9 +76,11 @@ def memory(
     """
     images, size = images_of(source, model, sampler, draw, how.count)
     samples = image_set(images, what="samples")
-    if how.training is None and model is None:
-        raise ConfigError("--training is missing: the images that were trained on")
-    training: Any = Cache.open(model.run.data.cache) if how.training is None else how.training
+    training: Any = how.training
+    if training is None:
+        if model is None:
+            raise ConfigError("--training is missing: the images that were trained on")
+        training = Cache.open(model.run.data.cache)
     held_out = how.held_out
     if held_out is None and how.training in BUILT_IN:
         held_out = "openmoji-test"
@@ -90,11 +92,17 @@ def memory(
             sets[name] = image_set(one, what=f"{name.replace('_', '-')} images")
             resolutions = samples.resolution, sets[name].resolution
             same_resolution(*resolutions, samples.name, f"{name} {sets[name].name}")
-    encoder = load_encoder(how.encoder, device=current().device)
+    encoder = load_encoder(how.encoder, device=str(current().device))
     with Progress(
         "memory", sum(one.count or 0 for one in sets.values()), unit="images"
     ) as progress:
-        near = nearest_images(**sets, encoder=encoder, progress=progress.update)
+        near = nearest_images(
+            samples,
+            training=sets["training"],
+            held_out=sets.get("held_out"),
+            encoder=encoder,
+            progress=progress.update,
+        )
     distances = near.to_dict(top=64)
     for name, value in distances["samples"].items():
         usual = distances["held_out"]
@@ -116,8 +124,10 @@ def memory(
         "versions": {"erw": __version__},
     }
     above, below = nearest_pairs(samples, sets["training"], near, count=COLUMNS)
-    texts = [""] * len(above) + [f"{pair['distance']:.3f}" for pair in record["nearest"]]
-    columns, pictures = len(above), torch.stack([*above, *below])
-    write_bytes(Path(f"{out}.png"), grid_png(pictures, captions=texts, columns=columns))
+    nearest = [pair["distance"] for pair in record["nearest"][:COLUMNS]]
+    texts = [""] * len(above) + [f"{distance:.3f}" for distance in nearest]
+    pairs = torch.stack([*above, *below])
+    drawing = picture(pairs, range(len(texts)), texts, columns=len(above))
+    write_bytes(Path(f"{out}.png"), drawing)
     write_json(Path(f"{out}.json"), record)
     print(f"{out}.png\n{out}.json")

@@ -135,10 +135,11 @@ def prepare(
     device = pick_device(how.device)
     images = None if source is None else open_images(source, how)
     if add_encoder:
-        others = {name for name, value in asdict(how).items() if value != getattr(base, name)}
-        others = sorted(others - set(ADDED) - set(READING)) + ["online"] * online
-        if others or dry_run:
-            name = (others or ["dry_run"])[0].replace("_", "-")
+        changed = {name for name, value in asdict(how).items() if value != getattr(base, name)}
+        for name in (
+            sorted(changed - {*ADDED, *READING}) + ["online"] * online + ["dry-run"] * dry_run
+        ):
+            name = name.replace("_", "-")
             raise ConfigError(f"--{name} does not go with --add-encoder: leave it out")
         options = {name: getattr(how, name) for name in ADDED[:4]}
         print(add_encoders(images, out, encoders=add_encoder, device=device, **options))
@@ -150,7 +151,7 @@ def prepare(
     if dry_run:
         print(estimate(images, out, **options))
     elif online:
-        print(repr(_online(source, out, how)))
+        print(repr(_online(str(source), out, how)))
     else:
         print(encode(images, out, **options))
 
@@ -170,7 +171,7 @@ def _composing(how: Prepare) -> dict[str, Any]:
     return {"size": how.image_size, "count": count, "groups": how.groups}
 
 
-def _online(source: str | None, out: str, how: Prepare) -> Any:
+def _online(source: str, out: str, how: Prepare) -> Any:
     """A folder that encodes while training."""
     options = {name: getattr(how, name) for name in READING}
     if source in BUILT_IN:

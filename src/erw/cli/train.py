@@ -12,6 +12,8 @@ from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
 from erw.config import Run
 from erw.dist import World, world
 from erw.errors import ConfigError
+from erw.sinks import Write
+from erw.sinks import sink as to_tracker
 from erw.training import Trained
 
 
@@ -40,7 +42,7 @@ def starting_model(
 
     if init is None:
         return None
-    options = {"layout": init_layout, "num_heads": heads, "depth": depth}
+    options: dict[str, Any] = {"layout": init_layout, "num_heads": heads, "depth": depth}
     return open_model(init, **({} if is_ours(init) else options))
 
 
@@ -76,15 +78,14 @@ def train(
         print(description(run))
         return
     from erw.log import say
-    from erw.sinks import sink
     from erw.training import train as run_training
 
     with world() as here:
         _prepare_built_in(run)
         if start is not None:
             start = _adapted(start, run, projectors=init_projectors)
-        write = sink(run.log.to, run, out) if run.log.to and here.first else None
-        watched = together(watches(run, out, say=say))
+        write = to_tracker(run.log.to, run, out) if run.log.to and here.first else None
+        watched = together(watches(run, out, say=say, sink=write))
         result = run_training(run, out, init=start, sink=write, **watched)
         if here.first:
             print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
@@ -122,7 +123,9 @@ class Watch(NamedTuple):
     look: Callable[[int, Trained, World], None]
 
 
-def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
+def watches(
+    run: Run, out: str, *, say: Callable[[str], None], sink: Write | None = None
+) -> list[Watch]:
     """Everything that the settings ask to look at a run while it trains.
 
     Raises:
@@ -143,9 +146,9 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
         )
     chosen = []
     if run.eval.every:
-        chosen.append(Watch(scored_steps(run), scoring(run, out, say=say)))
+        chosen.append(Watch(scored_steps(run), scoring(run, out, say=say, sink=sink)))
     if run.eval.loss:
-        chosen.append(Watch(validated_steps(run), validating(run, out, say=say)))
+        chosen.append(Watch(validated_steps(run), validating(run, out, say=say, sink=sink)))
     if run.log.preview:
         chosen.append(Watch(preview_steps(run), previewing(run, out, say=say)))
     return chosen

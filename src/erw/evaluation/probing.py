@@ -268,7 +268,10 @@ def network_inputs(
 
 
 def material(
-    data: Cache | str | Path, *, encoder: str | Encoder | None = None, count: int = 2000
+    data: Cache | str | Path | Sequence[str],
+    *,
+    encoder: str | Encoder | None = None,
+    count: int = 2000,
 ) -> Material:
     """`count` images of a cache with the features of one encoder, the same ones every time.
 

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from typing import Literal
 
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
 from erw.plan import SIT, Align, Plan, constant, repa, stop_at
@@ -49,7 +50,7 @@ RDM = QUICKSTART.replace(
 )
 
 
-def _token(kind: str) -> Model:
+def _token(kind: Literal["denoised", "given"]) -> Model:
     return replace(QUICKSTART.model, class_token=kind)
 
 
