@@ -17,10 +17,9 @@ from erw.config import Sample
 from erw.data.sources import BUILT_IN
 from erw.dist import current, world
 from erw.errors import ConfigError
-from erw.evaluation.callback import reference_images
 from erw.evaluation.compare import differences, read_result
 from erw.evaluation.evaluate import evaluate as score_images
-from erw.evaluation.images import image_set
+from erw.evaluation.images import image_set, reference_images
 from erw.interop import is_model
 from erw.log import Progress
 from erw.training import Trained

@@ -19,8 +19,7 @@ from erw.data.sources import BUILT_IN
 from erw.dist import current
 from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError
-from erw.evaluation.callback import reference_images
-from erw.evaluation.images import image_set, same_resolution
+from erw.evaluation.images import image_set, reference_images, same_resolution
 from erw.evaluation.memorization import nearest_images, nearest_pairs
 from erw.io import hash_tensors, write_bytes, write_json
 from erw.log import Progress
