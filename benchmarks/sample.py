@@ -1,4 +1,4 @@
-"""Images per second: erw's sampling beside REPA's generate.py and diffusers' DiTPipeline.
+"""Images per second: erw's sampling next to REPA's generate.py and diffusers' DiTPipeline.
 
     python benchmarks/sample.py --peer repa=PATH_TO_CLONE      # SiT-B/2 and DiT-B/2, 4 steps of 4
 
@@ -73,17 +73,17 @@ def specs(args: argparse.Namespace, folder: Path, sizes: dict[str, int]) -> list
         "layout": "repa",
         "compile": False,
     }
-    found = [{"name": "erw", "title": "erw"}]
+    contenders = [{"name": "erw", "title": "erw"}]
     if args.peer:
-        found.insert(0, {"name": "repa", "title": "repa", "path": str(args.peer)})
+        contenders.insert(0, {"name": "repa", "title": "repa", "path": str(args.peer)})
     compiled = {"name": "erw", "compile": True}
-    found += [
+    contenders += [
         compiled | {"title": "erw compiled"},
         {"name": "diffusers", "title": "diffusers"},
         {"name": "erw", "title": "erw dit", "layout": "dit"},
         compiled | {"title": "erw dit compiled", "layout": "dit"},
     ]
-    return [common | spec for spec in found if not args.only or spec["title"] in args.only]
+    return [common | spec for spec in contenders if not args.only or spec["title"] in args.only]
 
 
 def measure(args: argparse.Namespace, all_specs: list[dict[str, Any]]) -> dict[Any, list[float]]:
@@ -100,9 +100,9 @@ def measure(args: argparse.Namespace, all_specs: list[dict[str, Any]]) -> dict[A
                     for clock in ("wall", "cpu"):
                         key = (precision, contender.name, clock)
                         times.setdefault(key, []).append(statistics.median(answer[clock]))
-                    told = f"round {number + 1} {precision} {contender.name}"
+                    turn = f"round {number + 1} {precision} {contender.name}"
                     wall = times[precision, contender.name, "wall"][-1]
-                    print(f"{told:<36} {wall:8.3f} s", file=sys.stderr)
+                    print(f"{turn:<36} {wall:8.3f} s", file=sys.stderr)
     finally:
         for contender in contenders:
             contender.close()
@@ -129,13 +129,13 @@ def results(times: dict[Any, list[float]], batch: int) -> list[dict[str, Any]]:
 
 def agreement(folder: Path) -> dict[str, float]:
     """Relative L2 distance of our float32 latents from REPA's, of the same noise and weights."""
-    found = {}
+    distances = {}
     theirs = folder / "repa-fp32.npy"
     for mine in ("erw-fp32.npy", "erw-bf16.npy", "erw-compiled-bf16.npy"):
         if theirs.exists() and (folder / mine).exists():
             a, b = np.load(folder / mine), np.load(theirs)
-            found[mine.removesuffix(".npy")] = float(np.linalg.norm(a - b) / np.linalg.norm(b))
-    return found
+            distances[mine.removesuffix(".npy")] = float(np.linalg.norm(a - b) / np.linalg.norm(b))
+    return distances
 
 
 def main() -> None:

@@ -91,14 +91,14 @@ def erw(spec: dict[str, Any]) -> Turn:
     from erw.sampling import generate
 
     folder = Path(spec["folder"])
-    how: dict[str, Any] = {"guidance": spec["guidance"], "compile": spec["compile"]}
+    options: dict[str, Any] = {"guidance": spec["guidance"], "compile": spec["compile"]}
     if spec["layout"] == "dit":
         model = load_pretrained(folder / "dit.pt", "dit")
-        how |= {"solver": "ddim"}
+        options |= {"solver": "ddim"}
     else:
         model = load_pretrained(folder / "sit.pt", "repa", projectors=False)
-        how |= {"solver": "euler", "interval": (0.0, spec["high"])}
-    how |= {"vae": load_vae(str(folder / "vae")), "batch_size": spec["batch"]}
+        options |= {"solver": "euler", "interval": (0.0, spec["high"])}
+    options |= {"vae": load_vae(str(folder / "vae")), "batch_size": spec["batch"]}
 
     def turn(precision: str) -> Tensor:
         drawn = generate(
@@ -107,7 +107,7 @@ def erw(spec: dict[str, Any]) -> Turn:
             labels(spec),
             steps=spec["steps"],
             precision=precision,  # type: ignore[arg-type]
-            **how,
+            **options,
         )
         return drawn.collect().latents
 
@@ -119,7 +119,7 @@ def pipeline(spec: dict[str, Any]) -> Turn:
     from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     size = spec["sizes"]
-    made = {}
+    pipes = {}
     for precision in ("fp32", "bf16"):
         transformer = DiTTransformer2DModel(
             num_layers=size["depth"], num_attention_heads=size["heads"],
@@ -133,16 +133,16 @@ def pipeline(spec: dict[str, Any]) -> Turn:
         scheduler = DDIMScheduler(clip_sample=False)
         pipe = DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler)
         pipe.set_progress_bar_config(disable=True)
-        made[precision] = pipe.to(torch.bfloat16) if precision == "bf16" else pipe
+        pipes[precision] = pipe.to(torch.bfloat16) if precision == "bf16" else pipe
 
     def turn(precision: str) -> Tensor:
-        found = made[precision](
+        drawn = pipes[precision](
             labels(spec).tolist(), guidance_scale=spec["guidance"],
             generator=torch.Generator().manual_seed(0), num_inference_steps=spec["steps"],
             output_type="pt",
         )  # fmt: skip
-        pixels(found.images * 2 - 1)
-        return found.images
+        pixels(drawn.images * 2 - 1)
+        return drawn.images
 
     return turn
 

@@ -113,6 +113,7 @@ def picture(
     captions = [names[y] if names else f"class {y}" for y in labels or ()]
     factor, below = (-(-SMALLEST // images.shape[-1]), CAPTION) if captions else (1, 0)
     width, height = factor * images.shape[-1], factor * images.shape[-2]
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     size = (columns * (width + gap) - gap, rows * (height + below + gap) - gap)
     canvas = Image.new("RGBA", size, (0, 0, 0, 0))

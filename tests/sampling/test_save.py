@@ -1,0 +1,124 @@
+"""Images on disk: interrupted runs go on, ranks share the seeds, other settings are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.multiprocessing as mp
+
+from erw.errors import DataError
+from erw.sampling.generation import Generation, generate
+from erw.sampling.save import read_images, read_settings, write
+from helpers.pixels import MODEL, share, ten, trained
+
+
+class Counting:
+    """Counts the seeds that a generation really draws, and can fail after some."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None) -> None:
+        self.drawn: list[int] = []
+        original = Generation._batch
+
+        def batch(generation: Generation, rows: slice) -> object:
+            if fail_after is not None and len(self.drawn) >= fail_after:
+                raise KeyboardInterrupt
+            self.drawn += generation.seeds[rows]
+            return original(generation, rows)
+
+        monkeypatch.setattr(Generation, "_batch", batch)
+
+
+@pytest.mark.parametrize("name", ["images", "images.npz"])
+def test_interrupted_generation_goes_on(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, expected = tmp_path / name, ten().collect().images
+    with monkeypatch.context() as patch:
+        Counting(patch, fail_after=4)
+        with pytest.raises(KeyboardInterrupt):
+            write(ten(), out)
+    assert not (out.exists() and out.is_file())
+    with monkeypatch.context() as patch:
+        count, progress = Counting(patch), []
+        write(ten(), out, progress=progress.append)
+        assert count.drawn == list(range(4, 10))
+        assert sum(progress) == 10
+        write(ten(), out)  # whole: nothing is drawn
+        assert len(count.drawn) == 6
+        more = generate(MODEL, range(12), steps=2)
+        if out.is_file():
+            with pytest.raises(DataError, match="other seeds"):
+                write(more, out)
+        else:
+            write(more, out)  # two more
+            assert count.drawn[6:] == [10, 11]
+    assert read_settings(out) == json.loads(json.dumps(ten().settings))
+    if out.is_file():
+        assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]
+        with np.load(out) as arrays:
+            images, labels = arrays["arr_0"], arrays["labels"]
+            assert arrays["seeds"].tolist() == list(range(10))
+            assert arrays["evaluations"].tolist() == [3] * 10
+        assert labels.tolist() == [seed % 3 for seed in range(10)]
+        assert np.array_equal(np.concatenate(list(read_images(out, rows=5))), images)
+    else:
+        from PIL import Image
+
+        assert len(list(out.glob("*.png"))) == 12
+        with Image.open(out / "00000007.png") as image:
+            texts = {"seed": "7", "label": "1", "evaluations": "3"}
+            assert {name: image.info[name] for name in texts} == texts
+        images = np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))])
+    assert np.array_equal(images[:10], expected.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize("name", ["images", "images.npz"])
+def test_images_of_other_settings_are_refused(tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    write(ten(), out)
+    with pytest.raises(DataError, match="steps was 2, now 3"):
+        write(generate(MODEL, range(10), steps=3), out)
+    with pytest.raises(DataError, match="weights was"):
+        write(generate(trained(seed=1), range(10), steps=2), out)
+
+
+def test_other_labels_for_the_same_seeds_are_refused(tmp_path: Path) -> None:
+    write(generate(MODEL, [0, 1], [2, 2], steps=1), tmp_path / "out")
+    with pytest.raises(DataError, match="label 2, now it is 0"):
+        write(generate(MODEL, [0, 1], [2, 0], steps=1), tmp_path / "out")
+
+
+def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="given twice"):
+        write(generate(MODEL, [1, 1]), tmp_path / "out")
+    with pytest.raises(DataError, match="latents"):
+        write(generate(MODEL, [1], decode=False), tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").touch()
+    with pytest.raises(DataError, match="choose an empty folder"):
+        write(ten(), tmp_path / "mine")
+    np.savez(tmp_path / "other.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match="not written by erw"):
+        write(ten(), tmp_path / "other.npz")
+
+
+def test_two_ranks_share_the_seeds(tmp_path: Path) -> None:
+    out = tmp_path / "images.npz"
+    mp.spawn(share, args=(str(tmp_path / "store"), str(out)), nprocs=2)
+    expected = ten().collect().images.permute(0, 2, 3, 1).numpy()
+    with np.load(out) as arrays:
+        assert arrays["seeds"].tolist() == list(range(10))
+        # Another batch rounds otherwise, which can tip a pixel by one.
+        assert np.abs(arrays["arr_0"].astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_damaged_npz_files_say_so(tmp_path: Path) -> None:
+    write(ten(), tmp_path / "a.npz")
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(tmp_path / "floats.npz", arr_0=np.zeros((2, 8, 8, 3)))
+    np.savez(tmp_path / "none.npz", x=np.zeros(3))
+    for name, message in (("cut", "damaged"), ("floats", "uint8"), ("none", "arr_0")):
+        with pytest.raises(DataError, match=message):
+            list(read_images(tmp_path / f"{name}.npz"))
