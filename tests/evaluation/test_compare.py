@@ -40,23 +40,31 @@ def test_a_result_can_be_compared_with_itself_and_with_another_model(
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("steps", 250, "sampling steps 2 here, 250 there"),
+        ("steps", 250, "steps 2 here, 250 there"),
         ("solver", "euler", "solver heun here, euler there"),
         ("guidance", 1.8, "guidance 1.0 here, 1.8 there"),
-        ("vae", "sd-vae", "VAE"),
-        ("shift", 3.0, "time shift of sampling not stated here, 3.0 there"),
-        ("autoguidance_weights", "f00", "weaker model"),
-        ("rtol", 1e-3, "relative tolerance of sampling not stated here, 0.001 there"),
-        ("vae_weights", "f00", "VAE's weights"),
-        ("labels", "given", "labels"),
-        ("ema", 0.9, "EMA decay 0.9999 here, 0.9 there"),
-        ("count", 50_000, "images 10 here, 50000 there"),
+        ("vae", "sd-vae", "vae none here, sd-vae there"),
+        ("shift", 3.0, "shift not stated here, 3.0 there"),
+        ("autoguidance_weights", "f00", "autoguidance_weights"),
+        ("rtol", 1e-3, "rtol not stated here, 0.001 there"),
+        ("vae_weights", "f00", "vae_weights"),
+        ("labels", "given", "labels balanced: seed modulo classes here, given there"),
+        ("ema", 0.9, "ema 0.9999 here, 0.9 there"),
+        ("count", 50_000, "count 10 here, 50000 there"),
         ("resolution", [256, 256], "resolution [8, 8] here, [256, 256] there"),
-        ("features", {"fd_lite2": {"encoder": "x", "weights": "pixels"}}, "resize) of fd_lite2"),
-        ("features", {"fd_lite2": {"encoder": "pixels", "weights": "f0"}}, "network of fd_lite2"),
-        ("reference_hash", "f00", "reference"),
-        ("reference_count", 10_000, "images of the reference"),
-        ("reference_statistics", "stated", "statistics of the reference"),
+        (
+            "features",
+            {"fd_lite2": {"encoder": "x", "weights": "pixels"}},
+            "encoder of fd_lite2",
+        ),
+        (
+            "features",
+            {"fd_lite2": {"encoder": "pixels", "weights": "f0"}},
+            "weights of fd_lite2",
+        ),
+        ("reference_hash", "f00", "reference tensor ("),
+        ("reference_count", 10_000, "reference_count 30 here, 10000 there"),
+        ("reference_statistics", "stated", "reference_statistics images here, stated there"),
     ],
 )
 def test_what_changes_a_score_is_named(
@@ -65,7 +73,7 @@ def test_what_changes_a_score_is_named(
     made = changed(result)
     place = made if setting in made else made["settings"]
     place[setting] = value
-    (found,) = (d for d in differences(result, made) if d.name != "guidance interval")
+    (found,) = (d for d in differences(result, made) if d.name != "interval")
     assert words in str(found)
 
 
@@ -81,9 +89,7 @@ def test_validation_images_count_for_fdr(result: dict[str, Any]) -> None:
     one["values"]["fdr_lite2"] = 1.5
     one["features"]["fdr_lite2"] = one["features"]["fd_lite2"]
     other = changed(one, validation="held", validation_hash="f00")
-    assert [str(d) for d in differences(one, other)] == [
-        "validation images not stated here, held there"
-    ]
+    assert [str(d) for d in differences(one, other)] == ["validation not stated here, held there"]
     assert differences(result, changed(result, validation="held", validation_hash="f00")) == []
 
 
@@ -110,7 +116,7 @@ def test_results_from_files_and_the_command_line(
     assert main(["eval", str(one), "--against", str(other)]) == 0
     said = capsys.readouterr()
     assert said.out.startswith("fd_lite2") and "against" in said.out
-    assert said.err == "warning: not comparable: sampling steps 2 here, 50 there\n"
+    assert said.err == "warning: not comparable: steps 2 here, 50 there\n"
     assert main(["eval", str(one), "--against", str(one)]) == 0
     assert capsys.readouterr().err == ""
     other.write_text("no json")

@@ -6,39 +6,19 @@ steps and of 250, with and without guidance, of 10,000 images and of 50,000 are 
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from erw.errors import DataError
 
-MEASURED = {
-    "count": "images",
-    "resolution": "resolution",
-    "reference_count": "images of the reference",
-    "reference_statistics": "statistics of the reference",
-}
-"""Fields of a result and their names in messages."""
-HASHED = {"validation": "validation images", "reference": "reference"}
-"""Sets of images, compared by hash where there is one."""
-FEATURES = {"encoder": "features (and their resize)", "weights": "weights of the features' network"}
-"""The network of each score that both results have."""
-GENERATED = {
-    "solver": "solver",
-    "steps": "sampling steps",
-    "guidance": "guidance",
-    "interval": "guidance interval",
-    "guided_channels": "guided channels",
-    "autoguidance_weights": "weaker model of autoguidance",
-    "shift": "time shift of sampling",
-    "atol": "absolute tolerance of sampling",
-    "rtol": "relative tolerance of sampling",
-    "path": "path",
-    "labels": "labels",
-    "vae": "VAE",
-    "vae_weights": "VAE's weights",
-    "precision": "precision of sampling",
-    "ema": "EMA decay",
-}
+MEASURED = ("count", "resolution", "reference_count", "reference_statistics")
+FEATURES = ("encoder", "weights")
+"""Of the network of each score that both results have."""
+GENERATED = (
+    *("solver", "steps", "guidance", "interval", "guided_channels", "autoguidance_weights"),
+    *("shift", "atol", "rtol", "path", "labels", "vae", "vae_weights", "precision", "ema"),
+)
 """Settings that a generation carries."""
 
 
@@ -82,24 +62,22 @@ def read_result(path: str | Path) -> dict[str, Any]:
 def _pairs(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
     """Every setting of both, equal or not."""
     both = (one, other)
-    for key, name in MEASURED.items():
-        yield Difference(name, *(r.get(key) for r in both))
+    for key in MEASURED:
+        yield Difference(key, *(r.get(key) for r in both))
     shared = sorted((one.get("values") or {}).keys() & (other.get("values") or {}).keys())
-    for key, name in FEATURES.items():
-        for score in shared:
-            networks = ((r.get("features") or {}).get(score, {}) for r in both)
-            yield Difference(f"{name} of {score}", *(network.get(key) for network in networks))
-    for key, name in HASHED.items():
-        if key == "validation" and not any(score.startswith("fdr") for score in shared):
-            continue
+    for key, score in product(FEATURES, shared):
+        networks = ((r.get("features") or {}).get(score, {}) for r in both)
+        yield Difference(f"{key} of {score}", *(network.get(key) for network in networks))
+    relative = any(score.startswith("fdr") for score in shared)
+    for key in ("validation", "reference") if relative else ("reference",):
         hashes = [r.get(f"{key}_hash") or r.get(key) or None for r in both]
         names = [r.get(key) or None for r in both]
         if names[0] == names[1] and hashes[0] != hashes[1]:  # other images under the same name
             names = [f"{n} ({str(h)[:8]})" for n, h in zip(names, hashes, strict=True)]
-        yield Difference(name, *(names if hashes[0] != hashes[1] else hashes))
+        yield Difference(key, *(names if hashes[0] != hashes[1] else hashes))
     settings = [_settings(r) for r in both]
-    for key, name in GENERATED.items() if any(settings) else ():
-        yield Difference(name, *(s.get(key) for s in settings))
+    for key in GENERATED if any(settings) else ():
+        yield Difference(key, *(s.get(key) for s in settings))
 
 
 def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
