@@ -118,6 +118,11 @@ def test_folders_of_splits_are_named_and_one_can_be_taken(tmp_path: Path) -> Non
     assert one.class_names == ("cat", "dog") and shades(one) == [(0, 0), (1, 1)]
     assert one.name == f"{tmp_path.name}:train"
     assert shades(open_source(tmp_path, split="test")) == [(2, 0), (3, 1)]
+    for split in ("train", "test"):
+        rows = "file_name,label\ncat/0.png,0\ndog/0.png,1\n"
+        (tmp_path / split / "metadata.csv").write_text(rows)
+    both = open_source(tmp_path)
+    assert both.class_names == ("0", "1") and "--split train" in overview(both)[1]
 
 
 def test_classes_without_images_are_named(tmp_path: Path) -> None:

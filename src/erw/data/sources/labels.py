@@ -123,7 +123,14 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
             values = [_of_side(files, side, []) if (side := sides[key]) else None for key in images]
             labels = classes(values, source=str(files.root))
     if rule != "none" and images and labels is None:
-        labels = _of_folders(files, images, rule, notes)
+        labels = _of_folders(files, images, rule)
+    parents = [files.inside(key).split("/")[:-1] for key in images]
+    splits = sorted(set(_outermost(parents))) if all(parents) else []
+    if len(splits) > 1 and all(name.lower() in SPLITS for name in splits):
+        notes.append(
+            f"{' and '.join(splits)} look like splits and are read as one set: take one with "
+            f"--split {splits[-1]}"
+        )
     return images, labels or Labels((), [0] * len(images))
 
 
@@ -256,7 +263,7 @@ def _columns(table: Any, key: str, notes: list[str]) -> list[Any] | None:
     return list(zip([row.get("file_name") for row in rows], values, strict=True))
 
 
-def _of_folders(files: Files, images: Sequence[str], rule: str, notes: list[str]) -> Labels | None:
+def _of_folders(files: Files, images: Sequence[str], rule: str) -> Labels | None:
     """Classes named by folders, sorted by code point; None without any."""
     paths = [files.inside(key) for key in images]
     if not any("/" in path for path in paths) and paths != list(images):  # flat archives
@@ -276,15 +283,13 @@ def _of_folders(files: Files, images: Sequence[str], rule: str, notes: list[str]
         )
     if rule == "leaf":
         return classes(["/".join(parts) for parts in parents], source=str(files.root))
-    depth = 0  # a wrapper such as train/ is no class: go down while there is one way only
+    labels = classes(_outermost(parents), source=str(files.root))
+    return None if rule == "auto" and len(labels.names) == 1 else labels  # a flat set in a folder
+
+
+def _outermost(parents: Sequence[list[str]]) -> list[str]:
+    """The outermost folder with siblings of each image. A wrapper such as data/ has none."""
+    depth = 0
     while all(len(p) > depth + 1 for p in parents) and len({p[depth] for p in parents}) == 1:
         depth += 1
-    labels = classes([parts[depth] for parts in parents], source=str(files.root))
-    if rule == "auto" and len(labels.names) == 1:
-        return None  # one folder around a flat set
-    if all(name.lower() in SPLITS for name in labels.names):
-        notes.append(
-            f"the classes are the folders {' and '.join(labels.names)}: if these are splits, take "
-            f"one with --split {labels.names[-1]}, or both with --classes leaf or none"
-        )
-    return labels
+    return [parts[depth] for parts in parents]
