@@ -120,7 +120,7 @@ def test_plans_of_erw_0_1_are_read() -> None:
         (lambda: plans.constant(float("nan")), "weight.value is nan"),
         (lambda: plans.half_life(1.0, over=0), "needs a number of steps > 0"),
         (lambda: Schedule("half_live", over=3), "did you mean half_life?"),
-        (lambda: Plan(warmup=-1), "plan.warmup is -1; expected 0 or more"),
+        (lambda: Plan(warmup=-1), "plan.warmup is -1; expected a number in .0, inf"),
         (lambda: Plan(warmup=3, align=()), "has nothing to learn"),
         (lambda: Plan(align=(Align(), Align())), "each needs its own"),
         (lambda: Align(temperature=0.0), "temperature is 0.0"),

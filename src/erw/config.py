@@ -5,49 +5,18 @@ and `from_dict` refuses an unknown key with the nearest known one. Paths are tex
 """
 
 import dataclasses
-import math
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from erw.ema import exponent
-from erw.errors import ConfigError
+from erw.errors import ConfigError, check_ranges
 from erw.errors import nearest as nearest
 from erw.flow import PathName, Prediction, Times
 from erw.plan import Align, Phase, Plan, Schedule
 
 T = typing.TypeVar("T")
-
-
-def at_least(group: str, name: str, value: int, low: int) -> None:
-    """Raise ConfigError unless value >= low."""
-    if value < low:
-        raise ConfigError(f"{group}.{name} is {value}; expected {low} or more")
-
-
-def above_zero(group: str, name: str, value: float) -> None:
-    """Raise ConfigError unless value is finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{group}.{name} is {value}; expected a finite number > 0")
-
-
-def between(group: str, name: str, value: float, low: float, high: float) -> None:
-    """Raise ConfigError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise ConfigError(f"{group}.{name} is {value}; expected a number from {low} to {high}")
-
-
-def below_one(group: str, name: str, value: float) -> None:
-    """Raise ConfigError unless 0 <= value < 1."""
-    if not 0 <= value < 1:
-        raise ConfigError(f"{group}.{name} is {value}; expected a number from 0 to below 1")
-
-
-def finite(group: str, name: str, value: float) -> None:
-    """Raise ConfigError for NaN and infinity."""
-    if not math.isfinite(value):
-        raise ConfigError(f"{group}.{name} is {value}; expected a finite number")
 
 
 @dataclass(frozen=True)
@@ -101,8 +70,8 @@ class Model:
                 f"model.class_token {self.class_token} is for images; an rdm makes the class token "
                 "itself: leave it at none"
             )
-        for name in ("depth", "width", "heads", "patch", "projector"):
-            at_least("model", name, getattr(self, name), 1)
+        sizes = ("depth", "width", "heads", "patch", "projector")
+        check_ranges(self, "model", **dict.fromkeys(sizes, "[1, inf)"))
         if self.net == "sit" and self.width % self.heads:
             raise ConfigError(
                 f"model.width {self.width} is not a multiple of model.heads {self.heads}"
@@ -140,8 +109,7 @@ class Data:
     def __post_init__(self) -> None:
         if isinstance(self.cache, str):
             object.__setattr__(self, "cache", (self.cache,))  # type: ignore[unreachable]
-        at_least("data", "batch_size", self.batch_size, 1)
-        between("data", "class_dropout", self.class_dropout, 0.0, 1.0)
+        check_ranges(self, "data", batch_size="[1, inf)", class_dropout="[0, 1]")
 
 
 @dataclass(frozen=True)
@@ -169,10 +137,8 @@ class Flow:
     token_weight: float = 0.03
 
     def __post_init__(self) -> None:
-        above_zero("flow", "shift", self.shift)
-        for name in ("direction", "token_weight"):
-            finite("flow", name, getattr(self, name))
-            between("flow", name, getattr(self, name), 0.0, math.inf)
+        positive = {"direction": "[0, inf)", "token_weight": "[0, inf)"}
+        check_ranges(self, "flow", shift="(0, inf)", **positive)
         if self.direction and self.prediction != "velocity":
             raise ConfigError(
                 f"flow.direction compares velocities, but flow.prediction is {self.prediction}"
@@ -222,18 +188,15 @@ class Optim:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("lr", "clip", "eps"):
-            above_zero("optim", name, getattr(self, name))
-        at_least("optim", "lr_warmup", self.lr_warmup, 0)
-        at_least("optim", "accumulate", self.accumulate, 1)
-        between("optim", "weight_decay", self.weight_decay, 0.0, 1.0)
-        below_one("optim", "ema", self.ema)
+        check_ranges(self, "optim", lr="(0, inf)", clip="(0, inf)", eps="(0, inf)")
+        check_ranges(self, "optim", lr_warmup="[0, inf)", accumulate="[1, inf)")
+        check_ranges(self, "optim", weight_decay="[0, 1]", ema="[0, 1)")
         for sigma_rel in self.ema_profiles:
             exponent(sigma_rel)
         if len(set(self.ema_profiles)) < len(self.ema_profiles):
             raise ConfigError(f"optim.ema_profiles {self.ema_profiles} names a width twice")
-        for beta in self.betas:
-            below_one("optim", "betas", beta)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optim.betas is {self.betas}; expected numbers in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -260,14 +223,12 @@ class Sample:
     rtol: float = 1e-3
 
     def __post_init__(self) -> None:
-        at_least("sample", "steps", self.steps, 1)
-        between("sample", "interval", self.interval[0], 0.0, 1.0)
-        between("sample", "interval", self.interval[1], self.interval[0], 1.0)
-        finite("sample", "guidance", self.guidance)
-        for name in ("shift", "atol", "rtol"):
-            above_zero("sample", name, getattr(self, name))
+        check_ranges(self, "sample", steps="[1, inf)", guidance="(-inf, inf)")
+        check_ranges(self, "sample", shift="(0, inf)", atol="(0, inf)", rtol="(0, inf)")
+        if not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ConfigError(f"sample.interval is {self.interval}; expected 0 <= low <= high <= 1")
         if self.guided_channels is not None:
-            at_least("sample", "guided_channels", self.guided_channels, 1)
+            check_ranges(self, "sample", guided_channels="[1, inf)")
 
 
 @dataclass(frozen=True)
@@ -291,9 +252,8 @@ class Log:
     to: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every", "checkpoint", "keep", "snapshot"):
-            at_least("log", name, getattr(self, name), 1)
-        at_least("log", "preview", self.preview, 0)
+        check_ranges(self, "log", every="[1, inf)", checkpoint="[1, inf)", keep="[1, inf)")
+        check_ranges(self, "log", snapshot="[1, inf)", preview="[0, inf)")
 
 
 @dataclass(frozen=True)
@@ -330,11 +290,8 @@ class Eval:
     heldout: str | None = None
 
     def __post_init__(self) -> None:
-        at_least("eval", "every", self.every, 0)
-        at_least("eval", "loss", self.loss, 0)
-        at_least("eval", "loss_images", self.loss_images, 2)
-        at_least("eval", "samples", self.samples, 2)
-        at_least("eval", "reference_count", self.reference_count, 2)
+        check_ranges(self, "eval", every="[0, inf)", loss="[0, inf)", loss_images="[2, inf)")
+        check_ranges(self, "eval", samples="[2, inf)", reference_count="[2, inf)")
 
 
 @dataclass(frozen=True)
@@ -360,7 +317,7 @@ class Run:
     eval: Eval = field(default_factory=Eval)
 
     def __post_init__(self) -> None:
-        at_least("run", "steps", self.steps, 1)
+        check_ranges(self, "run", steps="[1, inf)")
         plan, blocks = self.plan, self.model.depth
         if plan.warmup and plan.depth > blocks:
             raise ConfigError(f"plan.depth {plan.depth} is deeper than the model's {blocks} blocks")

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from erw.align import ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
-from erw.errors import ConfigError, nearest
+from erw.errors import ConfigError, check_ranges, nearest
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
@@ -50,11 +50,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
             raise ConfigError(f"weight.kind is {self.kind!r}{nearest(self.kind, SCHEDULES)}")
-        for name in ("value", "floor"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(
-                    f"weight.{name} is {getattr(self, name)}; expected a finite number >= 0"
-                )
+        check_ranges(self, "weight", value="[0, inf)", floor="[0, inf)")
         if self.kind != "constant" and self.over <= 0:
             raise ConfigError(
                 f"weight.over is {self.over}; {self.kind!r} needs a number of steps > 0"
@@ -149,13 +145,9 @@ class Align:
     phase: Literal["both", "warmup", "full"] = "both"
 
     def __post_init__(self) -> None:
-        for key, known in (
-            ("loss", ALIGN_LOSSES),
-            ("projector", PROJECTORS),
-            ("normalize", TARGET_NORMS),
-        ):
-            if getattr(self, key) not in known:
-                value = getattr(self, key)
+        kinds = {"loss": ALIGN_LOSSES, "projector": PROJECTORS, "normalize": TARGET_NORMS}
+        for key, known in kinds.items():
+            if (value := getattr(self, key)) not in known:
                 raise ConfigError(f"plan.align {key} is {value!r}{nearest(value, known)}")
         if self.target.partition(":")[0] not in ("encoder", "ema", "block", "none"):
             raise ConfigError(
@@ -167,17 +159,15 @@ class Align:
                 f"plan.align target {self.target} with target_block {self.target_block}: targets "
                 "ema and block need one, the others have none"
             )
-        if (not self.reads_encoder and self.phase != "full") or self.block < 1:
+        if not self.reads_encoder and self.phase != "full":
             raise ConfigError(
-                f"plan.align {self.name}: a target other than an encoder needs phase full, and "
-                f"block (now {self.block}) counts from 1"
+                f"plan.align {self.name}: target {self.target} is no encoder: it needs phase full"
             )
-        for key in ("temperature", "warmup_weight", "tokens"):
-            value = getattr(self, key)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"plan.align {key} is {value}; expected a finite number > 0")
-        if self.tokens > 1:
-            raise ConfigError(f"plan.align tokens is {self.tokens}; expected a share up to 1")
+        check_ranges(
+            self, "plan.align", block="[1, inf)", warmup_weight="(0, inf)", tokens="(0, 1]"
+        )
+        if self.temperature is not None:
+            check_ranges(self, "plan.align", temperature="(0, inf)")
         if self.name in RESERVED:
             raise ConfigError(f"plan.align name {self.name!r} is taken by another loss")
 
@@ -283,13 +273,9 @@ class Plan:
             object.__setattr__(self, "align", (Align(weight=self.align),))
         elif isinstance(self.align, Align):
             object.__setattr__(self, "align", (self.align,))
-        for name, low in (("warmup", 0), ("depth", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"plan.{name} is {getattr(self, name)}; expected {low} or more")
-        if not (math.isfinite(self.warmup_lr) and self.warmup_lr > 0):
-            raise ConfigError(f"plan.warmup_lr is {self.warmup_lr}; expected a finite number > 0")
-        if self.warmup_batch is not None and self.warmup_batch < 1:
-            raise ConfigError(f"plan.warmup_batch is {self.warmup_batch}; expected 1 or more")
+        check_ranges(self, "plan", warmup="[0, inf)", depth="[1, inf)", warmup_lr="(0, inf)")
+        if self.warmup_batch is not None:
+            check_ranges(self, "plan", warmup_batch="[1, inf)")
         names = [term.name for term in self.align]
         if len(set(names)) < len(names):
             raise ConfigError(f"plan.align names its terms {', '.join(names)}: each needs its own")

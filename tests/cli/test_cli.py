@@ -112,7 +112,7 @@ def refused(said: Said, *words: str, code: int = 2) -> None:
         ("train debug --out x --optim.lr", ["--optim.lr", "Expected 1 value"]),
         ("train debug --out x --optim.lr -1e-3", ["optim.lr is -0.001", "> 0"]),
         ("train debug --out x --optim.lr nan", ["optim.lr is nan", "finite"]),
-        ("train debug --out x --steps 0", ["steps is 0", "1 or more"]),
+        ("train debug --out x --steps 0", ["steps is 0", "[1, inf)"]),
         ("train debug --out x --data.batch_size 0", ["data.batch_size is 0"]),
         ("train debug --out x --plan.depth 9", ["plan.depth 9", "4 blocks"]),
         ("train debug --out x --plan.warmup 99", ["plan.warmup 99", "12 steps"]),

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from erw.config import Eval, Run, at_least, nearest
+from erw.config import Eval, Run, nearest
 from erw.data.cache import Cache
 from erw.data.prepare import prepare_builtin
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.dist import World
-from erw.errors import CheckpointError, ConfigError
+from erw.errors import CheckpointError, ConfigError, check_ranges
 from erw.evaluation.callback import Callback, scoring
 from erw.evaluation.validation import validating
 from erw.io import write_bytes, write_json
@@ -80,10 +80,8 @@ class Study:
     small: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "points"):
-            at_least("study", name, getattr(self, name), 1)
-        for name in ("train_images", "reference_images", "samples"):
-            at_least("study", name, getattr(self, name), 2)
+        check_ranges(self, "study", steps="[1, inf)", points="[1, inf)", samples="[2, inf)")
+        check_ranges(self, "study", train_images="[2, inf)", reference_images="[2, inf)")
         check_solver(self.solver, "flow")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"study.seeds {self.seeds}: give at least one, and each once")
