@@ -40,10 +40,10 @@ def train(*, steps: int = 60, batch_size: int = 16, tiny: bool = True) -> list[s
         x_t, velocity = (1 - s) * x + s * noise, noise - x
 
         out, align = net(  # ERW 4: in warm-up the blocks after AT do not run, and out is None
-            x_t, timestep=(999 * t).long(), class_labels=labels, targets=z, stop=phase.stop
+            x_t, timestep=(999 * t).long(), class_labels=labels, targets=z, stop=phase.warmup
         )
         flow = (out.sample - velocity).square().mean() if out else torch.zeros((), device=device)
-        loss = phase.flow_weight * flow + phase.align_weight * align  # ERW 5
+        loss = phase.weights.get("flow", 0) * flow + phase.weights["align"] * align  # ERW 5
 
         optimizer.zero_grad()
         loss.backward()

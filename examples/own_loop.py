@@ -54,9 +54,9 @@ def train(*, steps: int = 60, batch_size: int = 16) -> list[standin.Losses]:
         noise, s = torch.randn_like(x), t[:, None, None, None]
         x_t, velocity = (1 - s) * x + s * noise, noise - x
 
-        v, align = net(x_t, t, y, targets=z, stop=phase.stop)  # ERW 4: in warm-up v is None
+        v, align = net(x_t, t, y, targets=z, stop=phase.warmup)  # ERW 4: in warm-up v is None
         flow = torch.zeros(()) if v is None else (v - velocity).square().mean()
-        loss = phase.flow_weight * flow + phase.align_weight * align  # ERW 5
+        loss = phase.weights.get("flow", 0) * flow + phase.weights["align"] * align  # ERW 5
 
         optimizer.zero_grad()
         loss.backward()

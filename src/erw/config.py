@@ -107,8 +107,8 @@ class Data:
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if isinstance(self.cache, str):
-            object.__setattr__(self, "cache", (self.cache,))  # type: ignore[unreachable]
+        if isinstance(typing.cast(Any, self.cache), str):
+            object.__setattr__(self, "cache", (self.cache,))
         check_ranges(self, "data", batch_size="[1, inf)", class_dropout="[0, 1]")
 
 
@@ -392,6 +392,8 @@ def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
     """
     if kind is Plan and "align_depth" in values:
         values = _upgraded(values)
+    if kind is Data:
+        values = {k: v for k, v in values.items() if k != "window"}  # of erw 0.1
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in values:

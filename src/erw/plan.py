@@ -145,7 +145,11 @@ class Align:
     phase: Literal["both", "warmup", "full"] = "both"
 
     def __post_init__(self) -> None:
-        kinds = {"loss": ALIGN_LOSSES, "projector": PROJECTORS, "normalize": TARGET_NORMS}
+        kinds: dict[str, Mapping[str, object]] = {
+            "loss": ALIGN_LOSSES,
+            "projector": PROJECTORS,
+            "normalize": TARGET_NORMS,
+        }
         for key, known in kinds.items():
             if (value := getattr(self, key)) not in known:
                 raise ConfigError(f"plan.align {key} is {value!r}{nearest(value, known)}")

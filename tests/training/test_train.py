@@ -109,9 +109,9 @@ def damage_shape(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "damage,words",
     [
-        (damage_missing, "1 missing .net.model.blocks.0.attn.qkv.weight"),
-        (damage_extra, "1 unexpected .net.model.blocks.9.attn.qkv.weight"),
-        (damage_shape, "1 of another shape .ema.model.t_embedder.mlp.0.weight is .1,. not"),
+        (damage_missing, "1 missing: net.model.blocks.0.attn.qkv.weight"),
+        (damage_extra, "1 unexpected: net.model.blocks.9.attn.qkv.weight"),
+        (damage_shape, "1 of another shape: ema.model.t_embedder.mlp.0.weight .1,. not"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(

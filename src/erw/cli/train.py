@@ -120,7 +120,7 @@ class Watch(NamedTuple):
     """What looks at a run while it trains: after which steps, and how."""
 
     steps: Collection[int]
-    look: Callable[[int, Trained, World], None]
+    look: Callable[[int, Trained, World], Sequence[dict[str, Any]]]
 
 
 def watches(
@@ -157,9 +157,8 @@ def watches(
 def together(watches: Sequence[Watch]) -> dict[str, Any]:
     """`at=` and `evaluate=` of `erw.train` for all of them; each is called at its own steps."""
 
-    def look(step: int, model: Trained, world: World) -> None:
-        for watch in watches:
-            if step in watch.steps:
-                watch.look(step, model, world)
+    def look(step: int, model: Trained, world: World) -> list[dict[str, Any]]:
+        due = [watch.look for watch in watches if step in watch.steps]
+        return [line for look in due for line in look(step, model, world) or ()]
 
     return {"at": {step for watch in watches for step in watch.steps}, "evaluate": look}

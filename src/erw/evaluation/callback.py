@@ -10,8 +10,7 @@ being scored: neither its weights nor its numbers change.
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ from erw.evaluation.evaluate import Scores, evaluate
 from erw.evaluation.images import reference_images
 from erw.evaluation.metrics import extractors_of, metrics_of
 from erw.io import save_tensors, tensor_header
-from erw.log import append_metrics, read_metrics
+from erw.log import read_metrics
 from erw.sampling import generate
 from erw.sampling.preview import watched_steps
 from erw.training.loop import Callback as Callback
 from erw.training.trained import BEST, Trained
 
-Sink = Callable[[dict[str, Any]], None]
 HIGHER = ("precision", "recall", "density", "coverage", "inception_score")
 """Scores that begin so are better when they are higher; all others are distances."""
 
@@ -41,11 +39,7 @@ def scored_steps(run: Run) -> tuple[int, ...]:
 
 
 def scoring(
-    run: Run,
-    out: str | Path,
-    *,
-    say: Callable[[str], None] = lambda text: None,
-    sink: Sink | None = None,
+    run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
 ) -> Callback:
     """The callback that scores samples of the EMA model; `say` gets a text on each score.
 
@@ -61,14 +55,13 @@ def scoring(
         raise ConfigError("fdr needs validation images: leave it to erw eval, after training")
     extractors_of(metrics, weights=options.weights)
     cache = Cache.open(run.data.cache)
-    lines = Lines(Path(out) / "metrics.jsonl", "eval", sink)
     reference = reference_images(
         options.reference, cache.class_names, size=cache.image_size, count=options.reference_count
     )
 
-    def score(step: int, model: Trained, world: World) -> None:
-        if lines.has(step, world):
-            return
+    def score(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
+        if is_written(out, "eval", step, world):
+            return ()
         began = time.monotonic()
         sample: dict[str, Any] = to_dict(run.sample)
         generation = generate(
@@ -83,44 +76,26 @@ def scoring(
             world=world,
         )
         if not world.first:
-            return
+            return ()
         best = options.keep_best and keep_if_best(best_path, model, scores)
         how = scores.to_dict()
         values = {"values": how.pop("values"), "best": best, "how": how}
-        lines.write(step, values | {"eval_seconds": time.monotonic() - began})
         text = ", ".join(f"{name} {value:.4g}" for name, value in scores.values.items())
         say(f"step {step}: {text} of {options.samples} samples" + ", the best so far" * best)
+        return [{"kind": "eval", **values, "eval_seconds": time.monotonic() - began}]
 
     return score
 
 
-@dataclass(frozen=True)
-class Lines:
-    """The lines of one kind in a run's `metrics.jsonl`, and `sink`, which is given them too."""
+def is_written(out: str | Path, kind: str, step: int, world: World) -> bool:
+    """Whether a run's `metrics.jsonl` has a line of that kind and step; the same on all ranks."""
+    path = Path(out) / "metrics.jsonl"
 
-    path: Path
-    kind: str
-    sink: Sink | None
+    def look() -> bool:
+        lines = read_metrics(path) if path.exists() else []
+        return any((line["kind"], line["step"]) == (kind, step) for line in lines)
 
-    def has(self, step: int, world: World) -> bool:
-        """Whether the line of `step` is written; all ranks get the first rank's answer."""
-        return world.broadcast(lambda: any(line["step"] == step for line in self._read(self.kind)))
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append the line of `step`, on the first rank, with the costs in the newest train line.
-
-        The training loop logs each step after which it calls back.
-        """
-        trained = self._read("train")[-1]
-        names = [name for name in trained if name in ("images", "seconds") or "flops_" in name]
-        line = {"kind": self.kind, "step": step, **{n: trained[n] for n in names}, **values}
-        append_metrics(self.path, line)
-        if self.sink:
-            self.sink(line)
-
-    def _read(self, kind: str) -> list[dict[str, Any]]:
-        lines = read_metrics(self.path) if self.path.exists() else []
-        return [line for line in lines if line["kind"] == kind]
+    return world.broadcast(look)
 
 
 def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:

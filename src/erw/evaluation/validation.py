@@ -9,7 +9,7 @@ ranks. So it has none of the noise of the training loss, and small runs can be c
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.dist import World, precision
 from erw.errors import ConfigError
-from erw.evaluation.callback import Callback, Lines, Sink
+from erw.evaluation.callback import Callback, is_written
 from erw.evaluation.images import built_in
 from erw.evaluation.probing import network_inputs
 from erw.rng import generator
@@ -38,11 +38,7 @@ def validated_steps(run: Run) -> tuple[int, ...]:
 
 
 def validating(
-    run: Run,
-    out: str | Path,
-    *,
-    say: Callable[[str], None] = lambda text: None,
-    sink: Sink | None = None,
+    run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
 ) -> Callback:
     """The callback that writes a line of kind "validation"; `say` gets a text on each.
 
@@ -54,12 +50,11 @@ def validating(
     """
     cache = Cache.open(run.data.cache)
     held_out = _held_out(run, cache)
-    lines = Lines(Path(out) / "metrics.jsonl", "validation", sink)
     shares: list[Share] = []  # read or encoded at the first use, then kept
 
-    def validate(step: int, model: Trained, world: World) -> None:
-        if lines.has(step, world):
-            return
+    def validate(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
+        if is_written(out, "validation", step, world):
+            return ()
         if not shares:
             total = run.eval.loss_images
             rows = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)
@@ -68,8 +63,8 @@ def validating(
         losses = (world.mean(sums) * (world.size / run.eval.loss_images)).tolist()
         mean = sum(losses) / len(losses)
         if world.first:
-            lines.write(step, {"flow": mean, "times": TIMES, "flow_by_time": losses})
             say(f"step {step}: validation loss {mean:.4f}")
+        return [{"kind": "validation", "flow": mean, "times": TIMES, "flow_by_time": losses}]
 
     return validate
 

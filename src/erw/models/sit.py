@@ -10,6 +10,7 @@ width, R channels of the class token or representation.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple, overload
 
@@ -305,9 +306,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        kinds = {"rms": partial(RmsNorm, eps=1e-6), "layer": nn.LayerNorm, None: nn.Identity}
-        self.q_norm = kinds[qk_norm](width // heads)
-        self.k_norm = kinds[qk_norm](width // heads)
+        norm: Callable[[int], nn.Module] = nn.LayerNorm if qk_norm else nn.Identity
+        norm = partial(RmsNorm, eps=1e-6) if qk_norm == "rms" else norm
+        self.q_norm, self.k_norm = norm(width // heads), norm(width // heads)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ Drawing changes neither the weights nor the numbers of the run.
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,12 +47,12 @@ def preview_steps(run: Run) -> tuple[int, ...]:
 
 def previewing(
     run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
-) -> Callable[[int, Trained, World], None]:
+) -> Callable[[int, Trained, World], Sequence[dict[str, Any]]]:
     """`evaluate=` of `erw.train`: the first rank draws; `say` receives a line on each picture."""
 
-    def preview(step: int, model: Trained, world: World) -> None:
+    def preview(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         if not world.first:
-            return
+            return ()
         options = to_dict(run.sample)
         labels = spread(model.num_classes)
         generation = generate(model, range(COUNT), labels, **options, precision="auto")
@@ -60,6 +61,7 @@ def previewing(
         path = Path(out) / FOLDER / f"step-{step:08d}.png"
         write_picture(images, generation, path)
         say(f"step {step}: {path}")
+        return ()
 
     return preview
 

@@ -217,9 +217,8 @@ def watching(run: Run, folder: Path) -> Callback:
     """What happens at a run's points: a score, a validation loss, a picture of some samples."""
     callbacks = scoring(run, folder, say=say), validating(run, folder), previewing(run, folder)
 
-    def watch(step: int, model: Trained, world: World) -> None:
-        for callback in callbacks:
-            callback(step, model, world)
+    def watch(step: int, model: Trained, world: World) -> list[dict[str, Any]]:
+        return [line for callback in callbacks for line in callback(step, model, world) or ()]
 
     return watch
 

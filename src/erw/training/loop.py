@@ -9,7 +9,7 @@ a checkpoint has the rest, so a run that was killed ends with the same bits as o
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,8 @@ from erw.training.network import build_network, fresh_projectors
 from erw.training.objective import Losses, Objective, build_objective, total
 from erw.training.trained import RECIPE, WEIGHTS, Trained, assembled
 
-Callback = Callable[[int, Trained, World], None]
+Callback = Callable[[int, Trained, World], Sequence[dict[str, Any]] | None]
+"""(step, EMA model, processes) -> lines for `metrics.jsonl`, each with its `kind`."""
 
 
 class Result(NamedTuple):
@@ -66,8 +67,9 @@ def train(
         run: the settings.
         out: folder for `recipe.json`, `metrics.jsonl`, `checkpoints/` and `ema.safetensors`.
         at: steps after which `evaluate(step, model, world)` is called with the EMA model, which
-            lies in memory, in every process. Its time is not counted in `seconds`. It is called
-            again when the run is resumed at that very step.
+            lies in memory, in every process. The lines that it returns are written with step and
+            costs. Its time is not counted in `seconds`. It is called again when the run is resumed
+            at that very step.
         objective: in place of the one that the settings name.
         init: the model to begin with (`erw.interop.starting_point`); give the same to go on.
         progress: a bar to show progress on, its total in FLOPs; None: one of its own.
@@ -112,11 +114,22 @@ def train(
             metrics = Metrics(out / "metrics.jsonl", step=start.step)
         sums, clock = Sums(start.sums, processes), Clock(start.seconds)
 
+        def record(line: dict[str, Any], step: int) -> None:
+            """Write a line with what the run has cost up to `step`."""
+            spent = {f"flops_{k}": v for k, v in ledger.spent(step)._asdict().items()}
+            costs = {"step": step, "images": ledger.images(step), **spent}
+            whole = {"kind": line["kind"], **costs, "seconds": clock.read(), **line}
+            if metrics:
+                metrics.write(whole)
+                if sink:
+                    sink(whole)
+
         def pause(step: int) -> None:
             """Hand the EMA model of `step` to the caller, with the clock stopped."""
             clock.stop()
             if evaluate:
-                evaluate(step, trainer.ema_model(step), processes)
+                for line in evaluate(step, trainer.ema_model(step), processes) or ():
+                    record(line, step)
             if processes.agree(interrupted.is_set()):
                 raise _stopped(step)
             clock.go()
@@ -135,22 +148,15 @@ def train(
             done = step + 1
             last = done == run.steps
             # A line never spans the boundary: a mean over two phases' losses says nothing.
-            logs = last or done == resolved.plan.warmup or done % run.log.every == 0 or done in at
+            logs = last or done == resolved.plan.warmup or done % run.log.every == 0
             if logs:
                 trainer.stop_if_not_finite()
                 means = sums.take()
-                line = {"kind": "train", "step": done, "images": ledger.images(done)}
-                line |= {f"flops_{k}": v for k, v in ledger.spent(done)._asdict().items()}
-                line |= {"seconds": clock.read(), "phase": phase.name}
-                line |= {"lr": trainer.lr(step, phase), "grad_norm": means.pop("grad_norm")}
-                line |= {"loss": means.pop("loss"), "losses": means}
-                line |= {"weights": dict(phase.weights)}
+                line = {"kind": "train", "phase": phase.name, "lr": trainer.lr(step, phase)}
+                line |= {name: means.pop(name) for name in ("grad_norm", "loss")}
+                record(line | {"losses": means, "weights": dict(phase.weights)}, done)
                 values = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
                 bar.note(f"step {done}/{run.steps}  {phase.name}  {values}")
-                if metrics:
-                    metrics.write(line)
-                    if sink:
-                        sink(line)
             bar.update(ledger.spent(done).total - ledger.spent(step).total)
 
             # Processes may hear Ctrl-C at different steps; they agree where they meet anyway.
@@ -431,16 +437,18 @@ class Clock:
     """Seconds of training, over stops and starts."""
 
     def __init__(self, seconds: float) -> None:
-        self.before, self.began = seconds, time.monotonic()
+        self.before = seconds
+        self.go()
 
     def read(self) -> float:
-        return self.before + time.monotonic() - self.began
+        now = self.began if self.stopped else time.monotonic()
+        return self.before + now - self.began
 
     def stop(self) -> None:
-        self.before = self.read()
+        self.before, self.stopped = self.read(), True
 
     def go(self) -> None:
-        self.began = time.monotonic()
+        self.began, self.stopped = time.monotonic(), False
 
 
 @contextmanager

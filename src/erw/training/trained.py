@@ -210,9 +210,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     try:
         recipe: dict[str, Any] = json.loads(path.read_text())
-        for settings in (recipe["run"], recipe["resolved"]):
-            settings["data"].pop("window", None)  # of earlier versions
-        recipe["cache"]["vae"]
+        recipe["run"], recipe["resolved"], recipe["cache"]["vae"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
