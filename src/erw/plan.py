@@ -145,12 +145,8 @@ class Align:
     phase: Literal["both", "warmup", "full"] = "both"
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Mapping[str, object]] = {
-            "loss": ALIGN_LOSSES,
-            "projector": PROJECTORS,
-            "normalize": TARGET_NORMS,
-        }
-        for key, known in kinds.items():
+        registries: tuple[Mapping[str, object], ...] = ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
+        for key, known in zip(("loss", "projector", "normalize"), registries, strict=True):
             if (value := getattr(self, key)) not in known:
                 raise ConfigError(f"plan.align {key} is {value!r}{nearest(value, known)}")
         if self.target.partition(":")[0] not in ("encoder", "ema", "block", "none"):

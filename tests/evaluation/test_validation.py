@@ -21,7 +21,7 @@ from erw.log import read_metrics
 from erw.training import load
 from helpers.parts import make, photos
 from helpers.pixels import trained
-from helpers.scoring import watch, watch_in_two
+from helpers.scoring import call, watch, watch_in_two
 from helpers.tiny import tiny_run
 
 CPU = torch.device("cpu")
@@ -151,7 +151,7 @@ def test_held_out_images_from_a_cache(
     for name in "ab":
         (tmp_path / name).mkdir()
         shutil.copy(straight / "metrics.jsonl", tmp_path / name)
-    validating(run, tmp_path / "a")(12, model, ALONE)
+    call(validating(run, tmp_path / "a"), tmp_path / "a", model, ALONE)
     source = OpenMojiSet("test", size=16, count=12)
     encoders = [load_encoder("efficientnet-lite0")]
     prepare(source, tmp_path / "c", vae=load_vae("none"), encoders=encoders, image_size=16)
@@ -166,11 +166,11 @@ def test_held_out_images_from_a_cache(
         return opened
 
     monkeypatch.setattr(Cache, "open", rescaled)
-    validating(held, tmp_path / "b")(12, model, ALONE)
+    call(validating(held, tmp_path / "b"), tmp_path / "b", model, ALONE)
     a, b = (only(tmp_path / name, "validation") for name in "ab")
     assert b["flow_by_time"] == pytest.approx(a["flow_by_time"], rel=1e-3)
     assert a["times"] == pytest.approx([(i + 0.5) / 12 for i in range(12)])
-    validating(run, tmp_path / "a")(12, model, ALONE)
+    call(validating(run, tmp_path / "a"), tmp_path / "a", model, ALONE)
     only(tmp_path / "a", "validation")  # not written twice
     many = dataclasses.replace(held.eval, loss_images=13)
     with pytest.raises(ConfigError, match=r"eval\.heldout has 12 images"):

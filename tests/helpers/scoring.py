@@ -7,10 +7,12 @@ import torch
 import torch.distributed as dist
 
 from erw.config import Run
-from erw.dist import current
+from erw.dist import World, current
 from erw.evaluation.callback import scoring
 from erw.evaluation.validation import validating
-from erw.training import load
+from erw.log import append_metrics
+from erw.training import Trained, load
+from erw.training.loop import Callback
 
 
 def watch(run: Run, source: Path, out: Path) -> None:
@@ -20,7 +22,14 @@ def watch(run: Run, source: Path, out: Path) -> None:
         out.mkdir(exist_ok=True)
         shutil.copy(source / "metrics.jsonl", out)
     for callback in (scoring(run, out), validating(run, out)):
-        callback(12, model, world)
+        call(callback, out, model, world)
+
+
+def call(callback: Callback, out: Path, model: Trained, world: World) -> None:
+    """What the loop does with a callback after step 12."""
+    for line in callback(12, model, world) or ():
+        if world.first:
+            append_metrics(out / "metrics.jsonl", {"step": 12, **line})
 
 
 def watch_in_two(rank: int, store: str, run: Run, source: Path, out: Path) -> None:

@@ -12,7 +12,6 @@ from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
 from erw.config import Run
 from erw.dist import World, world
 from erw.errors import ConfigError
-from erw.sinks import Write
 from erw.sinks import sink as to_tracker
 from erw.training import Trained
 
@@ -85,7 +84,7 @@ def train(
         if start is not None:
             start = _adapted(start, run, projectors=init_projectors)
         write = to_tracker(run.log.to, run, out) if run.log.to and here.first else None
-        watched = together(watches(run, out, say=say, sink=write))
+        watched = together(watches(run, out, say=say))
         result = run_training(run, out, init=start, sink=write, **watched)
         if here.first:
             print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
@@ -120,11 +119,11 @@ class Watch(NamedTuple):
     """What looks at a run while it trains: after which steps, and how."""
 
     steps: Collection[int]
-    look: Callable[[int, Trained, World], Sequence[dict[str, Any]]]
+    look: Callable[[int, Trained, World], Sequence[dict[str, Any]] | None]
 
 
 def watches(
-    run: Run, out: str, *, say: Callable[[str], None], sink: Write | None = None
+    run: Run, out: str, *, say: Callable[[str], None]
 ) -> list[Watch]:
     """Everything that the settings ask to look at a run while it trains.
 
@@ -146,9 +145,9 @@ def watches(
         )
     chosen = []
     if run.eval.every:
-        chosen.append(Watch(scored_steps(run), scoring(run, out, say=say, sink=sink)))
+        chosen.append(Watch(scored_steps(run), scoring(run, out, say=say)))
     if run.eval.loss:
-        chosen.append(Watch(validated_steps(run), validating(run, out, say=say, sink=sink)))
+        chosen.append(Watch(validated_steps(run), validating(run, out, say=say)))
     if run.log.preview:
         chosen.append(Watch(preview_steps(run), previewing(run, out, say=say)))
     return chosen
