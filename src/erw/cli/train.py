@@ -122,9 +122,7 @@ class Watch(NamedTuple):
     look: Callable[[int, Trained, World], Sequence[dict[str, Any]] | None]
 
 
-def watches(
-    run: Run, out: str, *, say: Callable[[str], None]
-) -> list[Watch]:
+def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
     """Everything that the settings ask to look at a run while it trains.
 
     Raises:
