@@ -61,7 +61,9 @@ def describe(model: Trained) -> Metadata:
     lines = read_metrics(log) if log and log.exists() else []
     spent = [line for line in lines if line["kind"] == "train" and line["step"] <= model.step]
     weights, run, init = hash_tensors(model.net), public(to_dict(model.run)), recipe.get("init")
-    data = {"images": recipe["cache"].get("rows"), "source": run["data"]["cache"]} if recipe else {}
+    data: dict[str, Any] = {}
+    if recipe:
+        data = {"images": recipe["cache"].get("rows"), "source": ", ".join(run["data"]["cache"])}
     if model.class_names == tuple(groups()):
         data |= {"source": "OpenMoji 17, composed", "licence": ATTRIBUTION}
     message = init.get("message", init.get("said")) if init else ""
