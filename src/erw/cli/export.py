@@ -45,7 +45,8 @@ def export(
     from erw.interop.hub import push_to_hub
 
     options = {name: value for name, value in asdict(how).items() if value != getattr(Read, name)}
-    options |= {"format": format, "vae": vae, "checkpoint": checkpoint}
+    given = {"format": format, "vae": vae, "checkpoint": checkpoint}
+    options |= {k: v for k, v in given.items() if v not in (None, "diffusers", "last")}
     if push:
         print(push_to_hub(source, push, out=out, private=private or None, **options))
     elif out is None:
