@@ -26,7 +26,9 @@ class Model:
     Attributes:
         net: of `erw.models.BACKBONES`: sit, or rdm, RCG's residual MLP that makes representations,
             of which `depth` and `width` are the only sizes.
-        depth, width, heads: transformer blocks, channels, attention heads.
+        depth: transformer blocks.
+        width: channels of a token.
+        heads: attention heads.
         patch: side of a patch in latent pixels.
         rope: rotary positions in every attention (EVA-02, interleaved pairs), in both phases.
         qk_norm: a norm on queries and keys, of the kind of `norm`.
@@ -35,7 +37,8 @@ class Model:
         adaln_shift: false: the conditioning scales and gates blocks but does not shift them, as
             LightningDiT's wo_shift.
         projector: hidden width of the alignment projector.
-        input_size, channels: of the latent.
+        input_size: side of the latent.
+        channels: of the latent.
         num_classes: classes; 0: unconditional, whatever labels the cache has.
         class_token: of the teacher; denoised: as one more token beside the latents (REG), or given:
             in place of the class (RCG).
@@ -163,8 +166,11 @@ class Optim:
     """AdamW and what stands around it.
 
     Attributes:
-        lr: learning rate; `lr_warmup` steps of a straight line from 0 come first.
-        betas, weight_decay, eps: of AdamW.
+        lr: learning rate.
+        lr_warmup: steps of a straight line from 0 to `lr`.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        eps: of AdamW.
         clip: largest norm of the whole gradient.
         ema: decay of the moving average of the weights.
         ema_profiles: widths sigma_rel of power-function averages that are tracked besides, for
@@ -210,7 +216,8 @@ class Sample:
         interval: times within which there is guidance; 0 is data, 1 is noise.
         guided_channels: so many of the latent's first channels are guided; none: all.
         shift: of the solver's times: above 1 more steps near the noise, below 1 near the data.
-        atol, rtol: of dopri5, which chooses its own steps.
+        atol: absolute tolerance of dopri5, which chooses its own steps.
+        rtol: relative tolerance of dopri5.
     """
 
     steps: int = 50

@@ -1,7 +1,9 @@
 """The command line: what is typed wrong gets one line that says what to do, and an exit code."""
 
+import functools
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -9,13 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from erw.cli import VERBS, main
+from erw.data.cache import Cache
+from erw.data.prepare import prepare_builtin
+from erw.sinks import SINKS
 
 TINY = ["--steps", "4", "--log.every", "1", "--plan.warmup", "2"]
 
@@ -309,6 +314,45 @@ def test_help_names_every_verb_and_every_setting(erw: Erw) -> None:
     ):
         assert text in said.out
     assert erw("--version").out.startswith("erw ")
+
+
+def test_every_setting_has_a_text(erw: Erw) -> None:
+    text = " ".join(re.sub("[│|]", " ", erw("train", "debug", "--help").out).split())
+    kinds = r"FLOAT|INT|STR|true false|FLOAT none|INT none|STR none|\S+ \[\S+ \.\.\.\]\]|\{\S+\}"
+    assert len(re.findall(rf"--[\w.-]+ (?:{kinds})", text)) > 60
+    assert not re.findall(rf"--[\w.-]+ (?:FLOAT )?(?:{kinds}) \(default", text)
+
+
+def test_completion_knows_verbs_and_settings(erw: Erw) -> None:
+    script = erw("--completion", "bash").out
+    assert "complete -F" in script
+    for word in (*VERBS, "--optim.lr", "--plan.align.0.block", "--sigma-rel", "--guidance"):
+        assert word in script, word
+
+
+def test_the_built_in_cache_is_prepared_by_the_first_run(
+    erw: Erw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = functools.partial(prepare_builtin, count=32)
+    monkeypatch.setattr("erw.data.prepare.prepare_builtin", small)
+    said = erw("train", "debug", "--out", "run", *TINY)
+    assert said.code == 0 and "preparing the built-in images" in said.err
+    assert len(Cache.open("cache/quickstart")) == 32
+    said = erw("train", "debug", "--out", "other", *TINY)
+    assert said.code == 0 and "preparing" not in said.err
+
+
+def test_metrics_go_to_the_tracker_that_log_to_names(
+    erw: Erw, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[dict[str, Any]] = []
+    monkeypatch.setitem(SINKS, "mine", lambda run, out: lines.append)
+    train = ["train", "debug", "--out", tmp_path / "run", "--data.cache", cache, *TINY]
+    assert erw(*train, "--log.to", "mine", "--plan.align.1.block", "1").code == 0
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert "align1" in lines[-1]["losses"]
+    refused(erw(*train, "--log.to", "mien"), "mien", "did you mean mine")
 
 
 def test_dry_runs_write_nothing(

@@ -38,6 +38,7 @@ USAGE = (
     "usage: erw VERB ... [--help]\n\n"
     + "\n".join(f"  {f'{verb} {args}':<34}{text}" for verb, (args, text) in VERBS.items())
     + "\n\n`erw train RECIPE --help` lists all settings of a recipe with their values."
+    "\n`source <(erw --completion bash)` completes verbs and options; zsh and tcsh too."
     "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 130 interrupted"
 )
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
@@ -79,6 +80,13 @@ def dispatch(args: list[str]) -> None:
         print(USAGE)
     elif verb == "--version":
         print(f"erw {erw.__version__}")
+    elif verb == "--completion":
+        from erw.cli.settings import print_completion
+
+        modules = {verb: importlib.import_module(f"erw.cli.{verb}") for verb in VERBS}
+        names = {"eval": "evaluate"}
+        verbs = {verb: getattr(module, names.get(verb, verb)) for verb, module in modules.items()}
+        print_completion(verbs, rest[0] if rest else "bash")
     elif verb in VERBS:
         importlib.import_module(f"erw.cli.{verb}").main(rest)
     else:

@@ -28,6 +28,9 @@ Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
 Run = Annotated[Positional[str], arg(metavar="RUN")]
 RunOrImages = Annotated[Positional[str], arg(metavar="RUN|IMAGES")]
 
+HELP = {"-h", "--help"}
+GIVEN = ("model", "start", "base")
+"""Parameters of verbs that are no options: what has been read to learn the options' defaults."""
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 REGISTRY = ConstructorRegistry()
 
@@ -35,7 +38,7 @@ REGISTRY = ConstructorRegistry()
 def recipe_of(verb: str, args: Sequence[str]) -> Config:
     """The recipe that `args` begin with, or its twin with --tiny.
 
-    `--plan.align.N.` just after the last alignment term adds a term with its default values.
+    `--plan.align.N.` with the number after the last alignment term adds a term: a copy of that one.
     """
     from erw.plan import Align
     from erw.recipes import recipe, tiny
@@ -44,10 +47,11 @@ def recipe_of(verb: str, args: Sequence[str]) -> Config:
     run = recipe(name or "quickstart")
     run = tiny(run) if "--tiny" in args else run
     for word in args:
-        terms = run.plan.align
-        if word.startswith(f"--plan.align.{len(terms)}."):
-            term = Align(name=f"align{len(terms)}" if terms else "align")
-            run = run.replace(plan=dataclasses.replace(run.plan, align=(*terms, term)))
+        terms, count = run.plan.align, len(run.plan.align)
+        if word.startswith(f"--plan.align.{count}."):
+            last = terms[-1] if terms else Align(block=min(8, run.model.depth))
+            new = dataclasses.replace(last, name=f"align{count}" if terms else "align")
+            run = run.replace(plan=dataclasses.replace(run.plan, align=(*terms, new)))
     return run
 
 
@@ -61,13 +65,14 @@ def call(
     """Call a verb's function with what `args` say.
 
     Args:
-        given: parameters that are no options, such as a model that has been loaded.
+        given: the parameters in `GIVEN`.
         defaults: take the place of the function's own.
 
     Raises:
         ConfigError: an option is unknown (the nearest is named), or its value is missing or wrong.
     """
-    _parse(verb, function, args, given, defaults)(**given)
+    args = ["--help"] if HELP & set(args) else args
+    _parse(verb, functools.partial(bound(function), **defaults), args)(**given)
 
 
 def first(verb: str, args: Sequence[str], what: str) -> str | None:
@@ -78,40 +83,46 @@ def first(verb: str, args: Sequence[str], what: str) -> str | None:
     """
     if args and not args[0].startswith("-"):
         return args[0]
-    if {"-h", "--help"} & set(args):
+    if HELP & set(args):
         return None
     raise ConfigError(f"erw {verb} needs {what} first; see erw {verb} --help")
 
 
 def peek(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Any:
     """Call the function with those of `args` that it knows, before the others have defaults."""
-    args = [word for word in args if word not in ("-h", "--help")]
-    options = {"add_help": False, "return_unknown_args": True}
-    return _parse(verb, function, args, {}, {}, **options)[0]()
+    args = [word for word in args if word not in HELP]
+    return _parse(verb, bound(function), args, add_help=False, return_unknown_args=True)[0]()
 
 
-def _parse(
-    verb: str,
-    function: Callable[..., Any],
-    args: Sequence[str],
-    given: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    **options: Any,
-) -> Any:
-    """The function with its arguments bound, so that it does not run inside of tyro."""
+def print_completion(verbs: Mapping[str, Callable[..., Any]], shell: str) -> None:
+    """Print a script that completes the verbs and their options in bash, zsh or tcsh."""
+    words = ["--tyro-print-completion", shell]
+    tyro.extras.subcommand_cli_from_dict(
+        {verb: bound(function) for verb, function in verbs.items()},
+        prog="erw", args=words, registry=REGISTRY, config=(FlagCreatePairsOff,),
+    )  # fmt: skip
+
+
+def bound(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same options, which give the function with its arguments but do not run it yet."""
 
     @functools.wraps(function)
     def bind(*args: Any, **kwargs: Any) -> Any:
         return functools.partial(function, *args, **kwargs)
 
     signature = inspect.signature(function)
-    shown = [p for name, p in signature.parameters.items() if name not in given]
-    bind.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    options |= {"prog": f"erw {verb}", "registry": REGISTRY, "config": (FlagCreatePairsOff,)}
+    options = [p for name, p in signature.parameters.items() if name not in GIVEN]
+    bind.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    return bind
+
+
+def _parse(verb: str, function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:
+    """What tyro makes of `args`, its boxed errors as one line."""
     box = io.StringIO()
+    options |= {"prog": f"erw {verb}", "registry": REGISTRY, "config": (FlagCreatePairsOff,)}
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(functools.partial(bind, **defaults), args=args, **options)
+            return tyro.cli(function, args=args, **options)
     except SystemExit as end:
         if end.code:
             message = one_line(box.getvalue())

@@ -54,14 +54,18 @@ class Study:
     """Methods compared at equal total FLOPs on the built-in images.
 
     Attributes:
-        name, title: what it is called.
+        name: of the study.
+        title: of its page.
         methods: (method, recipe) pairs; the first one's FLOPs are the budget of all.
         steps: full steps of the first method.
         seeds: each method is trained once with each.
         points: each run is scored so often, after equal shares of the budget.
-        train_images, reference_images: prepared for training, composed for scoring.
+        train_images: prepared for training.
+        reference_images: composed for scoring.
         samples: images that a score is of, the same seeds and labels for all.
-        solver, sample_steps, guidance: how they are drawn.
+        solver: of the samples.
+        sample_steps: of the solver.
+        guidance: its scale; 1: none.
         small: true: every recipe's tiny twin, for a check of the machinery alone.
     """
 
