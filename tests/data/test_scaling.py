@@ -92,11 +92,10 @@ def test_what_is_measured_scales_what_is_read(made: SimpleNamespace) -> None:
 
 
 def test_a_further_cache_is_scaled_as_the_first(made: SimpleNamespace, tmp_path: Path) -> None:
-    dark = tmp_path / "dark" / "cup"
-    dark.mkdir(parents=True)
-    Image.fromarray(picture(5) // 4).save(dark / "a.png")
-    Image.fromarray(picture(6) // 4).save(dark / "b.png")
-    other = make(dark.parent, tmp_path / "other", made.name, **made.how)
+    dark = photos(tmp_path / "dark", each=1)
+    for number, path in enumerate(dark.rglob("*.png")):
+        Image.fromarray(picture(number) // 4).save(path)
+    other = make(dark, tmp_path / "other", made.name, **made.how)
     both = Cache.open([made.cache.path, other.path])
     assert both.scaling == made.cache.scaling != other.scaling
     assert torch.equal(both.read([7]).mean, made.cache.read([7]).mean)
@@ -143,7 +142,7 @@ def test_a_run_decodes_with_what_its_cache_measured(made: SimpleNamespace, tmp_p
 def test_nobody_decodes_with_a_scale_that_is_not_known(
     made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ConfigError, match="leaves the scale of its latents to the data"):
+    with pytest.raises(ConfigError, match="has no latent statistics"):
         load_vae(made.name).decode(torch.zeros(1, CHANNELS, 8, 8))
     args = ["prepare", str(made.root / "set"), "--out", str(tmp_path / "x"), "--online"]
     assert main([*args, "--vae", made.name, "--image-size", "16"]) == 2
