@@ -4,8 +4,13 @@ The names here are the public face; everything else may move. A name is imported
 used, so `import erw` is light.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Large tensors on a CPU lie in huge pages, where Linux gives them: batches are made anew each step,
+# and with small pages most of reading them would be page faults. torch looks once, when it begins.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.2.0"
 

@@ -44,8 +44,8 @@ class Batch(NamedTuple):
         return moved._replace(features=tuple(features))
 
     def pin(self) -> "Batch":
-        """The same rows in page-locked memory, from which a GPU copies while the CPU goes on."""
-        return self._each(lambda x: x if x.is_cuda else x.pin_memory())
+        """The same rows in pinned memory; those that are, stay."""
+        return self._each(Tensor.pin_memory)
 
     def rows(self, index: slice) -> "Batch":
         """Some of the rows."""
@@ -166,13 +166,16 @@ class Cache:
             features: names of encoders.
             token: the encoder whose class token is read.
             flipped: bool (B,): rows of which the mirrored variant is read.
-            packed: leave features as they are stored until `Batch.to`.
+            packed: leave features as they are stored until `Batch.to`, and everything in pinned
+                memory if there is a GPU, which copies it while the CPU goes on.
         """
         mirrored = flipped is not None and bool(flipped.any())
         self.require(encoders=features, token=token, flip=mirrored)
         names = ["label", "moments", *(f"features.{name}" for name in features)]
         names += [f"scale.{name}" for name in features if self.features[name].format == "int8"]
-        columns = self._read(names + [f"class.{token}"] * bool(token), indices, flipped)
+        names += [f"class.{token}"] * bool(token)
+        pinned = packed and torch.cuda.is_available()
+        columns = self._read(names, indices, flipped, pinned=pinned)
         scale, shift = (
             torch.tensor(self.vae[name]).reshape(-1, 1, 1) for name in ("scale", "shift")
         )
@@ -184,7 +187,9 @@ class Cache:
             tuple(Packed(columns[f"features.{n}"], columns.get(f"scale.{n}")) for n in features),
             columns[f"class.{token}"].float() if token else None,
         )
-        return batch if packed else batch.to("cpu")
+        if not packed:
+            return batch.to("cpu")
+        return batch.pin() if pinned else batch
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
@@ -243,6 +248,8 @@ class Cache:
         names: Sequence[str],
         indices: Sequence[int] | np.ndarray,
         flipped: np.ndarray | None = None,
+        *,
+        pinned: bool = False,
     ) -> dict[str, Tensor]:
         """Columns of rows, in the order given, as they are stored; labels int64."""
         index = np.asarray(indices, dtype=np.int64)
@@ -260,7 +267,8 @@ class Cache:
         for name in names:
             varied = self.variants == 2 and name not in SINGLE
             dtype, shape = self._columns[name]
-            column = torch.empty((len(index), *shape[varied:]), dtype=getattr(torch, dtype))
+            size, kind = (len(index), *shape[varied:]), getattr(torch, dtype)
+            column = torch.empty(size, dtype=kind, pin_memory=pinned)
             for place, (number, row, variant) in enumerate(places):
                 stored = self._shards[number][0][name]
                 column[place] = stored[row, variant] if varied else stored[row]

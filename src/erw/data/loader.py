@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from erw.data.cache import Batch, Cache
 from erw.errors import DataError
@@ -24,7 +23,7 @@ class Loader:
         features: names of encoders in the cache.
         token: one of them whose class token is read too.
         flip: mirror every other image, by chance; None: if the cache has mirrored rows.
-        stored: leave features packed until `Batch.to`, in pinned memory if there is a GPU.
+        stored: leave features packed until `Batch.to` (see `Cache.read`).
     """
 
     def __init__(
@@ -53,14 +52,13 @@ class Loader:
             raise DataError(f"rows {lo}:{hi} of a batch of {count} at {start} do not exist")
         positions = np.arange(start + lo, start + hi, dtype=np.int64)
         flipped = self.flipped(positions) if self.flip else None
-        batch = self.cache.read(
+        return self.cache.read(
             self.rows(positions),
             features=self.features,
             token=self.token,
             flipped=flipped,
             packed=self.stored,
         )
-        return batch.pin() if self.stored and torch.cuda.is_available() else batch
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Row of the cache at each position of the stream, int64."""
