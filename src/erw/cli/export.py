@@ -23,7 +23,7 @@ def export(
     *,
     out: str | None = None,
     format: str = "diffusers",
-    vae: str | None = None,
+    vae: str = "",
     checkpoint: str = "last",
     push: str | None = None,
     private: bool = False,
@@ -46,7 +46,7 @@ def export(
 
     options = {name: value for name, value in asdict(how).items() if value != getattr(Read, name)}
     given = {"format": format, "vae": vae, "checkpoint": checkpoint}
-    options |= {k: v for k, v in given.items() if v not in (None, "diffusers", "last")}
+    options |= {k: v for k, v in given.items() if v not in ("", "diffusers", "last")}
     if push:
         print(push_to_hub(source, push, out=out, private=private or None, **options))
     elif out is None:
