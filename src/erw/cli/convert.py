@@ -16,13 +16,13 @@ class Read:
     """How the input is read.
 
     Attributes:
-        layout: of the input; auto tells it from keys and shapes.
+        layout: of the input; auto detects it from keys and shapes.
         which: averaged or plain weights, where a training checkpoint has both.
         num_heads: attention heads, where neither width nor shapes say it.
-        input_size: side of the latent, where the file does not say it or another is wanted.
+        input_size: side of the latent, where the file does not say it, or for another resolution.
         depth: blocks of the full model, for a warm-up's file.
         prediction: of a flow model whose file does not say it: velocity, noise, score or x.
-        path_type: linear, cosine (SiT's GVP) or vp, likewise; both are kept beside the weights.
+        path_type: linear, cosine (SiT's GVP) or vp, likewise; both are saved with the weights.
     """
 
     layout: Literal["auto", "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"] = (
@@ -53,7 +53,7 @@ def convert(
         source: a .pt, .pth, .bin or .safetensors file, a diffusers DiT folder, or a run's folder.
         out: a file; its ending picks the format.
         how: how the input is read.
-        to: layout of the output: dit, sit, repa, erw, reg or lightningdit.
+        to: layout of the output: dit, diffusers-dit, sit, repa, erw, reg or lightningdit.
     """
     from erw.interop.convert import convert as write
 

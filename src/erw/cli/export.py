@@ -31,8 +31,8 @@ def export(
     """Write a folder that diffusers or another erw loads, and push it to the hub.
 
     Args:
-        source: a run's folder, a folder exported before, or a released checkpoint of a flow model,
-            which the settings below say how to read.
+        source: a run's folder, an exported folder, or a released checkpoint, which the settings
+            below say how to read.
         how: how the source is read.
         out: a new folder; with --push none: SOURCE-export.
         format: diffusers or safetensors.

@@ -162,10 +162,10 @@ def _heads(parts: Parts, width: int, given: int | None, path: object) -> int:
         parts.net.get("blocks.0.attn.q_norm.weight"),
         parts.buffers.get("feat_rope.freqs_cos"),
     )
-    shown = [width // table.shape[-1] for table in tables if table is not None and table.ndim]
-    if given is not None and any(given != heads for heads in shown):
-        raise CheckpointError(f"{path} has {shown[0]} heads by its shapes; num_heads is {given}")
-    heads = next(iter(shown), given or HEADS.get(width))
+    inferred = [width // table.shape[-1] for table in tables if table is not None and table.ndim]
+    if given is not None and any(given != heads for heads in inferred):
+        raise CheckpointError(f"{path} has {inferred[0]} heads by its shapes; num_heads is {given}")
+    heads = next(iter(inferred), given or HEADS.get(width))
     if heads is None:
         known = ", ".join(f"{w}: {h}" for w, h in HEADS.items())
         raise CheckpointError(

@@ -139,8 +139,8 @@ class FlowPipeline(DiffusionPipeline):
         if self.transformer.config.objective == "flow":
             return x + (t_next - t) * out
         betas = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64)
-        kept = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
-        now, after = (float(kept[round(1000 * time)]) for time in (t, t_next))
+        abar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
+        now, after = (float(abar[round(1000 * time)]) for time in (t, t_next))
         clean = (x - (1 - now) ** 0.5 * out) / now**0.5
         return after**0.5 * clean + (1 - after) ** 0.5 * out
 
