@@ -69,7 +69,10 @@ def convert(
         if value not in (None, has[name]):
             raise CheckpointError(f"{to} has no {name} = {has[name]}; choose another layout")
     net, buffers, flow = file.parts.net, file.parts.buffers, file.run.flow
-    if to not in ("sit", "dit", "diffusers-dit", file.layout) and sizes["out_channels"] > sizes["channels"]:
+    if (
+        to not in ("sit", "dit", "diffusers-dit", file.layout)
+        and sizes["out_channels"] > sizes["channels"]
+    ):
         net = without_sigma(net, sizes["channels"])
     if not buffers:
         with torch.device("meta"):
