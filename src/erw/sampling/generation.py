@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from erw import __version__, ddpm
-from erw.config import Sample
+from erw.config import Sample, to_dict
 from erw.dist import precision as precision_of
 from erw.encoders.vae import VAE, load_vae
 from erw.errors import ConfigError
@@ -115,8 +115,9 @@ class Generation:
         # The rest appears only where it has an effect.
         if model.scaling:
             settings["scaling"] = model.scaling
-        if model.net.representation:
-            settings["representations"] = rcg.settings(model)
+        if model.net.representation and (rdm := model.rdm):
+            origin = {"weights": hash_tensors(rdm.net), "step": rdm.step, **to_dict(rdm.run.sample)}
+            settings["representations"] = origin
         if sample.shift != 1:
             settings["shift"] = sample.shift
         if solver.adaptive:

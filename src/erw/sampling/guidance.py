@@ -20,7 +20,6 @@ from erw.sampling.solvers import Velocity
 
 ModelVelocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x, t (B,), y) -> velocity."""
-Both = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 # A step's time that is meant to be an end of the interval may differ from it in its last bit.
 _EDGE = 1e-6
@@ -80,7 +79,7 @@ def classifier_free(
 
 def _guided(
     plain: Velocity,
-    both: Both,
+    both: Callable[[Tensor, float], tuple[Tensor, Tensor]],
     scale: float,
     interval: tuple[float, float],
     channels: int | None,

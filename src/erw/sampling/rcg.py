@@ -1,13 +1,11 @@
 """RCG (arXiv 2312.03701): draw a representation first, then an image from it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from erw.config import to_dict
 from erw.errors import ConfigError
-from erw.io import hash_tensors
 from erw.rng import seeded
 from erw.training.trained import Trained
 
@@ -34,11 +32,3 @@ def representations(model: Trained, seeds: Sequence[int], labels: Tensor | None)
     own, options = [seeded(seed, "representation") for seed in seeds], to_dict(model.rdm.run.sample)
     drawn = generate(model.rdm, own, labels, **options, decode=False).collect().latents
     return drawn.to(next(model.net.parameters()).device)
-
-
-def settings(model: Trained) -> dict[str, Any]:
-    """How the representations are drawn, as JSON values."""
-    assert model.rdm is not None, "see `check`"
-    sample = to_dict(model.rdm.run.sample)
-    sample["interval"] = list(sample["interval"])
-    return {"weights": hash_tensors(model.rdm.net), "step": model.rdm.step, **sample}
