@@ -65,7 +65,14 @@ def write_run(
 ) -> Path:
     """A run's folder: recipe and metrics. `settings` tell methods of one name apart."""
     folder.mkdir(parents=True)
-    run = {"name": name, "seed": seed, "steps": lines[-1]["step"], "method": name, **settings}
+    run = {
+        "name": name,
+        "seed": seed,
+        "steps": lines[-1]["step"],
+        "model": name,
+        "data": {},
+        **settings,
+    }
     recipe = {"erw": "0.1.0", "torch": "2.13.0", "run": run, "resolved": run}
     cache = {"identity": "made up", "rows": 640, "vae": "openmoji-f4c4"}
     (folder / "recipe.json").write_text(json.dumps(recipe | {"cache": cache}))

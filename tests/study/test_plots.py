@@ -40,12 +40,6 @@ def test_the_same_runs_give_the_same_bytes(runs: list[RunResult]) -> None:
     assert one == two
 
 
-def test_the_ledger_names_its_parts_and_methods(runs: list[RunResult]) -> None:
-    svg = plots.to_bytes(plots.ledger_figure(runs), LIGHT, "svg").decode()
-    for word in (*plots.PARTS, "SiT", "REPA", "ERW"):
-        assert f">{word}</text>" in svg
-
-
 def test_warm_up_ends_where_it_ends(runs: list[RunResult]) -> None:
     axes = plots.curve_figure(runs, "losses", "align", over="steps").axes[0]
     ends = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]

@@ -64,11 +64,10 @@ def test_runs_are_seeds_of_a_method_if_they_differ_in_nothing_else(tmp_path: Pat
 
 
 def test_bins_keep_the_phases_and_the_steps_weight() -> None:
-    steps = (*range(10, 101, 10), 101)
-    curve = Curve(tuple(map(float, steps)), (*[1.0] * 10, 50.0), steps)
-    short = binned(curve)
-    assert short.steps == (*range(10, 91, 10), 101), "one step does not make a point"
-    assert short.values[-1] == pytest.approx((10 * 1.0 + 50.0) / 11)
+    steps = (10, 20, 21, 31)
+    pairs = binned(Curve((1.0, 2.0, 3.0, 4.0), (1.0, 2.0, 50.0, 3.0), steps), points=2)
+    assert pairs.steps == (20, 31) and pairs.costs == (2.0, 4.0)
+    assert pairs.values == pytest.approx(((10 + 20) / 20, (50 + 30) / 11))
     many = Curve(tuple(map(float, range(1, 1001))), (0.0,) * 1000, tuple(range(1, 1001)))
     bins = binned(many, points=50, warmup=5)
     assert len(bins.steps) <= 52 and bins.steps[0] == 5 and bins.steps[-1] == 1000

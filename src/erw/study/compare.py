@@ -7,6 +7,7 @@ averaged over seeds; `low` and `high` are the extremes over seeds, or over pairs
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 from typing import Any, NamedTuple
@@ -67,24 +68,22 @@ def cost_to_target(curve: Curve, target: float, *, metric: str) -> tuple[float, 
     return None
 
 
-def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Costs and values averaged over curves, at the steps that all of them have.
+def mean_curve(
+    curves: Sequence[Curve], of: Callable[[Sequence[float]], float] = statistics.fmean
+) -> Curve:
+    """The mean of curves (or `of` their values: min, max) at the steps that all of them have.
 
     Raises DataError if no step is common to all.
     """
     shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
     if not shared:
         raise DataError("no step is scored in all seeds of a method: score them at the same steps")
-    at = [[curve.steps.index(step) for step in shared] for curve in curves]
-
-    def mean(name: str) -> tuple[float, ...]:
-        rows = [
-            [getattr(curve, name)[i] for i in place]
-            for curve, place in zip(curves, at, strict=True)
-        ]
-        return tuple(sum(column) / len(curves) for column in zip(*rows, strict=True))
-
-    return Curve(mean("costs"), mean("values"), tuple(shared))
+    points = [
+        [(c.costs[i], c.values[i]) for c in curves for i in (c.steps.index(step),)]
+        for step in shared
+    ]
+    costs = tuple(statistics.fmean(cost for cost, _ in point) for point in points)
+    return Curve(costs, tuple(of([value for _, value in point]) for point in points), tuple(shared))
 
 
 def score_curves(runs: Sequence[RunResult], metric: str, *, over: str = "flops") -> list[Curve]:
@@ -201,50 +200,40 @@ def to_target(
     """Costs to the target and the speed-ups of all methods by each other, as JSON values."""
     groups = by_method(runs)
     curves = {name: score_curves(group, metric, over=over) for name, group in groups.items()}
-    costs = (
-        {}
-        if target is None
-        else {name: reach(some, target, metric=metric)._asdict() for name, some in curves.items()}
-    )
-    return {
-        "metric": metric,
-        "over": over,
-        "target": target,
-        "curves": {name: [curve._asdict() for curve in some] for name, some in curves.items()},
-        "reached": costs,
-        "speed_ups": [
-            item._asdict() | {"ratio": item.ratio._asdict()}
-            for item in speed_ups(groups, metric=metric, over=over, both=True)
-        ],
-    }
+    ratios = speed_ups(groups, metric=metric, over=over, both=True)
+    record: dict[str, Any] = {"metric": metric, "over": over, "target": target, "reached": {}}
+    if target is not None:
+        for name, some in curves.items():
+            record["reached"][name] = reach(some, target, metric=metric)._asdict()
+    record["speed_ups"] = [item._asdict() | {"ratio": item.ratio._asdict()} for item in ratios]
+    record["curves"] = {name: [c._asdict() for c in some] for name, some in curves.items()}
+    return record
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:
     """The outcome of `to_target` in lines."""
     over, metric, target = record["over"], label_of(record["metric"]), record["target"]
+
+    def line(head: str, result: Mapping[str, Any], text: Callable[[float], str]) -> str:
+        value, low, high = (
+            "not reached" if result[key] is None else text(result[key])
+            for key in ("value", "low", "high")
+        )
+        most = "at most " if result["at_most"] and result["value"] else ""
+        seeds = f" ({low} to {high}; {result['reached']} of {result['tries']})"
+        return f"  {head:<24}{most}{value}{seeds if result['tries'] > 1 else ' (one seed)'}"
+
     lines = ["score linear in log(cost) between points; brackets: extremes over seeds"]
     if target is not None:
         lines.append(f"{metric} {target:g} is reached after:")
     for name, cost in record["reached"].items():
-        lines.append(f"  {name:<24}{_in_words(cost, lambda value: amount(value, over))}")
+        lines.append(line(name, cost, lambda value: amount(value, over)))
     if record["speed_ups"]:
         lines.append(f"another's final {metric} after this share of the {over} that it took there:")
     for item in record["speed_ups"]:
         head = f"{item['method']} to {item['against']}'s"
-        lines.append(f"  {head:<24}{_in_words(item['ratio'], lambda value: f'{value:.2f}x')}")
+        lines.append(line(head, item["ratio"], lambda value: f"{value:.2f}x"))
     return lines
-
-
-def _in_words(found: Mapping[str, Any], written: Callable[[float], str]) -> str:
-    """A `Reach` in words."""
-    low, high = (
-        "not reached" if found[key] is None else written(found[key]) for key in ("low", "high")
-    )
-    seeds = f"({low} to {high}; {found['reached']} of {found['tries']})"
-    if found["value"] is None:
-        return f"not reached {seeds}" if found["reached"] else "not reached"
-    value = f"{'at most ' if found['at_most'] else ''}{written(found['value'])}"
-    return f"{value} {seeds if found['tries'] > 1 else '(one seed: no spread)'}"
 
 
 def amount(value: float, over: str) -> str:

@@ -67,24 +67,15 @@ def knowledge_figure(record: Mapping[str, Any], theme: Theme, *, over: str = "de
     """The values of `erw analyze` over an axis of `AXES`, a line for each of what else differs."""
     lines = lines_over(record["points"], over)
     names = _names(lines, [name for name in FIELDS if name != over])
-    against = record["reference"] is not None
-    title = NAMES[record["metric"]] + f" with {record['encoder']}" * against
-    with plots.style(theme):
-        figure, ax = plots.canvas((800, 400), title=title, label=AXES[over], ends=names)
-        ends = []
-        for i, (line, name) in enumerate(zip(lines, names, strict=True)):
-            color = theme.spare[i % len(theme.spare)]
-            ax.plot(line.xs, line.ys, color=color, marker="o", markersize=4, linewidth=2)
-            ends.append(plots.End(line.xs[-1], line.ys[-1], name, color))
-        if against:
-            ax.axhline(record["reference"], color=theme.soft, linewidth=1.2, linestyle=(0, (4, 3)))
-            ax.annotate(
-                f"{record['encoder']} itself", (0, record["reference"]), (4, 4), fontsize=11,
-                xycoords=("axes fraction", "data"), textcoords="offset points", color=theme.soft,
-            )  # fmt: skip
-        # More names than fit below each other: evenly some of them.
-        plots.label_ends(ax, ends[:: -(-len(ends) // 9)])
-    return figure
+    drawn = [
+        plots.Line(name, theme.spare[i % len(theme.spare)], line.xs, line.ys)
+        for i, (line, name) in enumerate(zip(lines, names, strict=True))
+    ]
+    title, level = NAMES[record["metric"]], None
+    if record["reference"] is not None:
+        title += f" with {record['encoder']}"
+        level = (f"{record['encoder']} itself", record["reference"])
+    return plots.lines_figure(drawn, theme, title=title, label=AXES[over], level=level)
 
 
 def save_knowledge(record: Mapping[str, Any], stem: str | Path) -> list[Path]:

@@ -7,11 +7,14 @@ runs[0].curve("losses", "flow", over="seconds")         # also "weights", "value
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from erw.errors import ConfigError, DataError
 from erw.log import read_metrics
@@ -124,31 +127,22 @@ def by_method(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
 
 
 def binned(curve: Curve, *, points: int = 160, warmup: int = 0) -> Curve:
-    """A curve averaged in at most about `points` bins, weighed by the steps between its points.
+    """A curve averaged in about `points` bins, weighed by the steps between its points.
 
     A bin's cost is that of its last point. None holds steps of both phases (`warmup`: the last step
-    of the first), so that the boundary stays where it is. A short rest joins the bin before it.
+    of the first), so that the boundary stays where it is.
     """
-    windows = [step - before for before, step in zip((0, *curve.steps), curve.steps, strict=False)]
-    size = max(1, -(-len(windows) // points))
-    bins: list[slice] = []
-    for phase in (True, False):
-        place = [i for i, step in enumerate(curve.steps) if (step <= warmup) is phase]
-        cuts = [slice(i, min(i + size, place[-1] + 1)) for i in place[::size]]
-        if len(cuts) > 1 and 2 * sum(windows[cuts[-1]]) < sum(windows[cuts[-2]]):
-            cuts[-2:] = [slice(cuts[-2].start, cuts[-1].stop)]
-        bins += cuts
-
-    def mean(part: slice) -> float:
-        pairs = zip(curve.values[part], windows[part], strict=True)
-        return sum(value * window for value, window in pairs) / sum(windows[part])
-
-    ends = [part.stop - 1 for part in bins]
-    return Curve(
-        tuple(curve.costs[i] for i in ends),
-        tuple(mean(part) for part in bins),
-        tuple(curve.steps[i] for i in ends),
-    )
+    steps = np.array(curve.steps)
+    windows, bins = np.diff(steps, prepend=0), list[np.ndarray]()
+    for phase in (steps <= warmup, steps > warmup):
+        rows = np.flatnonzero(phase)
+        if len(rows):
+            bins += np.array_split(rows, min(len(rows), math.ceil(points * phase.mean())))
+    values = np.array(curve.values)
+    means = [float(np.average(values[rows], weights=windows[rows])) for rows in bins]
+    ends = [rows[-1] for rows in bins]
+    costs, steps_ = (tuple(np.array(some)[ends].tolist()) for some in (curve.costs, curve.steps))
+    return Curve(costs, tuple(means), steps_)
 
 
 def _folders(path: Path) -> list[Path]:

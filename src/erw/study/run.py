@@ -12,12 +12,12 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 
 from erw.config import Eval, Run, nearest
@@ -32,7 +32,6 @@ from erw.io import write_bytes, write_json
 from erw.log import say
 from erw.recipes import recipe, tiny
 from erw.sampling.preview import COUNT, picture, previewing
-from erw.sampling.solvers import check_solver
 from erw.study.report import REFERENCE, report
 from erw.study.results import STUDY
 from erw.training.build import resolve
@@ -63,9 +62,6 @@ class Study:
         train_images: prepared for training.
         reference_images: composed for scoring.
         samples: images that a score is of, the same seeds and labels for all.
-        solver: of the samples.
-        sample_steps: of the solver.
-        guidance: its scale; 1: none.
         small: true: every recipe's tiny twin, for a check of the machinery alone.
     """
 
@@ -78,15 +74,11 @@ class Study:
     train_images: int = 8192
     reference_images: int = 2000
     samples: int = 500
-    solver: str = "adams"
-    sample_steps: int = 12
-    guidance: float = 1.0
     small: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, "study", steps="[1, inf)", points="[1, inf)", samples="[2, inf)")
         check_ranges(self, "study", train_images="[2, inf)", reference_images="[2, inf)")
-        check_solver(self.solver, "flow")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"study.seeds {self.seeds}: give at least one, and each once")
 
@@ -98,25 +90,12 @@ class Study:
             run = tiny(run)
             model = dataclasses.replace(run.model, width=64)
             run = run.replace(model=model, data=dataclasses.replace(run.data, batch_size=32))
-        sample: dict[str, Any] = {
-            "solver": self.solver,
-            "steps": self.sample_steps,
-            "guidance": self.guidance,
-        }
         return run.replace(
             name=method,
             seed=seed,
             data=dataclasses.replace(run.data, cache=(cache,)),
-            sample=dataclasses.replace(run.sample, **sample),
             eval=Eval(samples=self.samples, reference_count=self.reference_images, keep_best=False),
         )
-
-
-class Share(NamedTuple):
-    """A run that the budget pays for, and the steps after which it is scored."""
-
-    run: Run
-    points: tuple[int, ...]
 
 
 STUDIES = {
@@ -133,7 +112,6 @@ STUDIES = {
             train_images=256,
             reference_images=128,
             samples=64,
-            sample_steps=4,
             small=True,
         ),
         # Three seeds a method, about 6 hours on 2 CPU cores.
@@ -162,23 +140,20 @@ def study_plan(name: str) -> Study:
 def run_study(study: Study, out: str | Path) -> Path:
     """Train and score every run of a study in the folder `out`; returns the path of its page.
 
-    Raises CheckpointError if the folder holds another study, ConfigError for impossible settings.
+    Raises CheckpointError if the folder holds another study, ConfigError for too few steps.
     """
     out = Path(out)
-    names = [folder_of(method, seed) for seed in study.seeds for method, _ in study.methods]
-    for method, _ in study.methods:
-        study.run(method, seed=0, cache="")  # what is impossible is refused before all work
-    claim(study, out, names)
+    claim(study, out)
     say(f"{study.title}: everything goes to {out}; the same command goes on after a stop")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cache = prepare_builtin(out / "cache", count=study.train_images, device=device)
     held_out(out / REFERENCE)
-    runs = shares(study, cache)
+    points = points_of(study, cache)
     for seed in study.seeds:
-        for method, share in runs.items():
+        for method, steps in points.items():
+            run = study.run(method, seed=seed, cache=str(cache.path)).replace(steps=steps[-1])
             folder = out / "runs" / folder_of(method, seed)
-            run = share.run.replace(seed=seed)
-            train(run, folder, at=share.points, evaluate=watching(run, folder))
+            train(run, folder, at=steps, evaluate=watching(run, folder))
             report([out], out=out / "report.html")
     return out / "report.html"
 
@@ -188,33 +163,32 @@ def folder_of(method: str, seed: int) -> str:
     return "-".join([*method.lower().replace(",", "").split(), str(seed)])
 
 
-def shares(study: Study, cache: Cache) -> dict[str, Share]:
-    """Each method with as many steps as the budget pays for, and its scored steps.
+def points_of(study: Study, cache: Cache) -> dict[str, tuple[int, ...]]:
+    """The steps after which each method is scored; all end at the FLOPs of the first method."""
+    runs = {method: study.run(method, seed=0, cache=str(cache.path)) for method, _ in study.methods}
+    # A ledger knows the ends of schedules within the run's steps: more of them than any budget buys.
+    ledgers = {
+        method: Ledger.of(resolve(run.replace(steps=10 * study.steps), cache), cache)
+        for method, run in runs.items()
+    }
+    budget = next(iter(ledgers.values())).spent(study.steps).total
+    return {method: shares(ledger, budget, study.points, method)
+            for method, ledger in ledgers.items()}  # fmt: skip
 
-    A point is the last step whose total cost (warm-up, projector and teacher counted) is within its
-    share of the budget: less than one step below it. Raises ConfigError if two coincide.
+
+def shares(ledger: Ledger, budget: int, count: int, method: str) -> tuple[int, ...]:
+    """The last steps whose total cost is within 1, 2, ... `count` equal parts of `budget` FLOPs.
+
+    Warm-up, projector and teacher are counted. Raises ConfigError if two coincide.
     """
-    runs = {m: study.run(m, seed=0, cache=str(cache.path)) for m, _ in study.methods}
-    budget = ledger_of(next(iter(runs.values())), cache).spent(study.steps).total
-    return {name: share_of(run, ledger_of(run, cache), budget, study.points)
-            for name, run in runs.items()}  # fmt: skip
-
-
-def share_of(run: Run, ledger: Ledger, budget: int, count: int) -> Share:
-    """`run` with the steps that `budget` FLOPs pay for, to be scored at `count` equal shares."""
     points = tuple(ledger.steps_for(budget * i // count) for i in range(1, count + 1))
-    if points[0] <= run.plan.warmup or len(set(points)) < count:
+    if points[0] <= ledger.plan.warmup or len(set(points)) < count:
         raise ConfigError(
-            f"a budget of {budget:.3g} FLOPs gives {run.name} the points {points}, which are not "
-            f"{count} different steps after its warm-up of {run.plan.warmup}; give more steps or "
-            "fewer points"
+            f"a budget of {budget:.3g} FLOPs gives {method} the points {points}, which are not "
+            f"{count} different steps after its warm-up of {ledger.plan.warmup}; give more steps "
+            "or fewer points"
         )
-    return Share(run.replace(steps=points[-1]), points)
-
-
-def ledger_of(run: Run, cache: Cache) -> Ledger:
-    """The cost of `run` on `cache`, by step."""
-    return Ledger.of(resolve(run, cache), cache)
+    return points
 
 
 def watching(run: Run, folder: Path) -> Callback:
@@ -229,53 +203,48 @@ def watching(run: Run, folder: Path) -> Callback:
 
 def held_out(path: Path) -> None:
     """A picture of held-out images: what a perfect model would draw."""
-    if path.is_file():
-        return
-    images = OpenMojiSet("test", count=COUNT)
-    pixels = torch.stack([torch.from_numpy(images[i][0]).permute(2, 0, 1) for i in range(COUNT)])
-    labels = [images[i][1] for i in range(COUNT)]
-    write_bytes(path, picture(pixels, labels, images.class_names))
+    if not path.is_file():
+        source = OpenMojiSet("test", count=COUNT)
+        images, labels = zip(*(source[i] for i in range(COUNT)), strict=True)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        write_bytes(path, picture(pixels, labels, source.class_names))
 
 
-def claim(study: Study, out: Path, runs: list[str]) -> None:
+def claim(study: Study, out: Path) -> None:
     """Write `study.json`, or check that the one that is there is of the same study.
 
     Raises CheckpointError naming the first difference, or the first of other files.
     """
     path, settings = out / STUDY, json.loads(json.dumps(asdict(study)))
-    if not path.is_file():
-        others = sorted(p.name for p in out.glob("*") if not p.name.startswith("."))
-        if others:
-            raise CheckpointError(
-                f"{out} holds other files and no study ({others[0]}); choose another --out"
-            )
-        write_json(
-            path,
-            {"study": settings, "runs": runs, "versions": versions(), "hardware": hardware()},
+    if path.is_file():
+        there = json.loads(path.read_text())["study"]
+        for key, value in settings.items():
+            if there.get(key) != value:
+                raise CheckpointError(
+                    f"{out} holds another study: {key} is {there.get(key)!r} there and {value!r} "
+                    "here; choose another --out"
+                )
+    elif others := sorted(p.name for p in out.glob("*") if not p.name.startswith(".")):
+        raise CheckpointError(
+            f"{out} holds other files and no study ({others[0]}); choose another --out"
         )
-        return
-    there = json.loads(path.read_text())["study"]
-    for key, value in settings.items():
-        if there.get(key) != value:
-            raise CheckpointError(
-                f"{out} holds another study: {key} is {there.get(key)!r} there and {value!r} here; "
-                "choose another --out"
-            )
+    else:
+        runs = [folder_of(method, seed) for seed in study.seeds for method, _ in study.methods]
+        machine = {"versions": versions(), "hardware": hardware()}
+        write_json(path, {"study": settings, "runs": runs, **machine})
 
 
-def versions() -> Mapping[str, str]:
+def versions() -> dict[str, str]:
     """Python's version and those of the packages that decide the numbers."""
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
 
 
-def hardware() -> Mapping[str, Any]:
+def hardware() -> dict[str, Any]:
     """Processor, cores, threads and accelerator; no name of the host."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
