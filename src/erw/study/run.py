@@ -166,7 +166,7 @@ def folder_of(method: str, seed: int) -> str:
 def points_of(study: Study, cache: Cache) -> dict[str, tuple[int, ...]]:
     """The steps after which each method is scored; all end at the FLOPs of the first method."""
     runs = {method: study.run(method, seed=0, cache=str(cache.path)) for method, _ in study.methods}
-    # A ledger knows the ends of schedules within the run's steps: more of them than any budget buys.
+    # A ledger sees schedules end within the run: give it more steps than any budget buys.
     ledgers = {
         method: Ledger.of(resolve(run.replace(steps=10 * study.steps), cache), cache)
         for method, run in runs.items()
