@@ -6,102 +6,97 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from erw.cli.eval import Score, scored
+from erw.cli.eval import DRAW, Score, images_of, scored
 from erw.cli.sample import Draw
-from erw.cli.settings import Parser, add_settings, converter, shown
-from erw.config import Run, Sample, from_dict
+from erw.cli.settings import Run, Settings, call, first
+from erw.config import Run as Config
+from erw.config import Sample, from_dict
+from erw.dist import current, world
 from erw.errors import ConfigError
+from erw.training import load, posthoc_ema
+from erw.training.trained import read_recipe
 
-SWEEP = "sweep"
+
+def main(args: Sequence[str]) -> None:
+    run, sampler = first("ema", args, "a run"), Sample()
+    if run:
+        sampler = from_dict(Config, read_recipe(Path(run))["resolved"]).sample
+    call("ema", ema, args, sampler=sampler, draw=DRAW)
 
 
-def ema(args: Sequence[str]) -> None:
-    """Write weights averaged with the widths asked for; with --score, score their samples too."""
-    text = (
-        "RUN: the folder of a run with optim.ema_profiles. Any profile of the power-function "
-        "averages of EDM2 is mixed from those that the run stored. What is written is loaded by "
-        "every verb that takes a run."
-    )
-    parser = Parser("erw ema", text, usage="RUN --sigma-rel S... --out PATH [--step N] [--score]")
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument(
-        "--sigma-rel", nargs="+", type=converter(float), required=True, metavar="S",
-        help="widths relative to the training's length; above 0, at most 0.2887",
-    )  # fmt: skip
-    parser.add_argument("--step", type=converter(int), help="of a snapshot [the last]")
-    parser.add_argument("--out", metavar="PATH", help="a .safetensors file; a folder for several")
-    parser.add_argument("--dry-run", action="store_true", help="only say how well it can be mixed")
-    parser.add_argument("--score", action="store_true", help="score samples of each; see erw eval")
-    own = Sample()
-    if args and not args[0].startswith("-"):
-        from erw.training.trained import read_recipe
+def ema(
+    run: Run,
+    scoring: Settings[Score],
+    sampler: Settings[Sample],
+    draw: Settings[Draw],
+    *,
+    sigma_rel: tuple[float, ...],
+    step: int | None = None,
+    out: str | None = None,
+    score: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Mix any power-function average of EDM2 from those that the run stored.
 
-        own = from_dict(Run, read_recipe(Path(args[0]))["resolved"]).sample
-    add_settings(parser, Score())
-    add_settings(parser, own)
-    add_settings(parser, Draw(seeds="0:2000"))
-    found = parser.read(args)
-    files = _files(found)
-    lines = [
-        _written(found, sigma_rel, file)
-        for sigma_rel, file in zip(found.sigma_rel, files, strict=True)
-    ]
-    if not found.score:
-        return
-    for line, file in zip(lines, files, strict=True):
-        line["scores"] = _scores(file, found)
-        values = "  ".join(
-            f"{name} {value:.4f}" for name, value in line["scores"]["values"].items()
-        )
-        print(f"sigma_rel {line['sigma_rel']:<8g}{values}")
-    if len(lines) > 1:
+    Every verb that takes a run takes the file that this writes.
+
+    Args:
+        run: the folder of a run with optim.ema_profiles.
+        scoring: as for `erw eval`.
+        sampler: how samples are drawn for the scores.
+        draw: which.
+        sigma_rel: widths relative to the training's length; above 0, at most 0.2887.
+        step: of a snapshot; none: the last.
+        out: a .safetensors file; a folder for several widths.
+        score: score samples of each.
+        dry_run: only say how well it can be mixed.
+    """
+    if dry_run and score:
+        raise ConfigError("--dry-run writes nothing, so there is nothing to --score")
+    files = [Path()] * len(sigma_rel) if dry_run else _files(out, sigma_rel)
+    points: list[dict[str, Any]] = []
+    for width, file in zip(sigma_rel, files, strict=True):
+        average = posthoc_ema.reconstruct(run, width, step=step)
+        error, stored = average.mix.error, len(average.stored)
+        quality = f"profile off by {error:.2%}" if error else "itself stored"
+        print(f"sigma_rel {width:g} after step {average.step}: of {stored} stored, {quality}")
+        point: dict[str, Any] = {
+            "sigma_rel": width,
+            "step": average.step,
+            "stored": stored,
+            "error": error,
+        }
+        points.append(point)
+        if not dry_run:
+            posthoc_ema.save(average, run, width, file)
+            print(file)
+        if score:
+            with world():
+                model = load(file, device=current().device)
+                images = images_of(str(file), model, sampler, draw, scoring.reference_count)
+                point["scores"] = scored(images, model, scoring)
+            values = point["scores"]["values"].items()
+            print(f"sigma_rel {width:<8g}" + "  ".join(f"{name} {v:.4f}" for name, v in values))
+    if score and len(points) > 1:
         from erw.study.plots import save_figure
 
-        record = {"run": Path(found.run).name, "points": lines}
-        drawn = save_figure(
-            lambda theme: figure(record, theme), files[0].parent / SWEEP, data=record
-        )
-        print("\n".join(str(path) for path in drawn))
+        record = {"run": Path(run).name, "points": points}
+        stem = files[0].parent / "sweep"
+        paths = save_figure(lambda theme: figure(record, theme), stem, data=record)
+        print("\n".join(map(str, paths)))
 
 
-def _files(found: Any) -> list[Path]:
+def _files(out: str | None, widths: Sequence[float]) -> list[Path]:
     """Where each average goes."""
-    if not found.out:
-        if found.dry_run and not found.score:
-            return [Path()] * len(found.sigma_rel)
+    if out is None:
         raise ConfigError("missing --out; see erw ema --help")
-    if found.dry_run and found.score:
-        raise ConfigError("--dry-run writes nothing, so there is nothing to --score")
-    out = Path(found.out)
-    one = out.suffix == ".safetensors"
-    if one != (len(found.sigma_rel) == 1):
+    path = Path(out)
+    if (path.suffix == ".safetensors") != (len(widths) == 1):
         raise ConfigError(
-            f"--out {out}: expected a file ending in .safetensors for one width, a folder for "
-            f"several; --sigma-rel has {len(found.sigma_rel)}"
+            f"--out {path}: expected a file ending in .safetensors for one width, a folder for "
+            f"several; --sigma-rel has {len(widths)}"
         )
-    return [out] if one else [out / f"sigma-{shown(s)}.safetensors" for s in found.sigma_rel]
-
-
-def _written(found: Any, sigma_rel: float, file: Path) -> dict[str, Any]:
-    """Mix one average, write it, and say how near its profile is to the wanted one."""
-    from erw.training import posthoc_ema
-
-    average = posthoc_ema.reconstruct(found.run, sigma_rel, step=found.step)
-    error, stored = average.mix.error, len(average.stored)
-    said = f"sigma_rel {sigma_rel:g} after step {average.step}: of {stored} stored, "
-    print(said + (f"profile off by {error:.2%}" if error else "itself stored"))
-    if not found.dry_run:
-        posthoc_ema.save(average, found.run, sigma_rel, file)
-        print(file)
-    return {"sigma_rel": sigma_rel, "step": average.step, "stored": stored, "error": error}
-
-
-def _scores(file: Path, found: Any) -> dict[str, Any]:
-    from erw.dist import world
-    from erw.training import load
-
-    with world() as here:
-        return scored(str(file), load(file, device=here.device), found, here)
+    return [path] if len(widths) == 1 else [path / f"sigma-{w}.safetensors" for w in widths]
 
 
 def figure(record: dict[str, Any], theme: Any) -> Any:
