@@ -172,7 +172,7 @@ def test_on_the_command_line(
     code, _, err = erw("prepare", made.more, "--out", copy)
     assert code == 2 and "--data.cache A B reads both as one" in err
     code, _, err = erw(
-        "prepare", made.folder, "--out", copy, "--add-encoder", OTHER, "--crop", "adm"
+        "prepare", made.folder, "--out", copy, "--add-encoder", OTHER, "--crop", "resize"
     )
     assert code == 2 and "--crop does not go with --add-encoder" in err
     code, out, _ = erw("prepare", made.folder, "--out", copy, "--add-encoder", OTHER)

@@ -56,7 +56,7 @@ def test_its_variations_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     third = [*commands()[3], "--tiny", "--steps", "4"]
     for name, more in {
         "warm": ["--plan.warmup", "2"],
-        "heads": ["--init-projectors", "--plan.align.value", "1"],
+        "heads": ["--init-projectors", "--plan.align.0.weight.value", "1"],
         "bare": ["--model.num-classes", "0"],
     }.items():
         assert main([*third, *more, "--out", f"runs/{name}"]) == 0, more
