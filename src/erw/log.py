@@ -85,6 +85,7 @@ class Progress:
             disable=quiet,
             file=sys.stderr if terminal else _Lines(),
             mininterval=0.2 if terminal else 15.0,
+            delay=0.0 if terminal else 15.0,  # what fails at once ends with its error alone
             smoothing=0.02,
             dynamic_ncols=terminal,
             bar_format="{desc} {percentage:3.0f}%" + rate + "{postfix}, {remaining} left",

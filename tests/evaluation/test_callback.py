@@ -48,7 +48,7 @@ def lines(out: Path, kind: str) -> list[dict]:
 
 def test_scores_change_nothing_of_training(cache: Path, scored: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
-    go(tiny_run(cache), plain, at=(6, 8, 10, 12))  # steps that have a train line in both
+    go(tiny_run(cache), plain)
     for name in ("ema.safetensors", f"checkpoints/{paths(plain / 'checkpoints')[-1].name}"):
         a, b = load_file(plain / name), load_file(scored / name)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name

@@ -40,7 +40,7 @@ def validated_steps(run: Run) -> tuple[int, ...]:
 def validating(
     run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
 ) -> Callback:
-    """The callback that writes a line of kind "validation"; `say` gets a text on each.
+    """The callback that gives a line of kind "validation"; `say` gets a text on each.
 
     Every rank takes its share of the images. The line has `flow`, the mean, and `flow_by_time`, the
     loss at each of `times`. A step that has its line is not validated again.
