@@ -1,42 +1,48 @@
-"""What a long run says of itself: how far it is, and how long it still takes."""
+"""What a long run reports: metrics that survive a cut-off line, progress with the time left."""
+
+from pathlib import Path
 
 import pytest
 
-from erw.log import Console
+from erw.errors import CheckpointError
+from erw.log import Metrics, Progress, read_metrics
 
 
-def lefts(
-    steps: list[tuple[int, float, float | None]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> list[str]:
-    """The end of each line said after (step of 10, at this second, share of the work)."""
-    seconds = iter([0.0, *(at for _, at, _ in steps)])
-    monkeypatch.setattr("erw.log.time.monotonic", lambda: next(seconds))
-    console = Console("x", every=0)
-    for step, _, share in steps:
-        console.step(step, 10, share)
-    return [line.partition(")")[2].strip() for line in capsys.readouterr().err.splitlines()]
-
-
-def test_time_left_counts_from_the_first_step(
+def test_the_time_left_follows_the_work_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Loading took 100 seconds, a step takes 5.
-    steps = [(1, 100.0, None), (2, 105.0, None), (6, 125.0, None), (10, 145.0, None)]
-    assert lefts(steps, monkeypatch, capsys) == ["", "0:40 left", "0:20 left", "0:00 left"]
+    """Work of 100 behind an earlier 50; 10 a 20 seconds leave 80 seconds, then 60, then 40."""
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with Progress("x", 100, done=50) as bar:
+        for i in range(5):
+            now[0] += 20
+            bar.note(f"step {i}")
+            bar.update(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(", ")[2] for line in lines[1:-1]] == [
+        "01:20 left", "01:00 left", "00:40 left", "00:20 left", "00:00 left",
+    ]  # fmt: skip
+    assert "x  60%" in lines[1] and "step 0" in lines[1]
 
 
-def test_steps_that_cost_less_do_not_promise_too_much(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # Five steps of 1 second, then five of 9.
-    steps = [(1, 1.0, 0.02), (5, 5.0, 0.1), (6, 14.0, 0.28), (10, 50.0, 1.0)]
-    assert lefts(steps, monkeypatch, capsys) == ["", "0:45 left", "0:36 left", "0:00 left"]
+def test_a_quiet_bar_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("x", 1, quiet=True) as bar:
+        bar.say("hello")
+        bar.update(1)
+    assert capsys.readouterr().err == ""
 
 
-def test_a_resumed_run_judges_by_its_own_steps(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps = [(8, 50.0, None), (9, 52.0, None)]
-    assert lefts(steps, monkeypatch, capsys) == ["", "0:02 left"]
+def test_metrics_go_on_from_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path, step=0)
+    for step in (1, 2, 3):
+        metrics.write({"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 4')  # cut off by a kill
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
+    Metrics(path, step=2).write({"step": 3, "again": True})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+    path.write_text("[1]\n")
+    with pytest.raises(CheckpointError, match="line 1 is no JSON object with a step"):
+        read_metrics(path)

@@ -9,7 +9,7 @@ import pytest
 
 from erw.config import Run
 from erw.errors import ConfigError
-from erw.sinks import SINKS, sink
+from erw.sinks import sink
 
 LINE = {"kind": "train", "step": 4, "phase": "full", "lr": 0.5, "losses": {"flow": 0.9}}
 
@@ -64,10 +64,3 @@ def test_a_name_or_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ConfigError, match="pip install trackio"):
         sink("trackio", Run(), tmp_path)
-
-
-def test_another_tracker_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[dict[str, Any]] = []
-    monkeypatch.setitem(SINKS, "mine", lambda run, out: lines.append)
-    sink("mine", Run(), tmp_path)(LINE)
-    assert lines == [LINE]

@@ -2,9 +2,8 @@
 
 import json
 import sys
-import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from erw.errors import CheckpointError
 from erw.io import write_text
@@ -19,20 +18,14 @@ class Metrics:
 
     def __init__(self, path: Path, *, step: int) -> None:
         self.path = path
-        kept = (
-            [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
-        )
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = read_metrics(path) if path.exists() else []
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+        write_text(path, "".join(kept))
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; it is on its way to the disk when this returns."""
-        append_metrics(self.path, line)
-
-
-def append_metrics(path: Path, line: dict[str, Any]) -> None:
-    """Append one line to a metrics file."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        """Append one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -45,9 +38,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     out = []
     for number, line in enumerate(lines, start=1):
         try:
-            found = json.loads(line)
-            found["step"] + 0
-            out.append(found)
+            out.append(json.loads(line))
+            out[-1]["step"] + 0
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path}, line {number} is no JSON object with a step ({error}); the file was "
@@ -127,65 +119,3 @@ def say(text: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)
-
-
-class Reporter(Protocol):
-    """What the training loop tells: a line (`say`), how it goes (`note`), each step done (`step`).
-
-    `share` is how much of all work is done then, where steps are not equally dear.
-    """
-
-    def say(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
-    def step(self, step: int, steps: int, share: float | None = None) -> None: ...
-
-
-class Silent:
-    """Says nothing: for ranks but the first, and for callers with a display of their own."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def step(self, step: int, steps: int, share: float | None = None) -> None:
-        pass
-
-
-class Console:
-    """A progress bar with time left on a terminal; a line now and then anywhere else."""
-
-    def __init__(self, title: str, *, every: float = 15.0) -> None:
-        self.title, self.every, self.line = title, every, ""
-        self.began, self.first, self.last = time.monotonic(), -1.0, 0.0
-        self.terminal = sys.stderr.isatty()
-
-    def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    def note(self, text: str) -> None:
-        """What stands beside the progress from now on."""
-        self.line = text
-
-    def step(self, step: int, steps: int, share: float | None = None) -> None:
-        """Show progress; time left is judged from the work done since this process's first step."""
-        now, share = time.monotonic(), step / steps if share is None else share
-        if self.first < 0:
-            self.first, self.began = share, now
-        wait = 0.2 if self.terminal else self.every
-        if step < steps and now - self.last < wait:
-            return
-        self.last = now
-        text = f"{self.title}  {step}/{steps} ({step / steps:.0%})  {self.line}"
-        if share > self.first:
-            text += f"  {clock((now - self.began) * (1 - share) / (share - self.first))} left"
-        end = "\n" if step == steps or not self.terminal else ""
-        print(("\r\x1b[K" if self.terminal else "") + text, end=end, file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

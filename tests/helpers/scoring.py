@@ -1,5 +1,6 @@
 """A process that scores and validates a run's model together with others."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from erw.config import Run
 from erw.dist import World, current
 from erw.evaluation.callback import scoring
 from erw.evaluation.validation import validating
-from erw.log import append_metrics
 from erw.training import Trained, load
 from erw.training.loop import Callback
 
@@ -29,7 +29,8 @@ def call(callback: Callback, out: Path, model: Trained, world: World) -> None:
     """What the loop does with a callback after step 12."""
     for line in callback(12, model, world) or ():
         if world.first:
-            append_metrics(out / "metrics.jsonl", {"step": 12, **line})
+            with (out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": 12, **line}) + "\n")
 
 
 def watch_in_two(rank: int, store: str, run: Run, source: Path, out: Path) -> None:

@@ -1,0 +1,41 @@
+# The public face. erw/__init__.py imports a name from here when it is first used.
+from .align import ALIGN_LOSSES as ALIGN_LOSSES
+from .align import PROJECTORS as PROJECTORS
+from .align import Aligned as Aligned
+from .align import Projector as Projector
+from .align import cosine as cosine
+from .align import nt_xent as nt_xent
+from .config import Run as Run
+from .data.cache import Cache as Cache
+from .data.prepare import prepare as prepare
+from .data.sources import open_source as open_source
+from .ema import Ema as Ema
+from .encoders import load_encoder as load_encoder
+from .errors import ErwError as ErwError
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.probing import cknna as cknna
+from .interop import from_pretrained as from_pretrained
+from .interop import load_pretrained as load_pretrained
+from .interop import push_to_hub as push_to_hub
+from .interop.export import export as export
+from .models import SiT as SiT
+from .plan import PRESETS as PRESETS
+from .plan import SCHEDULES as SCHEDULES
+from .plan import Align as Align
+from .plan import Phase as Phase
+from .plan import Plan as Plan
+from .plan import Schedule as Schedule
+from .plan import constant as constant
+from .plan import cosine_decay as cosine_decay
+from .plan import exponential as exponential
+from .plan import half_life as half_life
+from .plan import linear_decay as linear_decay
+from .plan import stop_at as stop_at
+from .recipes import recipe as recipe
+from .sampling import SOLVERS as SOLVERS
+from .sampling import generate as generate
+from .training import Trained as Trained
+from .training import load as load
+from .training import train as train
+
+__version__: str
