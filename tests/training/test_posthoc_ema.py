@@ -84,7 +84,7 @@ def test_a_tracked_profile_is_what_was_stored_and_any_other_is_mixed(run: Path) 
     assert all(torch.equal(v, stored[f"0.1.{k}"].float()) for k, v in found.tensors.items())
     other = reconstruct(run, 0.2)
     assert other.step == 12 and other.stored[-1] == Profile(0.1, 8) and 0 < other.mix.error < 0.3
-    with pytest.raises(ConfigError, match="no snapshot at step 7; the nearest are 6, 8, 10, 12"):
+    with pytest.raises(ConfigError, match="no snapshot at step 7, but at 6, 8, 10, 12"):
         reconstruct(run, 0.2, step=7)
 
 

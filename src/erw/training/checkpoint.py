@@ -8,14 +8,14 @@ trained and the running sums of the log.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError
-from erw.io import load_tensors, misfit, save_tensors, tensor_header
+from erw.io import load_tensors, misfit, save_tensors
 
 
 class Position(NamedTuple):
@@ -24,32 +24,6 @@ class Position(NamedTuple):
     step: int
     seconds: float
     sums: dict[str, list[float]]
-
-
-def save(
-    folder: Path,
-    net: nn.Module,
-    ema: Ema,
-    profiles: PowerEmas,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    *,
-    keep: int,
-) -> Path:
-    """Write the checkpoint of `position.step`, then delete all but the newest `keep`."""
-    tensors: dict[str, Tensor] = {f"net.{name}": p for name, p in net.named_parameters()}
-    tensors |= {f"ema.{name}": value for name, value in ema.tensors.items()}
-    for prefix, values in _by_prefix(profiles).items():
-        tensors |= {f"{prefix}{name}": value for name, value in values.items()}
-    for name, p in net.named_parameters():
-        for moment, value in optimizer.state.get(p, {}).items():
-            tensors[f"optim.{name}.{moment}"] = value
-    path = path_of(folder, position.step)
-    header = {"progress": json.dumps(position._asdict()), "tensors": str(len(tensors))}
-    save_tensors(path, tensors, header)
-    for old in paths(folder)[:-keep]:
-        old.unlink()
-    return path
 
 
 def paths(folder: Path) -> list[Path]:
@@ -67,109 +41,92 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def load(
-    path: Path,
+def save(
+    folder: Path,
     net: nn.Module,
     ema: Ema,
     profiles: PowerEmas,
     optimizer: torch.optim.Optimizer,
+    position: Position,
+    *,
+    keep: int,
+) -> None:
+    """Write the checkpoint of `position.step`, then delete all but the newest `keep`."""
+    tensors = _state(net, ema, profiles)
+    for name, p in net.named_parameters():
+        for moment, value in optimizer.state.get(p, {}).items():
+            tensors[f"optim.{name}.{moment}"] = value
+    header = {"progress": json.dumps(position._asdict()), "tensors": str(len(tensors))}
+    save_tensors(path_of(folder, position.step), tensors, header)
+    for old in paths(folder)[:-keep]:
+        old.unlink()
+
+
+def load(
+    path: Path, net: nn.Module, ema: Ema, profiles: PowerEmas, optimizer: torch.optim.Optimizer
 ) -> Position:
     """Restore everything that `save` wrote, exactly.
 
     Raises:
-        CheckpointError: the file is truncated, or its tensors are not this model's.
+        CheckpointError: the file is damaged or changed, or its tensors are not this model's.
     """
     try:
         tensors, header = load_tensors(path)
-    except CheckpointError as error:
+        values = json.loads(header["progress"])
+        position = Position(int(values["step"]), float(values["seconds"]), dict(values["sums"]))
+        if len(tensors) != int(header["tensors"]):
+            raise ValueError(f"{len(tensors)} tensors of {header['tensors']}")
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, CheckpointError) else f"{path} was changed ({error})"
         older = [p.name for p in paths(path.parent) if p != path]
         hint = f"; delete it to go on from {older[-1]}" if older else ""
-        raise CheckpointError(f"{error}{hint}") from error
-    position = position_in(path, header)
-    if int(header.get("tensors", len(tensors))) != len(tensors):
-        raise CheckpointError(
-            f"{path} holds {len(tensors)} tensors, but {header['tensors']} were written: it was "
-            "changed; delete it to go on from the one before"
-        )
+        raise CheckpointError(f"{reason}{hint}") from error
     parameters = dict(net.named_parameters())
-    _check(path, tensors, _expected_moments(tensors, parameters), "optim.")
-    restored: dict[str, Mapping[str, Tensor]] = {"net.": parameters, "ema.": ema.tensors}
-    for prefix, values in (restored | _by_prefix(profiles)).items():
-        _check(path, tensors, values, prefix)
-        with torch.no_grad():
-            for name, value in values.items():
-                value.copy_(tensors[f"{prefix}{name}"])
+    moments = {k: v for k, v in tensors.items() if k.startswith("optim.")}
+    state = _state(net, ema, profiles)
+    check_fit(path, tensors, state | _expected(moments, parameters))
+    with torch.no_grad():
+        for name, value in state.items():
+            value.copy_(tensors[name])
     optimizer.state.clear()
-    for key, value in tensors.items():
-        if key.startswith("optim."):
-            name, moment = key.removeprefix("optim.").rsplit(".", 1)
-            p = parameters[name]
-            optimizer.state[p][moment] = value.to(p.device)
+    for key, value in moments.items():
+        name, moment = key.removeprefix("optim.").rsplit(".", 1)
+        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
     return position
 
 
-def position(path: Path) -> Position:
-    """How far the run was at a checkpoint, from its header alone.
-
-    Raises:
-        CheckpointError: missing, truncated, or weights alone.
-    """
-    return position_in(path, tensor_header(path))
-
-
-def position_in(path: Path, header: Mapping[str, str]) -> Position:
-    if "progress" not in header:
-        raise CheckpointError(
-            f"{path} holds weights alone, not a checkpoint that training can go on from"
-        )
-    try:
-        values: dict[str, Any] = json.loads(header["progress"])
-        return Position(int(values["step"]), float(values["seconds"]), dict(values["sums"]))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: its header has no valid progress ({error}); delete it to go on "
-            "from the one before"
-        ) from error
-
-
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Fill `net` with the tensors of the file at `path`, strictly.
-
-    Raises:
-        CheckpointError: they are not this model's.
-    """
+    """Fill `net` with the tensors of the file at `path`. Raises CheckpointError as `check_fit`."""
     parameters = dict(net.named_parameters())
-    _check(path, tensors, parameters)
+    check_fit(path, tensors, parameters)
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(tensors[name])
 
 
-def _expected_moments(
-    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """AdamW's moments of the parameters that have some; those not trained yet have none."""
-    keys = [key for key in tensors if key.startswith("optim.")]
-    names = {key.removeprefix("optim.").rpartition(".")[0] for key in keys}
-    expected = {}
-    for name in names & parameters.keys():
-        expected[f"{name}.step"] = torch.zeros(())
-        for moment in ("exp_avg", "exp_avg_sq"):
-            expected[f"{name}.{moment}"] = parameters[name]
-    return expected
-
-
-def _by_prefix(profiles: PowerEmas) -> dict[str, dict[str, Tensor]]:
-    return {f"profile.{sigma:g}.": values for sigma, values in profiles.tensors.items()}
-
-
-def _check(
-    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str = ""
-) -> None:
-    """Refuse tensors whose names (those with `prefix`) or shapes are not the expected ones."""
-    own = {k: v for k, v in tensors.items() if k.startswith(prefix)}
-    if problems := misfit(own, {f"{prefix}{k}": v for k, v in expected.items()}):
+def check_fit(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless the tensors of a file have the expected names and shapes."""
+    if problems := misfit(tensors, expected):
         raise CheckpointError(
             f"{path} is from another model: {problems}; use the recipe that made it, or another "
             "output folder"
         )
+
+
+def _state(net: nn.Module, ema: Ema, profiles: PowerEmas) -> dict[str, Tensor]:
+    """The live tensors of network and averages, by their names in the file."""
+    groups: dict[str, Mapping[str, Tensor]] = {
+        **{"net.": dict(net.named_parameters()), "ema.": ema.tensors},
+        **{f"profile.{sigma:g}.": values for sigma, values in profiles.tensors.items()},
+    }
+    return {f"{prefix}{k}": v for prefix, values in groups.items() for k, v in values.items()}
+
+
+def _expected(moments: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """AdamW's moments of the parameters that have some; those not trained yet have none."""
+    names = {key.removeprefix("optim.").rpartition(".")[0] for key in moments} & parameters.keys()
+    return {
+        f"optim.{name}.{moment}": torch.zeros(()) if moment == "step" else parameters[name]
+        for name in names
+        for moment in ("step", "exp_avg", "exp_avg_sq")
+    }

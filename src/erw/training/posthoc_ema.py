@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from erw.ema import Mix, PowerEmas, Profile, mix
@@ -26,7 +25,7 @@ FOLDER = "profiles"
 
 
 class Snapshot(NamedTuple):
-    """A file of averages: after which step, of how many updates, of which widths."""
+    """A file of averages of `t` updates after `step`."""
 
     path: Path
     step: int
@@ -43,7 +42,7 @@ class Average(NamedTuple):
     mix: Mix
 
 
-def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> Path:
+def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> None:
     """Store the averages after `step`, `t` updates, in a run's folder.
 
     Raises NumericsError for a weight that float16 cannot hold.
@@ -53,13 +52,10 @@ def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> Path:
         for sigma, values in profiles.tensors.items()
         for name, value in values.items()
     }
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise NumericsError(f"average {name} after step {step} is beyond float16's 65504")
+    if beyond := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise NumericsError(f"average {beyond[0]} after step {step} is beyond float16's 65504")
     header = {"step": str(step), "t": str(t), "sigma_rels": json.dumps(list(profiles.tensors))}
-    path = path_of(folder / FOLDER, step)
-    save_tensors(path, tensors, header)
-    return path
+    save_tensors(path_of(folder / FOLDER, step), tensors, header)
 
 
 def snapshots(folder: str | Path) -> list[Snapshot]:
@@ -93,23 +89,21 @@ def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None
     steps = [one.step for one in every]
     last = steps[-1] if step is None else step
     if last not in steps:
-        near = sorted(sorted(steps, key=lambda s: abs(s - last))[:4])
-        raise ConfigError(
-            f"{folder} has no snapshot at step {last}; the nearest are {', '.join(map(str, near))}"
-        )
+        known = ", ".join(map(str, steps))
+        raise ConfigError(f"{folder} has no snapshot at step {last}, but at {known}")
     used = [one for one in every if one.step <= last]
     stored = [Profile(sigma, one.t) for one in used for sigma in one.sigma_rels]
     mixed = mix(stored, Profile(sigma_rel, used[-1].t))
     weights = iter(mixed.weights.tolist())
     total: dict[str, Tensor] = {}
     for one in used:
-        parts = {f"{sigma:g}.": next(weights) for sigma in one.sigma_rels}
+        parts = {f"{sigma:g}": next(weights) for sigma in one.sigma_rels}
         tensors = load_tensors(one.path)[0] if any(parts.values()) else {}
-        for prefix, weight in parts.items():
-            for name, value in tensors.items():
-                if weight and name.startswith(prefix):
-                    parameter = name.removeprefix(prefix)
-                    total[parameter] = total.get(parameter, 0) + weight * value.double()
+        for key, value in tensors.items():  # "0.05.blocks.0...": the width has a point too
+            sigma = next(sigma for sigma in parts if key.startswith(f"{sigma}."))
+            if parts[sigma]:
+                name = key.removeprefix(f"{sigma}.")
+                total[name] = total.get(name, 0) + parts[sigma] * value.double()
     averaged = {name: value.float() for name, value in total.items()}
     return Average(averaged, last, tuple(stored), mixed)
 
