@@ -151,8 +151,11 @@ def test_from_the_command_line(
         assert main([*asked, "--eval.every", "4", *small, *wrong]) == 2
         assert word in capsys.readouterr().err
     assert not run.exists()
+    small += ["--eval.loss", "4", "--eval.loss-images", "8"]
     assert main([*asked, "--eval.every", "6", *small]) == 0
-    assert "step 12: fd_lite2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "step 12: fd_lite2" in said and "step 12: validation loss" in said
+    assert [line["step"] for line in lines(run, "validation")] == [8, 12]
     assert [line["step"] for line in lines(run, "eval")] == [6, 12]
     best = min(lines(run, "eval"), key=lambda line: line["values"]["fd_lite2"])["step"]
     out = tmp_path / "best"
