@@ -214,7 +214,7 @@ def test_regs_files_are_loaded_and_written_back(tmp_path: Path) -> None:
     convert(path, tmp_path / "again.safetensors", to="reg", num_heads=4)
     again = load_pretrained(tmp_path / "again.safetensors", num_heads=4)
     assert torch.equal(again.velocity(model.net.join(x, token), t, y), tapped.velocity)
-    with pytest.raises(CheckpointError, match="repa has no class_token = True"):
+    with pytest.raises(CheckpointError, match="repa has no class_token = denoised"):
         convert(path, tmp_path / "no.pt", to="repa", num_heads=4)
     drawn = generate(model, [1, 2], [3, 4], steps=2, guidance=2.0, decode=False).collect()
     assert drawn.latents.shape == (2, 4, 8, 8) and drawn.latents.isfinite().all()

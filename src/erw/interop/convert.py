@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from erw.errors import CheckpointError, ConfigError
-from erw.interop.infer_config import infer_sizes, unusual
+from erw.interop.infer_config import unusual
 from erw.interop.layouts import LAYOUTS, TIMES, Parts, positions, to_layout, without_sigma
 from erw.interop.pretrained import Released, read_released
 from erw.io import save_tensors, write_file
-from erw.models import SiT
+from erw.models import build_model
 from erw.training.trained import is_run, load
 
 WORDS = {
@@ -21,7 +21,7 @@ WORDS = {
 }
 PLAIN: dict[str, Any] = {
     **{"rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu"},
-    **{"adaln_shift": True, "class_token": False},
+    **{"adaln_shift": True, "class_token": "none"},
 }
 SUPPORTED = {  # options that a layout's own code can build; None: any value
     "dit": PLAIN,
@@ -29,8 +29,8 @@ SUPPORTED = {  # options that a layout's own code can build; None: any value
     "sit": PLAIN,
     "repa": PLAIN | {"qk_norm": None},
     "erw": PLAIN | {"qk_norm": None, "rope": None},
-    "reg": PLAIN | {"qk_norm": None, "class_token": True},
-    "lightningdit": dict.fromkeys(PLAIN) | {"class_token": False},
+    "reg": PLAIN | {"qk_norm": None, "class_token": "denoised"},
+    "lightningdit": dict.fromkeys(PLAIN) | {"class_token": "none"},
 }
 
 
@@ -57,26 +57,24 @@ def convert(
         raise ConfigError(f"layout is {to!r}; expected {', '.join(LAYOUTS)}")
     source, out = Path(source).expanduser(), Path(out)
     file = _of_run(source) if is_run(source) else read_released(source, layout, **options)
-    time, sizes = TIMES[file.layout], file.sizes
+    time, model = TIMES[file.layout], file.run.model
     if time != TIMES[to]:
         choices = ", ".join(other for other in LAYOUTS if TIMES[other] == time)
         raise CheckpointError(
             f"{source} {WORDS[time]}, {to} {WORDS[TIMES[to]]}; weights cannot say that: choose "
             f"{choices}"
         )
-    has = sizes | {"class_token": sizes["class_token"] > 0}
     for name, value in SUPPORTED[to].items():
-        if value not in (None, has[name]):
-            raise CheckpointError(f"{to} has no {name} = {has[name]}; choose another layout")
+        if value not in (None, getattr(model, name)):
+            raise CheckpointError(
+                f"{to} has no {name} = {getattr(model, name)}; choose another layout"
+            )
     net, buffers, flow = file.parts.net, file.parts.buffers, file.run.flow
-    if (
-        to not in ("sit", "dit", "diffusers-dit", file.layout)
-        and sizes["out_channels"] > sizes["channels"]
-    ):
-        net = without_sigma(net, sizes["channels"])
+    if to not in ("sit", "dit", "diffusers-dit", file.layout) and file.outputs == 2:
+        net = without_sigma(net)
     if not buffers:
         with torch.device("meta"):
-            shape = SiT(**sizes)
+            shape = build_model(model)
         buffers = positions(shape)
     settings = {"layout": to, "prediction": flow.prediction, "path_type": flow.path}
     parts = Parts(net, file.parts.projectors, buffers)
@@ -103,8 +101,7 @@ def _of_run(folder: Path) -> Released:
     if run.flow.objective == "ddpm":
         layout = "dit"
     parts = Parts({k: p.detach() for k, p in net.named_parameters()}, {}, positions(net))
-    sizes = infer_sizes(parts, folder, num_heads=run.model.heads)
-    return Released(layout, parts, sizes, run, frozenset(), f"run {run.name}")
+    return Released(layout, parts, run, run.flow.outputs, frozenset(), f"run {run.name}")
 
 
 def _write(tensors: dict[str, Tensor], path: Path, settings: dict[str, str]) -> None:

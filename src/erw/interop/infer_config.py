@@ -29,15 +29,16 @@ LIGHTNING = Sample(
 DIT = Sample(steps=250, solver="ddpm", guided_channels=3)
 
 
-def infer_sizes(
+def infer_model(
     parts: Parts,
     path: object,
     *,
     num_heads: int | None = None,
     depth: int | None = None,
     input_size: int | None = None,
-) -> dict[str, Any]:
-    """The arguments of `SiT` for a file's tensors; the options fill in what shapes cannot say.
+) -> tuple[Model, int]:
+    """A network's settings from a file's tensors, and how many outputs it has for each number of
+    the latent; the options fill in what shapes cannot say.
 
     Raises:
         CheckpointError: something is unknown and was not given, or what was given contradicts.
@@ -58,27 +59,30 @@ def infer_sizes(
             "say how deep the full model is: give depth="
         )
     last = _shape(net, "final_layer.linear.weight", 2, path)[0] if whole else channels * patch**2
-    return {
-        "input_size": input_size or _grid(buffers, path, extra=token > 0) * patch,
-        "channels": channels,
-        "patch": patch,
-        "depth": blocks if whole else depth or DEPTHS[width],
-        "width": width,
-        "heads": _heads(parts, width, num_heads, path),
-        "num_classes": rows - 1,
-        "rope": "feat_rope.freqs_cos" in buffers,
-        "qk_norm": "blocks.0.attn.q_norm.weight" in net,
-        "norm": "rms" if "blocks.0.norm1.weight" in net else "layer",
-        "mlp": "swiglu" if "blocks.0.mlp.w12.weight" in net else "gelu",
-        "adaln_shift": not unshifted(net),
-        "out_channels": last // patch**2,
-        "class_token": token,
-    }
+    if last % (channels * patch**2):
+        raise CheckpointError(f"{path} gives {last} numbers a patch for {channels} latent channels")
+    model = Model(
+        input_size=input_size or _grid(buffers, path, extra=token > 0) * patch,
+        channels=channels,
+        patch=patch,
+        depth=blocks if whole else depth or DEPTHS[width],
+        width=width,
+        heads=_heads(parts, width, num_heads, path),
+        num_classes=rows - 1,
+        rope="feat_rope.freqs_cos" in buffers,
+        qk_norm="blocks.0.attn.q_norm.weight" in net,
+        norm="rms" if "blocks.0.norm1.weight" in net else "layer",
+        mlp="swiglu" if "blocks.0.mlp.w12.weight" in net else "gelu",
+        adaln_shift=not unshifted(net),
+        class_token="denoised" if token else "none",
+        class_dim=token or None,
+    )
+    return model, last // (channels * patch**2)
 
 
 def infer_run(
     path: object,
-    sizes: dict[str, Any],
+    model: Model,
     settings: dict[str, Any],
     layout: str,
     *,
@@ -91,12 +95,6 @@ def infer_run(
         CheckpointError: the file's prediction or path is unknown, or contradicts the argument.
         ConfigError: prediction or path is given for a DiT, which has its own.
     """
-    token = sizes["class_token"]
-    model = Model(
-        **{k: v for k, v in sizes.items() if k not in ("out_channels", "class_token")},
-        class_token="denoised" if token else "none",
-        class_dim=token or None,
-    )
     sample = LIGHTNING if layout == "lightningdit" else Sample()
     if TIMES[layout] == "steps":
         if prediction or path_type:
@@ -112,14 +110,12 @@ def infer_run(
     )
 
 
-def check_positions(sizes: dict[str, Any], buffers: Mapping[str, Tensor], path: object) -> bool:
+def check_positions(net: SiT, buffers: Mapping[str, Tensor], path: object) -> bool:
     """Whether the positions stored in a file are for the network's resolution.
 
     Raises:
         CheckpointError: they are, but have other values than ours: not the frozen tables.
     """
-    with torch.device("meta"):
-        net = SiT(**sizes)
     rows = net.grid**2 + (net.class_token > 0)
     if "pos_embed" in buffers and buffers["pos_embed"].shape[1] != rows:
         return False

@@ -129,9 +129,9 @@ def to_layout(parts: Parts, layout: str) -> dict[str, Tensor]:
     return parts.buffers | parts.net | projectors
 
 
-def without_sigma(net: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
+def without_sigma(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network with only the velocity's rows of its last layer."""
-    velocity = dict(net)
+    velocity, channels = dict(net), net["x_embedder.proj.weight"].shape[1]
     for name in SIGMA:
         rows = net[name].reshape(-1, 2, channels, *net[name].shape[1:])  # pixel, which, channel
         velocity[name] = rows[:, 0].reshape(-1, *net[name].shape[1:])

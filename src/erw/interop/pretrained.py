@@ -2,7 +2,7 @@
 and a flow model gives the velocity noise - data, whatever its file's network predicts."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from erw.align import Projector
-from erw.config import Run, to_dict
+from erw.config import Model, Run, to_dict
 from erw.errors import CheckpointError, ConfigError, one_line
-from erw.interop.infer_config import VAES, check_positions, infer_run, infer_sizes, unusual
+from erw.interop.infer_config import VAES, check_positions, infer_model, infer_run, unusual
 from erw.interop.layouts import (
     LAYOUTS,
     TIMES,
@@ -39,14 +39,15 @@ TABLE = "y_embedder.embedding_table.weight"
 class Released(NamedTuple):
     """A released file by our names, as stored: nothing is cast, turned or dropped.
 
-    `sizes`: arguments of `SiT`. `optional`: parameters that a warm-up's file lacks. `origin`: what
-    was read, in words. Its buffers are absent if they are for another resolution.
+    `outputs`: numbers that the network gives for each one of the latent. `optional`: parameters
+    that a warm-up's file lacks. `origin`:
+    what was read, in words.
     """
 
     layout: str
     parts: Parts
-    sizes: dict[str, Any]
     run: Run
+    outputs: int
     optional: frozenset[str]
     origin: str
 
@@ -95,13 +96,13 @@ def load_pretrained(
         path, layout, which=which, num_heads=num_heads, input_size=input_size, depth=depth,
         prediction=prediction, path_type=path_type,
     )  # fmt: skip
-    net, sizes, run = file.parts.net, file.sizes, file.run
-    if TIMES[file.layout] != "steps" and sizes["out_channels"] == 2 * sizes["channels"]:
-        net = without_sigma(net, sizes["channels"])
-        sizes = sizes | {"out_channels": sizes["channels"]}
+    tensors, run = file.parts.net, file.run
+    if file.outputs > run.flow.outputs:
+        tensors = without_sigma(tensors)
     if TIMES[file.layout] == "flipped":
-        net = in_our_time(net, negate=run.flow.prediction == "velocity")
-    model = _network(sizes, net)
+        tensors = in_our_time(tensors, negate=run.flow.prediction == "velocity")
+    model = build_model(run.model, outputs=run.flow.outputs)
+    model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     heads = _projectors(file.parts.projectors if projectors else {}, model.width, path)
     vae = VAES.get(model.channels, f"a VAE of {model.channels} channels")
     origin = file.origin + f", {len(heads)} projector(s)" * bool(heads)
@@ -129,37 +130,36 @@ def read_released(
         num_heads = num_heads or weights.settings.get("num_attention_heads")
         input_size = input_size or weights.settings.get("sample_size")
     parts = from_layout(weights.tensors, layout, path)
-    sizes = infer_sizes(parts, path, num_heads=num_heads, depth=depth, input_size=input_size)
-    with torch.device("meta"):
-        expected = dict(SiT(**sizes).named_parameters())
+    model, outputs = infer_model(
+        parts, path, num_heads=num_heads, depth=depth, input_size=input_size
+    )
     optional = frozenset[str]()
     if "final_layer.linear.weight" not in parts.net:  # a warm-up
-        late = [f"blocks.{block}." for block in range(depth_of(parts.net), sizes["depth"])]
-        optional = frozenset(k for k in expected if k.startswith(("final_layer.", *late)))
-    if problems := misfit(parts.net, expected, optional=optional):
-        raise CheckpointError(
-            f"{path} does not fit a {sizes['depth']} x {sizes['width']} network: {problems}"
-        )
-    once, outputs = sizes["channels"], sizes["out_channels"]
-    if outputs not in ((2 * once,) if TIMES[layout] == "steps" else (once, 2 * once)):
-        raise CheckpointError(
-            f"{path} gives {outputs} channels for latents of {once}, which is not what a {layout} "
-            "file does"
-        )
-    if not check_positions(sizes, parts.buffers, path):
+        blocks = range(depth_of(parts.net), model.depth)
+        late = ("final_layer.", *(f"blocks.{block}." for block in blocks))
+        with torch.device("meta"):
+            names = dict(build_model(model).named_parameters())
+        optional = frozenset(name for name in names if name.startswith(late))
+    net = check_fit(model, outputs, parts.net, path, optional=optional)
+    if not check_positions(net, parts.buffers, path):
         parts = parts._replace(buffers={})
     run = infer_run(
-        path, sizes, weights.settings, layout, prediction=prediction, path_type=path_type
+        path, model, weights.settings, layout, prediction=prediction, path_type=path_type
     )
-    words = [f"{layout} ({evidence}): {_words(sizes)}"]
+    if outputs not in (run.flow.outputs, 2):  # a flow model's file may have sigma channels
+        raise CheckpointError(
+            f"{path} gives {outputs * model.channels} channels for latents of {model.channels}, "  # type: ignore[operator]
+            f"which is not what a {layout} file does"
+        )
+    words = [f"{layout} ({evidence}): {_words(model)}"]
     words += [f"weights {weights.wrapper}"] * bool(weights.wrapper)
-    words += ["sigma channels dropped"] * (TIMES[layout] != "steps" and outputs == 2 * once)
+    words += ["sigma channels dropped"] * (outputs > run.flow.outputs)
     if optional:
         words.append(
             f"warm start: blocks 1 to {depth_of(parts.net)} from the file, the rest is new"
         )
     words += unusual(run.flow)
-    return Released(layout, parts, sizes, run, optional, ", ".join(words))
+    return Released(layout, parts, run, outputs, optional, ", ".join(words))
 
 
 def from_pretrained(
@@ -263,12 +263,25 @@ def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Ten
     return turned
 
 
-def _network(sizes: dict[str, Any], tensors: Mapping[str, Tensor]) -> SiT:
-    """The network with the tensors as float32 copies; parameters without one are fresh."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = SiT(**sizes)
-    net.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+def check_fit(
+    model: Model,
+    outputs: int,
+    tensors: Mapping[str, Tensor],
+    source: object,
+    *,
+    optional: Container[str] = (),
+) -> SiT:
+    """The network that the tensors fit, on the meta device.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected and of another shape.
+    """
+    with torch.device("meta"):
+        net: SiT = build_model(model, outputs=outputs)
+    if problems := misfit(tensors, dict(net.named_parameters()), optional=optional):
+        raise CheckpointError(
+            f"{source} does not fit a {model.depth} x {model.width} network: {problems}"
+        )
     return net
 
 
@@ -293,16 +306,17 @@ def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.M
     return heads
 
 
-def _words(sizes: dict[str, Any]) -> str:
+def _words(model: Model) -> str:
     """Sizes and options of a network, in one line."""
-    words = (
-        "{depth} x {width}, {heads} heads, patch {patch}, latents {channels} x {input_size} x "
-        "{input_size}, {num_classes} classes"
-    ).format(**sizes)
-    words += f", class token of {sizes['class_token']}" * bool(sizes["class_token"])
-    options = [k for k in ("rope", "qk_norm") if sizes[k]]
-    options += [sizes[k] for k in ("norm", "mlp") if sizes[k] in ("rms", "swiglu")]
-    return ", ".join([words, *options])
+    side = model.input_size
+    words = [
+        f"{model.depth} x {model.width}, {model.heads} heads, patch {model.patch}",
+        f"latents {model.channels} x {side} x {side}, {model.num_classes} classes",
+    ]
+    words += [f"class token of {model.class_dim}"] * bool(model.class_dim)
+    words += [name for name in ("rope", "qk_norm") if getattr(model, name)]
+    words += [name for name in (model.norm, model.mlp) if name in ("rms", "swiglu")]
+    return ", ".join(words)
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -333,12 +347,7 @@ def _exported_network(run: Run, tensors: dict[str, Tensor], file: Path) -> SiT:
             f"{file} has {blocks} blocks, and {METADATA} tells of {model.depth} on {side} x "
             f"{side}: not of one model; get it again"
         )
-    with torch.device("meta"):
-        net = build_model(model, outputs=run.flow.outputs)
-    if problems := misfit(tensors, dict(net.named_parameters())):
-        raise CheckpointError(
-            f"{file} does not fit a {model.depth} x {model.width} network: {problems}"
-        )
-    net = build_model(model, outputs=run.flow.outputs)
+    check_fit(model, run.flow.outputs, tensors, file)
+    net: SiT = build_model(model, outputs=run.flow.outputs)
     net.load_state_dict(tensors)
     return net
