@@ -1,8 +1,6 @@
 """The house keeps its shape: imports flow one way, files stay small, importing stays light."""
 
 import ast
-import importlib
-import importlib.util
 import pkgutil
 import subprocess
 import sys
@@ -99,19 +97,18 @@ def test_the_loop_knows_nothing_of_sampling_or_scores() -> None:
 @pytest.mark.parametrize("name", sorted(MATHS))
 def test_maths_needs_torch_alone(name: str) -> None:
     path = SRC / f"{name}.py"
-    if not path.exists():
-        pytest.skip(f"{name}.py is not written yet")
     allowed = set(sys.stdlib_module_names) | {"torch", "erw"}
     for line, module in imports(path):
         assert module.split(".")[0] in allowed, f"{path}:{line} imports {module}"
     assert {there for _, there in inner(path)} <= MATHS | {"errors"}, path
 
 
-def test_no_grab_bags_and_no_long_files() -> None:
+def test_no_grab_bags_and_long_files_say_why() -> None:
     for path in FILES:
+        text = path.read_text("utf-8")
         assert "util" not in path.name, f"{path}: name it by what it does"
-        lines = len(path.read_text("utf-8").splitlines())
-        assert lines <= 500, f"{path} has {lines} lines; the limit is 500"
+        reason = "over 500 lines because" in text.split('"""')[1]
+        assert len(text.splitlines()) <= 500 or reason, f"{path} is long and does not say why"
 
 
 MODULES = [
@@ -130,10 +127,10 @@ def test_every_module_imports_by_its_full_path(name: str) -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    tree = ast.parse((SRC / "__init__.py").read_text("utf-8"))
+    tree = ast.parse((SRC / "__init__.pyi").read_text("utf-8"))
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    public = {alias.name for node in nodes for alias in node.names if node.module[:4] == "erw."}
-    assert public == set(erw._MODULES) and public <= set(dir(erw))
+    public = {alias.name for node in nodes for alias in node.names}
+    assert public == set(erw.__all__) == set(dir(erw))
     for name in public:
         assert not isinstance(getattr(erw, name), ModuleType), f"a module hides erw.{name}"
     with pytest.raises(AttributeError, match="tarin"):
@@ -159,9 +156,3 @@ def test_importing_is_light(module: str) -> None:
     code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(out.stdout.split()) & HEAVY
-
-
-def test_torchvision_is_absent_or_sound() -> None:
-    # One that does not fit the torch beside it breaks diffusers and transformers on import.
-    if importlib.util.find_spec("torchvision") is not None:
-        importlib.import_module("torchvision")

@@ -17,8 +17,9 @@ from erw.errors import CheckpointError, DataError, one_line
 Tensors = Mapping[str, Any]  # of torch.Tensor; torch is imported where it is used
 
 
-def write_file(path: Path, put: Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:
-    """Call `put` on a hidden file beside `path`, sync it to the disk and rename it.
+@contextlib.contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A hidden path beside `path` that is synced and renamed to it once the block has filled it.
 
     `sync=False` spares the disk where a lost file is simply made again. Raises OSError naming
     `path`; the partial file is gone then.
@@ -26,24 +27,30 @@ def write_file(path: Path, put: Callable[[IO[bytes]], Any], *, sync: bool = True
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(tmp, "w+b") as file:
-            put(file)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
+        yield tmp
+        if sync:
+            _sync(tmp)
         os.replace(tmp, path)
+        if sync:
+            _sync(path.parent)
     except OSError as error:
-        tmp.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
+    finally:
         tmp.unlink(missing_ok=True)
-        raise
-    if sync:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, put: Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:
+    """Write what `put` writes into a file, whole or not at all. Raises OSError as `replacing`."""
+    with replacing(path, sync=sync) as tmp, open(tmp, "w+b") as file:
+        put(file)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -77,17 +84,10 @@ def save_tensors(path: Path, tensors: Tensors, header: Mapping[str, str] | None 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        tmp.touch()
-        mode = tmp.stat().st_mode  # safetensors gives new files to their owner alone
-        values = {k: v.detach().contiguous() for k, v in tensors.items()}
-        save_file(values, tmp, metadata=dict(header or {}))
-        tmp.chmod(mode)
-        with tmp.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
+        with replacing(path) as tmp:
+            values = {k: v.detach().contiguous() for k, v in tensors.items()}
+            save_file(values, tmp, metadata=dict(header or {}))
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         reason = "the disk is full" if full else one_line(error)
@@ -95,8 +95,6 @@ def save_tensors(path: Path, tensors: Tensors, header: Mapping[str, str] | None 
             f"could not write {path}: {reason}; earlier files in {path.parent} are untouched, "
             "free some room and run the same command again"
         ) from error
-    finally:
-        tmp.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
