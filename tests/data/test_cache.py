@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from erw.data import Batch, Cache, open_source
 from erw.data.images import adm_center_crop
+from erw.data.prepare import add_encoders
 from erw.data.quantize import FORMATS, fidelity, pack, unpack
 from erw.data.shards import map_columns, write_columns
 from erw.encoders import load_encoder, load_vae
@@ -300,3 +301,27 @@ def test_several_caches_read_as_one(tmp_path: Path) -> None:
         other = make(parts.more, tmp_path / str(options)[2:6], parts.vae, **options)
         with pytest.raises(CacheError, match=message):
             Cache.open([tmp_path / "first", other.path])
+
+
+def test_a_cache_of_the_version_before_is_read_but_not_changed(tmp_path: Path) -> None:
+    """Made by it: two images, two appended to them, and an encoder added later; int8, flipped."""
+    path = Path(__file__).parents[1] / "golden" / "cache_format_2"
+    cache = Cache.open(path)
+    assert cache.identity == "e80837d6d7f452fa35cf9fb237105dc9" and cache.verify() == []
+    assert cache.class_names == ("a", "b", "c") and len(cache) == 4
+    encoders = ["efficientnet-lite0@32", "efficientnet-lite2@32"]
+    batch = cache.read(range(4), features=encoders, flipped=np.array([0, 1, 0, 1], dtype=bool))
+    assert batch.labels.tolist() == [0, 1, 1, 2] and int(cache.images([2]).sum()) == 23517
+    sums = [x.double().sum().item() for x in (batch.mean, *batch.features)]
+    assert sums == pytest.approx([-16.271560668945312, 1231.2744098305702, -852.4117813110352])
+    copy = shutil.copytree(path, tmp_path / "copy")
+    with pytest.raises(CacheError, match="grown with --append by an earlier version"):
+        add_encoders(None, copy, encoders=["efficientnet-lite0@64"], progress=False)
+
+
+def test_a_manifest_names_files_not_paths(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["shards"][0]["files"][0][0] = "../../00000.safetensors"
+    write_checked(copy, manifest)
+    with pytest.raises(CacheError, match=r"damaged \(a path where the name of a file was expected"):
+        Cache.open(copy)

@@ -205,6 +205,8 @@ def _check(values: dict[str, Any]) -> str:
 
 
 def _shard(*, files: list[Any], **values: Any) -> Shard:
+    if any("/" in str(text) for file in files for text in file):
+        raise ValueError("a path where the name of a file was expected")
     return Shard(**values, files=tuple(File(*file) for file in files))
 
 

@@ -97,11 +97,9 @@ def map_columns(path: Path, columns: Mapping[str, Column], *, rows: int) -> dict
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise CacheError(f"shard {path} is damaged ({one_line(error)}): {again}") from error
     for name, (dtype, shape) in columns.items():
-        column, expected = mapped.get(name), (rows, *shape)
-        if column is None:
-            raise CacheError(f"shard {path} has no column {name}: {again}")
-        if column.dtype != getattr(torch, dtype) or column.shape != expected:
-            kind = str(column.dtype).removeprefix("torch.")
+        column = mapped.get(name, torch.empty(0))
+        kind, expected = str(column.dtype).removeprefix("torch."), (rows, *shape)
+        if name not in mapped or kind != dtype or column.shape != expected:
             raise CacheError(
                 f"shard {path} has {kind} {tuple(column.shape)} as {name}, not {dtype} {expected} "
                 f"as the manifest says: {again}"
