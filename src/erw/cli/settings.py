@@ -146,7 +146,10 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=f"{kind.__name__.upper()}|none",
-        instance_from_str=lambda args: None if args[0].lower() == "none" else kind(args[0]),
+        # A positional argument that is left out arrives as an empty list.
+        instance_from_str=lambda args: (
+            None if not args[0] or args[0].lower() == "none" else kind(args[0])
+        ),
         is_instance=lambda value: value is None or isinstance(value, kind),
         str_from_instance=lambda value: [typed(value)],
     )
