@@ -1,6 +1,5 @@
 """The command line: what is typed wrong gets one line that says what to do, and an exit code."""
 
-import functools
 import json
 import os
 import re
@@ -19,7 +18,6 @@ from PIL import Image
 
 from erw.cli import VERBS, main
 from erw.data.cache import Cache
-from erw.data.prepare import prepare_builtin
 from erw.sinks import SINKS
 
 TINY = ["--steps", "4", "--log.every", "1", "--plan.warmup", "2"]
@@ -334,10 +332,9 @@ def test_the_built_in_cache_is_prepared_by_the_first_run(
     erw: Erw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    small = functools.partial(prepare_builtin, count=32)
-    monkeypatch.setattr("erw.data.prepare.prepare_builtin", small)
+    monkeypatch.setattr("erw.recipes.quickstart.IMAGES", 32)
     said = erw("train", "debug", "--out", "run", *TINY)
-    assert said.code == 0 and "preparing the built-in images" in said.err
+    assert said.code == 0 and "preparing 32 of the built-in images" in said.err
     assert len(Cache.open("cache/quickstart")) == 32
     said = erw("train", "debug", "--out", "other", *TINY)
     assert said.code == 0 and "preparing" not in said.err

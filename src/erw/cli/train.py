@@ -91,15 +91,15 @@ def train(
 
 
 def _prepare_built_in(run: Run) -> None:
-    """Make the cache of the quickstart recipes where it is missing; no other is built in."""
+    """Make the cache of the quickstart recipes where it is missing."""
     from erw.data.prepare import prepare_builtin, read_spec
     from erw.log import say
-    from erw.recipes.quickstart import CACHE
+    from erw.recipes.quickstart import CACHE, IMAGES
 
     if run.data.cache != (CACHE,) or read_spec(Path(CACHE)):
         return
-    say(f"no cache at {CACHE}: preparing the built-in images, once for all quickstart recipes")
-    prepare_builtin(CACHE, class_token=run.model.needs_token)
+    say(f"no cache at {CACHE}: preparing {IMAGES:,} of the built-in images for quickstart recipes")
+    prepare_builtin(CACHE, count=IMAGES, class_token=run.model.needs_token)
 
 
 def _adapted(model: Trained, run: Run, *, projectors: bool) -> Trained:

@@ -8,7 +8,8 @@ from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
 from erw.plan import SIT, Align, Plan, constant, repa, stop_at
 
 CACHE = "cache/quickstart"
-"""The cache that `erw train` prepares where it is missing."""
+"""The cache that `erw train` prepares where it is missing, with so many images."""
+IMAGES = 8192
 
 REPA = repa(4, 2.0)
 # A quarter of the rate and fresh moments: what a faster warm-up leaves behind slows later learning.
