@@ -50,7 +50,7 @@ def test_flow_models_in_our_convention(golden: Golden, tmp_path: Path, name: str
     assert model.origin.startswith(f"{layout} (")
     t, sign = (1 - data["t"], -1) if flipped else (data["t"], 1)
     v = model.velocity(data["x"], t, data["y"])
-    assert relative(v, sign * data[key]) < 1e-5
+    assert relative(v, sign * data[key]) < 2e-6  # float32 rounding; measured: 7e-7 or less
     tapped = model.net(data["x"], t, data["y"], tap=(2,))
     assert torch.equal(tapped.velocity, v)
     if layout == "repa":

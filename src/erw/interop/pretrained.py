@@ -40,8 +40,7 @@ class Released(NamedTuple):
     """A released file by our names, as stored: nothing is cast, turned or dropped.
 
     `outputs`: numbers that the network gives for each one of the latent. `optional`: parameters
-    that a warm-up's file lacks. `origin`:
-    what was read, in words.
+    that a warm-up's file lacks. `origin`: what was read, in words.
     """
 
     layout: str
