@@ -215,6 +215,8 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     over, metric, target = record["over"], label_of(record["metric"]), record["target"]
 
     def line(head: str, result: Mapping[str, Any], text: Callable[[float], str]) -> str:
+        if not result["reached"]:
+            return f"  {head:<24}not reached"
         value, low, high = (
             "not reached" if result[key] is None else text(result[key])
             for key in ("value", "low", "high")

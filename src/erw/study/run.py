@@ -94,7 +94,12 @@ class Study:
             name=method,
             seed=seed,
             data=dataclasses.replace(run.data, cache=(cache,)),
-            eval=Eval(samples=self.samples, reference_count=self.reference_images, keep_best=False),
+            eval=Eval(
+                samples=self.samples,
+                reference_count=self.reference_images,
+                keep_best=False,
+                loss_images=128,
+            ),
         )
 
 
