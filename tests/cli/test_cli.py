@@ -18,7 +18,6 @@ from PIL import Image
 
 from erw.cli import VERBS, main
 from erw.data.cache import Cache
-from erw.sinks import SINKS
 
 TINY = ["--steps", "4", "--log.every", "1", "--plan.warmup", "2"]
 
@@ -338,18 +337,22 @@ def test_the_built_in_cache_is_prepared_by_the_first_run(
     assert len(Cache.open("cache/quickstart")) == 32
     said = erw("train", "debug", "--out", "other", *TINY)
     assert said.code == 0 and "preparing" not in said.err
+    Path("cache/quickstart/manifest.json").unlink()  # as if it had been stopped
+    said = erw("train", "debug", "--out", "third", *TINY)
+    assert said.code == 0 and "preparing 32 of the built-in images" in said.err
 
 
 def test_metrics_go_to_the_tracker_that_log_to_names(
     erw: Erw, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[dict[str, Any]] = []
-    monkeypatch.setitem(SINKS, "mine", lambda run, out: lines.append)
+    monkeypatch.setattr("erw.cli.train.to_tracker", lambda name, run, out: lines.append)
     train = ["train", "debug", "--out", tmp_path / "run", "--data.cache", cache, *TINY]
-    assert erw(*train, "--log.to", "mine", "--plan.align.1.block", "1").code == 0
+    assert erw(*train, "--log.to", "wandb", "--plan.align.1.block", "1").code == 0
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert "align1" in lines[-1]["losses"]
-    refused(erw(*train, "--log.to", "mien"), "mien", "did you mean mine")
+    monkeypatch.undo()
+    refused(erw(*train, "--log.to", "wanbd"), "wanbd", "did you mean wandb")
 
 
 def test_dry_runs_write_nothing(

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NumericsError as error:
         return fail(f"error: {error}", 3)
     except Exception as error:
-        if not can_be_mended(error):
+        if not is_the_users(error):
             traceback.print_exc()
             return fail(f"this is a bug in erw {erw.__version__}: please report the above", 1)
         return fail(f"error: {describe(error)}", 2)
@@ -95,19 +95,15 @@ def dispatch(args: list[str]) -> None:
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
 
 
-def can_be_mended(error: Exception) -> bool:
+def is_the_users(error: Exception) -> bool:
     """Whether the user caused it: our errors, paths, a full disk, a ValueError that we raised."""
     if isinstance(error, (ErwError, *BAD_PATH)) or "No space left on device" in str(error):
         return True
     if isinstance(error, OSError):
         return error.errno in FULL_DISK | {errno.EROFS}
-    return isinstance(error, ValueError) and raised_here(error)
-
-
-def raised_here(error: Exception) -> bool:
-    """Whether the statement that raised is erw's own, and not one of a library that we called."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return Path(frame.f_code.co_filename).is_relative_to(Path(erw.__file__).parent)
+    ours = Path(frame.f_code.co_filename).is_relative_to(Path(erw.__file__).parent)
+    return isinstance(error, ValueError) and ours
 
 
 def describe(error: Exception) -> str:

@@ -54,21 +54,6 @@ class Parts:
         return Ledger.from_dims(self.run, self.dims, teacher=self.teacher, rows=self.rows)
 
 
-@dataclass(frozen=True)
-class Target:
-    """What is to be reached.
-
-    Attributes:
-        metric: name of the score: fd_lite2 in studies, any that a run was scored with.
-        target: the score to reach; none: each method's final score alone, by the others.
-        over: the cost; epochs gives E@FID-k where the metric is fid.
-    """
-
-    metric: str = "fd_lite2"
-    target: float | None = None
-    over: Literal["flops", "epochs", "images", "steps", "seconds"] = "flops"
-
-
 def main(args: Sequence[str]) -> None:
     if "--to-target" in args:
         call("cost", cost_to_target, args)
@@ -248,14 +233,21 @@ def network(parts: Parts) -> Network:
 
 
 def cost_to_target(
-    how: Settings[Target], *, to_target: tuple[str, ...], out: str | None = None
+    *,
+    to_target: tuple[str, ...],
+    metric: str = "fd_lite2",
+    target: float | None = None,
+    over: Literal["flops", "epochs", "images", "steps", "seconds"] = "flops",
+    out: str | None = None,
 ) -> None:
     """Print the cost to a target and speed-ups with their spread.
 
     Args:
-        how: what is to be reached.
         to_target: a study's folder, or folders of runs that were scored while training
             (--eval.every), several of which are seeds of one method if they differ in nothing else.
+        metric: name of the score: fd_lite2 in studies, any that a run was scored with.
+        target: the score to reach; none: each method's final score alone, by the others.
+        over: the cost; epochs gives E@FID-k where the metric is fid.
         out: write OUT.json and the figure, OUT-light.svg and others.
     """
     from erw.study.compare import summary
@@ -263,12 +255,12 @@ def cost_to_target(
     from erw.study.plots import save_figure, score_figure
     from erw.study.results import read_runs
 
-    metric = how.metric.replace("-", "_")
+    metric = metric.replace("-", "_")
     runs = read_runs(to_target)
-    record = compare(runs, metric, over=how.over, target=how.target)
+    record = compare(runs, metric, over=over, target=target)
     print("\n".join(summary(record)))
     if out:
-        options: dict[str, Any] = {"over": how.over, "target": how.target}
+        options: dict[str, Any] = {"over": over, "target": target}
         paths = save_figure(
             lambda theme: score_figure(runs, metric, theme, **options), out, data=record
         )

@@ -11,7 +11,7 @@ from tyro.conf import arg
 from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
 from erw.config import Run
 from erw.dist import World, world
-from erw.errors import ConfigError
+from erw.errors import CacheError, ConfigError
 from erw.sinks import sink as to_tracker
 from erw.training import Trained
 
@@ -91,15 +91,21 @@ def train(
 
 
 def _prepare_built_in(run: Run) -> None:
-    """Make the cache of the quickstart recipes where it is missing."""
+    """Make the cache of the quickstart recipes where it is missing, or finish it."""
+    from erw.data.cache import Cache
     from erw.data.prepare import prepare_builtin, read_spec
     from erw.log import say
     from erw.recipes.quickstart import CACHE, IMAGES
 
-    if run.data.cache != (CACHE,) or read_spec(Path(CACHE)):
+    if run.data.cache != (CACHE,):
         return
-    say(f"no cache at {CACHE}: preparing {IMAGES:,} of the built-in images for quickstart recipes")
-    prepare_builtin(CACHE, count=IMAGES, class_token=run.model.needs_token)
+    try:
+        Cache.open(CACHE)
+    except CacheError:
+        spec = read_spec(Path(CACHE))
+        count = spec.source.count if spec else IMAGES
+        say(f"{CACHE} is missing or not finished: preparing {count:,} of the built-in images")
+        prepare_builtin(CACHE, count=count, class_token=run.model.needs_token)
 
 
 def _adapted(model: Trained, run: Run, *, projectors: bool) -> Trained:
