@@ -2,7 +2,7 @@
 and a flow model gives the velocity noise - data, whatever its file's network predicts."""
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,7 +188,10 @@ def from_pretrained(
         # An export of an older erw for DiTPipeline, whose label table has 1,000 classes.
         tensors = from_layout(tensors, "diffusers-dit", file).net
         tensors[TABLE] = torch.cat([tensors[TABLE][: run.model.num_classes], tensors[TABLE][-1:]])
-    net = _exported_network(run, tensors, file).to(device).eval().requires_grad_(False)
+    check_fit(run.model, run.flow.outputs, tensors, file)
+    net: SiT = build_model(run.model, outputs=run.flow.outputs)
+    net.load_state_dict(tensors)
+    net.to(device).eval().requires_grad_(False)
     if names and len(names) != net.null_class:
         raise CheckpointError(
             f"{folder / METADATA} names {len(names)} classes, the weights have {net.null_class}"
@@ -268,13 +271,23 @@ def check_fit(
     tensors: Mapping[str, Tensor],
     source: object,
     *,
-    optional: Container[str] = (),
+    optional: frozenset[str] = frozenset(),
 ) -> SiT:
-    """The network that the tensors fit, on the meta device.
+    """The network that the tensors fit, on the meta device: settings from a file are checked before
+    they take memory.
 
     Raises:
         CheckpointError: lists what is missing, unexpected and of another shape.
     """
+    side, channels, classes = model.input_size, model.channels, model.num_classes
+    if side is None or channels is None or classes is None or min(side, channels, classes + 1) < 1:
+        raise CheckpointError(f"{source}: its settings do not say the latent's size or the classes")
+    blocks, positions = depth_of(tensors), (side // model.patch) ** 2 * model.width
+    if model.net != "sit" or positions > MOST_POSITIONS or (model.depth != blocks and not optional):
+        raise CheckpointError(
+            f"{source} has {blocks} blocks, its settings are for a {model.net} of {model.depth} on "
+            f"{side} x {side}: not of one model; get it again"
+        )
     with torch.device("meta"):
         net: SiT = build_model(model, outputs=outputs)
     if problems := misfit(tensors, dict(net.named_parameters()), optional=optional):
@@ -332,21 +345,3 @@ def _download(repo: str, revision: str | None) -> Path:
             f"there is no folder {repo}, and the hub's repository of that name cannot be fetched: "
             f"{one_line(error)}; connect, log in where it asks so, or give a local folder"
         ) from error
-
-
-def _exported_network(run: Run, tensors: dict[str, Tensor], file: Path) -> SiT:
-    """The network of the settings with these weights; sizes are checked before memory is taken."""
-    model = run.model
-    side, channels, classes = model.input_size, model.channels, model.num_classes
-    if side is None or channels is None or classes is None or min(side, channels) < 1:
-        raise CheckpointError(f"{file.parent}: {METADATA} does not say the latent's size")
-    blocks = depth_of(tensors)
-    if model.depth != blocks or (side // model.patch) ** 2 * model.width > MOST_POSITIONS:
-        raise CheckpointError(
-            f"{file} has {blocks} blocks, and {METADATA} tells of {model.depth} on {side} x "
-            f"{side}: not of one model; get it again"
-        )
-    check_fit(model, run.flow.outputs, tensors, file)
-    net: SiT = build_model(model, outputs=run.flow.outputs)
-    net.load_state_dict(tensors)
-    return net
