@@ -24,12 +24,10 @@ class Backbone(Protocol):
     Attributes:
         latent_shape: of what it draws, (C, h, w), or (R,) for representations.
         null_class: label that stands for none, the number of classes; 0: unconditional.
-        depth: blocks.
-        width: channels of its tokens.
+        depth, width: blocks and channels of the tokens.
         tokens: patch tokens; 0: it has none, and cannot be aligned.
-        class_token: channels of a class token that is denoised along with the latents (REG), and
-            precedes the patch tokens; 0: none.
-        representation: channels of a representation that it is given in place of labels; 0: none.
+        class_token: channels of a class token that is denoised too, before the patches; 0: none.
+        representation: channels of what it is given in place of labels; 0: labels.
     """
 
     latent_shape: tuple[int, ...]

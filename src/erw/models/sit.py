@@ -12,7 +12,7 @@ width, R channels of the class token or representation.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,34 +28,31 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 
 
 
 class Tapped(NamedTuple):
-    """A forward pass with taps: the velocity (None after an early stop) and hidden tokens by
-    depth."""
+    """A forward pass with taps: the velocity, None after an early stop, and the tokens (B, T, D),
+    a class token first, by depth counted from 1."""
 
     velocity: Tensor | None
-    hidden: dict[int, Tensor]  # depth, counted from 1 -> (B, T, D); class token first, if any
+    hidden: dict[int, Tensor]
 
 
 class SiT(nn.Module):
     """Scalable interpolant transformer with adaLN-Zero and frozen sin-cos positions.
 
     Args:
-        input_size: latent height and width, in latent pixels.
-        channels: latent channels.
+        input_size, channels: of the latent; its height and width are equal.
         patch: side of a patch.
         depth, width, heads: blocks, channels, attention heads.
-        num_classes: classes; 0 for an unconditional model. The null class is `num_classes`, the
-            last row of the label table.
+        num_classes: classes; 0: unconditional. The null class is the last row of the label table.
         rope: rotary positions in attention.
         qk_norm: a norm on queries and keys, of the kind of `norm`.
         norm: "layer" without gain, or "rms" with gain.
         mlp: "gelu" of four times the width, or "swiglu" with as many weights.
         adaln_shift: False: blocks are scaled and gated by the conditioning, not shifted.
-        out_channels: channels of the output; None: as the latent. DiT has twice as many: the noise,
-            then the variance (see `erw.ddpm`).
-        class_token: channels of a class token that is denoised beside the latents, 0 for none. The
-            state x and its velocity are then rows (B, C H W + R), see `join` and `split`.
-        representation: channels of a representation (B, R) that y is then, in place of labels;
-            zeros, or None, stand for none. 0: y are labels.
+        out_channels: of the output; None: as the latent. DiT has noise and variance (`erw.ddpm`).
+        class_token: channels of a class token that is denoised too; 0: none. The state x and its
+            velocity are then rows (B, C H W + R), see `join` and `split`.
+        representation: channels of representations (B, R) that y is in place of labels, zeros or
+            None standing for none; 0: y are labels.
 
     Raises:
         ConfigError: patches do not tile the latent.
@@ -140,19 +137,6 @@ class SiT(nn.Module):
         latents, token = x.tensor_split([x.shape[1] - self.class_token], 1)
         return latents.unflatten(1, self.latent_shape), token
 
-    @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor: ...
-    @overload
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        *,
-        tap: tuple[int, ...],
-        stop_at: int | None = None,
-    ) -> Tapped: ...
-
     def forward(
         self,
         x: Tensor,
@@ -162,12 +146,10 @@ class SiT(nn.Module):
         tap: tuple[int, ...] = (),
         stop_at: int | None = None,
     ) -> Tensor | Tapped:
-        """The velocity at x (B, C, H, W) and times t (B,), for labels y (B,); y None: the null
-        class. With a class token x and the velocity are rows of both; with a representation y is
-        (B, R).
+        """The velocity at x (B, C, H, W), times t (B,) and labels y (B,), None: the null class.
 
-        With `tap`, depths counted from 1, the result is a `Tapped` with the tokens (B, T, D) after
-        those blocks. `stop_at`: blocks after that depth and the final layer do not run.
+        With a class token, x and the velocity are rows of both; with a representation, y is (B, R).
+        `tap` and `stop_at` as in `Backbone`.
         """
         if y is None:
             rows = (len(x), self.representation) if self.representation else (len(x),)
