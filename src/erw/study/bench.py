@@ -54,10 +54,10 @@ def bench(run: Run, *, rounds: int = 10) -> list[Timing]:
         seconds = [b["seconds"] - a["seconds"] for a, b in pairwise(part)]
         middle = statistics.median(seconds)
         first, last = part[0], part[-1]
-        work = sum((1, -1)[i] * (line["flops_total"] - line["flops_teacher"])
-                   for i, line in enumerate((last, first))) / len(seconds)  # fmt: skip
-        images = (last["images"] - first["images"]) // len(seconds)
-        timings.append(
-            Timing(phase, steps, images, middle, min(seconds), max(seconds), work / middle)
+        images, flops, teacher = (
+            (last[key] - first[key]) // len(seconds)
+            for key in ("images", "flops_total", "flops_teacher")
         )
+        spread, speed = (min(seconds), max(seconds)), (flops - teacher) / middle
+        timings.append(Timing(phase, steps, images, middle, *spread, speed))
     return timings

@@ -97,16 +97,16 @@ def score_curves(runs: Sequence[RunResult], metric: str, *, over: str = "flops")
 
 def reach(curves: Sequence[Curve], target: float, *, metric: str) -> Reach:
     """The cost at which the seeds of one method reach a score."""
-    found = [cost_to_target(curve, target, metric=metric) for curve in curves]
-    return _spread(cost_to_target(mean_curve(curves), target, metric=metric), found)
+    singles = [cost_to_target(curve, target, metric=metric) for curve in curves]
+    return _spread(cost_to_target(mean_curve(curves), target, metric=metric), singles)
 
 
 def speed_up(ours: Sequence[Curve], theirs: Sequence[Curve], *, metric: str) -> Reach:
     """At what share of their whole cost our curves reach their final score."""
 
     def ratio(a: Curve, b: Curve) -> tuple[float, bool] | None:
-        found = cost_to_target(a, b.values[-1], metric=metric)
-        return found and (found[0] / b.costs[-1], found[1])
+        cost = cost_to_target(a, b.values[-1], metric=metric)
+        return cost and (cost[0] / b.costs[-1], cost[1])
 
     pairs = [ratio(a, b) for a, b in product(ours, theirs)]
     return _spread(ratio(mean_curve(ours), mean_curve(theirs)), pairs)
@@ -119,14 +119,14 @@ def speed_ups(
     curves = {name: score_curves(runs, metric, over=over) for name, runs in methods.items()}
     names = list(methods)
     pairs = [(name, other) for name in names[::-1] for other in names[: names.index(name)]]
-    found = []
+    speedups = []
     for name, against in pairs + ([pair[::-1] for pair in pairs] if both else []):
         ours, theirs = ([curve.values[-1] for curve in curves[key]] for key in (name, against))
         ends = max(ours) < min(theirs) or max(theirs) < min(ours)
         apart = None if min(len(ours), len(theirs)) < 2 else ends
         ratio = speed_up(curves[name], curves[against], metric=metric)
-        found.append(SpeedUp(name, against, ratio, apart))
-    return found
+        speedups.append(SpeedUp(name, against, ratio, apart))
+    return speedups
 
 
 def _spread(mean: tuple[float, bool] | None, singles: Sequence[tuple[float, bool] | None]) -> Reach:
@@ -154,19 +154,15 @@ def verdict(runs: Sequence[RunResult], metric: str) -> list[str]:
     now = f"Still under way: {', '.join(waiting)}." if waiting else ""
     if len(done) < 2:
         return ["The study is under way", now] if waiting else [f"{next(iter(done))} is trained"]
-    found = speed_ups(done, metric=metric)
-    lines = [_headline(found[0], score), *(_sentence(item, score) for item in found)]
+    speedups = speed_ups(done, metric=metric)
+    method, against, ratio, _ = speedups[0]
+    title = f"{method} does not reach {against}’s {score} at equal cost"
+    if ratio.value is not None:
+        title = f"{method} reaches {against}’s final {score} with {times(ratio)} its compute"
+    lines = [title, *(_sentence(item, score) for item in speedups)]
     if min(len(group) for group in done.values()) < 2:
         lines.append("One seed only: differences of this size can be chance.")
     return [*lines, now] if now else lines
-
-
-def _headline(item: SpeedUp, score: str) -> str:
-    if item.ratio.value is None:
-        return f"{item.method} does not reach {item.against}’s {score} at equal cost"
-    return (
-        f"{item.method} reaches {item.against}’s final {score} with {times(item.ratio)} its compute"
-    )
 
 
 def _sentence(item: SpeedUp, score: str) -> str:

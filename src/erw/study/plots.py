@@ -109,10 +109,10 @@ def canvas(
 
 
 def note(
-    ax: Any, text: str, at: tuple[float, float], shift: tuple[float, float], **how: Any
+    ax: Any, text: str, at: tuple[float, float], shift: tuple[float, float], **options: Any
 ) -> None:
     """Text at a place, moved by `shift` points."""
-    ax.annotate(text, at, shift, textcoords="offset points", **how)
+    ax.annotate(text, at, shift, textcoords="offset points", **options)
 
 
 def label_ends(ax: Any, lines: Sequence[Line], *, gap: float = 16.0) -> None:
@@ -231,8 +231,12 @@ def curve_figure(
                 x = warm[COSTS[over]] / scale
                 ax.axvspan(0, x, color=color, alpha=0.07, linewidth=0)
                 ax.axvline(x, color=color, **DASHED)
-                how = {"xycoords": ("data", "axes fraction"), "color": theme.soft, "fontsize": 11}
-                note(ax, "warm-up ends", (x, 1), (5, -11), **how)
+                options = {
+                    "xycoords": ("data", "axes fraction"),
+                    "color": theme.soft,
+                    "fontsize": 11,
+                }
+                note(ax, "warm-up ends", (x, 1), (5, -11), **options)
             curve = run.curve(group, name, over=over)
             if curve.costs:
                 curve = binned(curve, warmup=warm["step"] if warm else 0)
@@ -284,8 +288,8 @@ def lines_figure(
             ax.plot(line.xs, line.ys, color=line.color, marker="o", markersize=4, linewidth=2)
         if level is not None:
             ax.axhline(level[1], color=theme.soft, **DASHED)
-            how = {"xycoords": ("axes fraction", "data"), "color": theme.soft, "fontsize": 11}
-            note(ax, level[0], (0, level[1]), (4, 4), **how)
+            options = {"xycoords": ("axes fraction", "data"), "color": theme.soft, "fontsize": 11}
+            note(ax, level[0], (0, level[1]), (4, 4), **options)
         label_ends(ax, lines)
     return figure
 

