@@ -60,7 +60,7 @@ def train(*, steps: int = 60, batch_size: int = 16, tiny: bool = True) -> list[s
             x_t, text, pooled, t, *ids, targets=z, stop=phase.warmup
         )
         flow = (out.sample - velocity).square().mean() if out else torch.zeros((), device=device)
-        loss = phase.weights.get("flow", 0) * flow + phase.weights["align"] * align  # ERW 5
+        loss = phase.weight("flow") * flow + phase.weight("align") * align  # ERW 5
 
         optimizer.zero_grad()
         loss.backward()

@@ -56,7 +56,7 @@ def train(*, steps: int = 60, batch_size: int = 16) -> list[standin.Losses]:
 
         v, align = net(x_t, t, y, targets=z, stop=phase.warmup)  # ERW 4: in warm-up v is None
         flow = torch.zeros(()) if v is None else (v - velocity).square().mean()
-        loss = phase.weights.get("flow", 0) * flow + phase.weights["align"] * align  # ERW 5
+        loss = phase.weight("flow") * flow + phase.weight("align") * align  # ERW 5
 
         optimizer.zero_grad()
         loss.backward()
