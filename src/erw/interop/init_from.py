@@ -127,22 +127,20 @@ def _heads(model: Trained, run: Run) -> nn.ModuleList:
 
 
 def _targets(run: Run) -> list[str]:
-    """What each projector of a resolved run aligns with: an encoder's name, or another target."""
+    """What each projector of a resolved run aligns with: an encoder, or another target."""
     return [name for term in run.plan.active for name in encoders_of(term, run) or (term.target,)]
 
 
 def _heads_of_run(model: Trained) -> nn.ModuleList:
     """The averaged heads in the newest checkpoint of the run's folder."""
     saved, run, heads = paths(Path(model.source) / "checkpoints"), model.run, nn.ModuleList()
-    if not saved:
-        return heads
-    tensors = load_tensors(saved[-1])[0]
-    terms = [term for term in run.plan.active for _ in encoders_of(term, run) or (term.target,)]
-    for number, term in enumerate(terms):
+    tensors = load_tensors(saved[-1])[0] if saved else {}
+    kinds = [t.projector for t in run.plan.active for _ in encoders_of(t, run) or (t.target,)]
+    for number, kind in enumerate(kinds if saved else ()):
         stem = f"ema.projectors.{number}."
         own = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
         dim = len(own[max(own)]) if own else 0  # rows of the last layer
-        head = PROJECTORS[term.projector](run.model.width, run.model.projector, dim)
+        head = PROJECTORS[kind](run.model.width, run.model.projector, dim)
         head.load_state_dict(own)
         heads.append(head)
     return heads

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -152,8 +153,4 @@ class FlowPipeline(DiffusionPipeline):
             mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (mean, std))
             x = x * std / config.scaling_factor + mean
             x = self.vae.decode(x.to(self.vae.dtype)).sample.float()
-        images = (x / 2 + 0.5).clamp(0, 1)
-        if output_type == "pt":
-            return images
-        pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-        return self.numpy_to_pil(pixels) if output_type == "pil" else pixels
+        return VaeImageProcessor().postprocess(x, output_type=output_type)
