@@ -28,7 +28,7 @@ SLOW = """
 import json, sys, time
 from pathlib import Path
 from helpers.parts import make
-from erw.data.sources.folder import Folder
+from erw.data.sources.files import Folder
 from erw.data.sources import FileSource
 
 class Slow(FileSource):

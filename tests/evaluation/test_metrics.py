@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from erw import evaluate
 from erw.cli import main
+from erw.data.sources import Source
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import load_encoder
 from erw.encoders.base import resize_bytes
@@ -140,7 +141,7 @@ def test_cmmd_is_its_formula() -> None:
     assert cmmd(torch.from_numpy(x), torch.from_numpy(x)) == pytest.approx(0, abs=1e-9)
 
 
-class Counted:
+class Counted(Source):
     """A source that counts how often an image is read."""
 
     name = "counted"

@@ -15,7 +15,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from erw.data.images import CROPS, WHITE
+from erw.data.images import CROPS
 from erw.data.quantize import FORMATS
 from erw.data.sources import Source
 from erw.data.spec import CacheSpec, EncoderSpec, SourceSpec, VaeSpec
@@ -119,7 +119,7 @@ def cache_spec(
     one = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=networks.device)
     return CacheSpec(
         source=SourceSpec.of(source),
-        background=tuple(getattr(source, "background", WHITE)),
+        background=source.background,
         crop=crop,
         image_size=image_size,
         rows_per_shard=rows_per_shard,

@@ -19,7 +19,7 @@ from erw.data.cache import Batch, Cache, Part
 from erw.data.images import Unreadable, crop
 from erw.data.manifest import Manifest
 from erw.data.networks import Networks, cache_spec, load_networks, weight_hash
-from erw.data.sources import BUILT_IN, HUB, Source, location, open_source
+from erw.data.sources import BUILT_IN, HUB, Source, open_source
 from erw.data.spec import CacheSpec
 from erw.errors import CacheError, ConfigError, DataError
 from erw.io import hash_file, write_json
@@ -129,7 +129,7 @@ class Online(Cache):
                 return crop(image, self.image_size, kind=self.spec.crop, seed=seed), label
             except Unreadable as error:
                 raise DataError(
-                    f"{location(self.source, index)}: {error}; take it out, or prepare without "
+                    f"{self.source.location(index)}: {error}; take it out, or prepare without "
                     "--online, which lists and skips such images"
                 ) from error
 

@@ -19,7 +19,7 @@ from erw.data.manifest import Record
 from erw.data.networks import Networks, one_thread_each
 from erw.data.quantize import fidelity, pack
 from erw.data.shards import Shard, ShardReader, shard_file, write_columns
-from erw.data.sources import Source, location
+from erw.data.sources import Source
 from erw.data.spec import CacheSpec
 from erw.errors import CacheError, DataError
 from erw.io import remove_partial
@@ -39,7 +39,7 @@ class Item(NamedTuple):
 _NONE = torch.empty(0, dtype=torch.int32)
 
 
-class StoredImages:
+class StoredImages(Source):
     """The images in the rows of a cache, as a source: numbered as in the one it was made of."""
 
     def __init__(self, cache: Cache) -> None:
@@ -177,7 +177,7 @@ class Writer:
         self, item: Item, known: dict[int, int] | None, rejected: list[tuple[int, str, str]]
     ) -> bool:
         """Whether an image has a row; notes those that cannot be read in `rejected`."""
-        path = location(self.source, item.number)
+        path = self.source.location(item.number)
         if known is not None:
             if item.number not in known:  # rejected when the row was to be stored
                 return False

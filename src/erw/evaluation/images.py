@@ -13,8 +13,7 @@ from torch import Tensor
 
 from erw.data.cache import Cache
 from erw.data.images import Unreadable, channels
-from erw.data.sources import BUILT_IN, FileSource, Source, location, open_source
-from erw.data.sources.folder import Folder
+from erw.data.sources import BUILT_IN, FileSource, Folder, Source, open_source
 from erw.errors import CacheError, ConfigError, DataError, NumericsError
 from erw.evaluation.published import REFERENCES, reference_batch
 from erw.io import hash_file
@@ -232,7 +231,7 @@ def _of_source(source: Source, path: Path | None = None) -> ImageSet:
         try:
             return source[i][0]
         except Unreadable as error:
-            raise DataError(f"{location(source, i)}: {error}; mend or remove it") from error
+            raise DataError(f"{source.location(i)}: {error}; mend or remove it") from error
 
     def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         for lo in range(first, stop, batch_size):
@@ -240,7 +239,7 @@ def _of_source(source: Source, path: Path | None = None) -> ImageSet:
             for i, row in enumerate(rows, start=lo):
                 if row.shape != shape:
                     raise DataError(
-                        f"{location(source, i)} is {sides(row.shape)}, the images before it "
+                        f"{source.location(i)} is {sides(row.shape)}, the images before it "
                         f"{sides(shape)}: bring them to one size first"
                     )
             yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
@@ -260,9 +259,9 @@ def _content(source: Source) -> str:
     digest = blake3(source.fingerprint().encode())
     if isinstance(source, FileSource):
         kinds: dict[str, int] = {}
-        for i, key in enumerate(source.keys):
+        for i in range(len(source)):
             try:
-                data = source.files.read(key)
+                data = source.read(i)
             except Unreadable as error:
                 raise DataError(f"{source.location(i)}: {error}") from error
             if isinstance(source.files, Folder):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from erw.data.images import Unreadable
-from erw.data.sources import FileSource, Source, location, open_source, overview
+from erw.data.sources import FileSource, Source, open_source, overview
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.errors import DataError
 from helpers.archives import png, shades, tar
@@ -34,7 +34,7 @@ def test_class_folders_give_sorted_names_and_labels(tmp_path: Path) -> None:
     assert labels(source) == [0] * 4 + [1] * 4 + [2] * 4
     image, label = source[0]
     assert image.dtype == np.uint8 and image.shape == (40, 52, 3) and label == 0
-    assert location(source, 4) == str(tmp_path / "set" / "bear" / "000.png")
+    assert source.location(4) == str(tmp_path / "set" / "bear" / "000.png")
 
 
 def test_classes_at_any_depth(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_no_network_is_said_in_one_line(
     assert len(said) == 1 and said[0].startswith("error: data set someone/else on the Hugging Face")
     assert "OfflineModeIsEnabled" in said[0] and "give its folder" in said[0]
     assert not (tmp_path / "x").exists()
-    with pytest.raises(DataError, match="expected OWNER/NAME"):
+    with pytest.raises(DataError, match=r"cannot be fetched .*Repo id must be"):
         open_source("hf:nothing/of/the/kind")
 
 

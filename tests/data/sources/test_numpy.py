@@ -33,7 +33,7 @@ def test_arrays(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"float64 .*expected uint8"):
         open_source(tmp_path / "float.npy")
     np.save(tmp_path / "x_labels.npy", labels[:3])
-    with pytest.raises(DataError, match="expected 6 whole numbers"):
+    with pytest.raises(DataError, match=r"expected \(6,\)"):
         open_source(tmp_path / "x.npy")
 
 
@@ -65,5 +65,5 @@ def test_labels_by_other_names_and_arrays_in_fortran_order(tmp_path: Path) -> No
 
 def test_one_image_is_no_set_of_rows(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", picture(0))
-    with pytest.raises(DataError, match=r"holds one image \(40, 52, 3\): expected \(N, H, W, 3\)"):
+    with pytest.raises(DataError, match=r"holds uint8 \(40, 52, 3\): expected .*, also of one image"):
         Arrays(tmp_path / "x.npy")

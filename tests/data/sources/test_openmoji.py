@@ -109,7 +109,7 @@ def test_damaged_raster_cache_is_made_again(
     "settings, words",
     [
         ({"split": "valid"}, "choose train or test"),
-        ({"size": 4}, "expected 8 to 512"),
+        ({"size": 4}, "of 8 to 512"),
         ({"count": 0}, "at least 1"),
     ],
 )

@@ -7,22 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from erw.data.images import WHITE
-from erw.data.sources.base import LabelledImages, Source, location, overview
-from erw.data.sources.folder import FileSource, Folder, Zip
+from erw.data.sources.base import Source, overview
+from erw.data.sources.files import Files, FileSource, Folder, Tars, Zip
 from erw.data.sources.hub import PACKED, files_of, has_shards
 from erw.data.sources.labels import CLASSES, SPLITS
 from erw.errors import DataError
 
-__all__ = [
-    "BUILT_IN",
-    "HUB",
-    "FileSource",
-    "Folder",
-    "Source",
-    "location",
-    "open_source",
-    "overview",
-]
+__all__ = ["BUILT_IN", "HUB", "FileSource", "Folder", "Source", "open_source", "overview"]
 
 BUILT_IN = ("openmoji", "openmoji-test")
 HUB = "hf:"
@@ -68,66 +59,70 @@ def open_source(
         return OpenMojiSet("test" if str(images).endswith("test") else "train", **options)
     if options:
         raise DataError(f"{images} is no built-in set, so it has no option {sorted(options)[0]!r}")
-    path = Path(images).expanduser()
-    name, chosen = "", bool(split or subset)
-    files: Folder | list[Path]
+    path, name, chosen = Path(images).expanduser(), "", bool(split or subset)
+    files: Folder | list[Path] = [path]
+    if not path.exists():
+        files = [Path(found) for found in sorted(glob(str(path)))]
     if str(images).startswith(HUB):
         name, files = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
     elif path.is_dir():
-        files = Folder(_split_folder(path, split, subset) or path)
+        files = (None if subset else _split_folder(path, split)) or Folder(path)
         name = f"{path.name}:{split}" if files.root != path else ""
         if has_shards(files) or (chosen and not name):
-            name, files = files_of(str(files.root), split=split, subset=subset)
+            name, files = files_of(str(path), split=split, subset=subset)
             name = name if chosen else ""
     elif chosen:
         raise DataError(f"{path} is no folder, so it has no split or subset")
-    else:
-        files = [path] if path.exists() else [Path(p) for p in sorted(glob(str(path)))]
     if not files:
         raise FileNotFoundError(
             f"no image folder or archive at {path} (built-in sets: {', '.join(BUILT_IN)})"
         )
-    source = _open(files, columns, classes=classes, background=background)
+    source = _open(files, classes, background, columns)
     source.name = name or source.name
     return source
 
 
-def _split_folder(path: Path, split: str | None, subset: str | None) -> Path | None:
+def _split_folder(path: Path, split: str | None) -> Folder | None:
     """The folder of loose images that is the split: train/ beside test/."""
-    if split is None or subset is not None:
+    wanted = SPLITS.get(split or "", split)
+    same = [p for p in path.iterdir() if p.is_dir() and SPLITS.get(p.name.lower()) == wanted]
+    if not split or len(same) != 1 or has_shards(folder := Folder(same[0])):
         return None
-    folders = [p for p in sorted(path.iterdir()) if p.is_dir()]
-    same = [p for p in folders if SPLITS.get(p.name.lower()) == SPLITS.get(split, split)]
-    return same[0] if len(same) == 1 and not has_shards(Folder(same[0])) else None
+    return folder
 
 
-def _open(files: Folder | list[Path], columns: Sequence[str], **options: Any) -> LabelledImages:
+def _open(
+    files: Folder | list[Path],
+    classes: str,
+    background: tuple[int, int, int],
+    columns: Sequence[str],
+) -> Source:
     """The source in files of one kind, or in one folder."""
-    paths = [files.root] if isinstance(files, Folder) else files
-    first, labelled = paths[0], options["classes"] != "none"
-    kinds = {"" if path.is_dir() else path.suffix.lower() for path in paths}
-    kind = kinds.pop()
-    if kinds or (len(paths) > 1 and kind not in PACKED):
-        raise DataError(f"{first} and {len(paths) - 1} more are no shards of one kind")
+    first, *more = [files.root] if isinstance(files, Folder) else sorted(files)
+    kinds = {"" if path.is_dir() else path.suffix.lower() for path in (first, *more)}
+    kind, labelled = min(kinds), classes != "none"
+    if len(kinds) > 1 or (more and kind not in PACKED):
+        raise DataError(f"{first} and {len(more)} more are no shards of one kind")
     if kind in (".parquet", ".arrow"):
         from erw.data.sources.parquet import Table
 
-        return Table(paths, labelled=labelled, background=options["background"], columns=columns)
+        return Table([first, *more], labelled=labelled, background=background, columns=columns)
     if columns:
         raise DataError(f"{first} is no table, so it has no columns {', '.join(columns)}")
     if kind in (".npy", ".npz"):
         from erw.data.sources.numpy import Arrays
 
         return Arrays(first, labelled=labelled)
-    if kind == ".tar":
-        from erw.data.sources.webdataset import Tars
-
-        return FileSource(Tars(sorted(paths)), **options)
+    opened: Files
     if isinstance(files, Folder):
-        return FileSource(files, **options)
-    if zipfile.is_zipfile(first):
-        return FileSource(Zip(first), **options)
-    raise DataError(
-        f"{first} is neither a folder nor a zip archive of images, nor one of "
-        f"{', '.join(PACKED)}, .npy, .npz"
-    )
+        opened = files
+    elif kind == ".tar":
+        opened = Tars([first, *more])
+    elif zipfile.is_zipfile(first):
+        opened = Zip(first)
+    else:
+        raise DataError(
+            f"{first} is neither a folder nor a zip archive of images, nor one of "
+            f"{', '.join(PACKED)}, .npy, .npz"
+        )
+    return FileSource(opened, classes=classes, background=background)

@@ -14,7 +14,7 @@ from typing import Any
 
 from erw.data.images import EXTENSIONS
 from erw.data.sources.base import ending
-from erw.data.sources.folder import Folder
+from erw.data.sources.files import Folder
 from erw.data.sources.labels import SPLITS
 from erw.errors import DataError, one_line
 
@@ -31,22 +31,38 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
     Raises `DataError` if there is no such set or split, if there are several and none is named, or
     if the hub cannot be reached and the files are not here.
     """
-    folder = Path(path).expanduser()
-    if folder.exists():
-        files = [entry.key for entry in Folder(folder).entries]
-        chosen, used = _chosen(path, files, _configs(folder), split=split, subset=subset)
-        return f"{folder.name}:{used}", [folder / file for file in chosen]
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", path):
-        raise DataError(f"{path} is no folder and no data set of the hub: expected OWNER/NAME")
-    repo, _, revision = path.partition("@")
-    files = _files(repo, revision or None)
-    if not revision and not any(file.endswith(PACKED) for file in files):
-        revision = CONVERTED
-        files = _files(repo, revision)
-    configs = _configs(_fetched(repo, revision or None, [README])) if README in files else []
-    chosen, used = _chosen(repo, files, configs, split=split, subset=subset)
-    root = _fetched(repo, revision or None, chosen)
-    return f"{repo}:{used}", [root / file for file in chosen]
+    root, revision, repo = Path(path).expanduser(), "", ""
+    if root.exists():
+        name, files = root.name, list(Folder(root).entries)
+    else:
+        name, _, revision = path.partition("@")
+        repo, files = name, _files(name, revision)
+        if not revision and not any(file.endswith(PACKED) for file in files):
+            revision = CONVERTED
+            files = _files(repo, revision)
+    configs = []
+    if README in files:
+        root = _fetched(repo, revision, [README]) if repo else root
+        configs = _configs(root / README)
+    packed = [file for file in files if ending(file) in PACKED]
+    if not packed:
+        raise DataError(
+            f"{path} has no Parquet, Arrow or tar files: download it and give the folder of images"
+        )
+    available = _by_configs(configs, packed) or sets(packed)
+    fitting = [
+        (group, part)
+        for group, part in available
+        if subset in (None, group) and (split is None or SPLITS.get(split, split) == part)
+    ]
+    if len(fitting) != 1:
+        requested = "/".join(filter(None, (subset, split)))
+        names = ", ".join("/".join(filter(None, key)) for key in available)
+        what = f"no set {requested}" if requested and not fitting else "several sets"
+        raise DataError(f"{name} has {what}: name one of {names} with --split or --subset")
+    chosen = available[fitting[0]]
+    root = _fetched(repo, revision, chosen) if repo else root
+    return f"{name}:{'/'.join(filter(None, fitting[0]))}", [root / file for file in chosen]
 
 
 def sets(files: Iterable[str]) -> Sets:
@@ -57,20 +73,19 @@ def sets(files: Iterable[str]) -> Sets:
     result: Sets = {}
     for file in sorted(files):
         *folders, name = file.split("/")
-        words = [*folders, *re.split(r"[^a-z]+", name.lower())]
-        known = [word for word in words if word in SPLITS]
+        known = [w for w in (*folders, *re.split(r"[^a-z]+", name.lower())) if w in SPLITS]
+        subset = "/".join(f for f in folders if f not in SPLITS and f != "data")
         split = SPLITS[known[-1]] if known else "train"
-        rest = [folder for folder in folders if folder not in SPLITS and folder != "data"]
-        result.setdefault(("/".join(rest), split), []).append(file)
+        result.setdefault((subset, split), []).append(file)
     return result
 
 
 def has_shards(folder: Folder) -> bool:
     """Whether a folder holds shards instead of loose images. `DataError` if it holds both."""
-    loose = [e.key for e in folder.entries if ending(e.key) in EXTENSIONS]
-    packed = [e.key for e in folder.entries if ending(e.key) in PACKED]
+    loose = [key for key in folder.entries if ending(key) in EXTENSIONS]
+    packed = [key for key in folder.entries if ending(key) in PACKED]
     kinds = sorted({ending(key) for key in packed})
-    pattern = f"a pattern such as '{folder.root / ('*' + kinds[0])}'" if packed else ""
+    pattern = f"a pattern such as '{folder.root}/*{kinds[0]}'" if packed else ""
     if packed and loose:
         raise DataError(
             f"{folder.root} holds {len(loose)} images and {len(packed)} packed files (such as "
@@ -81,88 +96,59 @@ def has_shards(folder: Folder) -> bool:
     return bool(packed)
 
 
-def _chosen(
-    path: str, files: Sequence[str], configs: list[Any], *, split: str | None, subset: str | None
-) -> tuple[list[str], str]:
-    """The files of one set, and its name."""
-    packed = [file for file in files if file.lower().endswith(PACKED)]
-    if not packed:
-        raise DataError(
-            f"{path} has no Parquet, Arrow or tar files: download it and give the folder of images"
-        )
-    available = _by_configs(configs, packed) or sets(packed)
-    fitting = {
-        name: chosen
-        for name, chosen in available.items()
-        if subset in (None, name[0]) and (split is None or SPLITS.get(split, split) == name[1])
-    }
-    if len(fitting) != 1:
-        requested = "/".join(filter(None, (subset, split)))
-        names = ", ".join("/".join(filter(None, name)) for name in available)
-        what = f"no set {requested}" if requested and not fitting else "several sets"
-        raise DataError(f"{path} has {what}: name one of {names} with --split or --subset")
-    ((name, chosen),) = fitting.items()
-    return chosen, "/".join(filter(None, name))
-
-
-def _by_configs(configs: list[Any], files: list[str]) -> Sets:
+def _by_configs(configs: Sequence[Any], files: Sequence[str]) -> Sets:
     """The sets that a README's `configs` list: patterns of files, each with a split."""
     result: Sets = {}
     for config in configs:
-        entries = config.get("data_files", []) if isinstance(config, dict) else []
+        entries = config.get("data_files", [])
         for entry in [entries] if isinstance(entries, str | dict) else entries:
             entry = entry if isinstance(entry, dict) else {"path": entry}
             patterns = entry.get("path", [])
             patterns = [patterns] if isinstance(patterns, str) else patterns
             split = SPLITS.get(entry.get("split", "train"), entry.get("split"))
-            if some := [file for file in files if any(fnmatch(file, str(p)) for p in patterns)]:
-                subset = str(config.get("config_name", "default"))
-                result.setdefault((subset, str(split)), []).extend(some)
+            if some := [file for file in files if any(fnmatch(file, p) for p in patterns)]:
+                key = (str(config.get("config_name", "default")), str(split))
+                result.setdefault(key, []).extend(some)
     return result
 
 
-def _configs(folder: Path) -> list[Any]:
-    """`configs` in the header of a README; empty without one."""
-    path = folder / README
-    if not path.is_file():
-        return []
+def _configs(path: Path) -> list[Any]:
+    """`configs` in the header of a README."""
     from huggingface_hub import metadata_load
 
     try:
-        return list((metadata_load(path) or {}).get("configs") or [])
+        configs = (metadata_load(path) or {}).get("configs") or []
+        return [config for config in configs if isinstance(config, dict)]
     except Exception as error:  # of YAML's many types, too
-        raise DataError(f"the header of {path} cannot be read ({one_line(error, 120)})") from error
+        raise DataError(f"the header of {path} cannot be read ({one_line(error)})") from error
 
 
-def _files(repo: str, revision: str | None) -> list[str]:
+def _files(repo: str, revision: str) -> list[str]:
     """Paths of a data set's files: on the hub, or else those that were fetched before."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
-        info = HfApi().dataset_info(repo, revision=revision, timeout=20)
+        info = HfApi().dataset_info(repo, revision=revision or None, timeout=20)
         return [file.rfilename for file in info.siblings or ()]
     except Exception as error:  # network, gate and a name that is not there come as many types
         try:
-            root = _fetched(repo, revision, None)
-        except DataError:
+            options = {"revision": revision or None, "local_files_only": True}
+            root = Path(snapshot_download(repo, repo_type="dataset", **options))
+        except Exception:
             raise _unreachable(repo, error) from error
         return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
 
 
-def _fetched(repo: str, revision: str | None, files: list[str] | None) -> Path:
-    """The folder in the hub's local cache with these files, downloaded where they are not there.
-
-    None: whatever is there, without a download.
-    """
+def _fetched(repo: str, revision: str, files: list[str]) -> Path:
+    """The folder in the hub's local cache with these files, downloaded where they are missing."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(
-                repo, revision=revision, repo_type="dataset", allow_patterns=files,
-                local_files_only=files is None,
+                repo, repo_type="dataset", revision=revision or None, allow_patterns=files
             )
-        )  # fmt: skip
+        )
     except Exception as error:
         raise _unreachable(repo, error) from error
 

