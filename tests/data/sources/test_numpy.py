@@ -65,5 +65,7 @@ def test_labels_by_other_names_and_arrays_in_fortran_order(tmp_path: Path) -> No
 
 def test_one_image_is_no_set_of_rows(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", picture(0))
-    with pytest.raises(DataError, match=r"holds uint8 \(40, 52, 3\): expected .*, also of one image"):
+    with pytest.raises(
+        DataError, match=r"holds uint8 \(40, 52, 3\): expected .*, also of one image"
+    ):
         Arrays(tmp_path / "x.npy")
