@@ -87,7 +87,10 @@ def save_tensors(path: Path, tensors: Tensors, header: Mapping[str, str] | None 
     try:
         with replacing(path) as tmp:
             values = {k: v.detach().contiguous() for k, v in tensors.items()}
+            tmp.touch()
+            mode = tmp.stat().st_mode
             save_file(values, tmp, metadata=dict(header or {}))
+            tmp.chmod(mode)  # safetensors makes a file that nobody else may read
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         reason = "the disk is full" if full else one_line(error)

@@ -20,7 +20,7 @@ from erw.data.images import Unreadable, crop
 from erw.data.manifest import Manifest
 from erw.data.networks import Networks, cache_spec, load_networks, weight_hash
 from erw.data.sources import BUILT_IN, HUB, Source, open_source
-from erw.data.spec import CacheSpec
+from erw.data.spec import CacheSpec, EncoderSpec, VaeSpec
 from erw.errors import CacheError, ConfigError, DataError
 from erw.io import hash_file, write_json
 from erw.rng import seeded
@@ -90,7 +90,9 @@ class Online(Cache):
         Raises:
             DataError: an image cannot be read.
         """
-        self.require(encoders=features, token=token, flip=flipped is not None and flipped.any())
+        self.require(
+            encoders=features, token=token, flip=flipped is not None and bool(flipped.any())
+        )
         images, labels = self._load(indices)
         if flipped is not None:
             mirrored = torch.from_numpy(np.asarray(flipped))
@@ -146,7 +148,7 @@ class Online(Cache):
         vae, encoders = self._settings["vae"], self._settings["encoders"]
         names = [encoders[spec.name] for spec in self.spec.encoders]
         networks = load_networks(vae, names, precision=self.spec.precision, device=device)
-        specs = (self.spec.vae, *self.spec.encoders)
+        specs: tuple[VaeSpec | EncoderSpec, ...] = (self.spec.vae, *self.spec.encoders)
         for spec, network in zip(specs, (networks.vae, *networks.encoders), strict=True):
             if weight_hash(network) != spec.weight_hash:
                 raise CacheError(f"{self.path} was made with other weights of {spec.name}")

@@ -67,7 +67,7 @@ def prepare(
         class_token: store the class token of every encoder that has one too, in float16.
         flip: store the mirrored image's moments and features as a second variant.
         images: store the cropped uint8 images too, as a reference for evaluation.
-        rows_per_shard: source items per shard; one shard is held in memory.
+        rows_per_shard: source items per shard; one shard is in memory at a time.
         precision: "float32", or "bfloat16" to encode under autocast.
         workers: threads that decode and crop; by default one per core, at most 8.
         strict: stop at the first bad image instead of listing it in rejected.jsonl.
@@ -325,9 +325,9 @@ def _whole(writer: Writer) -> bool:
 def _join(writer: Writer) -> None:
     """Write rejected.jsonl and the manifest from the records of all shards."""
     out, names = writer.out, writer.source.class_names
-    found = [Record.read(writer.folder, index) for index in range(writer.spec.shards)]
-    records = [record for record in found if record]
-    assert len(records) == len(found), "joined before all shards were there"
+    shards = range(writer.spec.shards)
+    records = [record for index in shards if (record := Record.read(writer.folder, index))]
+    assert len(records) == len(shards), "joined before all shards were there"
     write_text(out / REJECTED, rejected_lines(records))
     if not any(record.shard.rows for record in records):
         _, path, reason = records[0].rejected[0]

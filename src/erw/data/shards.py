@@ -65,6 +65,7 @@ class ShardReader:
         local: Callable[[File], Path],
     ) -> None:
         self.rows, self._parts, self._local, self._shard = shard.rows, parts, local, shard
+        self._files = {file.file: file for file in shard.files}
         self._mapped: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -75,12 +76,11 @@ class ShardReader:
         """
         if name not in self._mapped:
             part = next(part for part, columns in self._parts.items() if name in columns)
-            wanted = shard_file(self._shard.index, part)
-            file = next((file for file in self._shard.files if file.file == wanted), None)
-            if file is None:
-                raise CacheError(f"the cache lists no file {wanted}: run erw prepare again")
-            path = self._local(file)
-            self._mapped |= map_columns(path, self._parts[part], rows=self.rows)
+            path = shard_file(self._shard.index, part)
+            if path not in self._files:
+                raise CacheError(f"the manifest lists no file {path}: run erw prepare again")
+            local = self._local(self._files[path])
+            self._mapped |= map_columns(local, self._parts[part], rows=self.rows)
         return self._mapped[name]
 
 

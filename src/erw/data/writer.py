@@ -1,5 +1,6 @@
 """Images to the shards of a cache: cropped by threads ahead of encoding, one shard at a time."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -34,9 +35,6 @@ class Item(NamedTuple):
     pixels: np.ndarray | None  # uint8 (size, size, 3)
     label: int
     reason: str = ""
-
-
-_NONE = torch.empty(0, dtype=torch.int32)
 
 
 class StoredImages(Source):
@@ -113,7 +111,15 @@ class Writer:
         with one_thread_each() as self._pool:
             for index, parts in todo.items():
                 span = islice(items, len(self.spec.span(index)))
-                self._write_shard(index, parts, span, progress)
+                try:
+                    self._write_shard(index, parts, span, progress)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    raise CacheError(
+                        f"could not write shard {index} of {self.out}: the disk is full; free some "
+                        "room and run the same command again"
+                    ) from error
 
     def _load(self, number: int) -> Item:
         # Stored images are cropped already: "adm" leaves those of the right size as they are.
@@ -155,7 +161,10 @@ class Writer:
                 least = float(cosine.min())
                 fidelities[encoder.name] = float(cosine.sum()), cosine.numel(), least
         if before is None:
-            span, counts = self.spec.span(index), Counter(columns.get("label", _NONE).tolist())
+            span, counts = (
+                self.spec.span(index),
+                Counter(columns["label"].tolist() if batches else ()),
+            )
             before = Record(
                 Shard(index, span.start, len(span), counts.total(), ()),
                 rejected,
