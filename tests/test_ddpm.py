@@ -85,14 +85,15 @@ def test_the_bound_is_the_divergence_in_bits() -> None:
     output = torch.randn(3, 4, 4, 4, dtype=torch.float64)
     terms = ddpm.hybrid_terms(chain, output, x, eps, step)
     x_s = ddpm.noised(chain, x, eps, step)
-    p = ddpm.reverse(chain, output, x_s, step)
+    model_mean, log_variance, _ = ddpm.reverse(chain, output, x_s, step)
     for i, s in enumerate(step.tolist()):
         beta, before = chain.beta[s], chain.abar_before[s]
         # Bayes: precisions of the two factors add up.
         precision = (1 - beta) / beta + 1 / (1 - before)
         mean = ((1 - beta).sqrt() / beta * x_s[i] + before.sqrt() / (1 - before) * x[i]) / precision
         q = Normal(mean, precision.rsqrt())
-        bits = kl_divergence(q, Normal(p.mean[i], (p.log_variance[i] / 2).exp())).mean()
+        p = Normal(model_mean[i], (log_variance[i] / 2).exp())
+        bits = kl_divergence(q, p).mean()
         assert float(terms.vb[i]) == pytest.approx(float(bits) / math.log(2), rel=1e-9)
 
 
@@ -136,7 +137,7 @@ def test_a_respaced_chain_has_the_noise_of_the_full_one() -> None:
         torch.testing.assert_close(short.abar, full.abar[short.timesteps], rtol=1e-12, atol=0)
     torch.testing.assert_close(short.beta, full.beta, rtol=1e-9, atol=0)
     for count in (1, 1001):
-        with pytest.raises(ConfigError, match="takes 2 to 1000"):
+        with pytest.raises(ConfigError, match="a DiT takes 2 to 1000"):
             ddpm.respaced(full, count)
 
 
@@ -176,9 +177,3 @@ def test_ddim_with_eta_draws_noise_and_without_none() -> None:
     assert calls == []
     ddim(network, x, times, eta=1.0, noise=noise)
     assert calls == [0, 1, 2, 3]
-
-
-def test_a_chain_needs_sound_betas() -> None:
-    for betas in (torch.tensor([0.1]), torch.tensor([0.1, 0.0]), torch.tensor([0.1, 1.5])):
-        with pytest.raises(ConfigError, match="0 < beta <= 1"):
-            ddpm.chain(betas)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from erw.dist import current
 from erw.errors import ConfigError
 
 AlignLoss = Callable[..., Tensor]
@@ -25,10 +26,9 @@ Negatives = Literal["image", "batch", "pooled"]
 
 
 def cosine(projected: Tensor, target: Tensor) -> Tensor:
-    """Negative cosine similarity of every token with its target, averaged: a scalar in [-1, 1].
+    """Negative cosine similarity of every token with its target (B, T, F), averaged.
 
-    Shapes (B, T, F). Computed in float32 also under autocast, where normalising in 16 bit loses
-    digits.
+    Computed in float32 also under autocast, where normalising in 16 bit loses digits.
     """
     with _without_autocast(projected):
         a = F.normalize(projected.float(), dim=-1)
@@ -39,7 +39,7 @@ def cosine(projected: Tensor, target: Tensor) -> Tensor:
 def nt_xent(
     projected: Tensor, target: Tensor, *, temperature: float = 0.1, negatives: Negatives = "image"
 ) -> Tensor:
-    """Normalised temperature-scaled cross entropy (InfoNCE) from projected tokens to their targets.
+    """Normalised temperature-scaled cross entropy (InfoNCE) of tokens (B, T, F) and their targets.
 
     The ERW paper names NT-Xent and defines neither its temperature nor its negatives. Here, with
     unit vectors a = T(h) / |T(h)| and b = z / |z| and temperature tau,
@@ -48,14 +48,9 @@ def nt_xent(
 
     where i runs over all tokens, the positive is the same patch of the same image, and j runs over
 
-    - `image`:  the T patches of the same image (says *where* things are; T logits a token);
-    - `batch`:  all patches of all images of the batch, across ranks (B T logits a token: mind the
-      memory);
-    - `pooled`: tokens are averaged over each image first, and the sum runs over the images of the
-      batch, across ranks (says *which image*; B logits an image).
-
-    With gradient accumulation, "the batch" is the micro-batch. Shapes (B, T, F); returns a scalar
-    >= 0.
+    - `image`:  the T patches of the same image (says *where* things are);
+    - `batch`:  all patches of the (micro-)batch, across ranks: B T logits a token, mind the memory;
+    - `pooled`: the images of the batch, across ranks, each the mean of its tokens (*which image*).
     """
     with _without_autocast(projected):
         a, b = projected.float(), target.float()
@@ -74,35 +69,28 @@ def nt_xent(
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Autocast off on the device of `x`; the meta device has none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _gathered(rows: Tensor) -> tuple[Tensor, int]:
     """The rows of every rank, without gradient, and the index of this rank's first row."""
-    joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if not joined or rows.is_meta:
+    world = current()
+    if world.size == 1 or rows.is_meta:
         return rows, 0
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(rows) for _ in range(world.size)]
     dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts), dist.get_rank() * len(rows)
+    return torch.cat(parts), world.rank * len(rows)
 
 
 class Projector(nn.Sequential):
     """The three-layer SiLU MLP of REPA, token by token: width -> hidden -> hidden -> dim."""
 
     def __init__(self, width: int, hidden: int, dim: int) -> None:
-        super().__init__(
-            nn.Linear(width, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, dim),
-        )
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        a, b, c = nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, dim)
+        super().__init__(a, nn.SiLU(), b, nn.SiLU(), c)
+        for layer in (a, b, c):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 ALIGN_LOSSES: dict[str, AlignLoss] = {
@@ -122,34 +110,30 @@ PROJECTORS: dict[str, Callable[[int, int, int], nn.Module]] = {
 """Name -> (width, hidden, dim) -> module from tokens (B, T, width) to (B, T, dim)."""
 
 
-def standardized(target: Tensor) -> Tensor:
-    """Each channel of (B, T, F) with mean 0 and deviation 1 over the tokens of its image."""
-    target = target.float()
-    deviation, mean = torch.std_mean(target, dim=1, keepdim=True)
-    return (target - mean) / (deviation + 1e-6)
+def _standardized(target: Tensor) -> Tensor:
+    deviation, mean = torch.std_mean(target.float(), dim=1, keepdim=True)
+    return (target.float() - mean) / (deviation + 1e-6)
 
 
 TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda target: target,
-    "tokens": standardized,
+    "tokens": _standardized,  # each channel with mean 0 and deviation 1 over an image's tokens
 }
 """Name -> what is done to a target (B, T, F) before it is compared."""
 
 
 def compare(loss: AlignLoss, projected: Tensor, target: Tensor) -> Tensor:
-    """`loss` of two (B, T, F) tensors. Raises ConfigError where their shapes differ."""
+    """`loss` of two tensors; ConfigError where their shapes differ."""
     if projected.shape != target.shape:
         raise ConfigError(
             f"projected tokens {tuple(projected.shape)} do not match the encoder's features "
-            f"{tuple(target.shape)} (batch, tokens, dim); choose another patch size, input size, "
-            "encoder grid or dim="
+            f"{tuple(target.shape)} (batch, tokens, dim): choose another patch or encoder grid"
         )
     return loss(projected, target)
 
 
 class AlignedOutput(NamedTuple):
-    """What the wrapped model returned (None where it was stopped early) and the alignment loss
-    (None where no targets were given)."""
+    """What the model returned (None: stopped early) and the alignment loss (None: no targets)."""
 
     out: Any
     align: Tensor | None
@@ -158,106 +142,57 @@ class AlignedOutput(NamedTuple):
 class _Stop(Exception):
     """Leaves a foreign model's forward at the tapped block."""
 
-    def __init__(self, tokens: Tensor) -> None:
-        super().__init__()
-        self.tokens = tokens
-
 
 class Aligned(nn.Module):
     """Any transformer, untouched, with an alignment loss on the output of one of its blocks.
 
     Args:
-        model: the network. A model whose `forward` takes `tap=` and `stop_at=` (erw's own) is
-            asked for its hidden tokens; any other is tapped by a forward hook.
-        at: which block: its depth, counted from 1 (erw's models), or the module path of a block
-            ("transformer_blocks.7").
+        model: the network.
+        at: module path of the block, such as "transformer_blocks.7"; a forward hook taps it.
         width: channels of the tapped tokens.
         dim: channels of the encoder's features; a sequence for several encoders at once.
         hidden: width of the projector's two hidden layers.
         loss: `cosine`, `nt_xent` (with `functools.partial` for its options) or any function of two
             (B, T, F) tensors. Several encoders' losses are averaged.
-        skip: so many first tokens are no patches and are left out of the alignment.
         select: picks the image tokens (B, T, width) from what the block returns. Default: a tensor
-            is taken as it is; of a tuple (joint text-image blocks of SD3 and Flux) the last
-            element.
+            itself, of a tuple (joint text-image blocks of SD3 and Flux) the last element.
 
     Calling it passes everything on to the model, with three keywords taken out:
 
         targets: features (B, T, dim), or one tensor per encoder; None: the plain model, loss None.
         at: another block for this call (warm-up and full training may tap different depths).
-        stop: True: blocks after `at` do not run, `out` is None, and they get no gradient.
-
-    Under FSDP2 an early stop by hook would skip that module's own post-forward hook; use a model
-    that takes `stop_at=` there.
+        stop: True: blocks after `at` do not run, `out` is None, and they get no gradient. Not for
+            FSDP2, whose own post-forward hooks would be skipped.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        at: int | str,
+        at: str,
         width: int,
         dim: int | Sequence[int],
         hidden: int = 2048,
         loss: AlignLoss = cosine,
-        skip: int = 0,
         select: Callable[[Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.at = at
-        self.loss, self.skip = loss, skip
-        self.select = select or image_tokens
-        dims = (dim,) if isinstance(dim, int) else tuple(dim)
+        self.model, self.at, self.loss = model, at, loss
+        self.select = select or _image_tokens
+        dims = (dim,) if isinstance(dim, int) else dim
         self.projectors = nn.ModuleList(Projector(width, hidden, d) for d in dims)
 
     def forward(
         self,
         *args: Any,
         targets: Tensor | Sequence[Tensor] | None = None,
-        at: int | str | None = None,
+        at: str | None = None,
         stop: bool = False,
         **kwargs: Any,
     ) -> AlignedOutput:
         if targets is None:
-            if stop:
-                raise ConfigError(
-                    "Aligned(stop=True) needs targets=: without them nothing is trained"
-                )
             return AlignedOutput(self.model(*args, **kwargs), None)
-        where = self.at if at is None else at
-        if isinstance(where, int):
-            tapped = self.model(*args, **kwargs, tap=(where,), stop_at=where if stop else None)
-            out, tokens = tapped.velocity, tapped.hidden[where]
-        else:
-            out, tokens = self._tapped_by_hook(where, stop, args, kwargs)
-        return AlignedOutput(out, self.alignment(tokens, targets))
-
-    def alignment(self, tokens: Tensor, targets: Tensor | Sequence[Tensor]) -> Tensor:
-        """The loss of hidden tokens (B, T, width) against each encoder's features, averaged."""
-        given = (targets,) if isinstance(targets, Tensor) else tuple(targets)
-        if len(given) != len(self.projectors):
-            raise ConfigError(
-                f"{len(given)} target tensors for {len(self.projectors)} projectors; "
-                "give one per encoder, in the order of dim="
-            )
-        losses = []
-        for projector, z in zip(self.projectors, given, strict=True):
-            losses.append(compare(self.loss, projector(tokens[:, self.skip :]), z))
-        return torch.stack(losses).mean()
-
-    def _tapped_by_hook(
-        self, path: str, stop: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, Tensor]:
-        try:
-            block = self.model.get_submodule(path)
-        except AttributeError as error:
-            names = [name for name, _ in self.model.named_children()]
-            raise ConfigError(
-                f"no module {path!r} in the model; its children are {names}"
-            ) from error
-        seen: list[Tensor] = []
-        learning = torch.is_grad_enabled()
+        path, seen, learning = at or self.at, list[Tensor](), torch.is_grad_enabled()
 
         def tap(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if learning and not torch.is_grad_enabled():
@@ -267,28 +202,28 @@ class Aligned(nn.Module):
                 )
             seen.append(self.select(output))
             if stop:
-                raise _Stop(seen[-1])
+                raise _Stop
 
-        handle = block.register_forward_hook(tap)
+        out, handle = None, self.model.get_submodule(path).register_forward_hook(tap)
         try:
             out = self.model(*args, **kwargs)
-        except _Stop as stopped:
-            return None, stopped.tokens
+        except _Stop:
+            pass
         finally:
             handle.remove()
         if not seen:
-            raise ConfigError(
-                f"the block {path!r} did not run in this forward pass; tap another one"
-            )
-        return out, seen[-1]
+            raise ConfigError(f"the block {path!r} did not run; tap another one")
+        targets = (targets,) if isinstance(targets, Tensor) else targets
+        pairs = zip(self.projectors, targets, strict=True)
+        losses = [compare(self.loss, project(seen[-1]), z) for project, z in pairs]
+        return AlignedOutput(out, torch.stack(losses).mean())
 
 
-def image_tokens(output: Any) -> Tensor:
+def _image_tokens(output: Any) -> Tensor:
     """The image tokens in what a block returns: the tensor itself, or a tuple's last tensor."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple) and output and isinstance(output[-1], Tensor):
-        return output[-1]
-    raise ConfigError(
-        f"the tapped block returned {type(output).__name__}; give select= to pick its image tokens"
-    )
+    tokens = output[-1] if isinstance(output, tuple) and output else output
+    if not isinstance(tokens, Tensor):
+        raise ConfigError(
+            f"the block returned {type(output).__name__}: give select= for its tokens"
+        )
+    return tokens

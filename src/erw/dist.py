@@ -20,9 +20,7 @@ from erw.errors import ConfigError
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others. NCCL's ten minutes would end a run whose first rank scores
-samples or writes a large checkpoint for longer."""
+TIMEOUT = timedelta(hours=2)  # the first rank may score samples for longer than NCCL's ten minutes
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,7 @@ class World:
         return self.rank == 0
 
     def share(self, total: int) -> tuple[int, int]:
-        """The rows lo:hi of a global batch of `total` that this process holds.
-
-        Raises:
-            ConfigError: the batch does not divide by the number of processes.
-        """
+        """This process's rows lo:hi of a global batch. Raises ConfigError unless it divides."""
         if total % self.size:
             raise ConfigError(
                 f"a batch of {total} images does not divide over {self.size} processes; "
@@ -88,14 +82,12 @@ class World:
 
     def gather(self, value: T) -> list[T]:
         """`value` of every process, in the order of ranks, in every process."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
@@ -109,24 +101,19 @@ class World:
 
 def current() -> World:
     """The processes that have joined already (see `world`); alone if none have."""
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if dist.is_available() and dist.is_initialized():
-        return World(dist.get_rank(), dist.get_world_size(), device)
-    return World(0, 1, device)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else "cpu"
+    joined = dist.is_available() and dist.is_initialized()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+    return World(rank, size, torch.device(device))
 
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Join the processes that `torchrun` started (nccl on GPUs, gloo on CPUs), or be alone.
-
-    Inside another `world` it is that one.
-    """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    joins = size > 1 and not dist.is_initialized()
+    """Join the processes that `torchrun` started, or be alone; inside another `world`, that one."""
+    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(current().device)
     if joins:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT)
@@ -150,11 +137,10 @@ def unsynced(net: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 def precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype of autocast and the reason for it; float32 means no autocast."""
     if wanted != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted], "as set"
+        return torch.bfloat16 if wanted == "bf16" else torch.float32, "as set"
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, f"auto: {torch.cuda.get_device_name(device)} multiplies bf16"
-        return torch.float32, "auto: this GPU has no native bf16"
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16, "auto: this CPU multiplies bf16 (avx512_bf16 or amx)"
-    return torch.float32, "auto: this CPU has no native bf16"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    dtype = torch.bfloat16 if native else torch.float32
+    return dtype, f"auto: this {device.type.upper()} {'multiplies' if native else 'has no'} bf16"

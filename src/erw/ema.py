@@ -4,15 +4,13 @@ Power functions (EDM2, arXiv 2312.02696, section 3). After t updates the average
 
     theta_gamma(t) = sum over tau of p(tau) theta(tau),    p(tau) ~ tau^gamma          (Eq. 121)
 
-which, unlike an exponential one, has forgotten the beginning by a fixed share of the training so
-far. Its width relative to t, the standard deviation of tau / t under p, names it:
+and is named by the standard deviation of tau / t under p:
 
     sigma_rel = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3)))                         (Eq. 123)
 
 It is tracked by a moving average whose decay grows, beta(t) = (1 - 1 / t)^(gamma + 1) (Eq. 127).
-From averages stored at several t any other profile is put together afterwards: the weights x of
-the stored ones are those whose mixed profile is nearest to the wanted one in the sense of L2, so
-A x = b with A and b the inner products of profiles (Eq. 151, Algorithm 3).
+Averages stored at several t are mixed into any other, with the weights x whose profile is nearest
+in L2: A x = b with A and b the inner products of profiles (Eq. 151, Algorithm 3).
 """
 
 import math
@@ -25,14 +23,11 @@ from torch import Tensor, nn
 from erw.errors import ConfigError
 
 WIDEST = 12**-0.5
-"""sigma_rel of gamma = 0, the plain mean of all that was."""
+"""sigma_rel of gamma = 0, the plain mean."""
 
 
 class Ema:
-    """Averages `module`'s parameters in float32: ema <- decay * ema + (1 - decay) * parameter.
-
-    Tensors are kept by name, so that a checkpoint does not depend on the order of modules.
-    """
+    """Averages `module`'s parameters in float32: ema <- decay * ema + (1 - decay) * parameter."""
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
         self.decay = decay
@@ -40,11 +35,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move the average towards the module's present parameters, in one foreach call.
-
-        Parameters that do not train at present are left out: in the warm-up of a large model,
-        reading them all would be a good part of a step.
-        """
+        """Move the average towards the parameters that train at present: others have not moved."""
         moving = {n: p.detach().float() for n, p in module.named_parameters() if p.requires_grad}
         averages = [self.tensors[name] for name in moving]
         torch._foreach_lerp_(averages, list(moving.values()), 1 - self.decay)
@@ -59,10 +50,7 @@ class Ema:
 class PowerEmas:
     """Averages of `module`'s parameters with power-function profiles of the widths `sigma_rels`.
 
-    `tensors[sigma_rel][name]` are float32. The first update takes the parameters as they are, so
-    what the averages begin with has no effect.
-
-    Raises ConfigError for a width that no profile has.
+    `tensors[sigma_rel][name]` are float32; the first update takes the parameters as they are.
     """
 
     def __init__(self, module: nn.Module, sigma_rels: Sequence[float]) -> None:
@@ -87,11 +75,10 @@ class Profile(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """Weights of stored averages, summing to 1, and how far their profile is from the wanted one,
-    as a share of its length in L2."""
+    """Weights of stored averages, and the distance of their profile from the wanted one."""
 
-    weights: Tensor  # (stored,) float64
-    error: float
+    weights: Tensor  # (stored,) float64, of sum 1
+    error: float  # share of the wanted profile's length in L2
 
 
 def width(gamma: float) -> float:
@@ -100,15 +87,9 @@ def width(gamma: float) -> float:
 
 
 def exponent(sigma_rel: float) -> float:
-    """gamma >= 0 of a width: the inverse of `width`, which falls, by bisection.
-
-    Raises ConfigError unless 0 < sigma_rel <= 12^-1/2.
-    """
+    """gamma >= 0 of a width, by bisection. Raises ConfigError unless 0 < sigma_rel <= 12^-1/2."""
     if not 1e-6 < sigma_rel <= WIDEST + 1e-9:
-        raise ConfigError(
-            f"sigma_rel is {sigma_rel}; expected a number above 0 and at most {WIDEST:.4f}, which "
-            "is the mean of the whole training"
-        )
+        raise ConfigError(f"sigma_rel is {sigma_rel}; expected a number in (0, {WIDEST:.4f}]")
     low, high = 0.0, 2 / sigma_rel
     for _ in range(100):
         middle = (low + high) / 2
@@ -123,14 +104,10 @@ def overlaps(rows: Sequence[Profile], columns: Sequence[Profile]) -> Tensor:
 
     with m = min(t_a, t_b): neither density reaches beyond its own t.
     """
-
-    def columned(profiles: Sequence[Profile]) -> tuple[Tensor, Tensor]:
-        gammas = {sigma: exponent(sigma) for sigma in {p.sigma_rel for p in profiles}}
-        pairs = [(gammas[p.sigma_rel], p.t) for p in profiles]
-        both = torch.tensor(pairs, dtype=torch.float64)
-        return both[:, 0], both[:, 1]
-
-    (ga, ta), (gb, tb) = columned(rows), columned(columns)
+    (ga, ta), (gb, tb) = (
+        torch.tensor([(exponent(sigma), t) for sigma, t in profiles], dtype=torch.float64).T
+        for profiles in (rows, columns)
+    )
     ga, ta = ga[:, None], ta[:, None]
     least, power = torch.minimum(ta, tb), ga + gb + 1
     shares = (least / ta) ** (ga + 1) * (least / tb) ** (gb + 1) / least
@@ -138,18 +115,13 @@ def overlaps(rows: Sequence[Profile], columns: Sequence[Profile]) -> Tensor:
 
 
 def mix(stored: Sequence[Profile], wanted: Profile) -> Mix:
-    """How to mix stored averages into the one of the `wanted` profile (Algorithm 3).
-
-    A profile that is stored is itself, with nothing else in it.
-    """
+    """The mix of stored averages that is nearest to the `wanted` profile (Algorithm 3)."""
     if wanted in stored:
-        weights = torch.zeros(len(stored), dtype=torch.float64)
-        weights[list(stored).index(wanted)] = 1
-        return Mix(weights, 0.0)
+        return Mix(torch.eye(len(stored), dtype=torch.float64)[list(stored).index(wanted)], 0.0)
     a, b = overlaps(stored, stored), overlaps(stored, [wanted])
-    norm = a.diagonal().rsqrt()  # profiles of length 1: the system is better conditioned
-    scaled = norm[:, None] * a * norm
-    weights = norm * torch.linalg.lstsq(scaled, norm[:, None] * b, driver="gelsd").solution[:, 0]
+    norm = a.diagonal().rsqrt()[:, None]  # profiles of length 1 are better conditioned
+    solved = torch.linalg.lstsq(norm * a * norm.T, norm * b, driver="gelsd").solution
+    weights = (norm * solved)[:, 0]
     weights = weights / weights.sum()
     length = overlaps([wanted], [wanted])[0, 0]
     distance = length - 2 * weights @ b[:, 0] + weights @ a @ weights

@@ -1,7 +1,6 @@
 """Flow matching: paths from data to noise, what the network predicts, and when.
 
-    t = 0 is data, t = 1 is noise                 (as in REPA and ERW; SiT's own files run the
-    other way)
+    t = 0 is data, t = 1 is noise           (as in REPA and ERW; SiT's own files run the other way)
 
 | symbol   | meaning                                  | shape        |
 | x        | clean latent (z_0 in the paper)          | (B, C, H, W) |
@@ -30,8 +29,7 @@ Times = Literal["uniform", "logit_normal"]
 
 @dataclass(frozen=True)
 class Path:
-    """A path x_t = alpha(t) x + sigma(t) eps with its derivatives; every function maps t to a
-    tensor as t. `time` is an inverse: from sigma / alpha to the time that has it."""
+    """A path x_t = alpha(t) x + sigma(t) eps, its derivatives, and the time of a sigma / alpha."""
 
     name: PathName
     alpha: Callable[[Tensor], Tensor]
@@ -58,8 +56,7 @@ COSINE = Path(
     time=lambda ratio: 2 / math.pi * torch.atan(ratio),
 )
 
-BETA = (0.1, 20.0)
-"""Noise rate of the variance-preserving path at t = 0 and t = 1, as in SiT and score SDEs."""
+BETA = (0.1, 20.0)  # noise rate of the variance-preserving path at t = 0 and t = 1
 
 
 def _beta(t: Tensor) -> Tensor:
@@ -70,10 +67,6 @@ def _log_alpha(t: Tensor) -> Tensor:
     return -((BETA[1] - BETA[0]) / 4 * t + BETA[0] / 2) * t
 
 
-def _vp_sigma(t: Tensor) -> Tensor:
-    return (-torch.expm1(2 * _log_alpha(t))).sqrt()
-
-
 def _vp_time(ratio: Tensor) -> Tensor:
     a, b, c = (BETA[1] - BETA[0]) / 4, BETA[0] / 2, torch.log1p(ratio**2) / 2  # a t^2 + b t = c
     return (2 * c / (b + (b**2 + 4 * a * c).sqrt())).clamp(max=1.0)
@@ -82,9 +75,9 @@ def _vp_time(ratio: Tensor) -> Tensor:
 VP = Path(
     name="vp",
     alpha=lambda t: _log_alpha(t).exp(),
-    sigma=_vp_sigma,
+    sigma=lambda t: (-torch.expm1(2 * _log_alpha(t))).sqrt(),
     d_alpha=lambda t: -_beta(t) / 2 * _log_alpha(t).exp(),
-    d_sigma=lambda t: _beta(t) / 2 * (2 * _log_alpha(t)).exp() / _vp_sigma(t),
+    d_sigma=lambda t: _beta(t) / 2 * (2 * _log_alpha(t)).exp() / VP.sigma(t),
     time=_vp_time,
 )
 PATHS = {path.name: path for path in (LINEAR, COSINE, VP)}
@@ -100,7 +93,7 @@ class Noised(NamedTuple):
 
 
 def over(t: Tensor, like: Tensor) -> Tensor:
-    """Time of shape (B,) or () shaped to broadcast over `like` (B, ...)."""
+    """Times (B,) or () shaped to broadcast over `like` (B, ...)."""
     return t.reshape(t.shape + (1,) * (like.ndim - t.ndim)) if t.ndim else t
 
 
@@ -116,8 +109,7 @@ def residual(
 ) -> Tensor:
     """What training squares: a network's `output` less the velocity, the clean latent or the noise.
 
-    The score is -eps / sigma; its residual is weighed by sigma, sigma s + eps, as in SiT, so that
-    it stays finite towards t = 0.
+    The score is -eps / sigma; its residual is weighed by sigma, as in SiT: finite towards t = 0.
     """
     if prediction == "score":
         return path.sigma(over(noised.t, x)) * output + noised.noise
@@ -125,11 +117,11 @@ def residual(
 
 
 def ends(prediction: Prediction, path: Path = LINEAR) -> tuple[float, float]:
-    """The lowest and highest time at which a prediction says the velocity; SiT's, 1e-3 from an end.
+    """The lowest and highest time at which a prediction gives the velocity (SiT's margins).
 
-    At t = 1 of the linear and cosine paths alpha = 0, so neither noise nor score tell of the data.
-    At t = 0 sigma = 0, so the clean latent does not tell of the noise; on the variance-preserving
-    path the velocity itself has no limit there.
+    At t = 1 of the linear and cosine paths alpha = 0: neither noise nor score determine the data.
+    At t = 0 sigma = 0: the clean latent does not determine the noise, and the velocity of the
+    variance-preserving path has no limit.
     """
     low = 0.0 if prediction == "velocity" and path is not VP else 1e-3
     high = 1 - 1e-3 if prediction in ("noise", "score") and path is not VP else 1.0
@@ -146,7 +138,7 @@ def velocity_from(
         v = alpha' / alpha x_t + (sigma' - alpha' / alpha sigma) eps
           = sigma' / sigma x_t + (alpha' - sigma' / sigma alpha) x
 
-    Beyond `ends`, where a ratio runs off, its value there is taken: the result stays finite.
+    Beyond `ends`, where a ratio runs off, its value there is taken.
     """
     if prediction == "velocity":
         return output
@@ -173,9 +165,7 @@ def shifted(t: Tensor, shift: float) -> Tensor:
 
         t -> s t / (1 + (s - 1) t)                                  (SD3, arXiv 2403.03206, Eq. 23)
 
-    On the linear path this multiplies sigma / alpha by s, so it adds ln s to the normal number
-    behind a logit-normal time, and 1 / s undoes it. LightningDiT's `timestep_shift` is for time
-    that runs from noise to data: its 0.3 is s = 1 / 0.3 here.
+    LightningDiT's time runs from noise to data: its `timestep_shift` of 0.3 is s = 1 / 0.3 here.
     """
     return t if shift == 1 else t / (t + (1 - t) / shift)  # exact at both ends
 
@@ -183,19 +173,11 @@ def shifted(t: Tensor, shift: float) -> Tensor:
 def sample_times(
     u: Tensor, normal: Tensor, *, times: Times, path: Path = LINEAR, shift: float = 1.0
 ) -> Tensor:
-    """Training times (B,) from uniform numbers `u` or standard normal ones `normal`, both (B,).
-
-    `uniform` is t = u. `logit_normal` draws log(sigma / alpha) from a standard normal and returns
-    the time with that ratio (EDM's noise levels carried over to the path, as REPA's `lognormal`).
-    Either is then `shifted`.
-    """
+    """Training times (B,): `u` (uniform), or those with log(sigma / alpha) = `normal`; shifted."""
     t = shifted(u if times == "uniform" else path.time(normal.exp()), shift)
     return t.clamp(min=1e-5) if path is VP else t  # where its velocity has no limit
 
 
 def direction_loss(output: Tensor, velocity: Tensor) -> Tensor:
-    """1 - cosine of the angle between two velocities (B, C, ...) over channels, mean over the rest.
-
-    Source: LightningDiT (arXiv 2501.01423), which adds it to the squared error with weight 1.
-    """
+    """Mean of 1 - cosine of two velocities (B, C, ...) over channels (arXiv 2501.01423)."""
     return (1 - torch.nn.functional.cosine_similarity(output, velocity, dim=1)).mean()

@@ -1,10 +1,6 @@
-"""Files: whole or absent, locked, hashed, downloaded; safetensors in and out.
-
-A file is written beside its name, synced and renamed, so a name is either as it was or complete.
-"""
+"""Files: whole or absent, locked, hashed, downloaded; safetensors in and out."""
 
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -29,22 +25,13 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     try:
         yield tmp
         if sync:
-            _sync(tmp)
+            with open(tmp, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(tmp, path)
-        if sync:
-            _sync(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         tmp.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_file(path: Path, put: Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:
@@ -78,8 +65,7 @@ def remove_partial(folder: Path, names: Container[str]) -> None:
 def save_tensors(path: Path, tensors: Tensors, header: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file with text metadata `header`, whole or not at all.
 
-    Raises:
-        CheckpointError: it cannot be written (the disk is full); nothing changed on disk.
+    Raises CheckpointError when it cannot be written (the disk is full).
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -92,27 +78,20 @@ def save_tensors(path: Path, tensors: Tensors, header: Mapping[str, str] | None 
             save_file(values, tmp, metadata=dict(header or {}))
             tmp.chmod(mode)  # safetensors makes a file that nobody else may read
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else one_line(error)
         raise CheckpointError(
-            f"could not write {path}: {reason}; earlier files in {path.parent} are untouched, "
-            "free some room and run the same command again"
+            f"could not write {path} ({one_line(error)}); earlier files are untouched: free some "
+            "room and run the same command again"
         ) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors and header of a safetensors file.
-
-    Raises:
-        CheckpointError: missing, truncated or not safetensors.
-    """
+    """Tensors and header of a safetensors file. Raises CheckpointError when missing or damaged."""
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def tensor_header(path: Path) -> dict[str, str]:
-    """Header of a safetensors file, without its tensors. Raises CheckpointError as
-    `load_tensors`."""
+    """Header of a safetensors file, without its tensors. Raises as `load_tensors`."""
     with _opened(path) as file:
         return file.metadata() or {}
 
@@ -128,48 +107,38 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is truncated or not safetensors ({one_line(error)}); delete it or fetch it "
-            "again"
+            f"{path} is truncated or not safetensors ({one_line(error)}); get it again"
         ) from error
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold the lock file `path`; the system releases it however the process ends.
 
-    Where another process holds it: without `waiting` the block runs with False; with it, `waiting`
-    is called once and the lock is waited for. Otherwise the block runs with True.
+    Where another process holds it, the block runs with False, or with `wait` once it is free.
     """
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(path)
     try:
-        held.acquire(timeout=0)
+        acquired = FileLock(path).acquire(timeout=-1 if wait else 0)
     except Timeout:
-        if waiting is None:
-            yield False
-            return
-        waiting()
-        held.acquire()
-    try:
+        yield False
+        return
+    with acquired:
         yield True
-    finally:
-        held.release()
 
 
 def cache_home() -> Path:
     """The user's cache folder of erw: $XDG_CACHE_HOME/erw, or ~/.cache/erw."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "erw"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erw"
 
 
 def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
     """`path`, downloaded from `url` unless it is there; `sha256`: the first digits of its hash.
 
-    Raises:
-        FileNotFoundError: no network, or ERW_OFFLINE=1.
-        DataError: the server sent another file.
+    Raises FileNotFoundError without a network or with ERW_OFFLINE=1, DataError when the server
+    sent another file.
     """
     if path.exists():
         return path
@@ -183,8 +152,6 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
     except (OSError, ValueError) as error:  # URLError, timeouts and refusals are OSErrors
-        if hasattr(error, "close"):
-            error.close()  # an HTTPError is an open answer
         raise FileNotFoundError(f"cannot download ({one_line(error)}): {by_hand}") from error
     except RuntimeError as error:  # torch's word for another hash
         raise DataError(f"{url} sent another file ({one_line(error)}): {by_hand}") from error
@@ -194,15 +161,13 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
 def misfit(tensors: Tensors, expected: Tensors, *, optional: Container[str] = ()) -> str:
     """What keeps `tensors` from filling `expected`, which has the same names and shapes: a text of
     one line, "" if nothing does. Names in `optional` may be missing."""
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} not {tuple(expected[name].shape)}"
-        for name in sorted(tensors.keys() & expected.keys())
-        if tensors[name].shape != expected[name].shape
-    ]
+    shapes = {
+        k: (tuple(tensors[k].shape), tuple(expected[k].shape)) for k in tensors if k in expected
+    }
     problems = {
-        "missing": sorted(k for k in expected.keys() - tensors.keys() if k not in optional),
-        "unexpected": sorted(tensors.keys() - expected.keys()),
-        "of another shape": shapes,
+        "missing": [k for k in sorted(expected) if k not in tensors and k not in optional],
+        "unexpected": [k for k in sorted(tensors) if k not in expected],
+        "of another shape": [f"{k} {a} not {b}" for k, (a, b) in sorted(shapes.items()) if a != b],
     }
     return "; ".join(
         f"{len(names)} {problem}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"

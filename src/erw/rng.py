@@ -6,7 +6,8 @@ resumed run sees those that it would have seen without the stop.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,18 +27,10 @@ def generator(seed: int, *tags: int | str, device: torch.device | str = "cpu") -
 @dataclass(frozen=True)
 class Draws:
     """The random numbers of one training step, for rows `lo:hi` of a global batch of `total`
-    images.
+    images. CPU and CUDA generators give different numbers."""
 
-    Attributes:
-        seed: seed of the run.
-        step: optimiser step, counted from 0.
-        lo, hi: the rows of the global batch that this process (and micro-batch) holds.
-        total: images in the global batch.
-        device: where the numbers are made. CPU and CUDA generators give different numbers.
-    """
-
-    seed: int
-    step: int
+    seed: int  # of the run
+    step: int  # counted from 0
     lo: int
     hi: int
     total: int
@@ -45,16 +38,16 @@ class Draws:
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """Standard normal numbers, shape (hi - lo, *shape), float32."""
-        rng = generator(self.seed, "draw", name, self.step, device=self.device)
-        rows = torch.randn(self.total, *shape, generator=rng, device=self.device)
-        return rows[self.lo : self.hi]
+        return torch.randn(self.total, *shape, **self._options(name))[self.lo : self.hi]
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), shape (hi - lo, *shape), float32."""
+        return torch.rand(self.total, *shape, **self._options(name))[self.lo : self.hi]
+
+    def _options(self, name: str) -> dict[str, Any]:
         rng = generator(self.seed, "draw", name, self.step, device=self.device)
-        rows = torch.rand(self.total, *shape, generator=rng, device=self.device)
-        return rows[self.lo : self.hi]
+        return {"generator": rng, "device": self.device}
 
     def rows(self, lo: int, hi: int) -> "Draws":
         """The same step, narrowed to rows `lo:hi` of this process's rows (a micro-batch)."""
-        return Draws(self.seed, self.step, self.lo + lo, self.lo + hi, self.total, self.device)
+        return replace(self, lo=self.lo + lo, hi=self.lo + hi)

@@ -115,7 +115,7 @@ def test_one_command_writes_what_every_verb_loads(
     assert settings["ema"] == "power function of sigma_rel 0.2"
     assert settings["autoguidance"] == weak[1] and settings["autoguidance_step"] == 8
     for args, words in (
-        (["--sigma-rel", "0.5", "--out", str(out)], "at most 0.2887"),
+        (["--sigma-rel", "0.5", "--out", str(out)], "(0, 0.2887]"),
         (["--sigma-rel", "0.1", "0.2", "--out", str(out)], "a folder for several"),
         (["--sigma-rel", "0.1"], "missing --out"),
         (["--sigma-rel", "wide", "--out", str(out)], "--sigma-rel"),

@@ -52,7 +52,7 @@ def _download(files: Any, root: str, url: str, file: File) -> Path:
     path, tmp = folder / f"{file.blake3}.safetensors", folder / f".{file.blake3}.part"
     if path.is_file():
         return path
-    with lock(folder / f".{file.blake3}.lock", waiting=lambda: None):
+    with lock(folder / f".{file.blake3}.lock", wait=True):
         for _ in range(TRIES):
             if path.is_file():  # another process has downloaded it meanwhile
                 return path
