@@ -60,7 +60,7 @@ def test_the_five_scores_are_adms(tmp_path: Path, weights: Path, net: Inception)
     divergence = (p * (p / p.mean(0)).log()).sum(1).mean()
     assert found["inception_score"] == pytest.approx(divergence.exp().item(), rel=1e-5)
     assert (found["precision"], found["recall"]) == precision_recall(a.pool, b.pool, k=3)
-    record = json.loads(found.to_json())
+    record = json.loads(json.dumps(found.to_dict()))
     network = record["features"]["fid"]
     assert network["encoder"] == "inception-2015-adm" and record["reference_statistics"] == "images"
     assert network["file"].startswith("random.pth sha256 ")

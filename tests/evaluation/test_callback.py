@@ -16,10 +16,11 @@ from erw.cli import main
 from erw.cli.train import Watch, together, watches
 from erw.config import Eval, Run
 from erw.errors import CheckpointError, ConfigError
-from erw.evaluation.callback import better, keep_if_best, scored_steps
+from erw.evaluation.callback import better, keep_if_best
 from erw.evaluation.evaluate import Scores
 from erw.evaluation.images import reference_images
 from erw.log import read_metrics
+from erw.sampling.preview import watched_steps
 from erw.training import load
 from erw.training.checkpoint import paths
 from helpers.tiny import tiny_run
@@ -125,7 +126,7 @@ def test_only_comparable_scores_decide_which_weights_are_best(scored: Path, tmp_
 
 def test_steps_and_several_watches() -> None:
     run = Run(steps=25, eval=Eval(every=10))
-    assert scored_steps(run) == (10, 20, 25) and scored_steps(run.replace(eval=Eval())) == ()
+    assert watched_steps(run, run.eval.every) == (10, 20, 25) and watched_steps(run, 0) == ()
     seen: list[tuple[str, int]] = []
     two = [
         Watch({1, 2}, lambda s, *_: seen.append(("a", s))),

@@ -89,7 +89,9 @@ def test_validation_images_count_for_fdr(result: dict[str, Any]) -> None:
     one["values"]["fdr_lite2"] = 1.5
     one["features"]["fdr_lite2"] = one["features"]["fd_lite2"]
     other = changed(one, validation="held", validation_hash="f00")
-    assert [str(d) for d in differences(one, other)] == ["validation not stated here, held there"]
+    assert [str(d) for d in differences(one, other)] == [
+        "validation not stated here, held (f00) there"
+    ]
     assert differences(result, changed(result, validation="held", validation_hash="f00")) == []
 
 

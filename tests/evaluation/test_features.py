@@ -51,7 +51,7 @@ def test_parts_of_every_kind_of_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", more=np.arange(9), arr_0=array)
     np.savez_compressed(tmp_path / "b.npz", arr_0=array)
     folder = save_pngs(tmp_path / "folder", held)
-    for kind in (held, array, tmp_path / "a.npz", tmp_path / "b.npz", folder):
+    for kind in (held, tmp_path / "a.npz", tmp_path / "b.npz", folder):
         found = image_set(kind)
         assert torch.equal(torch.cat(list(found.batches(3, 5, 13))), held[5:13]), kind
         assert torch.equal(torch.cat(list(found.batches(6))), held), kind

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 import erw
 from erw.cli import main
 from erw.config import Flow, Run, Sample
-from erw.errors import CheckpointError, ConfigError, DataError
+from erw.errors import ConfigError, DataError
 from erw.evaluation import alignment
 from erw.evaluation.alignment import knn_accuracy, linear_probe
 from erw.evaluation.probing import (
     METRICS,
     Material,
-    checkpoints,
     curve,
     hidden_states,
     local_over_distant,
@@ -44,12 +43,12 @@ def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def network() -> SiT:
+def network() -> Trained:
     torch.manual_seed(0)
     net = SiT(input_size=8, channels=3, patch=2, depth=3, width=32, heads=2, num_classes=4)
     for p in net.parameters():  # off the zeros of adaLN-Zero
         torch.nn.init.normal_(p, std=0.1)
-    return net.eval()
+    return Trained(net.eval(), Run(), "none")
 
 
 def shown(count: int = 20) -> Material:
@@ -67,7 +66,7 @@ def test_states_are_those_of_the_network_at_that_noise(time: float) -> None:
     noise = start_noise(images.rows, (3, 8, 8))
     x_t = (1 - time) * images.latents + time * noise
     with torch.no_grad():
-        hidden = net(x_t, torch.full((20,), time), None, tap=(1, 2, 3)).hidden
+        hidden = net.net(x_t, torch.full((20,), time), None, tap=(1, 2, 3)).hidden
     for depth in (1, 2, 3):
         torch.testing.assert_close(found[depth].pooled, hidden[depth].mean(1))
         expected = local_over_distant(hidden[depth]).mean().item()
@@ -134,8 +133,6 @@ def test_spatial_structure_is_neighbours_less_distant() -> None:
     ]
     expected = torch.tensor(0.2).cos().item() - sum(far) / len(far)
     assert local_over_distant(tokens).item() == pytest.approx(expected, rel=1e-4)
-    with pytest.raises(DataError, match="square"):
-        local_over_distant(torch.ones(1, 5, 2))
 
 
 def test_material_is_the_caches_own(cache: Path) -> None:
@@ -147,8 +144,6 @@ def test_material_is_the_caches_own(cache: Path) -> None:
     assert material(cache, count=10).rows == found.rows and len(set(found.rows)) == 10
     with pytest.raises(erw.ErwError, match="no images"):  # another encoder needs the images
         material(cache, encoder="efficientnet-lite2")
-    with pytest.raises(DataError, match="at least 4"):
-        material(cache, count=3)
 
 
 def test_every_metric_of_a_run_from_the_command_line(
@@ -200,9 +195,9 @@ def test_the_u_of_figure_5_is_one_command(
 def test_a_u_comes_back() -> None:
     assert over_steps([1, 2], [0.5, 0.4]) is None
     falls, bends = over_steps([1, 2, 3], [0.9, 0.5, 0.4]), over_steps([1, 2, 3], [0.9, 0.4, 0.6])
-    assert falls and not falls.u_shaped and bends and bends.u_shaped and bends.step == 2
+    assert falls and not falls["u_shaped"] and bends and bends["u_shaped"] and bends["step"] == 2
     hardly = over_steps([1, 2, 3], [0.9, 0.4, 0.42])
-    assert hardly and not hardly.u_shaped
+    assert hardly and not hardly["u_shaped"]
 
 
 def test_runs_of_one_step_each_are_one_history() -> None:
@@ -275,16 +270,6 @@ def test_spatial_score_of_a_grid_of_16_is_irepas() -> None:
     similar = unit @ unit.T
     means = [similar[tuple(zip(*pairs, strict=True))].mean().item() for pairs in (near, far)]
     assert local_over_distant(tokens).item() == pytest.approx(means[0] - means[1], abs=1e-5)
-
-
-def test_checkpoints_hold_the_averaged_weights(run: Path, tmp_path: Path) -> None:
-    model = load(run)
-    found = dict(checkpoints(run))
-    assert list(found) == sorted(found) and max(found) == model.step
-    for name, p in found[model.step].net.named_parameters():
-        assert torch.equal(p, dict(model.net.named_parameters())[name]), name
-    with pytest.raises(CheckpointError, match="keeps no checkpoints"):
-        next(checkpoints(tmp_path))
 
 
 def test_bad_questions_say_so(cache: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,12 @@ from erw.cli.settings import Settings, call
 from erw.dist import current
 from erw.encoders.vae import load_vae
 from erw.errors import ConfigError
-from erw.evaluation.probing import Material, checkpoints, curve, material, reference, uncached
+from erw.evaluation.probing import Material, curve, material, reference, uncached
 from erw.interop import load_pretrained
 from erw.log import Progress
 from erw.study.knowledge import history, save_knowledge
 from erw.training import Trained, load
-from erw.training.checkpoint import paths
+from erw.training.checkpoint import paths, step_of
 from erw.training.trained import is_run
 
 
@@ -130,10 +130,10 @@ def models_of(run: str, how: Analysis) -> Iterator[Trained]:
     device = current().device
     if not is_run(run):
         yield load_pretrained(run, how.layout, num_heads=how.num_heads, device=device)
-    elif how.checkpoint or not how.checkpoints or not paths(Path(run) / "checkpoints"):
-        yield load(run, checkpoint=how.checkpoint or "last", device=device)
-    else:
-        yield from (model for _, model in checkpoints(run, device=device))
+        return
+    kept = [str(step_of(path)) for path in paths(Path(run) / "checkpoints") if how.checkpoints]
+    for checkpoint in [how.checkpoint] if how.checkpoint else kept or ["last"]:
+        yield load(run, checkpoint=checkpoint, device=device)
 
 
 def material_for(model: Trained, how: Analysis, loaded: dict[Any, Material]) -> Material:

@@ -134,9 +134,9 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
     Raises:
         ConfigError: there is nothing to look at, without images or without representations.
     """
-    from erw.evaluation.callback import scored_steps, scoring
-    from erw.evaluation.validation import validated_steps, validating
-    from erw.sampling.preview import preview_steps, previewing
+    from erw.evaluation.callback import scoring
+    from erw.evaluation.validation import validating
+    from erw.sampling.preview import preview_steps, previewing, watched_steps
     from erw.training.trained import RDM
 
     draws = bool(run.eval.every or run.log.preview)
@@ -149,9 +149,9 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
         )
     chosen = []
     if run.eval.every:
-        chosen.append(Watch(scored_steps(run), scoring(run, out, say=say)))
+        chosen.append(Watch(watched_steps(run, run.eval.every), scoring(run, out, say=say)))
     if run.eval.loss:
-        chosen.append(Watch(validated_steps(run), validating(run, out, say=say)))
+        chosen.append(Watch(watched_steps(run, run.eval.loss), validating(run, out, say=say)))
     if run.log.preview:
         chosen.append(Watch(preview_steps(run), previewing(run, out, say=say)))
     return chosen

@@ -1,10 +1,7 @@
 """Measures of features: alignment of two representations, and accuracy of probes.
 
-| symbol | meaning                                  | shape            |
-| a, b   | features of the same n images            | (n, D1), (n, D2) |
-| K, L   | their inner products, K_ij = <a_i, a_j>  | (n, n)           |
-
-Features are taken as they are: normalise or centre them first if you want that.
+Features a (n, D1) and b (n, D2) are of the same n images; K and L (n, n) are their inner products.
+They are taken as they are: normalise or centre them first if you want that.
 """
 
 import torch
@@ -29,24 +26,21 @@ def cknna(a: Tensor, b: Tensor, *, k: int = 10, unbiased: bool = True) -> float:
     leaves the diagonal out and takes the HSIC of Song et al. (2012), Eq. 5.
     Source: Huh et al. (arXiv 2405.07987) and their released code.
 
-    Raises DataError for unequal counts, or unless 2 <= k < n.
+    Raises DataError unless 2 <= k < n.
     """
-    kernel_a, kernel_b = _kernels(a, b, k=k)
-    near_a, near_b = _nearest(kernel_a, k, unbiased), _nearest(kernel_b, k, unbiased)
-    hsic = _hsic_unbiased if unbiased else _hsic_biased
-    shared = near_a * near_b
-    cross = hsic(shared * kernel_a, shared * kernel_b)
-    own_a = hsic(near_a * kernel_a, near_a * kernel_a)
-    own_b = hsic(near_b * kernel_b, near_b * kernel_b)
-    return (cross / (own_a * own_b).sqrt()).item()
+    kernels = _kernels(a, b, k=k)
+    masks = [_nearest(kernel, k, unbiased) for kernel in kernels]
+    shared = masks[0] * masks[1]
+    own_a, own_b = (mask * kernel for mask, kernel in zip(masks, kernels, strict=True))
+    cross = _hsic(shared * kernels[0], shared * kernels[1], unbiased)
+    return (cross / (_hsic(own_a, own_a, unbiased) * _hsic(own_b, own_b, unbiased)).sqrt()).item()
 
 
 def cka(a: Tensor, b: Tensor, *, unbiased: bool = True) -> float:
     """Centred kernel alignment with the linear kernel (Kornblith et al., arXiv 1905.00414)."""
-    kernel_a, kernel_b = _kernels(a, b, k=2)
-    hsic = _hsic_unbiased if unbiased else _hsic_biased
-    own = hsic(kernel_a, kernel_a) * hsic(kernel_b, kernel_b)
-    return (hsic(kernel_a, kernel_b) / own.sqrt()).item()
+    k, l = _kernels(a, b, k=2)  # noqa: E741
+    own = _hsic(k, k, unbiased) * _hsic(l, l, unbiased)
+    return (_hsic(k, l, unbiased) / own.sqrt()).item()
 
 
 def mutual_knn(a: Tensor, b: Tensor, *, k: int = 10) -> float:
@@ -54,9 +48,8 @@ def mutual_knn(a: Tensor, b: Tensor, *, k: int = 10) -> float:
 
     Source: Huh et al. (arXiv 2405.07987).
     """
-    kernel_a, kernel_b = _kernels(a, b, k=k)
-    shared = _nearest(kernel_a, k, True) * _nearest(kernel_b, k, True)
-    return (shared.sum(1) / k).mean().item()
+    near_a, near_b = (_nearest(kernel, k, True) for kernel in _kernels(a, b, k=k))
+    return ((near_a * near_b).sum(1) / k).mean().item()
 
 
 def linear_probe(features: Tensor, labels: Tensor, *, seed: int = 0) -> float:
@@ -66,21 +59,18 @@ def linear_probe(features: Tensor, labels: Tensor, *, seed: int = 0) -> float:
     learning rate to tune. Its strength, relative to the mean variance, is the best of `RIDGES` on
     another fifth. Numbers are comparable with each other, not with probes trained by descent.
     """
-    train, choose, test = _split(features, labels, seed=seed)
+    train, choose, test = _split(labels, seed=seed)
     x = features.double()
-    mean, std = x[train].mean(0), x[train].std(0) + 1e-6
-    x = F.pad((x - mean) / std, (0, 1), value=1.0)
-    classes = int(labels.max()) + 1
-    target = F.one_hot(labels[train], classes).double()
-    gram, cross = x[train].T @ x[train], x[train].T @ target
+    x = (x - x[train].mean(0)) / (x[train].std(0) + 1e-6)
+    x = F.pad(x, (0, 1), value=1.0)
+    gram, cross = x[train].T @ x[train], x[train].T @ F.one_hot(labels)[train].double()
     eye = torch.eye(len(gram), dtype=gram.dtype)
 
     def accuracy(ridge: float, rows: Tensor) -> float:
         weight = torch.linalg.solve(gram + ridge * len(train) * eye, cross)
         return ((x[rows] @ weight).argmax(1) == labels[rows]).double().mean().item()
 
-    best = max(RIDGES, key=lambda ridge: accuracy(ridge, choose))
-    return accuracy(best, test)
+    return accuracy(max(RIDGES, key=lambda ridge: accuracy(ridge, choose)), test)
 
 
 def knn_accuracy(
@@ -90,7 +80,7 @@ def knn_accuracy(
 
     Four fifths of the images vote on the last one. Source: Caron et al. (arXiv 2104.14294).
     """
-    train, choose, test = _split(features, labels, seed=seed)
+    train, choose, test = _split(labels, seed=seed)
     known = torch.cat([train, choose])
     unit = F.normalize(features.double(), dim=-1)
     near = (unit[test] @ unit[known].T).topk(min(k, len(known)), dim=1)
@@ -100,11 +90,6 @@ def knn_accuracy(
 
 
 def _kernels(a: Tensor, b: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b):
-        raise DataError(
-            f"features of shapes {tuple(a.shape)} and {tuple(b.shape)}; "
-            "expected (n, D1) and (n, D2) of the same images"
-        )
     if not 2 <= k < len(a) or len(a) < 4:
         raise DataError(f"k = {k} neighbours among {len(a)} images: give 2 <= k < n, n >= 4")
     a, b = a.double(), b.double()
@@ -118,28 +103,21 @@ def _nearest(kernel: Tensor, k: int, without_self: bool) -> Tensor:
     return torch.zeros_like(kernel).scatter_(1, kernel.topk(k, dim=1).indices, 1.0)
 
 
-def _hsic_biased(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
-    """tr(K H L H) with the centring H = 1 - 1/n, without making H."""
-    centred = kernel_b - kernel_b.mean(0) - kernel_b.mean(1, keepdim=True) + kernel_b.mean()
-    return (kernel_a * centred.T).sum()
-
-
-def _hsic_unbiased(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
-    """Song et al. (2012), Eq. 5, for kernels that a mask may have made unsymmetric."""
-    n = len(kernel_a)
-    k, l = (kernel.clone().fill_diagonal_(0) for kernel in (kernel_a, kernel_b))  # noqa: E741
-    both = (k * l.T).sum()
+def _hsic(k: Tensor, l: Tensor, unbiased: bool) -> Tensor:  # noqa: E741
+    """Song et al. (2012), Eq. 5, for kernels that a mask may have made unsymmetric; or tr(KHLH)."""
+    if not unbiased:  # with the centring H = 1 - 1/n
+        return (k * (l - l.mean(0) - l.mean(1, keepdim=True) + l.mean()).T).sum()
+    n = len(k)
+    k, l = (kernel.clone().fill_diagonal_(0) for kernel in (k, l))  # noqa: E741
     apart = k.sum() * l.sum() / ((n - 1) * (n - 2))
     chained = 2 * (k.sum(0) @ l.sum(1)) / (n - 2)
-    return (both + apart - chained) / (n * (n - 3))
+    return ((k * l.T).sum() + apart - chained) / (n * (n - 3))
 
 
-def _split(features: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _split(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Row numbers: three fifths, a fifth, a fifth. Raises DataError for too few or one class."""
-    if len(features) != len(labels) or len(features) < 10:
-        raise DataError(f"{len(features)} features, {len(labels)} labels: expected 10 or more")
-    if int(labels.max()) == int(labels.min()):
-        raise DataError("all images are of one class: accuracy says nothing, choose cknna or cka")
+    if len(labels) < 10 or len(labels.unique()) == 1:
+        raise DataError("a probe needs 10 images or more, of more than one class")
     rows = torch.randperm(len(labels), generator=generator(seed, "probe"))
     fifth = len(rows) // 5
     return rows[2 * fifth :], rows[:fifth], rows[fifth : 2 * fifth]

@@ -1,6 +1,6 @@
 """Scores while training, of samples that the EMA model draws between two steps.
 
-    erw.train(run, out, at=scored_steps(run), evaluate=scoring(run, out))
+    erw.train(run, out, at=watched_steps(run, run.eval.every), evaluate=scoring(run, out))
 
 Seeds and labels are the same each time, and every rank takes its share of them. A score is a line
 of kind "eval" in `metrics.jsonl`: the cost of training so far, the values, and everything that they
@@ -25,17 +25,11 @@ from erw.evaluation.metrics import extractors_of, metrics_of
 from erw.io import save_tensors, tensor_header
 from erw.log import read_metrics
 from erw.sampling import generate
-from erw.sampling.preview import watched_steps
 from erw.training.loop import Callback as Callback
 from erw.training.trained import BEST, Trained
 
 HIGHER = ("precision", "recall", "density", "coverage", "inception_score")
 """Scores that begin so are better when they are higher; all others are distances."""
-
-
-def scored_steps(run: Run) -> tuple[int, ...]:
-    """The steps to score by `eval.every`, none of them in warm-up."""
-    return watched_steps(run, run.eval.every)
 
 
 def scoring(
@@ -49,7 +43,7 @@ def scoring(
         ConfigError, CacheError, FileNotFoundError: an impossible metric, or missing weights,
             reference or cache. They are raised here, not after hours of training.
     """
-    options, best_path = run.eval, Path(out) / BEST
+    options = run.eval
     metrics = metrics_of(options.metric)
     if any(metric.distance == "fdr" for metric in metrics):
         raise ConfigError("fdr needs validation images: leave it to erw eval, after training")
@@ -77,7 +71,7 @@ def scoring(
         )
         if not world.first:
             return ()
-        best = options.keep_best and keep_if_best(best_path, model, scores)
+        best = options.keep_best and keep_if_best(Path(out) / BEST, model, scores)
         how = scores.to_dict()
         values = {"values": how.pop("values"), "best": best, "how": how}
         text = ", ".join(f"{name} {value:.4g}" for name, value in scores.values.items())

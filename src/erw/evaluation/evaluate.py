@@ -5,11 +5,10 @@ EfficientNet-Lite2. It is never called FID, which is that distance under Incepti
 metrics "fid" and "adm" give it. `erw.evaluation.metrics` has the table.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +16,6 @@ from erw import __version__
 from erw.dist import World
 from erw.errors import ConfigError, DataError
 from erw.evaluation.adm import with_stated
-from erw.evaluation.distances import Moments
 from erw.evaluation.features import (
     ALONE,
     Extractor,
@@ -29,18 +27,8 @@ from erw.evaluation.features import (
     load_statistics,
 )
 from erw.evaluation.images import Images, ImageSet, image_set, same_resolution
-from erw.evaluation.metrics import (
-    INCEPTION,
-    NEIGHBOURS,
-    Metric,
-    Pair,
-    Weights,
-    extractors_of,
-    metrics_of,
-)
-from erw.io import cache_home
-
-Reference = Images | Moments | Statistics
+from erw.evaluation.metrics import INCEPTION, Pair, Weights, extractors_of, metrics_of
+from erw.io import cache_home, hash_file
 
 
 @dataclass(frozen=True)
@@ -50,13 +38,12 @@ class Scores:
     Attributes:
         values: score by name.
         count, reference_count: images on either side.
-        images, reference: their names, and hashes of their content ("" for given statistics).
-        reference_statistics: "images", or "stated": the mean and covariance in ADM's `.npz`.
+        images, reference, validation: their names, and hashes of their content; "" without.
         resolution: (height, width) of the images, before the encoder's own resizing.
         settings: how the images were generated, where that is known.
+        reference_statistics: "images", or "stated": the mean and covariance in ADM's `.npz`.
         features: score -> its encoder, the hash of the encoder's weights, and name and SHA-256 of
             their file ("": the package's or the hub's).
-        validation, validation_hash: the images that FDr is relative to; "" without.
     """
 
     values: dict[str, float]
@@ -67,9 +54,9 @@ class Scores:
     reference: str
     reference_hash: str
     resolution: tuple[int, int]
-    settings: dict[str, Any] | None = None
-    reference_statistics: str = "images"
-    features: dict[str, dict[str, str]] = field(default_factory=dict)
+    settings: dict[str, Any] | None
+    reference_statistics: str
+    features: dict[str, dict[str, str]]
     validation: str = ""
     validation_hash: str = ""
     versions: dict[str, str] = field(
@@ -78,24 +65,17 @@ class Scores:
 
     def __getitem__(self, name: str) -> float:
         """A score by its name, "fd_lite2" or "fd-lite2"."""
-        key = name.replace("-", "_")
-        if key not in self.values:
-            raise KeyError(f"no score {name!r}; there are {', '.join(self.values)}")
-        return self.values[key]
+        return self.values[name.replace("-", "_")]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
 
-    def to_json(self) -> str:
-        """As JSON text."""
-        return json.dumps(self.to_dict(), indent=1)
-
 
 def evaluate(
     images: Images,
     *,
-    reference: Reference,
+    reference: Images,
     metric: str | Sequence[str] = "fd-lite2",
     encoder: PooledEncoder | None = None,
     weights: Weights | None = None,
@@ -109,10 +89,10 @@ def evaluate(
     """Score `images` against `reference`, whose statistics are cached.
 
     Args:
-        images: uint8 tensor (N, 3, H, W), a `Generation` or its `Samples`, a source, a cache with
-            images, or the path of a folder, a zip, a cache or a `.npz` with `arr_0`.
-        reference: the same, or `Moments`, `Statistics` or their `.safetensors` file. With "fid" and
-            "sfid" the mean and covariance that a `.npz` states are used, as ADM does.
+        images: uint8 tensor (N, 3, H, W), a `Generation`, a source, a cache with images, or the
+            path of a folder, a zip, a cache or a `.npz` with `arr_0`.
+        reference: the same, or the `.safetensors` file of its statistics. With "fid" and "sfid" the
+            mean and covariance that a `.npz` states are used, as ADM does.
         metric: one or several, see `erw.evaluation.metrics`.
         encoder: the network itself in place of the one that `metric` names.
         weights: file of the Inception network's weights, or space -> file or folder of weights.
@@ -123,17 +103,15 @@ def evaluate(
         progress: is given the number of images after each batch of this rank.
 
     Raises:
-        ConfigError: an unknown metric, FDr without validation images, impossible sizes.
+        ConfigError: an unknown metric, FDr without validation images.
         DataError: fewer than 2 images, wrong dtype or shape, another resolution than the reference.
         NumericsError: images or features that are not finite.
         FileNotFoundError, CheckpointError: weights that are missing or another network's.
     """
-    metrics = metrics_of([metric] if isinstance(metric, str) else list(metric))
+    metrics = metrics_of([metric] if isinstance(metric, str) else metric)
     relative = {m.space for m in metrics if m.distance == "fdr"}
     if relative and validation is None:
         raise ConfigError("FDr is relative to held-out real images: give them (--validation)")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size}: expected 1 image or more")
     fake = image_set(images)
     folder = Path(cache) if cache is not None else cache_home() / "statistics"
     extractors: dict[str, Extractor] = {}
@@ -143,18 +121,45 @@ def evaluate(
     )
     extractors = extractors or extractors_of(metrics, encoder, weights, device=device)
     options: dict[str, Any] = {"batch_size": batch_size, "world": world}
-    real = _side(reference, extractors, folder, against=fake, what="reference", **options)
+    real = _reference(reference, extractors, folder, fake, "reference", **options)
     held_out = None
-    if validation is not None and relative:
-        some = {space: one for space, one in extractors.items() if space in relative}
-        held_out = _side(validation, some, folder, against=fake, what="validation set", **options)
+    if relative:
+        some = {space: extractors[space] for space in relative}
+        held_out = _reference(validation, some, folder, fake, "validation set", **options)
     extracted = extract(fake, list(extractors.values()), progress=progress, **options)
     statistics = dict(zip(extractors, extracted, strict=True))
-    return world.broadcast(lambda: _scores(metrics, extractors, fake, statistics, real, held_out))
+
+    def score() -> Scores:
+        values: dict[str, float] = {}
+        features: dict[str, dict[str, str]] = {}
+        for metric in metrics:
+            space, one = metric.space, extractors[metric.space]
+            other = held_out.statistics.get(space) if held_out else None
+            pair = Pair(real.statistics[space], statistics[space], one, space, other)
+            scores = metric.scores(pair)
+            values |= scores
+            meta = {"encoder": one.encoder.name, "weights": one.weights, "file": one.file}
+            features |= dict.fromkeys(scores, meta)
+        return Scores(
+            values=values,
+            count=fake.count,
+            reference_count=real.count,
+            images=fake.name,
+            images_hash=fake.content,
+            reference=real.name,
+            reference_hash=real.content,
+            resolution=fake.resolution,
+            settings=fake.settings,
+            reference_statistics="stated" if real.stated else "images",
+            features=features,
+            validation=held_out.name if held_out else "",
+            validation_hash=held_out.content if held_out else "",
+        )
+
+    return world.broadcast(score)
 
 
-@dataclass(frozen=True)
-class _Side:
+class _Reference(NamedTuple):
     """Statistics by space and what they are of; complete on the first rank.
 
     `stated`: the file's own mean and covariance take the place of those of its images.
@@ -163,82 +168,35 @@ class _Side:
     statistics: dict[str, Statistics]
     name: str
     count: int
-    content: str = ""
+    content: str
     stated: bool = False
 
 
-def _side(
-    reference: Reference,
+def _reference(
+    images: Any,
     extractors: Mapping[str, Extractor],
     folder: Path,
-    *,
-    against: ImageSet,
+    fake: ImageSet,
     what: str,
     **options: Any,
-) -> _Side:
-    """Statistics of a reference: given, cached, or extracted and cached.
-
-    Raises DataError where it has another resolution than the images, or too little.
-    """
-    name = "statistics"
-    if isinstance(reference, str | Path) and Path(reference).suffix == ".safetensors":
-        name, reference = Path(reference).name, load_statistics(reference)
-    if isinstance(reference, Moments):
-        reference = Statistics(reference)
-    if isinstance(reference, Statistics):
+) -> _Reference:
+    """Statistics of a reference: in a file, cached, or extracted and cached."""
+    if isinstance(images, str | Path) and Path(images).suffix == ".safetensors":
+        path, statistics = Path(images), load_statistics(images)
         (space, one), *more = extractors.items()
-        if more or (one.keep and reference.features is None):
+        if more or (one.keep and statistics.features is None):
             raise DataError(
-                f"the {what} {name} holds {'one kind of features' if more else 'moments alone'}, "
-                "enough for fd of one encoder; give its images for the other metrics"
+                f"the {what} {path.name} has {'one kind of features' if more else 'moments alone'}"
+                ", enough for fd of one encoder; give its images for the other metrics"
             )
         same_resolution(
-            against.resolution, reference.resolution, against.name, f"the {what} {name}"
+            fake.resolution, statistics.resolution, fake.name, f"the {what} {path.name}"
         )
-        return _Side({space: reference}, name, reference.moments.count)
-    real = image_set(reference, what=what)
-    same_resolution(against.resolution, real.resolution, against.name, f"the {what} {real.name}")
-    statistics, stated = extract_cached(real, extractors, folder, **options), False
-    if INCEPTION in statistics and str(reference).endswith(".npz"):
-        statistics[INCEPTION], stated = with_stated(statistics[INCEPTION], Path(str(reference)))
-    return _Side(statistics, real.name, real.count, real.content, stated)
-
-
-def _scores(
-    metrics: Sequence[Metric],
-    extractors: Mapping[str, Extractor],
-    fake: ImageSet,
-    statistics: Mapping[str, Statistics],
-    real: _Side,
-    held_out: _Side | None,
-) -> Scores:
-    values: dict[str, float] = {}
-    features: dict[str, dict[str, str]] = {}
-    for metric in metrics:
-        space, one = metric.space, extractors[metric.space]
-        scores = metric.scores(
-            Pair(
-                real.statistics[space],
-                statistics[space],
-                one.encoder,
-                NEIGHBOURS.get(space, 3),
-                held_out.statistics.get(space) if held_out else None,
-            )
-        )
-        values |= scores
-        features |= dict.fromkeys(scores, one.described)
-    return Scores(
-        values=values,
-        count=fake.count,
-        reference_count=real.count,
-        images=fake.name,
-        images_hash=fake.content,
-        reference=real.name,
-        reference_hash=real.content,
-        resolution=fake.resolution,
-        settings=fake.settings,
-        reference_statistics="stated" if real.stated else "images",
-        features=features,
-        validation=held_out.name if held_out else "",
-        validation_hash=held_out.content if held_out else "",
-    )
+        count, content = statistics.moments.count, hash_file(path)[:32]
+        return _Reference({space: statistics}, path.name, count, content)
+    real, stated = image_set(images, what=what), False
+    same_resolution(fake.resolution, real.resolution, fake.name, f"the {what} {real.name}")
+    found = extract_cached(real, extractors, folder, **options)
+    if INCEPTION in found and str(images).endswith(".npz"):
+        found[INCEPTION], stated = with_stated(found[INCEPTION], Path(str(images)))
+    return _Reference(found, real.name, real.count, real.content, stated)

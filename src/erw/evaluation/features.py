@@ -47,11 +47,6 @@ class Extractor(NamedTuple):
     keep: bool = False
 
     @property
-    def described(self) -> dict[str, str]:
-        """As a result records it."""
-        return {"encoder": self.encoder.name, "weights": self.weights, "file": self.file}
-
-    @property
     def columns(self) -> slice:
         """The features of an image that are kept."""
         return slice(getattr(self.encoder, "kept", None))
@@ -59,7 +54,7 @@ class Extractor(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistics:
-    """Features of a set of images: their moments, and all of them (N, D) where they were kept.
+    """Moments of the features of a set of images, and all features (N, D) where they were kept.
 
     `resolution` is (height, width) of the images, None where it is not known.
     """
@@ -67,6 +62,20 @@ class Statistics:
     moments: Moments
     features: Tensor | None = None
     resolution: tuple[int, int] | None = None
+
+
+def pooled(encoder: PooledEncoder, images: Tensor, name: str) -> Tensor:
+    """Features (B, D) of uint8 images (B, 3, H, W), on the CPU; `name` is that of the set.
+
+    Raises NumericsError where they are not finite.
+    """
+    device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
+    features = encoder.pooled(images.to(device)).cpu()
+    if bad := int((~torch.isfinite(features)).any(1).sum()):
+        raise NumericsError(
+            f"{name}: {encoder.name} features of {bad} of {len(images)} images are not finite"
+        )
+    return features
 
 
 def extract(
@@ -77,66 +86,40 @@ def extract(
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> list[Statistics]:
-    """Statistics of `images` under several encoders.
+    """Statistics of `images` under several encoders. Raises NumericsError as `pooled`.
 
-    Args:
-        world: the ranks that share the images, each a range of them; all call this, all get the
-            statistics of the whole.
-        progress: is given the number of images after each batch of this rank.
-
-    Raises:
-        NumericsError: features that are not finite.
+    Each rank of `world` takes a range of the images; all call this, all get the statistics of the
+    whole. `progress` is given the number of images after each batch of this rank.
     """
+    moments: list[Moments | None] = [None] * len(extractors)
+    kept: list[list[Tensor]] = [[] for _ in extractors]
+    rows: list[list[Tensor]] = []  # features of each encoder, not yet in the moments
+
+    def fold() -> None:
+        for i, parts in enumerate(zip(*rows, strict=True)):
+            block, old = torch.cat(parts), moments[i]
+            moments[i] = Moments.of(block) if old is None else old + Moments.of(block)
+            if extractors[i].keep:
+                kept[i].append(block[:, extractors[i].columns].clone())
+        rows.clear()
+
     first, stop = (images.count * rank // world.size for rank in (world.rank, world.rank + 1))
-    totals = [_Total(extractor) for extractor in extractors]
     for batch in images.batches(batch_size, first, stop):
-        for total in totals:
-            total.add(batch, images.name)
+        rows.append([pooled(one.encoder, batch, images.name) for one in extractors])
+        if sum(len(row[0]) for row in rows) >= BLOCK:
+            fold()
         if progress:
             progress(len(batch))
-    for total in totals:
-        total.fold()
-    return [_joined(world.gather((t.moments, t.kept)), images.resolution) for t in totals]
-
-
-def _joined(
-    ranks: Sequence[tuple[Moments | None, list[Tensor]]], resolution: tuple[int, int]
-) -> Statistics:
-    """The statistics of all ranks' images, in order; a rank without any has no moments."""
-    moments = reduce(Moments.__add__, (moments for moments, _ in ranks if moments))
-    blocks = [block for _, kept in ranks for block in kept]
-    return Statistics(moments, torch.cat(blocks) if blocks else None, resolution)
-
-
-class _Total:
-    """Features of one encoder, added up."""
-
-    def __init__(self, extractor: Extractor) -> None:
-        self.extractor = extractor
-        self.rows: list[Tensor] = []  # not yet in the moments
-        self.kept: list[Tensor] = []
-        self.moments: Moments | None = None
-
-    def add(self, batch: Tensor, name: str) -> None:
-        encoder = self.extractor.encoder
-        device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
-        features = encoder.pooled(batch.to(device)).cpu()
-        if bad := int((~torch.isfinite(features)).any(1).sum()):
-            raise NumericsError(
-                f"{name}: {encoder.name} features of {bad} of {len(batch)} images are not finite"
-            )
-        self.rows.append(features)
-        if sum(map(len, self.rows)) >= BLOCK:
-            self.fold()
-
-    def fold(self) -> None:
-        """Take up the rows that are not yet in the moments."""
-        if self.rows:
-            block, self.rows = torch.cat(self.rows), []
-            moments = Moments.of(block)
-            self.moments = moments if self.moments is None else self.moments + moments
-            if self.extractor.keep:
-                self.kept.append(block[:, self.extractor.columns].clone())
+    fold()
+    statistics = []
+    for mine in zip(moments, kept, strict=True):
+        ranks = world.gather(mine)  # one without images has no moments
+        total = reduce(Moments.__add__, (moments for moments, _ in ranks if moments))
+        blocks = [block for _, kept in ranks for block in kept]
+        statistics.append(
+            Statistics(total, torch.cat(blocks) if blocks else None, images.resolution)
+        )
+    return statistics
 
 
 def extract_cached(
@@ -159,20 +142,17 @@ def extract_cached(
     }
 
     def look() -> list[str]:
-        """Load what is cached; the spaces that are missing."""
+        """Load what is cached; the spaces that are missing, or damaged."""
         for space, one in extractors.items():
-            try:
+            with contextlib.suppress(CheckpointError, DataError):
                 cached = load_statistics(paths[space])
-            except (CheckpointError, DataError):
-                continue  # missing, or damaged: made again
-            if cached.features is not None or not one.keep:
-                statistics[space] = cached
+                if cached.features is not None or not one.keep:
+                    statistics[space] = cached
         return [space for space in extractors if space not in statistics]
 
     if missing := world.broadcast(look):
-        new = extract(
-            images, [extractors[space] for space in missing], batch_size=batch_size, world=world
-        )
+        some = [extractors[space] for space in missing]
+        new = extract(images, some, batch_size=batch_size, world=world)
         statistics |= zip(missing, new, strict=True)
         for space in missing if world.first else ():
             # A full disk only costs time at the next evaluation.
@@ -184,20 +164,17 @@ def extract_cached(
 def save_statistics(path: str | Path, statistics: Statistics) -> None:
     """Write statistics as safetensors, to be given as a reference later."""
     moments = statistics.moments
-    tensors = {"count": torch.tensor(moments.count)}
-    tensors |= {"mean": moments.mean, "scatter": moments.scatter}
-    if statistics.features is not None:
-        tensors["features"] = statistics.features
-    if statistics.resolution is not None:
-        tensors["resolution"] = torch.tensor(statistics.resolution)
-    save_tensors(Path(path), tensors)
+    optional = {"features": statistics.features, "resolution": statistics.resolution}
+    tensors = {"count": moments.count, "mean": moments.mean, "scatter": moments.scatter, **optional}
+    present = {k: torch.as_tensor(v) for k, v in tensors.items() if v is not None}
+    save_tensors(Path(path), present)
 
 
 def load_statistics(path: str | Path) -> Statistics:
     """What `save_statistics` wrote. Raises CheckpointError or DataError for another file."""
     tensors, _ = load_tensors(Path(path))
     if missing := {"count", "mean", "scatter"} - tensors.keys():
-        raise DataError(f"{path} holds no statistics (no {', '.join(missing)}): make it again")
+        raise DataError(f"{path} has no {', '.join(missing)}: expected statistics of images")
     moments = Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])
     resolution = tensors.get("resolution")
     size = None if resolution is None else (int(resolution[0]), int(resolution[1]))

@@ -36,12 +36,13 @@ def precision_recall(
     """
     real, fake = _centred(real, fake, k=k)
     real_edge, fake_edge = _edges(real, k, rows), _edges(fake, k, rows)
-    realistic = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
-    covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    realistic, covered = [], torch.zeros(len(real), dtype=torch.bool)
     for part, squared in _blocks(fake, real, rows):
-        realistic[part] = (squared <= real_edge).any(1)
+        realistic.append((squared <= real_edge).any(1))
         covered |= (squared <= fake_edge[part, None]).any(0)
-    return PrecisionRecall(realistic.double().mean().item(), covered.double().mean().item())
+    return PrecisionRecall(
+        torch.cat(realistic).double().mean().item(), covered.double().mean().item()
+    )
 
 
 def density_coverage(
@@ -50,7 +51,7 @@ def density_coverage(
     """Density and coverage of features (N, D), (M, D) (Naeem et al., arXiv 2002.09797)."""
     real, fake = _centred(real, fake, k=k)
     edge = _edges(real, k, rows)
-    inside, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
     for _, squared in _blocks(fake, real, rows):
         hits = squared <= edge
         inside += int(hits.sum())
@@ -60,16 +61,8 @@ def density_coverage(
 
 def _centred(real: Tensor, fake: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     """Both in float64 about the real mean: |a|^2 + |b|^2 - 2 a.b then loses the fewest digits."""
-    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise DataError(
-            f"features of shapes {tuple(real.shape)} and {tuple(fake.shape)}; "
-            "expected (N, D) and (M, D)"
-        )
-    if not 1 <= k < min(len(real), len(fake)):
-        raise DataError(
-            f"k = {k} neighbours from {len(real)} and {len(fake)} features: "
-            "each set needs more than k"
-        )
+    if not k < min(len(real), len(fake)):
+        raise DataError(f"{len(real)} and {len(fake)} images: {k} neighbours need more than {k}")
     mean = real.double().mean(0)
     return real.double() - mean, fake.double() - mean
 

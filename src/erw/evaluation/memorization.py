@@ -6,20 +6,19 @@ if it is nearer than all but one percent of those.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from erw.errors import DataError
-from erw.evaluation.features import PooledEncoder, Progress
-from erw.evaluation.images import Images, image_set, sides
+from erw.evaluation.features import PooledEncoder, Progress, pooled
+from erw.evaluation.images import Images, image_set
+
+QUANTILES = {"least": 0.0, "1%": 0.01, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}
 
 
-@dataclass(frozen=True)
-class Nearest:
+class Nearest(NamedTuple):
     """The nearest training image of each sample.
 
     Attributes:
@@ -36,16 +35,18 @@ class Nearest:
 
     def to_dict(self, *, top: int = 16) -> dict[str, Any]:
         """Distribution and the `top` nearest pairs, as JSON values."""
-        order = self.distance.argsort()[:top].tolist()
-        pairs = [
-            {"sample": i, "image": int(self.index[i]), "distance": float(self.distance[i])}
-            for i in order
-        ]
+
+        def spread(distance: Tensor) -> dict[str, float]:
+            return {name: distance.double().quantile(q).item() for name, q in QUANTILES.items()}
+
         return {
-            "samples": _quantiles(self.distance),
-            "held_out": None if self.usual is None else _quantiles(self.usual),
+            "samples": spread(self.distance),
+            "held_out": None if self.usual is None else spread(self.usual),
             "suspicious": self.suspicious,
-            "nearest": pairs,
+            "nearest": [
+                {"sample": i, "image": int(self.index[i]), "distance": float(self.distance[i])}
+                for i in self.distance.argsort()[:top].tolist()
+            ],
         }
 
 
@@ -74,12 +75,11 @@ def nearest_images(
         from erw.encoders.registry import load_encoder
 
         encoder = load_encoder("efficientnet-lite2")
-    device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
 
     def features(images: Images, what: str) -> Iterator[Tensor]:
         """Of length 1, (B, D)."""
         for batch in image_set(images, what=what).batches(batch_size):
-            yield F.normalize(encoder.pooled(batch.to(device)).float().cpu(), dim=1)
+            yield F.normalize(pooled(encoder, batch, what).float(), dim=1)
             if progress:
                 progress(len(batch))
 
@@ -106,26 +106,11 @@ def nearest_images(
 def nearest_pairs(
     samples: Images, training: Images, nearest: Nearest, *, count: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The `count` nearest samples, and the training image of each, uint8 (3, H, W).
+    """The `count` nearest samples, and the training image of each, uint8 (3, H, W)."""
 
-    Raises DataError where the two sets are of different sizes.
-    """
-
-    def pick(images: Images, rows: list[int]) -> list[Tensor]:
+    def pick(images: Images, rows: Tensor) -> list[Tensor]:
         read = image_set(images).batches
-        return [next(read(1, i, i + 1))[0].cpu() for i in rows]
+        return [next(read(1, i, i + 1))[0].cpu() for i in rows.tolist()]
 
     order = nearest.distance.argsort()[:count]
-    pairs = pick(samples, order.tolist()), pick(training, nearest.index[order].tolist())
-    a, b = (images[0].shape for images in pairs)
-    if a != b:
-        raise DataError(
-            f"samples are {sides((a[1], a[2]))}, training images {sides((b[1], b[2]))}: a picture "
-            "of both needs one size"
-        )
-    return pairs
-
-
-def _quantiles(distance: Tensor) -> dict[str, float]:
-    at = {"least": 0.0, "1%": 0.01, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}
-    return {name: distance.double().quantile(q).item() for name, q in at.items()}
+    return pick(samples, order), pick(training, nearest.index[order])

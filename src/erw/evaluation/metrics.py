@@ -31,7 +31,7 @@ from erw.io import hash_tensors
 SPACES = {
     "lite0": "efficientnet-lite0",
     "lite2": "efficientnet-lite2",
-    "inception": "inception",  # of 2015, see `erw.evaluation.inception_weights`
+    "inception": "inception",  # of 2015, see `erw.evaluation.inception`
     "dinov2": "dinov2-l@224",  # the class token of ViT-L/14 at 224 px, as dgm-eval
     "clip-embedding": "clip-l-336",
     "convnextv2": "convnextv2-b",
@@ -48,12 +48,12 @@ Weights = str | Path | Mapping[str, str | Path]
 
 
 class Pair(NamedTuple):
-    """Both sides under one encoder, k of precision and recall there, and held-out real images."""
+    """Both sides in one space, and held-out real images."""
 
     real: Statistics
     fake: Statistics
-    encoder: PooledEncoder
-    neighbours: int = 3
+    extractor: Extractor
+    space: str
     held_out: Statistics | None = None
 
     @property
@@ -65,7 +65,7 @@ class Pair(NamedTuple):
     @property
     def moments(self) -> tuple[Moments, Moments]:
         """(real, fake); of the features that are kept where an encoder has more."""
-        columns = Extractor(self.encoder).columns
+        columns = self.extractor.columns
         return self.real.moments.part(columns), self.fake.moments.part(columns)
 
 
@@ -82,11 +82,12 @@ def _ratio(pair: Pair) -> dict[str, float]:
     assert pair.held_out is not None
     least = frechet(*pair._replace(fake=pair.held_out).moments)
     if least <= 1e-9 * pair.moments[0].cov.trace().item():
-        raise DataError(
-            f"validation images have distance {least:.3g} to the reference under "
-            f"{pair.encoder.name}: they are the reference itself; give held-out images"
-        )
+        raise DataError("the validation images are the reference itself: give held-out images")
     return {"fdr": frechet(*pair.moments) / least}
+
+
+def _pr(pair: Pair) -> dict[str, float]:
+    return precision_recall(*pair.features, k=NEIGHBOURS.get(pair.space, 3))._asdict()
 
 
 Distance = Callable[[Pair], Mapping[str, float]]
@@ -96,13 +97,13 @@ DISTANCES: dict[str, Distance] = {
     "fdr": _ratio,
     "kid": lambda pair: {"kid": kid(*pair.features)},
     "mmd": lambda pair: {"mmd": cmmd(*pair.features)},
-    "pr": lambda pair: precision_recall(*pair.features, k=pair.neighbours)._asdict(),
+    "pr": _pr,
     "dc": lambda pair: density_coverage(*pair.features)._asdict(),
 }
 PUBLISHED: dict[str, Distance] = {
     "fid": lambda pair: {"fid": frechet_part("fid", pair.real, pair.fake)},
     "sfid": lambda pair: {"sfid": frechet_part("sfid", pair.real, pair.fake)},
-    "is": lambda pair: {"inception_score": score_of_classes(pair.fake, pair.encoder)},
+    "is": lambda pair: {"inception_score": score_of_classes(pair.fake, pair.extractor.encoder)},
     "cmmd": lambda pair: {"cmmd": cmmd(*pair.features)},
 }
 FROM_MOMENTS = ("fd", "fdr", "fid", "sfid")
@@ -118,6 +119,8 @@ class Metric(NamedTuple):
 
     def scores(self, pair: Pair) -> dict[str, float]:
         """Scores by name."""
+        if pair.real.moments.mean.shape != pair.fake.moments.mean.shape:
+            raise DataError(f"the reference's statistics are of another encoder than {self.space}")
         values = (DISTANCES | PUBLISHED)[self.distance](pair)
         return {f"{name}{self.suffix}".replace("-", "_"): value for name, value in values.items()}
 
@@ -130,22 +133,23 @@ NAMED["cmmd"] = (Metric("cmmd", "clip-embedding"),)
 
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
-    """The metrics of these names, each once.
+    """The metrics of these names, each once. Raises ConfigError for an unknown one."""
+    from erw.encoders.registry import ENCODERS
 
-    Raises ConfigError for an unknown one, with the nearest name.
-    """
     if not names:
         raise ConfigError("no metric: give at least one, such as fd-lite2")
     metrics: list[Metric] = []
     for name in names:
         distance, _, space = name.partition("-")
+        entry = space.partition("=")[0].partition("@")[0]
+        known = space in SPACES or entry in ENCODERS or ":" in space or Path(space).is_dir()
         if name in NAMED:
             metrics += NAMED[name]
-        elif distance in DISTANCES and _known(space):
+        elif distance in DISTANCES and space and known:
             metrics.append(Metric(distance, space, f"_{space}"))
         else:
-            known = [*NAMED, *(f"{distance}-{space}" for distance in DISTANCES for space in SPACES)]
-            raise ConfigError(f"unknown metric {name!r}{nearest(name, known)}")
+            every = [*NAMED, *(f"{distance}-{space}" for distance in DISTANCES for space in SPACES)]
+            raise ConfigError(f"unknown metric {name!r}{nearest(name, every)}")
     return tuple(dict.fromkeys(metrics))
 
 
@@ -162,14 +166,10 @@ def extractors_of(
         ConfigError: weights of a space that no metric uses, or one `encoder` for several spaces.
         FileNotFoundError, CheckpointError: weights that are missing or another network's.
     """
-    spaces = dict.fromkeys(metric.space for metric in metrics)
+    spaces = list(dict.fromkeys(metric.space for metric in metrics))
     files = dict(weights) if isinstance(weights, Mapping) else {INCEPTION: weights}
-    for space, path in files.items():
-        if path is not None and space not in spaces:
-            raise ConfigError(
-                f"weights {path} of {space} are without effect on features of "
-                f"{', '.join(spaces)}; leave them out, or ask for a metric of {space}"
-            )
+    if unused := [space for space, path in files.items() if path and space not in spaces]:
+        raise ConfigError(f"weights of {unused[0]} are without effect: no metric is of {unused[0]}")
     if encoder is not None and len(spaces) > 1:
         raise ConfigError(f"metrics of {', '.join(spaces)} mix features: one encoder was given")
     extractors = {}
@@ -195,11 +195,3 @@ def _load(space: str, weights: str | Path | None, device: str) -> tuple[PooledEn
         entry, at, side = name.partition("@")
         name = f"{entry}={weights}{at}{side}"
     return load_encoder(name, device=device), ""
-
-
-def _known(space: str) -> bool:
-    """Whether it is in the table, or may be an encoder: a folder, ENTRY@SIDE, MODULE:FUNCTION."""
-    from erw.encoders.registry import ENCODERS
-
-    entry = space.partition("=")[0].partition("@")[0]
-    return space in SPACES or entry in ENCODERS or ":" in space or Path(space).is_dir()

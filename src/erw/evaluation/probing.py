@@ -27,14 +27,12 @@ from erw.config import Flow, nearest
 from erw.data.cache import Cache
 from erw.data.sources import BUILT_IN
 from erw.encoders.base import Encoder
-from erw.errors import CheckpointError, ConfigError, DataError
+from erw.errors import ConfigError, DataError
 from erw.evaluation import alignment
-from erw.models import SiT
 from erw.models.backbone import Backbone
 from erw.rng import generator
 from erw.sampling.generation import start_noise
-from erw.training import checkpoint
-from erw.training.trained import Trained, load
+from erw.training.trained import Trained
 
 Labels = Literal["null", "given"]
 
@@ -52,7 +50,7 @@ class Material(NamedTuple):
     labels: Tensor
     target: Tensor
     encoder: str
-    spatial: float | None = None
+    spatial: float = 0.0
     class_names: tuple[str, ...] = ()
     token: Tensor | None = None
 
@@ -74,33 +72,18 @@ class Point(NamedTuple):
     value: float
 
 
-class Change(NamedTuple):
-    """A value over training steps: first, lowest and last, and the step of the lowest.
-
-    `u_shaped`: the lowest lies strictly between, and at least a tenth of the fall comes back.
-    """
-
-    first: float
-    lowest: float
-    last: float
-    step: int
-    u_shaped: bool
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.double(), dim=-1)
+def _units(state: State, images: Material) -> tuple[Tensor, Tensor]:
+    return F.normalize(state.pooled.double(), dim=-1), F.normalize(images.target.double(), dim=-1)
 
 
 METRICS: dict[str, Callable[[State, Material, int, bool], float]] = {
     "cknna": lambda state, images, k, unbiased: alignment.cknna(
-        _unit(state.pooled), _unit(images.target), k=k, unbiased=unbiased
+        *_units(state, images), k=k, unbiased=unbiased
     ),
     "cka": lambda state, images, _, unbiased: alignment.cka(
-        _unit(state.pooled), _unit(images.target), unbiased=unbiased
+        *_units(state, images), unbiased=unbiased
     ),
-    "mutual_knn": lambda state, images, k, _: alignment.mutual_knn(
-        _unit(state.pooled), _unit(images.target), k=k
-    ),
+    "mutual_knn": lambda state, images, k, _: alignment.mutual_knn(*_units(state, images), k=k),
     "probe": lambda state, images, *_: alignment.linear_probe(state.pooled, images.labels),
     "knn": lambda state, images, *_: alignment.knn_accuracy(state.pooled, images.labels),
     "spatial": lambda state, *_: state.spatial,
@@ -109,7 +92,7 @@ METRICS: dict[str, Callable[[State, Material, int, bool], float]] = {
 
 
 def cknna(
-    model: Trained | SiT,
+    model: Trained,
     *,
     data: Cache | str | Path,
     encoder: str | Encoder | None = None,
@@ -124,7 +107,6 @@ def cknna(
     `erw.evaluation.cknna` compares two sets of features directly.
 
     Args:
-        model: from `erw.load` or `erw.load_pretrained`, or a bare network.
         data: a cache with the encoder's features, or with images.
         encoder: a name or an encoder; None: the first in the cache.
         time: noise time, 0 (clean) to 1 (noise alone).
@@ -134,12 +116,12 @@ def cknna(
         CacheError, ConfigError, DataError: see `material` and `curve`.
     """
     images = material(data, encoder=encoder, count=count)
-    options: dict[str, Any] = {"times": (time,), "depths": depths, "k": k, "unbiased": unbiased}
-    return {p.depth: p.value for p in curve(model, images, **options)}
+    points = curve(model, images, times=(time,), depths=depths, k=k, unbiased=unbiased)
+    return {p.depth: p.value for p in points}
 
 
 def curve(
-    model: Trained | SiT,
+    model: Trained,
     images: Material,
     *,
     metric: str = "cknna",
@@ -154,7 +136,7 @@ def curve(
     """A metric over depth and noise time, time by time.
 
     Args:
-        model, depths, labels: see `hidden_states`.
+        depths, labels: see `hidden_states`.
         k: neighbours, for cknna and mutual_knn.
         unbiased: the estimate of HSIC, for cknna and cka.
         name: of the run, in the points.
@@ -165,35 +147,38 @@ def curve(
     """
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
-    step = model.step if isinstance(model, Trained) else 0
+    options: dict[str, Any] = {"depths": depths, "labels": labels, "batch_size": batch_size}
     for time in times:
-        states = hidden_states(
-            model, images, time=time, depths=depths, labels=labels, batch_size=batch_size
-        )
-        for depth, state in states.items():
-            yield Point(name, step, time, depth, METRICS[metric](state, images, k, unbiased))
+        for depth, state in hidden_states(model, images, time=time, **options).items():
+            value = METRICS[metric](state, images, k, unbiased)
+            yield Point(name, model.step, time, depth, value)
 
 
 def reference(images: Material, *, metric: str) -> float | None:
     """The value of the encoder's own features, for probe, knn and spatial; None for the others."""
     if metric not in ("probe", "knn", "spatial"):
         return None
-    return METRICS[metric](State(images.target, images.spatial or 0.0), images, 0, True)
+    return METRICS[metric](State(images.target, images.spatial), images, 0, True)
 
 
-def over_steps(steps: Sequence[float], values: Sequence[float]) -> Change | None:
-    """How a value changes over rising steps; None for fewer than 3."""
+def over_steps(steps: Sequence[float], values: Sequence[float]) -> dict[str, Any] | None:
+    """A value over rising steps: first, lowest and last, and the step of the lowest.
+
+    `u_shaped`: the lowest lies strictly between, and at least a tenth of the fall comes back. None
+    for fewer than 3 steps.
+    """
     if len(steps) < 3:
         return None
-    i = min(range(len(values)), key=values.__getitem__)
-    first, low, last = values[0], values[i], values[-1]
+    first, low, last = values[0], min(values), values[-1]
+    i = values.index(low)
     u_shaped = 0 < i < len(values) - 1 and last - low >= 0.1 * (first - low)
-    return Change(first, low, last, int(steps[i]), u_shaped)
+    meta = {"first": first, "lowest": low, "last": last}
+    return meta | {"step": int(steps[i]), "u_shaped": u_shaped}
 
 
 @torch.no_grad()
 def hidden_states(
-    model: Trained | SiT,
+    model: Trained,
     images: Material,
     *,
     time: float = 0.0,
@@ -204,7 +189,6 @@ def hidden_states(
     """Hidden states of a model by depth, on images noised to one time.
 
     Args:
-        model: a `Trained`, or a bare network, which gets times as SiT does.
         depths: after which blocks; empty: all.
         labels: "null": the null class for every image, so that the states hold nothing of the
             label; "given": each image's own.
@@ -213,25 +197,20 @@ def hidden_states(
         ConfigError: a time outside 0..1, or a depth that the model does not have.
         DataError: latents of another shape than the model's.
     """
-    net: Any = model.net if isinstance(model, Trained) else model
+    net, shape = model.net, tuple(images.latents.shape[1:])
     depths = tuple(depths) or tuple(range(1, net.depth + 1))
     if not 0 <= time <= 1:
         raise ConfigError(f"time {time}: expected 0 (clean) to 1 (noise)")
     if wrong := [depth for depth in depths if not 1 <= depth <= net.depth]:
         raise ConfigError(f"depth {wrong[0]}: the model has blocks 1 to {net.depth}")
-    shape = tuple(images.latents.shape[1:])
     if shape != tuple(net.latent_shape):
         raise DataError(
             f"the latents are {shape}, the model's are {tuple(net.latent_shape)}: give the cache "
             "that it was trained on, or images with its VAE"
         )
-    names = model.class_names if isinstance(model, Trained) else ()
-    if labels == "given" and names and images.class_names and names != images.class_names:
-        raise ConfigError(
-            f"labels given: the images have the classes {', '.join(images.class_names[:3])}, ..., "
-            f"the model {', '.join(names[:3])}, ...; leave the labels out"
-        )
-    settings = model.run.flow if isinstance(model, Trained) else Flow()
+    names = {model.class_names, images.class_names} - {()}
+    if labels == "given" and len(names) == 2:
+        raise ConfigError("labels given: the images have other classes than the model")
     clean, condition = network_inputs(net, images.latents, images.labels, images.token)
     device = next(net.parameters()).device
     pooled: dict[int, list[Tensor]] = {depth: [] for depth in depths}
@@ -240,12 +219,22 @@ def hidden_states(
         part = slice(lo, lo + batch_size)
         eps = start_noise(images.rows[part], shape, token=net.class_token).to(device)
         y = condition[part].to(device) if labels == "given" else None
-        x_t, t = _noised(settings, clean[part].to(device), eps, time)
+        x_t, t = _noised(model.run.flow, clean[part].to(device), eps, time)
         for depth, h in net(x_t, t, y, tap=depths).hidden.items():
             h = h[:, 1:] if net.class_token else h  # patches alone
             pooled[depth].append(h.float().mean(1).cpu())
             spatial[depth] += float(local_over_distant(h).sum()) / len(images.rows)
     return {depth: State(torch.cat(pooled[depth]), spatial[depth]) for depth in depths}
+
+
+def _noised(settings: Flow, x: Tensor, eps: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    """Latents at a noise time as the model's objective has them, and the network's `t`: the time
+    or, of a DiT, the step of its chain (the first for clean latents)."""
+    t = torch.full((len(x),), time, device=x.device)
+    if settings.objective == "flow":
+        return flow.noise(x, eps, t, path=flow.PATHS[settings.path]).x_t, t
+    step = ddpm.step_at(t)
+    return (ddpm.noised(ddpm.chain(), x, eps, step) if time else x), step
 
 
 def network_inputs(
@@ -281,17 +270,12 @@ def material(
 
     Raises:
         CacheError: no such cache, or neither these features nor images in it.
-        DataError: fewer than 4 images.
     """
     cache = data if isinstance(data, Cache) else Cache.open(data)
-    if encoder is None:
-        encoder = next(iter(cache.features), None)
+    encoder = encoder or next(iter(cache.features), None)
     if encoder is None:
         raise ConfigError(f"cache {cache.where} holds no features: name an encoder")
-    n = min(count, len(cache))
-    if n < 4:
-        raise DataError(f"{n} images: similarity of representations needs at least 4")
-    rows = torch.randperm(len(cache), generator=generator(0, "analysis"))[:n].sort().values
+    rows = torch.randperm(len(cache), generator=generator(0, "analysis"))[:count].sort().values
     cached = [encoder] if isinstance(encoder, str) and encoder in cache.features else []
     if isinstance(encoder, str) and not cached:
         from erw.encoders.registry import load_encoder
@@ -303,15 +287,13 @@ def material(
     for part in rows.split(64):
         batch = cache.read(part.numpy(), features=cached, token=token)
         if isinstance(encoder, Encoder):
-            device = next(encoder.parameters()).device
-            tokens = encoder(cache.images(part.numpy()).to(device))
+            tokens = encoder(cache.images(part.numpy()).to(encoder.device))
         else:
             tokens = batch.features[0]
-        columns["latents"].append(batch.mean.cpu())
-        columns["labels"].append(batch.labels.cpu())
-        columns["target"].append(tokens.mean(1).float().cpu())
-        columns["token"] += [] if batch.token is None else [batch.token.cpu()]
-        spatial += float(local_over_distant(tokens).sum()) / n
+        parts = batch.mean, batch.labels, tokens.mean(1).float(), batch.token
+        for column, values in zip(columns.values(), parts, strict=True):
+            column += [] if values is None else [values.cpu()]
+        spatial += float(local_over_distant(tokens).sum()) / len(rows)
     return Material(
         rows=tuple(rows.tolist()),
         **{name: torch.cat(parts) for name, parts in columns.items() if parts},
@@ -327,33 +309,15 @@ def uncached(
 ) -> Iterator[Cache]:
     """Images without a cache, read as if from one: cropped and encoded when they are read.
 
-    Args:
-        images: a folder, zip or table, or a built-in set.
-        vae, encoder: by name; see `erw.prepare`.
-        count: how many of a built-in set to compose; of others, all are there.
+    `images` is a folder, zip or table, or a built-in set, of which `count` are composed.
     """
     from erw.data.on_the_fly import write
 
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"vae": vae, "encoders": (encoder,), "image_size": image_size}
     if str(images) in BUILT_IN:
-        options = {"size": image_size, "count": count}
-    options |= {"vae": vae, "encoders": (encoder,), "image_size": image_size}
+        options |= {"size": image_size, "count": count}
     with TemporaryDirectory() as folder:
         yield write(images, folder, precision="float32", **options)
-
-
-def checkpoints(
-    folder: str | Path, *, device: torch.device | str = "cpu"
-) -> Iterator[tuple[int, Trained]]:
-    """(step, model) with the EMA weights of every checkpoint that a run folder keeps, oldest first.
-
-    Raises CheckpointError where there is none.
-    """
-    paths = checkpoint.paths(Path(folder) / "checkpoints")
-    if not paths:
-        raise CheckpointError(f"{folder} keeps no checkpoints: give --log.keep when training")
-    for step in map(checkpoint.step_of, paths):
-        yield step, load(folder, checkpoint=step, device=device)
 
 
 def local_over_distant(tokens: Tensor) -> Tensor:
@@ -361,13 +325,9 @@ def local_over_distant(tokens: Tensor) -> Tensor:
 
     The mean cosine similarity of tokens that touch, less that of tokens whose Manhattan distance is
     at least 6 of 16 (3/8 of the side, 2 at least). Source: LDS of iREPA (arXiv 2512.10794) and its
-    released code, which has 6 for every grid. 0 for a grid without distant tokens.
+    released code, which has 6 for every grid. NaN for a single token.
     """
     side = round(tokens.shape[1] ** 0.5)
-    if side * side != tokens.shape[1]:
-        raise DataError(f"{tokens.shape[1]} tokens are no square grid")
-    if side < 2:
-        return tokens.new_zeros(len(tokens)).float()
     place = torch.arange(side * side, device=tokens.device)
     rows, columns = place // side, place % side
     gaps = (rows[:, None] - rows).abs() + (columns[:, None] - columns).abs()
@@ -375,13 +335,3 @@ def local_over_distant(tokens: Tensor) -> Tensor:
     similar = unit @ unit.transpose(1, 2)
     near, far = gaps == 1, gaps >= max(2, 3 * side // 8)
     return similar[:, near].mean(1) - similar[:, far].mean(1)
-
-
-def _noised(settings: Flow, x: Tensor, eps: Tensor, time: float) -> tuple[Tensor, Tensor]:
-    """Latents at a noise time as the model's objective has them, and the network's `t`: the time
-    or, of a DiT, the step of its chain (the first for clean latents)."""
-    t = torch.full((len(x),), time, device=x.device)
-    if settings.objective == "flow":
-        return flow.noise(x, eps, t, path=flow.PATHS[settings.path]).x_t, t
-    step = ddpm.step_at(t)
-    return (ddpm.noised(ddpm.chain(), x, eps, step) if time else x), step

@@ -1,6 +1,6 @@
 """A validation loss while training: the EMA model's flow loss on images that it never trains on.
 
-    erw.train(run, out, at=validated_steps(run), evaluate=validating(run, out))
+    erw.train(run, out, at=watched_steps(run, run.eval.loss), evaluate=validating(run, out))
 
 It is the objective's own squared error, of its own prediction along its own path, with the class
 given and nothing dropped. Noise and times are fixed: the same for every step, run and number of
@@ -24,17 +24,11 @@ from erw.evaluation.callback import Callback, is_written
 from erw.evaluation.images import built_in
 from erw.evaluation.probing import network_inputs
 from erw.rng import generator
-from erw.sampling.preview import watched_steps
 from erw.training import build
 from erw.training.trained import Trained
 
 TIMES = tuple((i + 0.5) / 12 for i in range(12))
 """Noise times of the loss, the midpoints of twelve equal parts of [0, 1]."""
-
-
-def validated_steps(run: Run) -> tuple[int, ...]:
-    """The steps to validate by `eval.loss`, none of them in warm-up."""
-    return watched_steps(run, run.eval.loss)
 
 
 def validating(
@@ -48,19 +42,17 @@ def validating(
     Raises:
         ConfigError, CacheError: there are no held-out images, or they do not fit the run's cache.
     """
-    cache = Cache.open(run.data.cache)
-    held_out = _held_out(run, cache)
+    held_out, total = _held_out(run, Cache.open(run.data.cache)), run.eval.loss_images
     shares: list[Share] = []  # read or encoded at the first use, then kept
 
     def validate(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         if is_written(out, "validation", step, world):
             return ()
         if not shares:
-            total = run.eval.loss_images
             rows = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)
-            shares.append(Share(tuple(rows), held_out(rows, world) if rows else None))
+            shares.append(Share(tuple(rows), held_out(rows, world.device) if rows else None))
         sums = loss_sums(model, shares[0], device=world.device)
-        losses = (world.mean(sums) * (world.size / run.eval.loss_images)).tolist()
+        losses = (world.mean(sums) * (world.size / total)).tolist()
         mean = sum(losses) / len(losses)
         if world.first:
             say(f"step {step}: validation loss {mean:.4f}")
@@ -106,8 +98,8 @@ def _residual(model: Trained, x: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> T
     """The network's output less what it is trained to give: for a DiT, the noise."""
     settings = model.run.flow
     if settings.objective == "ddpm":
-        step, chain = ddpm.step_at(t), ddpm.chain()
-        output = model.net(ddpm.noised(chain, x, eps, step), step, y)
+        step = ddpm.step_at(t)
+        output = model.net(ddpm.noised(ddpm.chain(), x, eps, step), step, y)
         return output[:, : x.shape[1]].float() - eps
     path = flow.PATHS[settings.path]
     noised = flow.noise(x, eps, t, path=path)
@@ -121,37 +113,33 @@ def _normal(name: str, numbers: Sequence[int], shape: Sequence[int], time: int) 
     return torch.stack([torch.randn(tuple(shape), generator=rng) for rng in seeds])
 
 
-def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], World], Batch]:
+def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], torch.device], Batch]:
     """A function that gives held-out images by number; checks now that it can."""
-    count = run.eval.loss_images
+    count, name = run.eval.loss_images, run.eval.heldout
     if run.model.net == "rdm":
         raise ConfigError("an rdm has no latents to validate on: leave eval.loss at 0")
-    if run.eval.heldout is None:
+    if name is None:
         if run.model.needs_token or not built_in(cache.class_names):
             raise ConfigError(
                 "eval.heldout is missing: give a cache of images that are not trained on, made as "
-                f"{cache.where} (only runs on the built-in images, without class tokens, have "
-                "one built in)"
+                f"{cache.where} (only runs on the built-in images, without class tokens, have one "
+                "built in)"
             )
-        return lambda rows, world: _composed(cache, rows, count, world.device)
-    other = Cache.open(run.eval.heldout)
-    for name, a, b in (
-        ("latents of another VAE", other.vae["weight_hash"], cache.vae["weight_hash"]),
-        ("latents of another shape", other.latent_shape, cache.latent_shape),
-        ("other classes", other.class_names, cache.class_names),
-    ):
-        if a != b:
-            raise ConfigError(
-                f"eval.heldout {run.eval.heldout} has {name} than {cache.where}: prepare it "
-                "with the same options"
-            )
-    if len(other) < count:
-        raise ConfigError(f"eval.loss_images is {count}, but eval.heldout has {len(other)} images")
+        return lambda rows, device: _composed(cache, rows, count, device)
+    other = Cache.open(name)
+    fits = {
+        "latents of another VAE": other.vae["weight_hash"] == cache.vae["weight_hash"],
+        "latents of another shape": other.latent_shape == cache.latent_shape,
+        "other classes": other.class_names == cache.class_names,
+        f"{len(other)} images instead of {count}": len(other) >= count,
+    }
+    if wrong := [what for what, good in fits.items() if not good]:
+        raise ConfigError(f"eval.heldout {name} has {wrong[0]}: prepare it as {cache.where}")
     token = build.token_encoder(run, cache) if run.model.needs_token else ""
     spread = np.arange(count) * len(other) // count  # a cache may be sorted by class
     old, new = _scaling(other), _scaling(cache)
 
-    def read(rows: Sequence[int], world: World) -> Batch:
+    def read(rows: Sequence[int], device: torch.device) -> Batch:
         batch = other.read(spread[list(rows)], token=token)
         mean = (batch.mean.cpu() / old[1] + old[0] - new[0]) * new[1]
         return batch._replace(mean=mean, std=batch.std.cpu() / old[1] * new[1])
@@ -172,12 +160,8 @@ def _composed(cache: Cache, rows: Sequence[int], count: int, device: torch.devic
 
     vae, (shift, scale) = load_vae(cache.vae["name"], device=str(device)), _scaling(cache)
     source = OpenMojiSet("test", size=cache.image_size, count=count)
-    means, deviations, labels = [], [], []
-    for lo in range(0, len(rows), 64):
-        images, classes = zip(*(source[i] for i in rows[lo : lo + 64]), strict=True)
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        mean, deviation = vae.encode(pixels).cpu().chunk(2, 1)
-        means.append((mean - shift) * scale)
-        deviations.append(deviation * scale)
-        labels += classes
-    return Batch(torch.cat(means), torch.cat(deviations), torch.tensor(labels))
+    images, labels = zip(*(source[i] for i in rows), strict=True)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    encoded = torch.cat([vae.encode(part).cpu() for part in pixels.split(64)])
+    mean, std = encoded.chunk(2, 1)
+    return Batch((mean - shift) * scale, std * scale, torch.tensor(labels))

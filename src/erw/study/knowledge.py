@@ -57,7 +57,7 @@ def lines_over(points: Points, axis: str) -> list[Line]:
 def history(points: Points) -> list[dict[str, Any]]:
     """How the values of each run, time and depth went over steps, where there are three or more."""
     return [
-        dict(zip(("run", "time", "depth"), line.key, strict=True)) | change._asdict()
+        dict(zip(("run", "time", "depth"), line.key, strict=True)) | change
         for line in lines_over(points, "step")
         if (change := over_steps(line.xs, line.ys))
     ]
