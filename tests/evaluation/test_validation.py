@@ -173,7 +173,7 @@ def test_held_out_images_from_a_cache(
     call(validating(run, tmp_path / "a"), tmp_path / "a", model, ALONE)
     only(tmp_path / "a", "validation")  # not written twice
     many = dataclasses.replace(held.eval, loss_images=13)
-    with pytest.raises(ConfigError, match=r"eval\.heldout has 12 images"):
+    with pytest.raises(ConfigError, match=r"has 12 images instead of 13"):
         validating(run.replace(eval=many), tmp_path)
 
 
