@@ -134,7 +134,8 @@ def one_line(box: str) -> str:
     """tyro's box around an error as one line: the message and the first of the near options."""
     _, message, *more = re.split("[─-]{4,}", re.sub(r"\x1b\[[\d;]*m|[╭╮╰╯│]", "", box))
     near = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(more))
-    return " ".join(message.split()).rstrip(".") + (f"; did you mean {near[1]}?" if near else "")
+    message = re.sub(r"^Error parsing [^-]\S*: ", "", " ".join(message.split()))  # a record's own
+    return message.rstrip(".") + (f"; did you mean {near[1]}?" if near else "")
 
 
 @REGISTRY.primitive_rule
