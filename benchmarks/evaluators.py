@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.evaluation.inception import BlockA, BlockC, BlockE, Inception
+from erw.evaluation.inception import BLOCK_E, Branches, Inception, Mixed, block_a, block_c
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from helpers.inception import random_state
@@ -64,7 +64,15 @@ def erw_fid(spec: dict[str, Any]) -> Turn:
     from erw.evaluation.features import Extractor, extract
     from erw.evaluation.images import image_set
 
-    net = Inception()
+    class Pool(Inception):
+        """Of `pool_3` alone, as the other contenders."""
+
+        name = "inception-2015"
+
+        def pooled(self, images: Tensor) -> Tensor:
+            return self(images).pool
+
+    net = Pool()
     net.load_state_dict(random_state())
     net.fold()
     images = pictures(spec["images"], spec["side"])
@@ -129,16 +137,20 @@ def pytorch_fid(spec: dict[str, Any]) -> Turn:
 def stand_in(state: dict[str, Tensor]) -> None:
     """Modules in torchvision's place, with the weights at hand in place of a download."""
 
-    class E(BlockE):
-        def __init__(self, inputs: int) -> None:
-            super().__init__(inputs, maximum=False)
+    def stands_for(branches: Callable[..., Branches]) -> type[Mixed]:
+        class Block(Mixed):
+            def __init__(self, inputs: int, *args: int) -> None:
+                super().__init__(inputs, branches(*args))
+
+        return Block
 
     vision = types.ModuleType("torchvision")
     vision.__version__ = "0.28"
     models = types.ModuleType("torchvision.models")
     models.inception_v3 = lambda **_: Inception()
     inner = types.ModuleType("torchvision.models.inception")
-    inner.InceptionA, inner.InceptionC, inner.InceptionE = BlockA, BlockC, E
+    inner.InceptionA, inner.InceptionC = stands_for(block_a), stands_for(block_c)
+    inner.InceptionE = stands_for(lambda: BLOCK_E)
     loads = types.ModuleType("torchvision.models.utils")
     loads.load_state_dict_from_url = lambda url, progress: state
     vision.models, models.inception, models.utils = models, inner, loads

@@ -93,7 +93,7 @@ def moco_reference(state: dict[str, Tensor], pixels: Tensor, *, depth: int, head
 def test_mocov3_is_the_vit_of_its_definition(
     side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(moco.SIZES, "mocov3-b", moco.Size(15, 24, 3))
+    monkeypatch.setitem(moco.SIZES, "mocov3-b", (15, 24, 3))
     state = moco_checkpoint(tmp_path / "moco.pth.tar", depth=15, width=24)
     encoder = load_encoder(f"mocov3-b={tmp_path / 'moco.pth.tar'}")
     batch = images(1, side)
@@ -104,7 +104,7 @@ def test_mocov3_is_the_vit_of_its_definition(
 
 
 def test_mocov3_weights_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(moco.SIZES, "mocov3-b", moco.Size(2, 24, 3))
+    monkeypatch.setitem(moco.SIZES, "mocov3-b", (2, 24, 3))
     path = tmp_path / "moco.pth.tar"
     moco_checkpoint(path, depth=1, width=24)
     with pytest.raises(CheckpointError, match=r"no mocov3-b: 12 missing: blocks\.1\."):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from erw.encoders import Encoder, ModuleEncoder, load_encoder, moco, vits
+from erw.encoders import Encoder, ModuleEncoder, load_encoder
 from erw.encoders.registry import ENCODERS
 from erw.errors import ConfigError
 from helpers.images import glyphs
@@ -13,9 +13,9 @@ from helpers.images import glyphs
 
 def test_encoder_by_name() -> None:
     assert load_encoder("efficientnet-lite0@192").grid(64) == (12, 12)
-    with pytest.raises(ConfigError, match="did you mean 'efficientnet-lite0'"):
+    with pytest.raises(ConfigError, match="did you mean efficientnet-lite0"):
         load_encoder("efficientnet_lite0")
-    with pytest.raises(ConfigError, match="choose from"):
+    with pytest.raises(ConfigError, match="known: "):
         load_encoder("zzz")
     with pytest.raises(ConfigError, match="side in pixels"):
         load_encoder("efficientnet-lite0@big")
@@ -23,10 +23,6 @@ def test_encoder_by_name() -> None:
         load_encoder("efficientnet-lite0@100")
     with pytest.raises(ConfigError, match="comes with its weights"):
         load_encoder("efficientnet-lite0=weights.pth")
-
-
-def test_every_entry_of_a_family_is_registered() -> None:
-    assert set(vits.HUB) | set(moco.SIZES) < set(ENCODERS)
 
 
 def test_an_entry_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:

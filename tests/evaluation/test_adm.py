@@ -15,8 +15,7 @@ from erw.errors import ConfigError, DataError
 from erw.evaluation.adm import AdmFeatures, with_stated
 from erw.evaluation.distances import Moments, frechet, kid
 from erw.evaluation.features import Statistics
-from erw.evaluation.inception import POOL, SPATIAL, Inception
-from erw.evaluation.inception_weights import load_inception
+from erw.evaluation.inception import POOL, SPATIAL, Inception, load_inception
 from erw.evaluation.manifold import precision_recall
 from helpers.images import stripes as pictures
 from helpers.inception import random_state
@@ -96,7 +95,7 @@ def test_stated_statistics_of_another_network_are_refused(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="sigma"):
         with_stated(plain, path)
     path = npz(tmp_path / "other.npz", pictures(2), **(good | {"mu": np.zeros(768)}))
-    with pytest.raises(DataError, match=r"mu has shape \(768,\), expected \(2048,\)"):
+    with pytest.raises(DataError, match=r"'mu': \(768,\).*expected .*'mu': \(2048,\)"):
         with_stated(plain, path)
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from erw.cli import main
 from erw.errors import DataError
-from erw.evaluation import inception_weights, published
-from erw.evaluation.inception_weights import find_inception
+from erw.evaluation import inception, published
+from erw.evaluation.inception import find_inception
 from erw.io import download
 from helpers.images import save_pngs, stripes
 from helpers.servers import web
@@ -35,14 +35,14 @@ def test_weights_come_by_name_and_only_once(
     served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder, url = served
-    name = next(iter(inception_weights.FILES))
+    name = next(iter(inception.FILES))
     (folder / name).write_bytes(b"weights" * 1000)
-    monkeypatch.setitem(inception_weights.FILES, name, f"{url}/{name}")
+    monkeypatch.setitem(inception.FILES, name, f"{url}/{name}")
     with pytest.raises(DataError, match=r"sent another file.*6726825d"):
         find_inception()
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     digest = hashlib.sha256(b"weights" * 1000).hexdigest()
-    monkeypatch.setattr(inception_weights, "SHA256", digest[:8])
+    monkeypatch.setattr(inception, "SHA256", digest[:8])
     path = find_inception()
     assert path == tmp_path / "home" / "erw" / "weights" / name
     assert path.read_bytes() == b"weights" * 1000 and len(list(path.parent.iterdir())) == 1

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from erw.encoders import vavae
+from erw.encoders import vae
 
 
 class Reference:
@@ -88,5 +88,5 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Reference:
         "norm_num_groups": 4, "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
     }.items():  # fmt: skip
-        monkeypatch.setitem(vavae.ARCHITECTURE, key, value)
+        monkeypatch.setitem(vae.VA_VAE, key, value)
     return reference

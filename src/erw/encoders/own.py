@@ -19,12 +19,7 @@ class ModuleEncoder(PatchEncoder):
 
     `patch`: input pixels per token, one side; `side`: input side, by default one token for 16 px of
     image. `mean` and `std` are of pixels in 0..1. The module is frozen, in eval mode.
-
-    Raises `ConfigError` for a side that is no multiple of the patch.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -49,14 +44,12 @@ class ModuleEncoder(PatchEncoder):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        out = self.module((self.resized(images) - self.mean) / self.std)
+        out = self.module((self.resized(images) - self.get_buffer("mean")) / self.get_buffer("std"))
         out = tokens_of(out) if out.ndim == 4 else out.float().contiguous()
-        tokens = self.grid(images.shape[-1])[0] ** 2
-        if out.shape[1:] != (tokens, self.dim):
-            raise DataError(
-                f"{self.name} returned {tuple(out.shape[1:])} per image: expected ({tokens}, "
-                f"{self.dim}), the patch tokens without CLS"
-            )
+        expected = (self.grid(images.shape[-1])[0] ** 2, self.dim)
+        if out.shape[1:] != expected:
+            shape = tuple(out.shape[1:])
+            raise DataError(f"{self.name} gave {shape} per image: expected {expected}, without CLS")
         return out
 
 
@@ -67,11 +60,8 @@ class VaeFeatures(PatchEncoder):
         vae = load_vae(vae_name)
         network: Any = getattr(vae.network, "encoder", None)
         if not hasattr(network, "mid_block"):
-            raise ConfigError(
-                f"VAE {vae.name} has no features to align with: name an AutoencoderKL"
-            )
-        step = 2 * vae.factor
-        super().__init__(f"vae:{vae.name}", patch=step, stride=step, side=side)
+            raise ConfigError(f"VAE {vae.name} has no features: name an AutoencoderKL")
+        super().__init__(f"vae:{vae.name}", patch=2 * vae.factor, stride=2 * vae.factor, side=side)
         self.weight_hash = vae.weight_hash
         self.network = network
         self.dim = int(vae.network.config.block_out_channels[-1])
@@ -89,27 +79,18 @@ def imported(name: str) -> Encoder:
     """MODULE:FUNCTION, called without arguments: an `Encoder` of the user's own.
 
     MODULE is searched on Python's path, then in the current folder, which a console script does not
-    have on its path. Raises `ConfigError` if there is no such function, if it or its module raises
-    anything, or if it does not return an `Encoder`.
+    have on its path. Raises `ConfigError` for whatever it raises.
     """
     module, _, function = name.partition(":")
-    folder = os.getcwd()
-    added = folder not in sys.path
-    if added:
+    if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)
     try:
         encoder = getattr(importlib.import_module(module), function)()
     except (Exception, SystemExit) as error:  # a user's module raises what it likes
-        raise ConfigError(
-            f"encoder {name!r} raised {type(error).__name__}: {one_line(error)}; expected "
-            f"MODULE:FUNCTION, the module installed or in {folder}, the function without arguments"
-        ) from error
-    finally:
-        if added and folder in sys.path:  # the module may have removed it itself
-            sys.path.remove(folder)
+        problem = f"{type(error).__name__}: {one_line(error)}"
+        hint = f"expected MODULE:FUNCTION, the module installed or in {folder}"
+        raise ConfigError(f"encoder {name!r} raised {problem}; {hint}") from error
     if not isinstance(encoder, Encoder):
-        raise ConfigError(
-            f"encoder {name!r} gave a {type(encoder).__name__}: expected an erw.encoders.Encoder, "
-            "such as ModuleEncoder around your module"
-        )
+        kind = type(encoder).__name__
+        raise ConfigError(f"encoder {name!r} gave a {kind}: expected an erw.encoders.Encoder")
     return encoder

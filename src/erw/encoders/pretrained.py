@@ -1,51 +1,44 @@
-"""Pretrained weights: from the Hugging Face hub, a local folder or a file; complete or refused."""
+"""Pretrained weights: from the Hugging Face hub, a local folder or a file; complete or refused.
 
+A place on the hub is "owner/name[/subfolder][@revision]", by default its newest revision.
+"""
+
+import importlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from erw.errors import CheckpointError, DataError, one_line
+from erw.errors import CheckpointError, ConfigError, one_line
 from erw.io import misfit
 
 
-class Hub(NamedTuple):
-    """A repository on the Hugging Face hub. `revision`: a commit, or None for the newest."""
-
-    repo: str
-    revision: str | None
-    subfolder: str = ""
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `CheckpointError` for a file that is missing or anything else."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}: expected a folder as transformers or diffusers "
-            "saves it"
-        )
+    """A JSON object. Raises `CheckpointError` for a file with anything else."""
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}: expected a JSON object")
     return value
 
 
-def read_checkpoint(path: Path) -> Any:
-    """A file of `torch.save`; no code in it is run. Raises `CheckpointError` if unreadable."""
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors by name in a file of `torch.save`, or in its "state_dict"; no code in it is run."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
     except Exception as error:  # zip, pickle and storage errors come as many types
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint of plain tensors: {one_line(error)}; download "
-            "it again (files with code in them are not run)"
-        ) from error
+        message = f"{path} cannot be read as plain tensors (code in files is not run)"
+        raise CheckpointError(f"{message}: {one_line(error)}") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -55,83 +48,56 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     module.load_state_dict(state)
 
 
-def from_hub(name: str, hub: Hub, files: tuple[str, ...]) -> Path:
-    """The folder with `files` in the hub's local cache, downloaded if they are not there yet.
-
-    Raises `CheckpointError` if they are not there and the hub cannot be reached.
-    """
+def from_hub(name: str, place: str, files: tuple[str, ...]) -> tuple[Path, str]:
+    """The folder with `files` in the hub's local cache, downloaded if necessary, and its commit."""
     from huggingface_hub import snapshot_download
 
-    patterns = [f"{hub.subfolder}/{file}" if hub.subfolder else file for file in files]
+    repo, revision, subfolder = _parsed(place)
+    patterns = [f"{subfolder}/{file}".lstrip("/") for file in files]
     try:
-        root = snapshot_download(hub.repo, revision=hub.revision, allow_patterns=patterns)
+        root = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:  # network, gate and disk come as many types
-        raise _unavailable(name, hub, error) from error
-    return Path(root) / hub.subfolder
-
-
-def from_transformers(
-    model: str, types: tuple[str, ...], source: Hub | Path, *, name: str, **options: Any
-) -> Any:
-    """The transformers model of class `model` in float32, with every weight it needs.
-
-    Raises `DataError` without transformers, `CheckpointError` where the weights cannot be fetched,
-    are damaged, of another family (`types`) or incomplete.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise DataError(
-            f"encoder {name} needs transformers, which cannot be imported ({error}): "
-            'pip install "erw[encoders]"'
-        ) from error
-    if isinstance(source, Hub):
-        options |= {"revision": source.revision}
-        options |= {"local_files_only": os.environ.get("ERW_OFFLINE") == "1"}
-    elif (kind := read_json(source / "config.json").get("model_type")) not in types:
-        raise CheckpointError(
-            f"{source} holds a model of type {kind!r}; {name} expects {' or '.join(types)}"
-        )
-    return load_complete(
-        getattr(transformers, model), source, name=name, logging=transformers.logging,
-        dtype="float32", **options,
-    )  # fmt: skip
+        raise _unavailable(name, repo, error) from error
+    return root / subfolder, root.name
 
 
 def load_complete(
-    model: Any, source: Hub | Path, *, name: str, logging: Any, strict: bool = False, **options: Any
+    library: str, model: str, source: str | Path, *, name: str, strict: bool = False, **options: Any
 ) -> Any:
-    """`model.from_pretrained`; missing weights, with `strict` also extra ones, are an error.
+    """`from_pretrained` of a class of transformers or diffusers, with every weight it needs.
 
-    `logging` is the library's: its warnings are silenced, since the errors here replace them.
+    `strict`: and no other. Raises `CheckpointError` for weights that cannot be fetched or loaded.
     """
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    place = source.repo if isinstance(source, Hub) else source
-    if isinstance(source, Path):
-        options["local_files_only"] = True
     try:
-        network, info = model.from_pretrained(place, **options, output_loading_info=True)
+        module = importlib.import_module(library)
+    except ImportError as error:
+        raise ConfigError(f'{name} needs {library}: pip install "erw[encoders]"') from error
+    place, offline = source, isinstance(source, Path) or os.environ.get("ERW_OFFLINE") == "1"
+    options |= {"output_loading_info": True, "local_files_only": offline}
+    if isinstance(source, str):
+        place, options["revision"], _ = _parsed(source)
+    level = module.logging.get_verbosity()
+    module.logging.set_verbosity_error()  # the errors below replace its warnings
+    try:
+        network, info = getattr(module, model).from_pretrained(place, **options)
     except Exception as error:  # network, gate, disk and damage come as many types
-        if isinstance(source, Hub):
-            raise _unavailable(name, source, error) from error
-        raise CheckpointError(
-            f"weights of {name} in {source} cannot be loaded: {one_line(error)}"
-        ) from error
+        raise _unavailable(name, place, error) from error
     finally:
-        logging.set_verbosity(level)
+        module.logging.set_verbosity(level)
     wrong = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if wrong := [*wrong, *(info["unexpected_keys"] if strict else ())]:
-        raise CheckpointError(
-            f"weights of {name} in {place} are incomplete: {len(wrong)} are missing, extra or of "
-            f"another shape, first {wrong[0]!r}"
-        )
+        problem = f"{len(wrong)} are missing, extra or of another shape, first {wrong[0]!r}"
+        raise CheckpointError(f"weights of {name} ({place}): {problem}")
     return network
 
 
-def _unavailable(name: str, hub: Hub, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"weights of {name} ({hub.repo} on the Hugging Face hub) cannot be fetched: "
-        f"{one_line(error)}; connect and log in if it requires that, or name a local folder: "
-        f"{name}=FOLDER"
-    )
+def _parsed(place: str) -> tuple[str, str | None, str]:
+    """Repository, revision and subfolder of a place on the hub."""
+    path, _, revision = place.partition("@")
+    owner, name, *subfolder = path.split("/")
+    return f"{owner}/{name}", revision or None, "/".join(subfolder)
+
+
+def _unavailable(name: str, place: str | Path, error: Exception) -> CheckpointError:
+    hint = f"a local folder is {name}=FOLDER"
+    return CheckpointError(f"weights of {name} ({place}): {one_line(error)}; {hint}")

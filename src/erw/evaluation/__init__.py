@@ -11,7 +11,7 @@ from erw.evaluation.distances import inception_score as inception_score
 from erw.evaluation.distances import kid as kid
 from erw.evaluation.evaluate import Scores as Scores
 from erw.evaluation.features import Statistics as Statistics
-from erw.evaluation.inception_weights import load_inception as load_inception
+from erw.evaluation.inception import load_inception as load_inception
 from erw.evaluation.manifold import density_coverage as density_coverage
 from erw.evaluation.manifold import precision_recall as precision_recall
 from erw.evaluation.memorization import nearest_images as nearest_images

@@ -8,8 +8,7 @@
 | recall          | the same                                                                    |
 
 A reference batch of ADM's (`VIRTUAL_*.npz`) holds 10,000 images, and the mean and covariance of the
-full data set: these are used for FID and sFID, the images for precision and recall, as ADM does.
-ADM takes distances for precision and recall in float16 where they stay finite; here in float64.
+full data set: these are used for FID and sFID, the images for precision and recall (in float64).
 
 Source: `evaluations/evaluator.py` of openai/guided-diffusion.
 """
@@ -29,14 +28,12 @@ from erw.evaluation.inception import POOL, SPATIAL, Inception
 
 SPLIT = 5000
 PARTS = {"fid": slice(0, POOL), "sfid": slice(POOL, POOL + SPATIAL)}
-STATED = {"fid": ("mu", "sigma"), "sfid": ("mu_s", "sigma_s")}
+# what a reference batch may state: mean and covariance of `pool_3` and of the spatial features
+SIZES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 
 
 class AdmFeatures(nn.Module):
-    """An encoder of `pool_3` and the spatial features, side by side (B, 4071).
-
-    Of all features only `pool_3` is kept; of both the moments are.
-    """
+    """An encoder of `pool_3` and the spatial features, of which only the former are kept."""
 
     name = "inception-2015-adm"
     kept = POOL
@@ -65,24 +62,21 @@ def score_of_classes(fake: Statistics, encoder: PooledEncoder) -> float:
 
 
 def with_stated(images: Statistics, path: Path) -> tuple[Statistics, bool]:
-    """Statistics of a `.npz`'s images, with the mean and covariance that the file states if any.
-
-    The flag says whether it states any. Raises DataError where their sizes are not this network's.
-    """
+    """Statistics of a `.npz`'s images, with the mean and covariance that the file states, and
+    whether it states any. Raises DataError where some are missing or not of this network."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if "mu" not in arrays.files:
-                return images, False
-            stated = {name: arrays[name] for pair in STATED.values() for name in pair}
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} states mu, but not all of sigma, mu_s, sigma_s: {error}") from None
-    sizes = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL,) * 2}
-    for name, size in sizes.items():
-        if stated[name].shape != size:
-            raise DataError(f"{path}: {name} has shape {stated[name].shape}, expected {size}")
+            stated = {name: arrays[name] for name in SIZES if name in arrays.files}
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} states damaged statistics: {error}") from None
+    if not stated:
+        return images, False
+    shapes = {name: array.shape for name, array in stated.items()}
+    if shapes != SIZES:
+        raise DataError(f"{path} states statistics of shapes {shapes}: expected {SIZES}")
     # The file states no count; its covariances are of full rank, so of more images than dimensions.
     count = max(images.moments.count, POOL + SPATIAL + 1)
-    mean = torch.cat([torch.from_numpy(stated[mu]).double() for mu, _ in STATED.values()])
-    covariances = [torch.from_numpy(stated[sigma]).double() for _, sigma in STATED.values()]
-    scatter = torch.block_diag(*covariances).mul_(count - 1)
-    return dataclasses.replace(images, moments=Moments(count, mean, scatter)), True
+    mu, sigma, mu_s, sigma_s = (torch.from_numpy(stated[name]).double() for name in SIZES)
+    scatter = torch.block_diag(sigma, sigma_s).mul_(count - 1)
+    moments = Moments(count, torch.cat([mu, mu_s]), scatter)
+    return dataclasses.replace(images, moments=moments), True

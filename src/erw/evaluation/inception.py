@@ -2,7 +2,7 @@
 
 It differs from the Inception v3 that is common today: average pooling leaves the padding out, the
 last block pools by maximum, and there are 1,008 logits. Modules are named as in pytorch-fid and
-torch-fidelity, so their weights load by name.
+torch-fidelity, so that their weights load by name.
 
 Images enter as in ADM's evaluator: uint8, resized to 299 x 299 by the bilinear rule of TensorFlow
 1, then (x - 128) / 128.
@@ -10,7 +10,10 @@ Images enter as in ADM's evaluator: uint8, resized to 299 x 299 by the bilinear 
 Source: Szegedy et al. (arXiv 1512.00567); `evaluations/evaluator.py` of openai/guided-diffusion.
 """
 
-from typing import NamedTuple, Self
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +21,69 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from erw.encoders.base import check_images
+from erw.encoders.pretrained import load_exactly, read_state
+from erw.io import cache_home, download
 
 SIDE = 299
 POOL, SPATIAL, LOGITS = 2048, 17 * 17 * 7, 1008
 SPATIAL_CHANNELS = 7
+FILES = {
+    "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/"
+    "download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    "weights-inception-2015-12-05-6726825d.pth": "https://github.com/toshas/torch-fidelity/"
+    "releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+}
+SHA256 = "6726825d"  # first digits, of both files
+
+Kernel = int | tuple[int, int]
+Branches = dict[str, tuple]
+"""name -> convolutions (channels, kernel), with two kernels side by side where there are two."""
+ROW, COLUMN = (1, 7), (7, 1)
+
+
+def block_a(pool: int) -> Branches:
+    return {
+        "branch1x1": ((64, 1),),
+        "branch5x5": ((48, 1), (64, 5)),
+        "branch3x3dbl": ((64, 1), (96, 3), (96, 3)),
+        "branch_pool": ((pool, 1),),
+    }
+
+
+def block_c(n: int) -> Branches:
+    return {
+        "branch1x1": ((192, 1),),
+        "branch7x7": ((n, 1), (n, ROW), (192, COLUMN)),
+        "branch7x7dbl": ((n, 1), (n, COLUMN), (n, ROW), (n, COLUMN), (192, ROW)),
+        "branch_pool": ((192, 1),),
+    }
+
+
+BLOCK_B = {"branch3x3": ((384, 3),), "branch3x3dbl": ((64, 1), (96, 3), (96, 3))}
+BLOCK_D = {
+    "branch3x3": ((192, 1), (320, 3)),
+    "branch7x7x3": ((192, 1), (192, ROW), (192, COLUMN), (192, 3)),
+}
+BLOCK_E = {
+    "branch1x1": ((320, 1),),
+    "branch3x3": ((384, 1), (384, (1, 3), (3, 1))),
+    "branch3x3dbl": ((448, 1), (384, 3), (384, (1, 3), (3, 1))),
+    "branch_pool": ((192, 1),),
+}
+# name -> channels that enter, branches
+BLOCKS: dict[str, tuple[int, Branches]] = {
+    "Mixed_5b": (192, block_a(32)),
+    "Mixed_5c": (256, block_a(64)),
+    "Mixed_5d": (288, block_a(64)),
+    "Mixed_6a": (288, BLOCK_B),
+    "Mixed_6b": (768, block_c(128)),
+    "Mixed_6c": (768, block_c(160)),
+    "Mixed_6d": (768, block_c(160)),
+    "Mixed_6e": (768, block_c(192)),
+    "Mixed_7a": (768, BLOCK_D),
+    "Mixed_7b": (1280, BLOCK_E),
+    "Mixed_7c": (2048, BLOCK_E),
+}
 
 
 class Activations(NamedTuple):
@@ -35,16 +97,10 @@ class Conv(nn.Module):
     """Convolution, batch norm, ReLU. Zero padding keeps the size unless `pad` is False."""
 
     def __init__(
-        self,
-        inputs: int,
-        width: int,
-        kernel: tuple[int, int] = (1, 1),
-        *,
-        stride: int = 1,
-        pad: bool = True,
+        self, inputs: int, width: int, kernel: Kernel, *, stride: int = 1, pad: bool = True
     ) -> None:
         super().__init__()
-        padding = (kernel[0] // 2, kernel[1] // 2) if pad else 0
+        padding = "same" if pad else "valid"
         self.conv = nn.Conv2d(inputs, width, kernel, stride, padding, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(width, eps=1e-3)
 
@@ -52,158 +108,71 @@ class Conv(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-def _mean(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+class Mixed(nn.Module):
+    """Branches side by side, their channels in order; without "branch_pool" it halves the map."""
 
-
-class BlockA(nn.Module):
-    """35 x 35: 1 x 1, 5 x 5, two 3 x 3, pooling."""
-
-    def __init__(self, inputs: int, pool: int) -> None:
+    def __init__(self, inputs: int, branches: Branches, *, maximum: bool = False) -> None:
         super().__init__()
-        self.branch1x1 = Conv(inputs, 64)
-        self.branch5x5_1 = Conv(inputs, 48)
-        self.branch5x5_2 = Conv(48, 64, (5, 5))
-        self.branch3x3dbl_1 = Conv(inputs, 64)
-        self.branch3x3dbl_2 = Conv(64, 96, (3, 3))
-        self.branch3x3dbl_3 = Conv(96, 96, (3, 3))
-        self.branch_pool = Conv(inputs, pool)
+        self.halves, self.maximum = "branch_pool" not in branches, maximum
+        self.steps: dict[str, list[list[str]]] = {}
+        for branch, convs in branches.items():
+            width, self.steps[branch] = inputs, []
+            for i, (out, *kernels) in enumerate(convs, 1):
+                stem = f"{branch}_{i}" if len(convs) > 1 else branch
+                names = [stem] if len(kernels) == 1 else [f"{stem}a", f"{stem}b"]
+                last = self.halves and i == len(convs)
+                for name, kernel in zip(names, kernels, strict=True):
+                    conv = Conv(width, out, kernel, stride=2 if last else 1, pad=not last)
+                    self.add_module(name, conv)
+                self.steps[branch].append(names)
+                width = out
 
     def forward(self, x: Tensor) -> Tensor:
-        five = self.branch5x5_2(self.branch5x5_1(x))
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(_mean(x))], 1)
+        outputs = []
+        for branch, steps in self.steps.items():
+            ends = [self._pool(x) if branch == "branch_pool" else x]
+            for names in steps:
+                ends = [self.get_submodule(name)(ends[0]) for name in names]
+            outputs += ends
+        if self.halves:
+            outputs.append(F.max_pool2d(x, 3, stride=2))
+        return torch.cat(outputs, 1)
 
-
-class BlockB(nn.Module):
-    """35 x 35 -> 17 x 17."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.branch3x3 = Conv(inputs, 384, (3, 3), stride=2, pad=False)
-        self.branch3x3dbl_1 = Conv(inputs, 64)
-        self.branch3x3dbl_2 = Conv(64, 96, (3, 3))
-        self.branch3x3dbl_3 = Conv(96, 96, (3, 3), stride=2, pad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], 1)
-
-
-class BlockC(nn.Module):
-    """17 x 17: 1 x 1, 7 x 7 and two 7 x 7 as rows and columns, pooling."""
-
-    def __init__(self, inputs: int, inner: int) -> None:
-        super().__init__()
-        self.branch1x1 = Conv(inputs, 192)
-        self.branch7x7_1 = Conv(inputs, inner)
-        self.branch7x7_2 = Conv(inner, inner, (1, 7))
-        self.branch7x7_3 = Conv(inner, 192, (7, 1))
-        self.branch7x7dbl_1 = Conv(inputs, inner)
-        self.branch7x7dbl_2 = Conv(inner, inner, (7, 1))
-        self.branch7x7dbl_3 = Conv(inner, inner, (1, 7))
-        self.branch7x7dbl_4 = Conv(inner, inner, (7, 1))
-        self.branch7x7dbl_5 = Conv(inner, 192, (1, 7))
-        self.branch_pool = Conv(inputs, 192)
-
-    def forward(self, x: Tensor) -> Tensor:
-        seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(_mean(x))], 1)
-
-
-class BlockD(nn.Module):
-    """17 x 17 -> 8 x 8."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.branch3x3_1 = Conv(inputs, 192)
-        self.branch3x3_2 = Conv(192, 320, (3, 3), stride=2, pad=False)
-        self.branch7x7x3_1 = Conv(inputs, 192)
-        self.branch7x7x3_2 = Conv(192, 192, (1, 7))
-        self.branch7x7x3_3 = Conv(192, 192, (7, 1))
-        self.branch7x7x3_4 = Conv(192, 192, (3, 3), stride=2, pad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        three = self.branch3x3_2(self.branch3x3_1(x))
-        seven = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
-        return torch.cat([three, self.branch7x7x3_4(seven), F.max_pool2d(x, 3, stride=2)], 1)
-
-
-class BlockE(nn.Module):
-    """8 x 8; the last one pools by maximum."""
-
-    def __init__(self, inputs: int, *, maximum: bool) -> None:
-        super().__init__()
-        self.maximum = maximum
-        self.branch1x1 = Conv(inputs, 320)
-        self.branch3x3_1 = Conv(inputs, 384)
-        self.branch3x3_2a = Conv(384, 384, (1, 3))
-        self.branch3x3_2b = Conv(384, 384, (3, 1))
-        self.branch3x3dbl_1 = Conv(inputs, 448)
-        self.branch3x3dbl_2 = Conv(448, 384, (3, 3))
-        self.branch3x3dbl_3a = Conv(384, 384, (1, 3))
-        self.branch3x3dbl_3b = Conv(384, 384, (3, 1))
-        self.branch_pool = Conv(inputs, 192)
-
-    def forward(self, x: Tensor) -> Tensor:
-        three = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.maximum else _mean(x)
-        branches = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
-        branches += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
-        return torch.cat([*branches, self.branch_pool(pooled)], 1)
+    def _pool(self, x: Tensor) -> Tensor:
+        if self.maximum:
+            return F.max_pool2d(x, 3, stride=1, padding=1)
+        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class Inception(nn.Module):
     """The network; `load_inception` fills it with weights."""
 
-    name = "inception-2015"
-    dim_pooled = POOL
-
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = Conv(3, 32, (3, 3), stride=2, pad=False)
-        self.Conv2d_2a_3x3 = Conv(32, 32, (3, 3), pad=False)
-        self.Conv2d_2b_3x3 = Conv(32, 64, (3, 3))
-        self.Conv2d_3b_1x1 = Conv(64, 80)
-        self.Conv2d_4a_3x3 = Conv(80, 192, (3, 3), pad=False)
-        self.Mixed_5b = BlockA(192, 32)
-        self.Mixed_5c = BlockA(256, 64)
-        self.Mixed_5d = BlockA(288, 64)
-        self.Mixed_6a = BlockB(288)
-        self.Mixed_6b = BlockC(768, 128)
-        self.Mixed_6c = BlockC(768, 160)
-        self.Mixed_6d = BlockC(768, 160)
-        self.Mixed_6e = BlockC(768, 192)
-        self.Mixed_7a = BlockD(768)
-        self.Mixed_7b = BlockE(1280, maximum=False)
-        self.Mixed_7c = BlockE(2048, maximum=True)
+        self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2, pad=False)
+        self.Conv2d_2a_3x3 = Conv(32, 32, 3, pad=False)
+        self.Conv2d_2b_3x3 = Conv(32, 64, 3)
+        self.Conv2d_3b_1x1 = Conv(64, 80, 1)
+        self.Conv2d_4a_3x3 = Conv(80, 192, 3, pad=False)
+        for name, (inputs, branches) in BLOCKS.items():
+            self.add_module(name, Mixed(inputs, branches, maximum=name == "Mixed_7c"))
         self.fc = nn.Linear(2048, LOGITS)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Activations:
-        """uint8 (B, 3, H, W) of any size -> the features that ADM's evaluator takes.
-
-        Raises DataError for images of another type.
-        """
+        """uint8 (B, 3, H, W) of any size -> the features that ADM's evaluator takes."""
         check_images(images)
         x = (resize_tf1(images.float(), SIDE) - 128) / 128
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
-        x = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x))))
-        # The first channels of branch1x1, which is ADM's mixed_6/conv after its ReLU.
-        spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(x))))
+        x = F.max_pool2d(x, 3, stride=2)
+        for name in BLOCKS:
+            x = self.get_submodule(name)(x)
+            if name == "Mixed_6d":  # of branch1x1, which is ADM's mixed_6/conv after its ReLU
+                spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         return Activations(x.mean((2, 3)).float(), spatial.float().contiguous())
-
-    def pooled(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> `pool_3` (B, 2048)."""
-        return self(images).pool
 
     def logits(self, pool: Tensor) -> Tensor:
         """`pool_3` (B, 2048) -> logits (B, 1008) *without* the bias, as ADM scores them."""
@@ -216,10 +185,6 @@ class Inception(nn.Module):
                 module.conv = fuse_conv_bn_eval(module.conv.double(), module.bn.double()).float()
                 module.bn = nn.Identity()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode: it has no other."""
-        return super().train(False)
 
 
 def resize_tf1(images: Tensor, side: int) -> Tensor:
@@ -240,3 +205,41 @@ def _points(size: int, side: int, device: torch.device) -> tuple[Tensor, Tensor,
     at = torch.arange(side, dtype=torch.float32, device=device) * (size / side)
     low = at.floor().long().clamp(max=size - 1)
     return low, (low + 1).clamp(max=size - 1), at - low
+
+
+class Loaded(NamedTuple):
+    """The network, and the name and SHA-256 of its file."""
+
+    net: Inception
+    file: str
+    sha256: str
+
+
+def find_inception() -> Path:
+    """One of `FILES` in $ERW_WEIGHTS or the user's cache folder, or the first one, downloaded."""
+    home = cache_home() / "weights"
+    for folder in (Path(os.environ.get("ERW_WEIGHTS", home)), home):
+        for name in FILES:
+            if (folder / name).is_file():
+                return folder / name
+    first, url = next(iter(FILES.items()))
+    try:
+        return download(url, home / first, sha256=SHA256)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or give its path (--weights FILE)") from error
+
+
+def load_inception(path: str | Path | None = None, *, device: str = "cpu") -> Loaded:
+    """The network with weights from a file of pytorch-fid or torch-fidelity, batch norms folded.
+
+    Raises FileNotFoundError without a file, CheckpointError for a damaged or another network's.
+    """
+    path = find_inception() if path is None else Path(path)
+    state, net = read_state(path), Inception()
+    # Files of before PyTorch 0.4 have no counters of batches, which nothing here reads.
+    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
+    load_exactly(net, counters | state, f"{path} is no Inception of 2015")
+    net.fold()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Loaded(net.to(device), path.name, digest)

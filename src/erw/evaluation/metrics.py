@@ -184,7 +184,7 @@ def extractors_of(
 def _load(space: str, weights: str | Path | None, device: str) -> tuple[PooledEncoder, str]:
     """The encoder of a space and the file of its weights with its hash ("": the package's own)."""
     if space == INCEPTION:
-        from erw.evaluation.inception_weights import load_inception
+        from erw.evaluation.inception import load_inception
 
         loaded = load_inception(weights, device=device)
         return AdmFeatures(loaded.net), f"{loaded.file} sha256 {loaded.sha256}"
