@@ -201,7 +201,7 @@ def test_by_name_from_the_hubs_cache_without_a_network(
     monkeypatch.setitem(
         vaes.ENTRIES, "sd3", vaes.Entry("someone/something/vae@" + "a" * 40, 1.5305, 0.0609)
     )
-    with pytest.raises(CheckpointError, match=r"someone/something.*cannot be fetched.*sd3=FOLDER"):
+    with pytest.raises(CheckpointError, match=r"someone/something.*cannot be loaded.*sd3=FOLDER"):
         load_vae("sd3")
     kl(tmp_path / "models--someone--something/snapshots" / ("a" * 40) / "vae",
        channels=16, quant=False)  # fmt: skip

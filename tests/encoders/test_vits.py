@@ -122,7 +122,7 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_encoder(f"dinov2-b={tmp_path / 'dino'}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setitem(vits.HUB, "dinov2-b", "nobody/nothing@" + "0" * 40)
-    with pytest.raises(CheckpointError, match=r"nobody/nothing.*cannot be fetched.*=FOLDER"):
+    with pytest.raises(CheckpointError, match=r"nobody/nothing.*cannot be loaded.*=FOLDER"):
         load_encoder("dinov2-b")
     with pytest.raises(CheckpointError, match=r"mocov3-b=FILE"):
         load_encoder("mocov3-b")

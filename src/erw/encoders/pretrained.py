@@ -99,5 +99,5 @@ def _parsed(place: str) -> tuple[str, str | None, str]:
 
 
 def _unavailable(name: str, place: str | Path, error: Exception) -> CheckpointError:
-    hint = f"a local folder is {name}=FOLDER"
-    return CheckpointError(f"weights of {name} ({place}): {one_line(error)}; {hint}")
+    problem = f"{one_line(error)}; from a local folder: {name}=FOLDER"
+    return CheckpointError(f"weights of {name} ({place}) cannot be loaded: {problem}")
