@@ -28,7 +28,7 @@ SLOW = """
 import json, sys, time
 from pathlib import Path
 from helpers.parts import make
-from erw.data.sources.files import Folder
+from erw.data.sources.files import folder as files_below
 from erw.data.sources import FileSource
 
 class Slow(FileSource):
@@ -37,7 +37,7 @@ class Slow(FileSource):
         return super().__getitem__(index)
 
 folder, out, vae, options = sys.argv[1:]
-make(Slow(Folder(Path(folder))), Path(out), vae, encoder=True, **json.loads(options))
+make(Slow(files_below(Path(folder))), Path(out), vae, encoder=True, **json.loads(options))
 """
 
 

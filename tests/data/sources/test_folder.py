@@ -103,7 +103,7 @@ def test_fingerprints_follow_names_sizes_labels_and_background(tmp_path: Path) -
 
 
 def test_missing_empty_and_imageless_folders(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no image folder or archive at"):
+    with pytest.raises(FileNotFoundError, match="no images at"):
         open_source(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no images in .*expected images, or folders"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from erw.data import open_source
-from erw.data.sources.numpy import Arrays
+from erw.data.sources.tables import Arrays
 from erw.errors import DataError
 from helpers.parts import picture
 

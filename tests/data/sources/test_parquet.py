@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erw.data.sources.parquet import Table
+from erw.data.sources.tables import Table
 from erw.errors import DataError
 from helpers.parts import picture
 

@@ -6,14 +6,16 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from erw.data.images import WHITE
-from erw.data.sources.base import Source, overview
-from erw.data.sources.files import Files, FileSource, Folder, Tars, Zip
-from erw.data.sources.hub import PACKED, files_of, has_shards
+from erw.data.images import EXTENSIONS, WHITE
+from erw.data.sources.base import Source, ending, overview
+from erw.data.sources.files import Files, FileSource, folder, tars, zipped
+from erw.data.sources.hub import PACKED, files_of
 from erw.data.sources.labels import CLASSES, SPLITS
+from erw.data.sources.openmoji import OpenMojiSet
+from erw.data.sources.tables import Arrays, Table
 from erw.errors import DataError
 
-__all__ = ["BUILT_IN", "HUB", "FileSource", "Folder", "Source", "open_source", "overview"]
+__all__ = ["BUILT_IN", "HUB", "FileSource", "Source", "open_source", "overview"]
 
 BUILT_IN = ("openmoji", "openmoji-test")
 HUB = "hf:"
@@ -39,8 +41,7 @@ def open_source(
             a source, which is returned as it is.
         classes: "auto": labels of a `dataset.json` (edm2, REPA), `metadata.csv` or WebDataset if
             there are any, else as "folders"; "folders": the outermost folder with siblings names
-            the class, at any depth below it; a flat folder has none; "leaf": the folder that holds
-            the image; "none".
+            the class, at any depth below it; "leaf": the folder that holds the image; "none".
         background: colour under transparent pixels.
         split, subset: which one of a data set of the hub, or of a folder in its layout.
         columns: names of the image and the label column of tables, where they are unusual.
@@ -54,75 +55,70 @@ def open_source(
     if classes not in CLASSES:
         raise DataError(f"unknown classes={classes!r}: choose one of {', '.join(CLASSES)}")
     if str(images) in BUILT_IN:
-        from erw.data.sources.openmoji import OpenMojiSet
-
         return OpenMojiSet("test" if str(images).endswith("test") else "train", **options)
     if options:
         raise DataError(f"{images} is no built-in set, so it has no option {sorted(options)[0]!r}")
-    path, name, chosen = Path(images).expanduser(), "", bool(split or subset)
-    files: Folder | list[Path] = [path]
-    if not path.exists():
-        files = [Path(found) for found in sorted(glob(str(path)))]
+    path, name = Path(images).expanduser(), ""
+    paths, files = [path], None
     if str(images).startswith(HUB):
-        name, files = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
+        name, paths = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
     elif path.is_dir():
-        files = (None if subset else _split_folder(path, split)) or Folder(path)
-        name = f"{path.name}:{split}" if files.root != path else ""
-        if has_shards(files) or (chosen and not name):
-            name, files = files_of(str(path), split=split, subset=subset)
-            name = name if chosen else ""
-    elif chosen:
+        files = folder(_split_folder(path, split, subset) or path)
+        if _packed(files) or ((split or subset) and files.root == path):
+            chosen, paths = files_of(str(path), split=split, subset=subset)
+            name, files = chosen if split or subset else "", None
+        elif files.root != path:
+            name = f"{path.name}:{split}"
+    elif split or subset:
         raise DataError(f"{path} is no folder, so it has no split or subset")
-    if not files:
-        raise FileNotFoundError(
-            f"no image folder or archive at {path} (built-in sets: {', '.join(BUILT_IN)})"
-        )
-    source = _open(files, classes, background, columns)
+    elif not path.exists():
+        paths = [Path(found) for found in sorted(glob(str(path)))]
+    if not paths:
+        raise FileNotFoundError(f"no images at {path} (built-in sets: {', '.join(BUILT_IN)})")
+    source = _open(sorted(paths), files, classes, background, columns)
     source.name = name or source.name
     return source
 
 
-def _split_folder(path: Path, split: str | None) -> Folder | None:
+def _packed(files: Files) -> bool:
+    """Whether a folder holds shards instead of loose images. `DataError` for two kinds of files."""
+    endings = {ending(key) for key in files.entries}
+    kinds = [*sorted(endings & {*PACKED}), *(["image"] if endings & EXTENSIONS else [])]
+    if len(kinds) > 1:
+        raise DataError(
+            f"{files.root} holds {' and '.join(kinds)} files: move one kind away, or name one by a "
+            f"pattern such as '{files.root}/*{kinds[0]}'"
+        )
+    return bool(kinds) and kinds != ["image"]
+
+
+def _split_folder(path: Path, split: str | None, subset: str | None) -> Path | None:
     """The folder of loose images that is the split: train/ beside test/."""
     wanted = SPLITS.get(split or "", split)
     same = [p for p in path.iterdir() if p.is_dir() and SPLITS.get(p.name.lower()) == wanted]
-    if not split or len(same) != 1 or has_shards(folder := Folder(same[0])):
-        return None
-    return folder
+    single = split and not subset and len(same) == 1 and not _packed(folder(same[0]))
+    return same[0] if single else None
 
 
 def _open(
-    files: Folder | list[Path],
-    classes: str,
-    background: tuple[int, int, int],
-    columns: Sequence[str],
+    paths: list[Path], files: Files | None, classes: str, background: Any, columns: Sequence[str]
 ) -> Source:
-    """The source in files of one kind, or in one folder."""
-    first, *more = [files.root] if isinstance(files, Folder) else sorted(files)
-    kinds = {"" if path.is_dir() else path.suffix.lower() for path in (first, *more)}
-    kind, labelled = min(kinds), classes != "none"
-    if len(kinds) > 1 or (more and kind not in PACKED):
-        raise DataError(f"{first} and {len(more)} more are no shards of one kind")
-    if kind in (".parquet", ".arrow"):
-        from erw.data.sources.parquet import Table
-
-        return Table([first, *more], labelled=labelled, background=background, columns=columns)
+    """The source in a folder's files, or in paths of one kind."""
+    first, *more = paths
+    kinds = {"" if files else ending(path.name) for path in paths}
+    if kinds <= {".parquet"} or kinds <= {".arrow"}:
+        return Table(paths, labelled=classes != "none", background=background, columns=columns)
     if columns:
         raise DataError(f"{first} is no table, so it has no columns {', '.join(columns)}")
-    if kind in (".npy", ".npz"):
-        from erw.data.sources.numpy import Arrays
-
-        return Arrays(first, labelled=labelled)
-    opened: Files
-    if isinstance(files, Folder):
-        opened = files
-    elif kind == ".tar":
-        opened = Tars([first, *more])
-    elif zipfile.is_zipfile(first):
-        opened = Zip(first)
-    else:
+    if not more and kinds <= {".npy", ".npz"}:
+        return Arrays(first, labelled=classes != "none")
+    if kinds == {".tar"}:
+        files = tars(paths)
+    elif not files and not more and zipfile.is_zipfile(first):
+        files = zipped(first)
+    if not files:
         raise DataError(
-            f"{first} is neither a folder nor a zip archive of images, nor one of "
-            f"{', '.join(PACKED)}, .npy, .npz"
+            f"{first} is neither a folder nor a zip archive of images, nor .npy or .npz, nor one "
+            f"or more of {', '.join(PACKED)}"
         )
-    return FileSource(opened, classes=classes, background=background)
+    return FileSource(files, classes=classes, background=background)

@@ -12,20 +12,13 @@ from erw.data.images import WHITE, decode
 
 
 class Source:
-    """A fixed list of labelled images; a subclass sets these and gives `read` or `__getitem__`.
-
-    Attributes:
-        name: for messages and the cache's record.
-        class_names: () without classes; every label is then 0.
-        labels: class number of each image, int32 (N,).
-        notes: lines about what was not used.
-    """
+    """A fixed list of labelled images. A subclass sets these and gives `read` or `__getitem__`."""
 
     name: str
-    class_names: tuple[str, ...]
-    labels: np.ndarray
+    class_names: tuple[str, ...]  # () without classes; every label is then 0
+    labels: np.ndarray  # int32 (N,)
     background: tuple[int, int, int] = WHITE
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # what was not used
     _fingerprint: str
 
     def __len__(self) -> int:
@@ -64,10 +57,10 @@ def digest(header: Any, lines: Iterable[str]) -> str:
 def overview(source: Source) -> list[str]:
     """Lines for people: images and classes; then what was left alone, and what to do about it."""
     names, notes = source.class_names, list(source.notes)
-    line = f"{len(source):,} images of {source.name}"
+    line = f"{len(source):,} images of {source.name}, "
     if not names:
-        return [f"{line}, no classes: the set is unconditional", *notes]
-    line += f", {len(names):,} classes ({listed(names)})"
+        return [line + "no classes: the set is unconditional", *notes]
+    line += f"{len(names):,} classes ({listed(names)})"
     if hasattr(source, "labels"):
         counts = np.bincount(source.labels, minlength=len(names))
         line += f" of {counts.min():,} to {counts.max():,} images"
@@ -76,6 +69,6 @@ def overview(source: Source) -> list[str]:
     return [line, *notes]
 
 
-def listed(items: Sequence[Any], most: int = 4) -> str:
+def listed(items: Sequence[Any]) -> str:
     """The first few items, with commas."""
-    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")
+    return ", ".join(map(str, items[:4])) + (", ..." if len(items) > 4 else "")

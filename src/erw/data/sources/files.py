@@ -3,9 +3,10 @@
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -18,43 +19,27 @@ from erw.errors import DataError, one_line
 _SYSTEM = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found")
 
 
+@dataclass
 class Files:
-    """Named files: below a folder, or inside archives.
+    """Named files: below a folder, or inside archives. Reading from several threads is safe."""
 
-    Attributes:
-        entries: path inside -> what marks the content (size, checksum), sorted; none is hidden.
-        notes: lines about what cannot be read.
-    """
+    root: Path
+    name: str
+    entries: dict[str, str]  # path inside -> size and checksum; becomes sorted, without hidden ones
+    read: Callable[[str], bytes]
+    location: Callable[[str], str]  # the place of a file, for messages
+    notes: Sequence[str] = ()  # what cannot be read
+    inside: Callable[[str], str] = str  # the path whose folders may name the class
 
-    def __init__(self, root: Path, name: str = "") -> None:
-        self.root, self.name = root, name or root.resolve().name
-        self.notes: list[str] = []
-        self.entries = dict(sorted((k, v) for k, v in self._entries() if not hidden(k)))
-
-    def _entries(self) -> Iterator[tuple[str, str]]:
-        raise NotImplementedError
-
-    def read(self, key: str) -> bytes:
-        raise NotImplementedError
-
-    def inside(self, key: str) -> str:
-        """The path whose folders may name the class."""
-        return key
-
-    def location(self, key: str) -> str:
-        """The place of a file, for messages."""
-        return f"{self.root}!{key}"
+    def __post_init__(self) -> None:
+        self.entries = {k: self.entries[k] for k in sorted(self.entries) if not _hidden(k)}
 
 
 class FileSource(Source):
     """The images among some `Files`, in the order of their paths; see `open_source`."""
 
     def __init__(
-        self,
-        files: Files,
-        *,
-        classes: str = "auto",
-        background: tuple[int, int, int] = WHITE,
+        self, files: Files, *, classes: str = "auto", background: tuple[int, int, int] = WHITE
     ) -> None:
         self.files, self.background, self.name = files, background, files.name
         notes: list[str] = []
@@ -70,7 +55,6 @@ class FileSource(Source):
         )
 
     def read(self, index: int) -> bytes:
-        """The bytes of image `index`. Raises `Unreadable`."""
         try:
             return self.files.read(self.keys[index])
         except Exception as error:  # of a zip: encrypted, damaged, another kind of compression
@@ -80,118 +64,101 @@ class FileSource(Source):
         return self.files.location(self.keys[index])
 
 
-class Folder(Files):
+def folder(root: Path) -> Files:
     """The files below a folder, links followed: each real folder once, by its real path first."""
-
-    def _entries(self) -> Iterator[tuple[str, str]]:
-        roots, seen, empty = [str(self.root)], set[str](), list[str]()
-        for root in roots:  # links join the end while they are found
-            for path, folders, names in os.walk(root, onerror=_fail):
-                if (real := os.path.realpath(path)) in seen:
-                    folders.clear()
-                    continue
-                seen.add(real)
-                folders[:] = sorted(folder for folder in folders if not hidden(folder))
-                roots += [p for f in folders if os.path.islink(p := os.path.join(path, f))]
-                inside = os.path.relpath(path, self.root)
-                if inside != "." and not folders and all(map(hidden, names)):
-                    empty.append(inside)
-                for name in names:
-                    file = os.path.join(path, name)  # a link to nothing fails when it is read
-                    size = os.path.getsize(file) if os.path.exists(file) else 0
-                    yield name if inside == "." else f"{inside}/{name}", f"{size}\0"
-        if empty:
-            self.notes = [f"{len(empty)} empty folders are no classes (such as {min(empty)})"]
-
-    def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
-
-    def location(self, key: str) -> str:
-        return str(self.root / key)
+    entries: dict[str, str] = {}
+    roots, seen, empty = [str(root)], set[str](), list[str]()
+    for top in roots:  # links join the end while they are found
+        for path, folders, names in os.walk(top, onerror=_fail):
+            if (real := os.path.realpath(path)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not _hidden(name))
+            roots += [p for f in folders if os.path.islink(p := os.path.join(path, f))]
+            prefix = os.path.join(os.path.relpath(path, root), "").removeprefix("./")
+            if prefix and not folders and all(map(_hidden, names)):
+                empty.append(prefix[:-1])
+            for name in names:
+                file = os.path.join(path, name)  # a link to nothing fails when it is read
+                size = os.path.getsize(file) if os.path.exists(file) else 0
+                entries[prefix + name] = f"{size}\0"
+    notes = [f"{len(empty)} empty folders are no classes (such as {min(empty)})"] if empty else ()
+    return Files(
+        root, root.resolve().name, entries, lambda key: (root / key).read_bytes(),
+        lambda key: str(root / key), notes,
+    )  # fmt: skip
 
 
-class Zip(Files):
-    """The files inside a zip archive. Reading from several threads is safe."""
-
-    def _entries(self) -> Iterator[tuple[str, str]]:
-        try:
-            self._archive = zipfile.ZipFile(self.root)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(
-                f"{self.root} is not a whole zip archive ({one_line(error)}): copy it again"
-            ) from error
-        # Of members of equal path the last counts, as unpacking would have it. Some tools write
-        # backslashes, or ./ in front.
-        members = [info for info in self._archive.infolist() if not info.is_dir()]
-        self._members = {m.filename.replace("\\", "/").removeprefix("./"): m for m in members}
-        for key, info in self._members.items():
-            yield key, f"{info.file_size}\0{info.CRC:08x}"
-
-    def read(self, key: str) -> bytes:
-        return self._archive.read(self._members[key])
+def zipped(path: Path) -> Files:
+    """The files inside a zip archive."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        message = f"{path} is not a whole zip archive ({one_line(error)}): copy it again"
+        raise DataError(message) from error
+    # Of members of equal path the last counts, as unpacking would have it. Some tools write
+    # backslashes, or ./ in front.
+    infos = [info for info in archive.infolist() if not info.is_dir()]
+    members = {m.filename.replace("\\", "/").removeprefix("./"): m for m in infos}
+    entries = {key: f"{m.file_size}\0{m.CRC:08x}" for key, m in members.items()}
+    return Files(
+        path, path.resolve().name, entries, lambda key: archive.read(members[key]),
+        lambda key: f"{path}!{key}",
+    )  # fmt: skip
 
 
-class Tars(Files):
-    """The files inside one or more uncompressed tar archives; safe from any thread.
+def tars(paths: Sequence[Path]) -> Files:
+    """The files inside one or more uncompressed tar archives, whose headers are read once.
 
-    Headers are read once. Of several archives, a key begins with the archive's name. Of members of
-    equal path the last counts, as tar has it; links are left alone.
+    Of several archives, a key begins with the archive's name. Of members of equal path the last
+    counts, as tar has it; links are left alone.
     """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths, self._links = paths, 0
-        self._places: dict[str, tuple[Path, int, int, int]] = {}  # archive, key's prefix, bytes
-        super().__init__(paths[0], paths[0].parent.name if len(paths) > 1 else paths[0].name)
-        if self._links:
-            self.notes = [f"{self._links} links inside archives are left alone"]
-
-    def _entries(self) -> Iterator[tuple[str, str]]:
-        common = os.path.commonpath([path.parent for path in self._paths])
-        for path in self._paths:
-            try:
-                self._index(path, f"{os.path.relpath(path, common)}/")
-            except (tarfile.TarError, EOFError, OSError) as error:
-                raise DataError(
-                    f"{path} is not a whole, uncompressed tar archive ({one_line(error)}): copy it "
-                    "again, or uncompress it"
-                ) from error
-        return ((key, f"{size}\0") for key, (_, _, _, size) in self._places.items())
-
-    def _index(self, path: Path, prefix: str) -> None:
-        """Note where each member lies."""
-        prefix, end = prefix if len(self._paths) > 1 else "", 0
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                end = max(end, archive.offset)  # of the next header
+    places: dict[str, tuple[Path, str, int, int]] = {}  # archive, path inside, first byte, size
+    common, links = os.path.commonpath([path.parent for path in paths]), 0
+    for path in paths:
+        prefix = f"{os.path.relpath(path, common)}/" if len(paths) > 1 else ""
+        try:
+            for member in _members(path):
                 name = member.name.removeprefix("./")
-                if hidden(name):
-                    continue
-                if member.issparse():
-                    raise DataError(
-                        f"{path}!{name} is stored without its empty blocks (tar --sparse), which "
-                        "is not read: pack it again without that option"
-                    )
-                self._links += member.islnk() or member.issym()
+                links += member.islnk() or member.issym()
                 if member.isfile():
-                    start, size = member.offset_data, member.size
-                    self._places[prefix + name] = (path, len(prefix), start, size)
-                    end = max(end, -(-(start + size) // 512) * 512)
-        # An archive cut at a header looks like a shorter one: a whole one ends with empty blocks.
-        if _bytes(path, end, 512) != bytes(512):
-            raise DataError(f"{path} is cut short: copy it again")
+                    places[prefix + name] = (path, name, member.offset_data, member.size)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise DataError(
+                f"{path} is not a whole, uncompressed tar archive ({one_line(error)}): copy it "
+                "again, or uncompress it"
+            ) from error
 
-    def read(self, key: str) -> bytes:
-        path, _, start, size = self._places[key]
+    def read(key: str) -> bytes:
+        path, _, start, size = places[key]
         return _bytes(path, start, size)
 
-    def location(self, key: str) -> str:
-        return f"{self._places[key][0]}!{self.inside(key)}"
+    name = paths[0].parent.name if len(paths) > 1 else paths[0].name
+    entries = {key: f"{size}\0" for key, (*_, size) in places.items()}
+    notes = [f"{links} links inside archives are left alone"] if links else ()
+    return Files(
+        paths[0], name, entries, read, lambda key: "{}!{}".format(*places[key]), notes,
+        lambda key: places[key][1],
+    )  # fmt: skip
 
-    def inside(self, key: str) -> str:
-        return key[self._places[key][1] :]
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    end = 0
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            if member.issparse():
+                raise DataError(
+                    f"{path}!{member.name} is stored without its empty blocks (tar --sparse), "
+                    "which is not read: pack it again without that option"
+                )
+            data = member.offset_data + member.size if member.isfile() else 0
+            end = max(end, archive.offset, -(-data // 512) * 512)
+            yield member
+    _bytes(path, end, 512)  # cut at a header, an archive lacks the empty block of its end
 
 
-def hidden(key: str) -> bool:
+def _hidden(key: str) -> bool:
     """True for what no person put there: .git, ._x.jpg, __MACOSX, the folders of a NAS."""
     return any(part.startswith(_SYSTEM) for part in key.split("/"))
 
@@ -200,11 +167,10 @@ def _bytes(path: Path, start: int, size: int) -> bytes:
     """Some bytes of a file, opened anew: a thousand archives would exceed the open files."""
     with path.open("rb", buffering=0) as file:
         file.seek(start)
-        data = file.read(size)
-    if len(data) != size:
-        raise EOFError("cut short")
+        if len(data := file.read(size)) != size:
+            raise EOFError("cut short")
     return data
 
 
-def _fail(error: Any) -> NoReturn:
+def _fail(error: Any) -> None:
     raise error

@@ -12,9 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from erw.data.images import EXTENSIONS
 from erw.data.sources.base import ending
-from erw.data.sources.files import Folder
+from erw.data.sources.files import folder
 from erw.data.sources.labels import SPLITS
 from erw.errors import DataError, one_line
 
@@ -22,7 +21,7 @@ PACKED = (".tar", ".parquet", ".arrow")
 CONVERTED = "refs/convert/parquet"  # where the hub puts its Parquet copy
 README = "README.md"
 
-Sets = dict[tuple[str, str], list[str]]
+Sets = dict[tuple[str, str], list[str]]  # (subset, split) -> files
 
 
 def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, list[Path]]:
@@ -31,29 +30,23 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
     Raises `DataError` if there is no such set or split, if there are several and none is named, or
     if the hub cannot be reached and the files are not here.
     """
-    root, revision, repo = Path(path).expanduser(), "", ""
-    if root.exists():
-        name, files = root.name, list(Folder(root).entries)
-    else:
-        name, _, revision = path.partition("@")
-        repo, files = name, _files(name, revision)
-        if not revision and not any(file.endswith(PACKED) for file in files):
-            revision = CONVERTED
-            files = _files(repo, revision)
-    configs = []
-    if README in files:
-        root = _fetched(repo, revision, [README]) if repo else root
-        configs = _configs(root / README)
+    root, remote = Path(path).expanduser(), not Path(path).expanduser().exists()
+    name, _, revision = path.partition("@") if remote else (root.name, "", "")
+    files = _listed(name, revision) if remote else list(folder(root).entries)
+    if remote and not revision and not any(ending(file) in PACKED for file in files):
+        revision = CONVERTED
+        files = _listed(name, revision)
     packed = [file for file in files if ending(file) in PACKED]
     if not packed:
-        raise DataError(
-            f"{path} has no Parquet, Arrow or tar files: download it and give the folder of images"
-        )
+        raise DataError(f"{path} has no Parquet, Arrow or tar files; give a folder of its images")
+    configs = []
+    if README in files:
+        configs = _configs((_fetched(name, revision, [README]) if remote else root) / README)
     available = _by_configs(configs, packed) or sets(packed)
     fitting = [
-        (group, part)
-        for group, part in available
-        if subset in (None, group) and (split is None or SPLITS.get(split, split) == part)
+        (one, part)
+        for one, part in available
+        if subset in (None, one) and (split is None or SPLITS.get(split, split) == part)
     ]
     if len(fitting) != 1:
         requested = "/".join(filter(None, (subset, split)))
@@ -61,55 +54,37 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
         what = f"no set {requested}" if requested and not fitting else "several sets"
         raise DataError(f"{name} has {what}: name one of {names} with --split or --subset")
     chosen = available[fitting[0]]
-    root = _fetched(repo, revision, chosen) if repo else root
+    root = _fetched(name, revision, chosen) if remote else root
     return f"{name}:{'/'.join(filter(None, fitting[0]))}", [root / file for file in chosen]
 
 
 def sets(files: Iterable[str]) -> Sets:
-    """(subset, split) -> files, by the words in their paths; without any, all are of train.
-
-    The file's own name counts before its folders.
-    """
+    """Files by the words in their paths, the file's own name first; without any, all are train."""
     result: Sets = {}
     for file in sorted(files):
         *folders, name = file.split("/")
         known = [w for w in (*folders, *re.split(r"[^a-z]+", name.lower())) if w in SPLITS]
         subset = "/".join(f for f in folders if f not in SPLITS and f != "data")
-        split = SPLITS[known[-1]] if known else "train"
-        result.setdefault((subset, split), []).append(file)
+        result.setdefault((subset, SPLITS[known[-1]] if known else "train"), []).append(file)
     return result
-
-
-def has_shards(folder: Folder) -> bool:
-    """Whether a folder holds shards instead of loose images. `DataError` if it holds both."""
-    loose = [key for key in folder.entries if ending(key) in EXTENSIONS]
-    packed = [key for key in folder.entries if ending(key) in PACKED]
-    kinds = sorted({ending(key) for key in packed})
-    pattern = f"a pattern such as '{folder.root}/*{kinds[0]}'" if packed else ""
-    if packed and loose:
-        raise DataError(
-            f"{folder.root} holds {len(loose)} images and {len(packed)} packed files (such as "
-            f"{packed[0]}): move one kind away, or name the packed ones by {pattern}"
-        )
-    if len(kinds) > 1:
-        raise DataError(f"{folder.root} holds {' and '.join(kinds)} files: name one by {pattern}")
-    return bool(packed)
 
 
 def _by_configs(configs: Sequence[Any], files: Sequence[str]) -> Sets:
-    """The sets that a README's `configs` list: patterns of files, each with a split."""
+    """Files by the `configs` of a README, which list patterns, each with a split."""
     result: Sets = {}
     for config in configs:
-        entries = config.get("data_files", [])
-        for entry in [entries] if isinstance(entries, str | dict) else entries:
-            entry = entry if isinstance(entry, dict) else {"path": entry}
-            patterns = entry.get("path", [])
-            patterns = [patterns] if isinstance(patterns, str) else patterns
-            split = SPLITS.get(entry.get("split", "train"), entry.get("split"))
+        entries = _as_list(config.get("data_files"))
+        for entry in (e if isinstance(e, dict) else {"path": e} for e in entries):
+            split = entry.get("split", "train")
+            key = (str(config.get("config_name", "default")), str(SPLITS.get(split, split)))
+            patterns = _as_list(entry.get("path"))
             if some := [file for file in files if any(fnmatch(file, p) for p in patterns)]:
-                key = (str(config.get("config_name", "default")), str(split))
                 result.setdefault(key, []).extend(some)
     return result
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _configs(path: Path) -> list[Any]:
@@ -123,39 +98,34 @@ def _configs(path: Path) -> list[Any]:
         raise DataError(f"the header of {path} cannot be read ({one_line(error)})") from error
 
 
-def _files(repo: str, revision: str) -> list[str]:
+def _listed(repo: str, revision: str) -> list[str]:
     """Paths of a data set's files: on the hub, or else those that were fetched before."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     try:
         info = HfApi().dataset_info(repo, revision=revision or None, timeout=20)
         return [file.rfilename for file in info.siblings or ()]
     except Exception as error:  # network, gate and a name that is not there come as many types
-        try:
-            options = {"revision": revision or None, "local_files_only": True}
-            root = Path(snapshot_download(repo, repo_type="dataset", **options))
-        except Exception:
-            raise _unreachable(repo, error) from error
+        root = _fetched(repo, revision, None, reason=error)
         return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
 
 
-def _fetched(repo: str, revision: str, files: list[str]) -> Path:
-    """The folder in the hub's local cache with these files, downloaded where they are missing."""
+def _fetched(
+    repo: str, revision: str, files: list[str] | None, *, reason: Exception | None = None
+) -> Path:
+    """The folder in the hub's local cache with these files, downloaded where they are missing.
+
+    `reason`: why the hub cannot be reached; what is there has to do.
+    """
     from huggingface_hub import snapshot_download
 
+    options: dict[str, Any] = {"local_files_only": reason is not None, "allow_patterns": files}
     try:
-        return Path(
-            snapshot_download(
-                repo, repo_type="dataset", revision=revision or None, allow_patterns=files
-            )
-        )
+        folder = snapshot_download(repo, repo_type="dataset", revision=revision or None, **options)
+        return Path(folder)
     except Exception as error:
-        raise _unreachable(repo, error) from error
-
-
-def _unreachable(repo: str, error: Exception) -> DataError:
-    return DataError(
-        f"data set {repo} on the Hugging Face hub cannot be fetched ({type(error).__name__}: "
-        f"{one_line(error)}); connect, log in where it asks so, or download it elsewhere and give "
-        "its folder"
-    )
+        reason = reason or error
+        raise DataError(
+            f"data set {repo} on the Hugging Face hub cannot be fetched ({type(reason).__name__}: "
+            f"{one_line(reason)}); connect, log in, or download it elsewhere and give its folder"
+        ) from error

@@ -7,9 +7,9 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from posixpath import basename, dirname, splitext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 from erw.data.images import EXTENSIONS
@@ -18,6 +18,8 @@ from erw.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from erw.data.sources.files import Files
+
+Labels = tuple[tuple[str, ...], list[int]]  # names of the classes; the number of each image's class
 
 CLASSES = ("auto", "folders", "leaf", "none")
 TABLES = ("dataset.json", "metadata.csv", "metadata.jsonl")
@@ -33,7 +35,7 @@ SPLITS = {
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
-_READERS: dict[str, Callable[[str], Any]] = {  # of the text of a file with labels, by its ending
+_READERS: dict[str, Callable[[str], Any]] = {
     ".cls": int,
     ".json": json.loads,
     ".jsonl": lambda text: [json.loads(line) for line in text.splitlines() if line.strip()],
@@ -41,18 +43,8 @@ _READERS: dict[str, Callable[[str], Any]] = {  # of the text of a file with labe
 }
 
 
-class Labels(NamedTuple):
-    """Names of the classes, () without any, and the class number of each image."""
-
-    names: tuple[str, ...]
-    numbers: list[int]
-
-
 def label_name(names: Sequence[str], notes: list[str], *, usual: bool = False) -> str | None:
-    """Which of these names of columns, keys or arrays means the label; `usual`: if it is usual.
-
-    Of several others none is taken; `notes` gets a line about them.
-    """
+    """Which of these names of columns, keys or arrays means the label; `usual`: if it is usual."""
     if common := [name for name in USUAL if name in names]:
         return common[0]
     others = [name for name in OTHERS if name in names and not usual]
@@ -68,24 +60,21 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     """Labels from one value an image: all numbers, all names, or all None (no classes).
 
     `names` are the classes' names in order, where a file lists them; otherwise numbers are names.
-
-    Raises:
-        DataError: some images have no label, or one that is neither number nor name, or not in the
-            list, or numbers and names are mixed.
+    Raises `DataError` for a value that is neither, is missing or not in the list, and for a mix.
     """
     if not values:
         raise DataError(f"{source} holds no images")
     values = [normalize("NFC", value) if isinstance(value, str) else value for value in values]
-    known = tuple(normalize("NFC", name) for name in names)
-    kinds = {type(value) for value in values}
-    if kinds == {type(None)}:
-        return Labels((), [0] * len(values))
-    if bare := values.count(None):
+    if not (bare := values.count(None)) < len(values):
+        return (), [0] * len(values)
+    if bare:
         raise DataError(
             f"{source}: {bare} of {len(values)} images have no label; give all of them one, or "
             "take none with --classes none"
         )
+    known = tuple(normalize("NFC", name) for name in names)
     numbers: dict[Any, int] = {}
+    kinds = {type(value) for value in values}
     if kinds == {str}:
         known = known or tuple(sorted(set(values)))
         numbers = {name: number for number, name in enumerate(known)}
@@ -96,10 +85,9 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
         if type(value) not in (int, str) or value not in numbers:
             raise DataError(
                 f"{source}: label {value!r}, expected a class number from 0 or a name, the same "
-                f"for all{f', one of {listed(known)}' if names else ''}; take none with "
-                "--classes none"
+                f"for all{f', one of {listed(known)}' if names else ''}; or take --classes none"
             )
-    return Labels(known, [numbers[value] for value in values])
+    return known, [numbers[value] for value in values]
 
 
 def find(files: "Files", rule: str, notes: list[str]) -> tuple[list[str], Labels]:
@@ -109,7 +97,7 @@ def find(files: "Files", rule: str, notes: list[str]) -> tuple[list[str], Labels
     looks like labels and is not used goes to `notes`.
     """
     sides = _samples(files, notes)
-    images = sorted(sides) or [key for key in files.entries if ending(key) in EXTENSIONS]
+    images = sorted(sides) or _images(files.entries)
     used = {*images, *sides.values()}
     rest = [key for key in files.entries if key not in used and basename(key) not in TABLES]
     if rest:
@@ -120,7 +108,7 @@ def find(files: "Files", rule: str, notes: list[str]) -> tuple[list[str], Labels
     if rule == "auto" and images:
         labels = _of_tables(files, images, notes)
         if labels is None and sides:
-            values = [_of_side(files, side, []) if (side := sides[key]) else None for key in images]
+            values = [side and _of_side(files, side, []) for _, side in sorted(sides.items())]
             labels = classes(values, source=str(files.root))
     if rule != "none" and labels is None:
         labels = _of_folders(files, images, rule)
@@ -131,7 +119,11 @@ def find(files: "Files", rule: str, notes: list[str]) -> tuple[list[str], Labels
             f"{' and '.join(splits)} look like splits and are read as one set: take one with "
             f"--split {splits[-1]}"
         )
-    return images, labels or Labels((), [0] * len(images))
+    return images, labels or ((), [0] * len(images))
+
+
+def _images(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if ending(key) in EXTENSIONS]
 
 
 def _samples(files: "Files", notes: list[str]) -> dict[str, str | None]:
@@ -142,32 +134,28 @@ def _samples(files: "Files", notes: list[str]) -> dict[str, str | None]:
     label in it where the images lie in no class folders: there JSON may mean anything. Of several
     images in a sample the one whose ending has one dot is meant.
     """
+    if not any(ending(key) in (".cls", ".json") for key in files.entries):
+        return {}
     groups: dict[str, list[str]] = {}
-    if any(ending(key) in (".cls", ".json") for key in files.entries):
-        for key in files.entries:
-            stem = f"{dirname(key)}/{basename(key).partition('.')[0]}"
-            groups.setdefault(stem, []).append(key)
-    samples = [keys for keys in groups.values() if any(ending(key) in EXTENSIONS for key in keys)]
+    for key in files.entries:
+        groups.setdefault(f"{dirname(key)}/{basename(key).partition('.')[0]}", []).append(key)
+    samples = [keys for keys in groups.values() if _images(keys)]
     last = {ending(key): key for keys in samples for key in keys}
-    folders = {dirname(files.inside(key)) for keys in samples for key in keys}
     kind = ".cls" if ".cls" in last else ".json"
+    flat = len({dirname(files.inside(key)) for keys in samples for key in keys}) == 1
     if kind not in last or (
-        kind == ".json" and (len(folders) > 1 or _of_side(files, last[kind], notes) is None)
+        kind == ".json" and not (flat and _of_side(files, last[kind], notes) is not None)
     ):
         return {}
     result: dict[str, str | None] = {}
     for keys in samples:
-        images = [key for key in keys if ending(key) in EXTENSIONS]
         sides = {splitext(key)[0]: key for key in keys if ending(key) == kind}
-        own = {image: sides.get(splitext(image)[0]) for image in images}
-        if None in own.values() or len(set(own.values())) < len(images):
-            if len(images) > 1:
-                images = [key for key in images if basename(key).count(".") == 1] or images
+        own = {image: sides.get(splitext(image)[0]) for image in _images(keys)}
+        if len({*own.values()} - {None}) < len(own):
+            images = [key for key in own if basename(key).count(".") == 1] or [*own]
             if len(images) > 1 or len(sides) > 1:
                 several = listed([files.location(key) for key in (*images, *sides.values())])
-                raise DataError(
-                    f"one sample of a WebDataset has several images or labels: {several}; leave one"
-                )
+                raise DataError(f"one sample has several images or labels: {several}; leave one")
             own = {images[0]: next(iter(sides.values()), None)}
         result |= own
     return result
@@ -179,9 +167,8 @@ def _parsed(files: "Files", key: str) -> Any:
         return _READERS[ending(key)](files.read(key).decode("utf-8-sig"))
     except Exception as error:
         kind = ending(key)[1:].upper()
-        raise DataError(
-            f"{files.location(key)} is not readable as {kind} ({one_line(error)})"
-        ) from error
+        message = f"{files.location(key)} is not readable as {kind} ({one_line(error)})"
+        raise DataError(message) from error
 
 
 def _of_side(files: "Files", key: str, notes: list[str]) -> Any:
@@ -197,47 +184,45 @@ def _of_tables(files: "Files", images: Sequence[str], notes: list[str]) -> Label
     used = ""
     for key in (key for key in files.entries if basename(key) in TABLES):
         place, table = files.location(key), _parsed(files, key)
-        try:
-            if isinstance(table, dict):
-                rows, names = _of_json(table)
-            else:
-                rows = _of_metadata(table, key.endswith(".csv"), notes)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f'{place}: expected "labels", null or a list of [path, class number], and '
-                '"class_names", a list, if at all'
-            ) from error
-        if rows is None:
+        if isinstance(table, dict):
+            table, names = _of_json(table, place)
+        else:
+            table = _of_metadata(table, key.endswith(".csv"), notes)
+        if table is None:
             notes.append(f"{place} names no labels and is left alone")
             continue
         used, base = place, key[: key.rfind("/") + 1]
-        for path, value in rows:
+        for path, value in table:
             path = normalize("NFC", str(path).replace("\\", "/").removeprefix("./"))
             path = path if path.startswith(base) else base + path
             if known.setdefault(path, value) != value:
                 raise DataError(f"{place} gives {path} two labels: {known[path]} and {value}")
     if not known:  # no table that names labels, or "labels": null
-        return Labels((), [0] * len(images)) if used else None
+        return ((), [0] * len(images)) if used else None
     values = [known.get(normalize("NFC", image)) for image in images]
     if None in values:
         raise DataError(f"{used} has no label for {images[values.index(None)]}")
     return classes(values, source=used, names=names)
 
 
-def _of_json(table: dict[str, Any]) -> tuple[list[Any] | None, Sequence[str]]:
+def _of_json(table: dict[str, Any], place: str) -> tuple[list[Any] | None, Sequence[str]]:
     """(path, label) of every image in a dataset.json, None if it lists none; and class names."""
-    rows, names = table.get("labels", ()), table.get("class_names") or []
-    if "labels" not in table or rows is None:
-        return (None if rows is not None else []), ()
-    if not rows or not isinstance(names, list):
-        raise ValueError
-    pairs = rows.items() if isinstance(rows, dict) else rows
-    return [(path, label) for path, label in pairs], list(map(str, names))
+    rows, names = table.get("labels"), table.get("class_names") or []
+    if rows is None:
+        return ([] if "labels" in table else None), ()
+    rows = list(rows.items()) if isinstance(rows, dict) else rows
+    good = isinstance(rows, list) and all(isinstance(r, list | tuple) and len(r) == 2 for r in rows)
+    if not (good and rows and isinstance(names, list)):
+        raise DataError(
+            f'{place}: expected "labels", null or a list of [path, class number], and, if at all, '
+            '"class_names", a list of names'
+        )
+    return rows, list(map(str, names))
 
 
-def _of_metadata(table: list[Any], text: bool, notes: list[str]) -> list[Any] | None:
+def _of_metadata(table: Any, text: bool, notes: list[str]) -> list[Any] | None:
     """(path, label) of every image in a metadata table; None without a column of labels."""
-    rows = [row for row in table if isinstance(row, dict)]
+    rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
     label = label_name(list(rows[0]), notes) if rows else None
     if label is None or "file_name" not in rows[0]:
         return None
@@ -258,15 +243,14 @@ def _of_folders(files: "Files", images: Sequence[str], rule: str) -> Labels | No
     parents = [normalize("NFC", path).split("/")[:-1] for path in paths]
     if not any(parents):
         return None
-    if loose := sum(not parts for parts in parents):
+    if loose := parents.count([]):
         raise DataError(
             f"{files.root} holds {loose} images beside class folders: move them into one, "
             "or take all without labels with --classes none"
         )
-    if rule == "leaf":
-        return classes(["/".join(parts) for parts in parents], source=str(files.root))
-    labels = classes(_outermost(parents), source=str(files.root))
-    return None if rule == "auto" and len(labels.names) == 1 else labels  # a flat set in a folder
+    leaf = ["/".join(parts) for parts in parents]
+    labels = classes(leaf if rule == "leaf" else _outermost(parents), source=str(files.root))
+    return None if rule == "auto" and len(labels[0]) == 1 else labels  # a flat set in a folder
 
 
 def _outermost(parents: Sequence[list[str]]) -> list[str]:

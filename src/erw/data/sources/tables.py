@@ -1,4 +1,4 @@
-"""Images in tables: Parquet and Arrow files as Hugging Face `datasets` writes them."""
+"""Images in tables (Parquet and Arrow as Hugging Face `datasets` writes them) and NumPy arrays."""
 
 import json
 import re
@@ -16,8 +16,9 @@ from erw.data.sources.labels import classes, label_name
 from erw.errors import DataError, one_line
 from erw.io import hash_file
 
-_IMAGES = ("image", "img", "jpg", "png", "webp")
+_COLUMNS = ("image", "img", "jpg", "png", "webp")
 _CELLS = r"(struct<(.*, )?(bytes|path): )?(large_)?(binary|string|null)"
+_ARRAYS = ("images", "image", "x", "data", "arr_0")
 
 
 class Table(Source):
@@ -37,21 +38,19 @@ class Table(Source):
         background: tuple[int, int, int] = WHITE,
         columns: Sequence[str] = (),
     ) -> None:
-        self.paths, self.background = sorted(paths), background
-        first, *others = self.paths
-        self.name = first.parent.name if others else first.name
+        first, *others = self.paths = sorted(paths)
+        self.name, self.background = first.parent.name if others else first.name, background
         self.notes = notes = list[str]()
-        names: tuple[str, ...] | None = None
+        schema = _open(first)[0]
+        self._image, label = _columns(first, schema, columns, labelled, notes)
+        names = _class_names(schema, label)
         values: list[Any] = []
         self._starts: list[int] = []  # the first row of each block
         self._blocks: list[tuple[Path, int]] = []  # file, row group
         for path in self.paths:
             schema, sizes, read = _open(path)
-            if names is None:
-                self._image, label = _columns(path, schema, columns, labelled, notes)
-                names = _class_names(schema, label)
-            if missing := [n for n in (self._image, label) if n and n not in schema.names]:
-                raise DataError(f"{path} has no column {missing[0]}, as {first} has")
+            if missing := {self._image, label} - {None, *schema.names}:
+                raise DataError(f"{path} has no column {missing.pop()}, as {first} has")
             kind = schema.field(self._image).type
             if not re.match(_CELLS, str(kind)):
                 raise DataError(
@@ -68,7 +67,7 @@ class Table(Source):
                 self._blocks.append((path, group))
                 values += read(group, label).to_pylist() if label else [None] * size
         place = f"{first}, column {label}" if label else str(first)
-        self.class_names, numbers = classes(values, source=place, names=names or ())
+        self.class_names, numbers = classes(values, source=place, names=names)
         self.labels = np.asarray(numbers, dtype=np.int32)
         hashes = [f"{path.name} {hash_file(path)}\n" for path in self.paths]
         self._fingerprint = digest([self.class_names, background, *columns], hashes)
@@ -76,18 +75,16 @@ class Table(Source):
         self._block = lru_cache(maxsize=4)(lambda path, group: _open(path)[2](group, self._image))
 
     def read(self, index: int) -> bytes:
-        """The bytes of image `index`. Raises `Unreadable`."""
         path, group, row = self._place(index)
         try:
             value = self._block(path, group)[row].as_py()
             if not isinstance(value, dict):
                 value = {"path" if isinstance(value, str) else "bytes": value}
-            data = value.get("bytes")
-            if data is None and value.get("path"):
-                data = (self.paths[0].parent / value["path"]).read_bytes()
+            if value.get("bytes") is None and value.get("path"):
+                return (self.paths[0].parent / value["path"]).read_bytes()
         except Exception as error:  # OSError, or one of Arrow's
             raise Unreadable(f"damaged inside the table ({one_line(error, 120)})") from error
-        return data or b""
+        return value.get("bytes") or b""
 
     def _place(self, index: int) -> tuple[Path, int, int]:
         """File, row group and row in it."""
@@ -130,35 +127,31 @@ def _columns(
     path: Path, schema: Any, columns: Sequence[str], labelled: bool, notes: list[str]
 ) -> tuple[str, str | None]:
     """The image and the label column: as given, by their usual names, by their features."""
-    names = schema.names
     image, label = (*columns, None, None)[:2]
-    image = image or next((name for name in _IMAGES if name in names), None)
+    image = image or next((name for name in _COLUMNS if name in schema.names), None)
     image = image or _by_feature(path, schema, "Image")
-    if missing := [name for name in (image, *columns) if name not in names]:
+    if missing := [name for name in (image, *columns) if name not in schema.names]:
         raise DataError(
             f"{path} has no {f'column {missing[0]}' if columns else 'image column'}: found "
-            f"{', '.join(names)}; name the image and the label column with --columns"
+            f"{', '.join(schema.names)}; name the image and the label column with --columns"
         )
-    if not labelled or label:
+    if label or not labelled:
         return image, label if labelled else None
-    rest = [name for name in names if name != image]
+    rest = [name for name in schema.names if name != image]
     label = label_name(rest, notes, usual=True) or _by_feature(path, schema, "ClassLabel")
     return image, label or label_name(rest, notes)
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """What `datasets` wrote of each column, from its metadata."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return {}
+    meta = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
+    features = meta.get("info", {}).get("features") or {}
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
 def _by_feature(path: Path, schema: Any, kind: str) -> str | None:
     """The one column of that kind of feature."""
-    features = _features(schema).items()
-    columns = [n for n, meta in features if meta.get("_type") == kind and n in schema.names]
+    columns = [name for name, meta in _features(schema).items() if meta.get("_type") == kind]
     if len(columns) > 1:
         raise DataError(
             f"{path} has several {kind} columns ({', '.join(columns)}): name the image and the "
@@ -170,3 +163,50 @@ def _by_feature(path: Path, schema: Any, kind: str) -> str | None:
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...]:
     """Names of a ClassLabel feature."""
     return tuple(map(str, _features(schema).get(label or "", {}).get("names") or ()))
+
+
+class Arrays(Source):
+    """NumPy images, uint8 (N, H, W, 3) or (N, H, W), memory-mapped from .npy, or from an .npz.
+
+    Labels come from the .npz ("labels" and the like, or "arr_1" as ADM writes them) or from
+    NAME_labels.npy beside NAME.npy.
+    """
+
+    def __init__(self, path: Path, *, labelled: bool = True) -> None:
+        self.name = path.name
+        self.notes = notes = list[str]()
+        labels = None
+        try:
+            if ending(path.name) == ".npz":
+                with path.open("rb") as file, np.load(file) as arrays:
+                    image = next((name for name in _ARRAYS if name in arrays), "images")
+                    self._images = arrays[image]
+                    label = label_name([name for name in arrays if name != image], notes)
+                    label = label or ("arr_1" if "arr_1" in arrays else None)
+                    labels = arrays[label] if label else None
+            else:
+                self._images = np.load(path, mmap_mode="r")
+                if (other := path.with_name(f"{path.stem}_labels.npy")).exists():
+                    labels = np.load(other)
+        except Exception as error:  # of zip, zlib or NumPy
+            raise DataError(f"{path} cannot be read as NumPy arrays ({one_line(error)})") from error
+        shape, kind = self._images.shape, self._images.dtype
+        grey = len(shape) == 3 and shape[2] not in (1, 3, 4)  # else one image: an axis is missing
+        if kind != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)):
+            raise DataError(
+                f"{path} holds {kind} {shape}: expected uint8 (N, H, W, 3), also of one image, "
+                "or (N, H, W)"
+            )
+        if labels is None or not labelled:
+            labels = np.full(shape[0], None)
+        if labels.shape != shape[:1]:
+            raise DataError(f"labels of {path} are {labels.shape}: expected ({shape[0]},)")
+        self.class_names, numbers = classes(labels.tolist(), source=str(path))
+        self.labels = np.asarray(numbers, dtype=np.int32)
+        self._fingerprint = digest([self.class_names, numbers], [hash_file(path)])
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image = np.ascontiguousarray(self._images[index])
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        return image, int(self.labels[index])
