@@ -142,8 +142,8 @@ def bomb() -> bytes:
     [
         (b"", "empty file"),
         (b"hello, not an image at all", "not an image"),
-        (save(Image.fromarray(picture(0)), "JPEG")[:400], "damaged or truncated"),
-        (save(Image.fromarray(picture(0)), "PNG")[:900], "damaged or truncated"),
+        (save(Image.fromarray(picture(0)), "JPEG")[:400], "cannot be used .*[Tt]runcated"),
+        (save(Image.fromarray(picture(0)), "PNG")[:900], "cannot be used .*[Tt]runcated"),
         (bomb(), "exceeds limit of .* pixels"),
         (save(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "32-bit samples"),
     ],

@@ -185,7 +185,7 @@ def test_a_revision_and_the_hubs_own_parquet_copy(offline: Path) -> None:
 
 def test_columns_with_unusual_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "set" / "0.parquet", range(4), image="picture", label="kind")
-    with pytest.raises(DataError, match=r"no image column: found picture, kind; name .*--columns"):
+    with pytest.raises(DataError, match=r"no column image: found picture, kind; name .*--columns"):
         open_source(path)
     with pytest.raises(DataError, match="no column photo: found picture, kind"):
         open_source(path, columns=("photo",))

@@ -129,7 +129,7 @@ def test_tables_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "text.parquet")
-    with pytest.raises(DataError, match="no image column: found text"):
+    with pytest.raises(DataError, match="no column image: found text"):
         open_source(tmp_path / "text.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"no table")
     with pytest.raises(DataError, match="cannot be read as parquet"):

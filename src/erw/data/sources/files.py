@@ -44,9 +44,6 @@ class FileSource(Source):
         self.files, self.background, self.name = files, background, files.name
         notes: list[str] = []
         self.keys, (self.class_names, labels) = find(files, classes, notes)
-        if not self.keys:
-            what = notes[0] if notes else "expected images, or folders of images"
-            raise DataError(f"no images in {files.root}: {what}; Pillow's image formats are read")
         self.labels = np.asarray(labels, dtype=np.int32)
         self.notes = (*notes, *files.notes)
         self._fingerprint = digest(

@@ -43,17 +43,19 @@ _READERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def label_name(names: Sequence[str], notes: list[str], *, usual: bool = False) -> str | None:
-    """Which of these names of columns, keys or arrays means the label; `usual`: if it is usual."""
-    if common := [name for name in USUAL if name in names]:
-        return common[0]
-    others = [name for name in OTHERS if name in names and not usual]
-    if len(others) > 1:
-        notes.append(
-            f"{' and '.join(others)} may be labels and are not used: rename the one that is to "
-            "label, or name it with --columns IMAGE LABEL"
-        )
-    return others[0] if len(others) == 1 else None
+def label_name(names: Sequence[str], notes: list[str], marked: Sequence[str] = ()) -> str | None:
+    """Which of these names of columns, keys or arrays means the label: a usual one, one that is
+    `marked` as such, or another that may mean it; of several others none, which `notes` tells.
+    """
+    if usual := [name for name in USUAL if name in names]:
+        return usual[0]
+    others = marked or [name for name in OTHERS if name in names]
+    if len(others) < 2:
+        return others[0] if others else None
+    if marked:
+        raise DataError(f"several ClassLabel columns ({', '.join(marked)}): name one by --columns")
+    notes.append(f"{' and '.join(others)} may be labels and are not used: rename one to label")
+    return None
 
 
 def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) -> Labels:
@@ -65,13 +67,9 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     if not values:
         raise DataError(f"{source} holds no images")
     values = [normalize("NFC", value) if isinstance(value, str) else value for value in values]
-    if not (bare := values.count(None)) < len(values):
-        return (), [0] * len(values)
-    if bare:
-        raise DataError(
-            f"{source}: {bare} of {len(values)} images have no label; give all of them one, or "
-            "take none with --classes none"
-        )
+    bare = values.count(None)
+    if bare == len(values):
+        return (), [0] * bare
     known = tuple(normalize("NFC", name) for name in names)
     numbers: dict[Any, int] = {}
     kinds = {type(value) for value in values}
@@ -81,12 +79,12 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     elif kinds == {int}:
         known = known or tuple(map(str, range(max(values) + 1)))
         numbers = {number: number for number in range(len(known))}
-    for value in values:
-        if type(value) not in (int, str) or value not in numbers:
-            raise DataError(
-                f"{source}: label {value!r}, expected a class number from 0 or a name, the same "
-                f"for all{f', one of {listed(known)}' if names else ''}; or take --classes none"
-            )
+    good = [type(value) in (int, str) and value in numbers for value in values]
+    if not all(good):
+        what = f"label {values[good.index(False)]!r}, expected a class number from 0, or a name"
+        what = f"{bare} of {len(values)} images have no label" if bare else what
+        what += f", one of {listed(known)}" if names else ""
+        raise DataError(f"{source}: {what}; give all a number or all a name, or --classes none")
     return known, [numbers[value] for value in values]
 
 
@@ -94,7 +92,7 @@ def find(files: "Files", rule: str, notes: list[str]) -> tuple[list[str], Labels
     """The images among some files, sorted, and their labels by one of the rules `CLASSES`.
 
     "auto" takes the first of tables (`TABLES`), label files of a WebDataset, and folders. What
-    looks like labels and is not used goes to `notes`.
+    looks like labels and is not used goes to `notes`. Raises `DataError` if there is no image.
     """
     sides = _samples(files, notes)
     images = sorted(sides) or _images(files.entries)
@@ -104,22 +102,20 @@ def find(files: "Files", rule: str, notes: list[str]) -> tuple[list[str], Labels
         kinds = Counter(ending(key) or "no ending" for key in rest).most_common(3)
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds)
         notes.append(f"{len(rest)} other files are left alone ({counted})")
-    labels = None
-    if rule == "auto" and images:
-        labels = _of_tables(files, images, notes)
-        if labels is None and sides:
-            values = [side and _of_side(files, side, []) for _, side in sorted(sides.items())]
-            labels = classes(values, source=str(files.root))
-    if rule != "none" and labels is None:
-        labels = _of_folders(files, images, rule)
+    if not images:
+        what = notes[0] if notes else "expected images, or folders of images"
+        raise DataError(f"no images in {files.root}: {what}; Pillow's image formats are read")
+    values, names = _of_tables(files, images, notes) if rule == "auto" else (None, ())
+    if values is None and sides and rule == "auto":
+        values = [side and _of_side(files, side, []) for _, side in sorted(sides.items())]
+    if values is None and rule != "none":
+        values = _of_folders(files, images, rule)
     parents = [files.inside(key).split("/")[:-1] for key in images]
     splits = sorted(set(_outermost(parents))) if all(parents) else []
     if len(splits) > 1 and all(name.lower() in SPLITS for name in splits):
-        notes.append(
-            f"{' and '.join(splits)} look like splits and are read as one set: take one with "
-            f"--split {splits[-1]}"
-        )
-    return images, labels or ((), [0] * len(images))
+        what = f"{' and '.join(splits)} look like splits and are read as one set"
+        notes.append(f"{what}: take one with --split {splits[-1]}")
+    return images, classes(values or [None] * len(images), source=str(files.root), names=names)
 
 
 def _images(keys: Iterable[str]) -> list[str]:
@@ -177,61 +173,59 @@ def _of_side(files: "Files", key: str, notes: list[str]) -> Any:
     return value.get(label_name(list(value), notes)) if isinstance(value, dict) else value
 
 
-def _of_tables(files: "Files", images: Sequence[str], notes: list[str]) -> Labels | None:
-    """Labels of dataset.json (edm2, REPA), metadata.csv and metadata.jsonl (`datasets`)."""
+def _of_tables(
+    files: "Files", images: Sequence[str], notes: list[str]
+) -> tuple[list[Any] | None, Sequence[str]]:
+    """Values of dataset.json (edm2, REPA), metadata.csv and metadata.jsonl, and class names."""
     known: dict[str, Any] = {}
     names: Sequence[str] = ()
     used = ""
     for key in (key for key in files.entries if basename(key) in TABLES):
         place, table = files.location(key), _parsed(files, key)
-        if isinstance(table, dict):
-            table, names = _of_json(table, place)
-        else:
-            table = _of_metadata(table, key.endswith(".csv"), notes)
-        if table is None:
+        try:
+            rows = _rows(table, key, notes)
+            names = list(table.get("class_names") or ()) if isinstance(table, dict) else names
+        except (TypeError, ValueError) as error:
+            expected = '"labels", null or a list of [path, class number], "class_names", a list'
+            raise DataError(f"{place}: expected {expected}") from error
+        if rows is None:
             notes.append(f"{place} names no labels and is left alone")
             continue
         used, base = place, key[: key.rfind("/") + 1]
-        for path, value in table:
+        for path, value in rows:
             path = normalize("NFC", str(path).replace("\\", "/").removeprefix("./"))
             path = path if path.startswith(base) else base + path
             if known.setdefault(path, value) != value:
                 raise DataError(f"{place} gives {path} two labels: {known[path]} and {value}")
     if not known:  # no table that names labels, or "labels": null
-        return ((), [0] * len(images)) if used else None
+        return [None] * len(images) if used else None, ()
     values = [known.get(normalize("NFC", image)) for image in images]
     if None in values:
         raise DataError(f"{used} has no label for {images[values.index(None)]}")
-    return classes(values, source=used, names=names)
+    return values, names
 
 
-def _of_json(table: dict[str, Any], place: str) -> tuple[list[Any] | None, Sequence[str]]:
-    """(path, label) of every image in a dataset.json, None if it lists none; and class names."""
-    rows, names = table.get("labels"), table.get("class_names") or []
-    if rows is None:
-        return ([] if "labels" in table else None), ()
-    rows = list(rows.items()) if isinstance(rows, dict) else rows
-    good = isinstance(rows, list) and all(isinstance(r, list | tuple) and len(r) == 2 for r in rows)
-    if not (good and rows and isinstance(names, list)):
-        raise DataError(
-            f'{place}: expected "labels", null or a list of [path, class number], and, if at all, '
-            '"class_names", a list of names'
-        )
-    return rows, list(map(str, names))
-
-
-def _of_metadata(table: Any, text: bool, notes: list[str]) -> list[Any] | None:
-    """(path, label) of every image in a metadata table; None without a column of labels."""
-    rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
+def _rows(table: Any, key: str, notes: list[str]) -> list[Any] | None:
+    """(path, label) of every image in a table; None if it names no labels."""
+    if isinstance(table, dict):  # dataset.json
+        rows = table.get("labels", ())
+        if rows is None or "labels" not in table:
+            return [] if rows is None else None
+        if not rows:
+            raise ValueError
+        return [(path, label) for path, label in (rows.items() if isinstance(rows, dict) else rows)]
+    rows = [row for row in table if isinstance(row, dict)]
     label = label_name(list(rows[0]), notes) if rows else None
     if label is None or "file_name" not in rows[0]:
         return None
-    numbers = text and all(str(row.get(label)).isdecimal() for row in rows)
-    return [(row.get("file_name"), int(row[label]) if numbers else row.get(label)) for row in rows]
+    values = [row.get(label) for row in rows]
+    if key.endswith(".csv") and all(str(value).isdecimal() for value in values):
+        values = list(map(int, values))
+    return list(zip([row.get("file_name") for row in rows], values, strict=True))
 
 
-def _of_folders(files: "Files", images: Sequence[str], rule: str) -> Labels | None:
-    """Classes named by folders, sorted by code point; None without any."""
+def _of_folders(files: "Files", images: Sequence[str], rule: str) -> list[str] | None:
+    """Classes named by folders; None without any."""
     paths = [files.inside(key) for key in images]
     if not any("/" in path for path in paths) and paths != list(images):  # flat archives
         if rule == "auto":
@@ -240,7 +234,7 @@ def _of_folders(files: "Files", images: Sequence[str], rule: str) -> Labels | No
                 "give --classes folders to make each archive a class, or --classes none for none"
             )
         paths = [key.replace(".tar/", "/") for key in images]
-    parents = [normalize("NFC", path).split("/")[:-1] for path in paths]
+    parents = [path.split("/")[:-1] for path in paths]
     if not any(parents):
         return None
     if loose := parents.count([]):
@@ -248,9 +242,8 @@ def _of_folders(files: "Files", images: Sequence[str], rule: str) -> Labels | No
             f"{files.root} holds {loose} images beside class folders: move them into one, "
             "or take all without labels with --classes none"
         )
-    leaf = ["/".join(parts) for parts in parents]
-    labels = classes(leaf if rule == "leaf" else _outermost(parents), source=str(files.root))
-    return None if rule == "auto" and len(labels[0]) == 1 else labels  # a flat set in a folder
+    values = ["/".join(p) for p in parents] if rule == "leaf" else _outermost(parents)
+    return None if rule == "auto" and len(set(values)) == 1 else values  # a flat set in a folder
 
 
 def _outermost(parents: Sequence[list[str]]) -> list[str]:

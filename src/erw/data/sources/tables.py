@@ -43,7 +43,7 @@ class Table(Source):
         self.notes = notes = list[str]()
         schema = _open(first)[0]
         self._image, label = _columns(first, schema, columns, labelled, notes)
-        names = _class_names(schema, label)
+        names = _features(schema, "ClassLabel").get(label, [])
         values: list[Any] = []
         self._starts: list[int] = []  # the first row of each block
         self._blocks: list[tuple[Path, int]] = []  # file, row group
@@ -57,7 +57,7 @@ class Table(Source):
                     f"{path}: image column {self._image} has type {kind}, expected bytes, path or "
                     '{"bytes", "path"}; name another with --columns'
                 )
-            if (own := _class_names(schema, label)) != names:  # one number would mean two classes
+            if (own := _features(schema, "ClassLabel").get(label, [])) != names:
                 raise DataError(
                     f"{path} and {first} have different class names ({listed(own)}; "
                     f"{listed(names)}): write both with one list, or take --classes none"
@@ -127,42 +127,26 @@ def _columns(
     path: Path, schema: Any, columns: Sequence[str], labelled: bool, notes: list[str]
 ) -> tuple[str, str | None]:
     """The image and the label column: as given, by their usual names, by their features."""
-    image, label = (*columns, None, None)[:2]
-    image = image or next((name for name in _COLUMNS if name in schema.names), None)
-    image = image or _by_feature(path, schema, "Image")
-    if missing := [name for name in (image, *columns) if name not in schema.names]:
+    names, pictures = schema.names, list(_features(schema, "Image"))
+    usual = [name for name in _COLUMNS if name in names] or pictures[: len(pictures) == 1]
+    image = (*columns[:1], *usual, None)[0]
+    if missing := [name or "image" for name in (image, *columns) if name not in names]:
         raise DataError(
-            f"{path} has no {f'column {missing[0]}' if columns else 'image column'}: found "
-            f"{', '.join(schema.names)}; name the image and the label column with --columns"
-        )
-    if label or not labelled:
-        return image, label if labelled else None
-    rest = [name for name in schema.names if name != image]
-    label = label_name(rest, notes, usual=True) or _by_feature(path, schema, "ClassLabel")
-    return image, label or label_name(rest, notes)
-
-
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What `datasets` wrote of each column, from its metadata."""
-    meta = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
-    features = meta.get("info", {}).get("features") or {}
-    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-
-
-def _by_feature(path: Path, schema: Any, kind: str) -> str | None:
-    """The one column of that kind of feature."""
-    columns = [name for name, meta in _features(schema).items() if meta.get("_type") == kind]
-    if len(columns) > 1:
-        raise DataError(
-            f"{path} has several {kind} columns ({', '.join(columns)}): name the image and the "
+            f"{path} has no column {missing[0]}: found {', '.join(names)}; name the image and the "
             "label column with --columns"
         )
-    return columns[0] if columns else None
+    if len(columns) > 1 or not labelled:
+        return image, columns[1] if labelled else None
+    rest = [name for name in names if name != image]
+    return image, label_name(rest, notes, list(_features(schema, "ClassLabel")))
 
 
-def _class_names(schema: Any, label: str | None) -> tuple[str, ...]:
-    """Names of a ClassLabel feature."""
-    return tuple(map(str, _features(schema).get(label or "", {}).get("names") or ()))
+def _features(schema: Any, kind: str) -> dict[str, list[Any]]:
+    """Columns of a kind, with their class names, by the metadata of `datasets`."""
+    meta = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
+    features = (meta.get("info", {}).get("features") or {}).items()
+    some = {name: f for name, f in features if isinstance(f, dict) and f.get("_type") == kind}
+    return {name: list(map(str, feature.get("names") or ())) for name, feature in some.items()}
 
 
 class Arrays(Source):
