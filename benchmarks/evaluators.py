@@ -176,7 +176,8 @@ def erw_pr(spec: dict[str, Any]) -> Turn:
     from erw.evaluation.manifold import precision_recall
 
     real, fake = features(spec["features"])
-    return lambda count: precision_recall(real[:count], fake[:count], k=3)._asdict()
+    names = "precision", "recall"
+    return lambda count: dict(zip(names, precision_recall(real[:count], fake[:count]), strict=True))
 
 
 CONTENDERS = {

@@ -14,8 +14,6 @@ from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError, DataError, NumericsError
 from erw.evaluation.distances import Moments, frechet
 from erw.evaluation.evaluate import evaluate
-from erw.evaluation.features import Extractor, Statistics, extract, load_statistics, save_statistics
-from erw.evaluation.images import image_set
 from erw.sampling.generation import generate
 from erw.sampling.save import write
 from helpers.images import Pixels, pictures, save_pngs
@@ -91,24 +89,6 @@ def test_reference_statistics_are_kept_by_content(tmp_path: Path) -> None:
     first = folder / "000.png"  # other content under the same names
     first.write_bytes((folder / "001.png").read_bytes())
     assert score() == 1
-
-
-def test_statistics_can_be_the_reference(tmp_path: Path) -> None:
-    images, real, encoder = pictures(), pictures(50, seed=1), Pixels()
-    expected = evaluate(images, reference=real, encoder=encoder, cache=tmp_path)["fd-lite2"]
-    (made,) = extract(image_set(real), [Extractor(encoder, keep=True)])
-    save_statistics(tmp_path / "real.safetensors", made)
-    again = load_statistics(tmp_path / "real.safetensors")
-    assert again.resolution == (8, 8) and torch.equal(again.features, made.features)
-    found = evaluate(images, reference=tmp_path / "real.safetensors", encoder=encoder)
-    assert found["fd-lite2"] == pytest.approx(expected, rel=1e-12)
-    save_statistics(tmp_path / "few.safetensors", Statistics(made.moments))
-    with pytest.raises(DataError, match="moments alone"):
-        few = tmp_path / "few.safetensors"
-        evaluate(images, reference=few, metric="pr-lite2", encoder=encoder)
-    save_statistics(tmp_path / "other.safetensors", Statistics(Moments.of(torch.rand(9, 5))))
-    with pytest.raises(DataError, match="of another encoder than lite2"):
-        evaluate(images, reference=tmp_path / "other.safetensors", encoder=encoder)
 
 
 def test_fd_lite2_tells_real_images_from_noise(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from erw.cli import main
-from erw.evaluation.memorization import nearest_images, nearest_pairs
+from erw.evaluation.memorization import nearest_images
 from helpers.images import pictures, save_pngs
 
 
@@ -45,14 +45,6 @@ def test_every_nearest_is_that_of_a_full_search() -> None:
     assert torch.equal(found.index, where)
     torch.testing.assert_close(found.distance, 1 - value)
     assert found.usual is None and found.to_dict()["held_out"] is None
-
-
-def test_the_picture_has_each_sample_over_its_image(tmp_path: Path) -> None:
-    training = save_pngs(tmp_path / "train", pictures(20, seed=1))
-    samples = pictures(20, seed=1)[[7, 2, 9]]
-    found = nearest_images(samples, training=training, encoder=Centred())
-    above, below = nearest_pairs(samples, training, found, count=3)
-    assert len(above) == 3 and all(map(torch.equal, above, below))
 
 
 def test_the_command_line_writes_distances_and_a_picture(

@@ -21,15 +21,12 @@ from erw.evaluation.probing import (
     Material,
     curve,
     hidden_states,
-    local_over_distant,
     material,
-    over_steps,
-    reference,
 )
 from erw.models import SiT
 from erw.rng import generator
 from erw.sampling.generation import start_noise
-from erw.study.knowledge import axes_of, lines_over
+from erw.study.knowledge import axes_of, history, lines_over
 from erw.training import Trained, load
 from helpers.parts import ENCODER, make, photos, vae_folder
 from helpers.tiny import tiny_run
@@ -68,17 +65,7 @@ def test_states_are_those_of_the_network_at_that_noise(time: float) -> None:
     with torch.no_grad():
         hidden = net.net(x_t, torch.full((20,), time), None, tap=(1, 2, 3)).hidden
     for depth in (1, 2, 3):
-        torch.testing.assert_close(found[depth].pooled, hidden[depth].mean(1))
-        expected = local_over_distant(hidden[depth]).mean().item()
-        assert found[depth].spatial == pytest.approx(expected, rel=1e-5)
-
-
-def test_labels_are_withheld_unless_asked_for() -> None:
-    net, images = network(), shown()
-    other = images._replace(labels=(images.labels + 1) % 4)
-    for labels, same in (("null", True), ("given", False)):
-        a, b = (hidden_states(net, m, depths=(2,), labels=labels) for m in (images, other))  # type: ignore[arg-type]
-        assert torch.equal(a[2].pooled, b[2].pooled) == same
+        torch.testing.assert_close(found[depth], hidden[depth].mean(1))
 
 
 @pytest.mark.parametrize("metric", ["cknna", "cka", "mutual_knn"])
@@ -86,7 +73,7 @@ def test_curve_is_the_alignment_of_means_of_length_one(metric: str) -> None:
     net, images = network(), shown()
     points = list(curve(net, images, metric=metric, times=(0.0, 0.5), depths=(1, 3), k=4))
     assert [(p.time, p.depth) for p in points] == [(0, 1), (0, 3), (0.5, 1), (0.5, 3)]
-    pooled = hidden_states(net, images, time=0.5)[3].pooled
+    pooled = hidden_states(net, images, time=0.5)[3]
     a, b = F.normalize(pooled.double(), dim=1), F.normalize(images.target.double(), dim=1)
     options = {} if metric == "cka" else {"k": 4}
     assert points[-1].value == pytest.approx(getattr(alignment, metric)(a, b, **options))
@@ -94,7 +81,7 @@ def test_curve_is_the_alignment_of_means_of_length_one(metric: str) -> None:
 
 def test_a_layer_is_wholly_aligned_with_itself() -> None:
     net, images = network(), shown()
-    own = images._replace(target=3 * hidden_states(net, images)[2].pooled)
+    own = images._replace(target=3 * hidden_states(net, images)[2])
     for metric in ("cknna", "cka", "mutual_knn"):
         (point,) = curve(net, own, metric=metric, depths=(2,), k=4)
         assert point.value == pytest.approx(1)
@@ -117,24 +104,6 @@ def test_probes_tell_classes_apart_where_they_are(accuracy: object) -> None:
         accuracy(features, torch.zeros(120, dtype=torch.int64))  # type: ignore[operator]
 
 
-def test_spatial_structure_is_neighbours_less_distant() -> None:
-    same = torch.ones(2, 16, 5)
-    assert torch.allclose(local_over_distant(same), torch.zeros(2))
-    side = 8
-    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    angle = (x + y).float() * 0.2  # neighbours are at cos 0.2
-    tokens = torch.stack([angle.cos(), angle.sin()], -1).reshape(1, side * side, 2)
-    unit = tokens[0]
-    far = [
-        (unit[i] @ unit[j]).item()
-        for i in range(64)
-        for j in range(64)
-        if abs(i // 8 - j // 8) + abs(i % 8 - j % 8) >= 3
-    ]
-    expected = torch.tensor(0.2).cos().item() - sum(far) / len(far)
-    assert local_over_distant(tokens).item() == pytest.approx(expected, rel=1e-4)
-
-
 def test_material_is_the_caches_own(cache: Path) -> None:
     found = material(cache, count=10)
     opened = erw.Cache.open(cache)
@@ -153,7 +122,7 @@ def test_every_metric_of_a_run_from_the_command_line(
     asked = ["analyze", str(run), "--metric", "cknna", "--times", "0", "0.5", "--out", str(stem)]
     assert main([*asked, "--count", "24", "--k", "5", "--checkpoints"]) == 0
     record = json.loads(stem.with_suffix(".json").read_text())
-    assert record["metric"] == "cknna" and record["count"] == 24 and record["labels"] == "null"
+    assert record["metric"] == "cknna" and record["count"] == 24
     steps = sorted({p["step"] for p in record["points"]})
     assert len(steps) == 2 and len(record["points"]) == 2 * 2 * 4  # checkpoints, times, blocks
     for ending in ("light.svg", "dark.svg", "light.png", "dark.png"):
@@ -165,8 +134,8 @@ def test_every_metric_of_a_run_from_the_command_line(
     for metric in METRICS:
         (point,) = curve(load(run), images, metric=metric, depths=(2,), k=5)
         assert -1.5 < point.value <= 1.0 + 1e-6, metric
-    assert 0 <= (reference(images, metric="knn") or 0) <= 1
-    assert reference(images, metric="cka") is None
+    probe = [*asked[:2], "--metric", "probe", "--count", "24", "--out", str(stem)]
+    assert main(probe) == 0 and "itself 0." in capsys.readouterr().out
 
 
 def test_the_u_of_figure_5_is_one_command(
@@ -193,11 +162,14 @@ def test_the_u_of_figure_5_is_one_command(
 
 
 def test_a_u_comes_back() -> None:
-    assert over_steps([1, 2], [0.5, 0.4]) is None
-    falls, bends = over_steps([1, 2, 3], [0.9, 0.5, 0.4]), over_steps([1, 2, 3], [0.9, 0.4, 0.6])
-    assert falls and not falls["u_shaped"] and bends and bends["u_shaped"] and bends["step"] == 2
-    hardly = over_steps([1, 2, 3], [0.9, 0.4, 0.42])
-    assert hardly and not hardly["u_shaped"]
+    def change(*values: float) -> list[dict[str, Any]]:
+        point = {"run": "a", "time": 0.0, "depth": 1}
+        return history([point | {"step": i, "value": v} for i, v in enumerate(values, start=1)])
+
+    assert change(0.5, 0.4) == []
+    (falls,), (bends,), (hardly,) = (change(0.9, *v) for v in ((0.5, 0.4), (0.4, 0.6), (0.4, 0.42)))
+    assert not falls["u_shaped"] and not hardly["u_shaped"]
+    assert bends["u_shaped"] and bends["step"] == 2 and bends["lowest"] == 0.4
 
 
 def test_runs_of_one_step_each_are_one_history() -> None:
@@ -253,23 +225,6 @@ def test_a_dit_is_shown_the_step_of_its_chain() -> None:
     expected = abar.sqrt() * images.latents + (1 - abar).sqrt() * noise
     torch.testing.assert_close(x_t.double(), expected.double(), rtol=1e-5, atol=1e-5)
     assert told.tolist() == [499] * 4
-
-
-def test_spatial_score_of_a_grid_of_16_is_irepas() -> None:
-    """Manhattan distance of 6 and more is far, as in its released code."""
-    tokens = torch.randn(1, 256, 3, generator=generator(0, "tokens"))
-    unit = F.normalize(tokens[0], dim=1)
-    near, far = [], []
-    for i in range(256):
-        for j in range(256):
-            gap = abs(i // 16 - j // 16) + abs(i % 16 - j % 16)
-            if gap == 1:
-                near.append((i, j))
-            elif gap >= 6:
-                far.append((i, j))
-    similar = unit @ unit.T
-    means = [similar[tuple(zip(*pairs, strict=True))].mean().item() for pairs in (near, far)]
-    assert local_over_distant(tokens).item() == pytest.approx(means[0] - means[1], abs=1e-5)
 
 
 def test_bad_questions_say_so(cache: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from erw.config import Eval, Flow, Run, Sample
 from erw.data.cache import Batch, Cache
 from erw.dist import World
 from erw.errors import ConfigError
-from erw.evaluation.validation import TIMES, Share, loss_sums, validating
+from erw.evaluation.validation import TIMES, loss_sums, validating
 from erw.log import read_metrics
 from erw.training import load
 from helpers.parts import make, photos
@@ -54,11 +54,11 @@ class Reg(Scaled):
 def losses(net: nn.Module, settings: Flow) -> Tensor:
     """Of images that are all zero: what is noised is the noise alone."""
     zero, labels = torch.zeros(COUNT, 3, 8, 8), torch.zeros(COUNT, dtype=torch.int64)
-    share = Share(tuple(range(COUNT)), Batch(zero, zero, labels, (), torch.full((COUNT, 5), 1e3)))
+    images = Batch(zero, zero, labels, (), torch.full((COUNT, 5), 1e3))
     sampler: Literal["ddim", "heun"] = "ddim" if settings.objective == "ddpm" else "heun"
     run = Run(flow=settings, sample=Sample(solver=sampler))
     model: Any = SimpleNamespace(net=net, run=run)
-    return loss_sums(model, share, device=CPU) / COUNT
+    return loss_sums(model, range(COUNT), images, device=CPU) / COUNT
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine", "vp"])
@@ -107,18 +107,15 @@ def test_batches_and_shares_do_not_matter() -> None:
     mean, std = (torch.rand(COUNT, 3, 8, 8, generator=rng) for _ in range(2))
     batch = Batch(mean, std, torch.arange(COUNT) % 3)
 
-    def share(part: slice) -> Share:
-        return Share(tuple(range(COUNT))[part], batch.rows(part))
+    def sums(part: slice, images: Batch = batch, **options: Any) -> Tensor:
+        return loss_sums(model, range(COUNT)[part], images.rows(part), device=CPU, **options)
 
-    whole = loss_sums(model, share(slice(None)), device=CPU)
-    small = loss_sums(model, share(slice(None)), device=CPU, batch_size=7)
-    torch.testing.assert_close(small, whole, rtol=1e-6, atol=0)
-    parts = [loss_sums(model, share(p), device=CPU) for p in (slice(0, 11), slice(11, None))]
+    whole = sums(slice(None))
+    torch.testing.assert_close(sums(slice(None), batch_size=7), whole, rtol=1e-6, atol=0)
+    parts = [sums(part) for part in (slice(0, 11), slice(11, None))]
     torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-6, atol=0)
     other = batch._replace(labels=(batch.labels + 1) % 3)  # the class is given
-    assert not torch.allclose(
-        loss_sums(model, Share(tuple(range(COUNT)), other), device=CPU), whole
-    )
+    assert not torch.allclose(sums(slice(None), other), whole)
 
 
 def only(out: Path, kind: str) -> dict[str, Any]:

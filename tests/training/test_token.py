@@ -332,6 +332,6 @@ def test_a_run_goes_to_regs_layout(trained: Path, tmp_path: Path) -> None:
 def test_hidden_states_are_of_patches(trained: Path, cache: Path) -> None:
     shown = material(cache, count=8)
     states = hidden_states(load(trained), shown, time=0.5)
-    assert states[1].pooled.shape == (8, 32)
+    assert states[1].shape == (8, 32)
     with pytest.raises(DataError, match="needs class tokens of 1280 channels"):
         hidden_states(load(trained), shown._replace(token=None))

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from erw.cli.settings import Settings, call
+from erw.data.on_the_fly import write
+from erw.data.sources import BUILT_IN
 from erw.dist import current
 from erw.encoders.vae import load_vae
 from erw.errors import ConfigError
-from erw.evaluation.probing import Material, curve, material, reference, uncached
+from erw.evaluation.probing import METRICS, Material, curve, material
 from erw.interop import load_pretrained
 from erw.log import Progress
 from erw.study.knowledge import history, save_knowledge
@@ -28,7 +31,7 @@ class Analysis:
 
     Attributes:
         metric: cknna, cka and mutual_knn compare with an encoder; probe and knn are accuracies of
-            classes; spatial needs the tokens alone.
+            classes.
         cache: images with the encoder's features; none: the cache that the first run names.
         images: images that are in no cache, instead: a folder, zip, table, or openmoji-test.
         encoder: one of the cache's, or any, which is then run on the images.
@@ -38,7 +41,6 @@ class Analysis:
         count: images; REPA has 10,000.
         k: neighbours of cknna and mutual_knn.
         unbiased: the estimate of HSIC that cknna and cka take; false: the biased one.
-        labels: null withholds each image's class from the network.
         checkpoints: every checkpoint that a run keeps; false: its last weights alone.
         checkpoint: one alone: last, best, or a step.
         layout: of a released checkpoint, where its keys leave it open.
@@ -46,7 +48,7 @@ class Analysis:
         batch_size: images at once.
     """
 
-    metric: Literal["cknna", "cka", "mutual_knn", "probe", "knn", "spatial"] = "cknna"
+    metric: Literal["cknna", "cka", "mutual_knn", "probe", "knn"] = "cknna"
     cache: str | None = None
     images: str | None = None
     encoder: str | None = None
@@ -56,7 +58,6 @@ class Analysis:
     count: int = 2000
     k: int = 10
     unbiased: bool = True
-    labels: Literal["null", "given"] = "null"
     checkpoints: bool = True
     checkpoint: str | None = None
     layout: str = "auto"
@@ -105,7 +106,7 @@ def measured(runs: Sequence[str], how: Analysis) -> dict[str, Any]:
     if len(set(names)) < len(names):
         names = list(runs)
     settings = asdict(how)
-    same = ("metric", "times", "depths", "k", "unbiased", "labels", "batch_size")
+    same = ("metric", "times", "depths", "k", "unbiased", "batch_size")
     options = {name: settings[name] for name in same}
     points: list[dict[str, Any]] = []
     loaded: dict[Any, Material] = {}
@@ -115,12 +116,15 @@ def measured(runs: Sequence[str], how: Analysis) -> dict[str, Any]:
                 images = material_for(model, how, loaded)
                 points += [p._asdict() for p in curve(model, images, **options, name=name)]
             progress.update()
+    reference = None  # the encoder's own
+    if how.metric in ("probe", "knn"):
+        reference = METRICS[how.metric](images.target, images, how.k, how.unbiased)
     return {
         **settings,
         "encoder": images.encoder,
         "count": len(images.rows),
         "points": points,
-        "reference": reference(images, metric=how.metric),
+        "reference": reference,
         "history": history(points),
     }
 
@@ -161,8 +165,11 @@ def material_for(model: Trained, how: Analysis, loaded: dict[Any, Material]) -> 
     key = (vae, model.latent_shape)
     if key not in loaded:
         size = model.latent_shape[-1] * load_vae(vae).factor
-        options: dict[str, Any] = {"vae": vae, "encoder": encoder, "image_size": size}
-        with uncached(how.images, **options, count=how.count) as images:
+        options: dict[str, Any] = {"vae": vae, "encoders": (encoder,), "image_size": size}
+        if how.images in BUILT_IN:
+            options |= {"size": size, "count": how.count}
+        with TemporaryDirectory() as folder:  # read as if from a cache, encoded on the way
+            images = write(how.images, folder, precision="float32", **options)
             loaded[key] = material(images, count=how.count)
     return loaded[key]
 

@@ -32,12 +32,11 @@ class Score:
     """What is compared.
 
     Attributes:
-        reference: images to compare with: a folder, zip, .npz or cache with images, statistics
-            (.safetensors), the name of a reference batch of ADM's (VIRTUAL_imagenet256_labeled.npz,
-            downloaded), or a built-in set; none: the built-in test set, for runs trained on the
-            built-in images.
+        reference: images to compare with: a folder, zip, .npz or cache with images, the name of a
+            reference batch of ADM's (VIRTUAL_imagenet256_labeled.npz, downloaded), or a built-in
+            set; none: the built-in test set, for runs trained on the built-in images.
         metric: one or more: fid, sfid, is, pr, kid of Inception's features; adm, the first four;
-            cmmd; or fd-, fdci-, fdr-, kid-, mmd-, pr-, dc- followed by lite0, lite2, dinov2,
+            cmmd; or fd-, fdr-, kid-, mmd-, pr-, dc- followed by lite0, lite2, dinov2,
             inception, or any encoder.
         weights: file of the Inception network's weights; SPACE=PATH for another encoder's, such as
             dinov2=FOLDER; see docs/evaluation.md.
@@ -162,4 +161,4 @@ def print_scores(scores: dict[str, Any], other: dict[str, Any] | None) -> None:
     if not scores["values"].keys() & values.keys():
         print("warning: the two results have no score in common", file=sys.stderr)
     if different := differences(scores, other):
-        print(f"warning: not comparable: {'; '.join(map(str, different))}", file=sys.stderr)
+        print(f"warning: not comparable: {'; '.join(different)}", file=sys.stderr)

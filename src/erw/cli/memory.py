@@ -20,7 +20,7 @@ from erw.dist import current
 from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError
 from erw.evaluation.images import image_set, reference_images, same_resolution
-from erw.evaluation.memorization import nearest_images, nearest_pairs
+from erw.evaluation.memorization import nearest_images
 from erw.io import hash_tensors, write_bytes, write_json
 from erw.log import Progress
 from erw.sampling.preview import picture
@@ -73,8 +73,8 @@ def memory(
         draw: which.
         out: write OUT.json and OUT.png, the nearest samples above their training images.
     """
-    images, size = images_of(source, model, sampler, draw, how.count)
-    samples = image_set(images, what="samples")
+    given, size = images_of(source, model, sampler, draw, how.count)
+    samples = image_set(given, what="samples")
     training: Any = how.training
     if training is None:
         if model is None:
@@ -122,11 +122,12 @@ def memory(
         "settings": samples.settings,
         "versions": {"erw": __version__},
     }
-    above, below = nearest_pairs(samples, sets["training"], near, count=COLUMNS)
-    nearest = [pair["distance"] for pair in record["nearest"][:COLUMNS]]
-    texts = [""] * len(above) + [f"{distance:.3f}" for distance in nearest]
-    pairs = torch.stack([*above, *below])
-    drawing = picture(pairs, range(len(texts)), texts, columns=len(above))
+    nearest = record["nearest"][:COLUMNS]
+    texts = [""] * len(nearest) + [f"{pair['distance']:.3f}" for pair in nearest]
+    places = [(samples, pair["sample"]) for pair in nearest]
+    places += [(sets["training"], pair["image"]) for pair in nearest]
+    pairs = torch.stack([next(images.batches(1, i, i + 1))[0].cpu() for images, i in places])
+    drawing = picture(pairs, range(len(texts)), texts, columns=len(nearest))
     write_bytes(Path(f"{out}.png"), drawing)
     write_json(Path(f"{out}.json"), record)
     print(f"{out}.png\n{out}.json")

@@ -20,13 +20,10 @@ def cknna(a: Tensor, b: Tensor, *, k: int = 10, unbiased: bool = True) -> float:
         CKNNA = align(K, L) / sqrt(align(K, K) align(L, L))
 
     where align(K, L) is the HSIC of both kernels after a mask keeps the pairs (i, j) with j among
-    the k nearest of i in *both*. The mask is made anew for each pair of kernels: align(K, K) keeps
-    all of K's own neighbours, which is what makes neighbours that are not shared cost something.
-    (The ERW release uses the mask of (K, L) in all three, and so prints 0.998 for 0.19.) `unbiased`
-    leaves the diagonal out and takes the HSIC of Song et al. (2012), Eq. 5.
-    Source: Huh et al. (arXiv 2405.07987) and their released code.
-
-    Raises DataError unless 2 <= k < n.
+    the k nearest of i in *both*; so align(K, K) keeps all of K's own neighbours. (The ERW release
+    uses the mask of (K, L) in all three, and so prints 0.998 for 0.19.) `unbiased` leaves the
+    diagonal out and takes the HSIC of Song et al. (2012), Eq. 5. Source: Huh et al. (arXiv
+    2405.07987) and their released code. Raises DataError unless 2 <= k < n.
     """
     kernels = _kernels(a, b, k=k)
     masks = [_nearest(kernel, k, unbiased) for kernel in kernels]
@@ -44,10 +41,7 @@ def cka(a: Tensor, b: Tensor, *, unbiased: bool = True) -> float:
 
 
 def mutual_knn(a: Tensor, b: Tensor, *, k: int = 10) -> float:
-    """Mean share of the k nearest (by inner product, self left out) that both sets have in common.
-
-    Source: Huh et al. (arXiv 2405.07987).
-    """
+    """Mean share of the k nearest (by inner product, self left out) in common (Huh et al.)."""
     near_a, near_b = (_nearest(kernel, k, True) for kernel in _kernels(a, b, k=k))
     return ((near_a * near_b).sum(1) / k).mean().item()
 

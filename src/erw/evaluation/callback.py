@@ -3,9 +3,8 @@
     erw.train(run, out, at=watched_steps(run, run.eval.every), evaluate=scoring(run, out))
 
 Seeds and labels are the same each time, and every rank takes its share of them. A score is a line
-of kind "eval" in `metrics.jsonl`: the cost of training so far, the values, and everything that they
-depend on. The EMA weights with the best score are `best.safetensors`. Training does not depend on
-being scored: neither its weights nor its numbers change.
+of kind "eval" in `metrics.jsonl`; the EMA weights with the best one are `best.safetensors`. Neither
+weights nor numbers of training depend on it.
 """
 
 import json
@@ -38,10 +37,8 @@ def scoring(
     """The callback that scores samples of the EMA model; `say` gets a text on each score.
 
     A step that has its line is not scored again, so a run that was killed has one line for each.
-
-    Raises:
-        ConfigError, CacheError, FileNotFoundError: an impossible metric, or missing weights,
-            reference or cache. They are raised here, not after hours of training.
+    Raises here, not after hours of training: ConfigError, CacheError, FileNotFoundError for an
+    impossible metric, or missing weights, reference or cache.
     """
     options = run.eval
     metrics = metrics_of(options.metric)
@@ -61,22 +58,19 @@ def scoring(
         generation = generate(
             model, range(options.samples), **sample, precision="auto", vae=options.vae
         )
+        ranks: dict[str, Any] = {"device": str(world.device), "world": world}
+        weights = options.weights
         scores = evaluate(
-            generation,
-            reference=reference,
-            metric=options.metric,
-            weights=options.weights,
-            device=str(world.device),
-            world=world,
+            generation, reference=reference, metric=options.metric, weights=weights, **ranks
         )
         if not world.first:
             return ()
         best = options.keep_best and keep_if_best(Path(out) / BEST, model, scores)
         how = scores.to_dict()
-        values = {"values": how.pop("values"), "best": best, "how": how}
+        line = {"kind": "eval", "values": how.pop("values"), "best": best, "how": how}
         text = ", ".join(f"{name} {value:.4g}" for name, value in scores.values.items())
         say(f"step {step}: {text} of {options.samples} samples" + ", the best so far" * best)
-        return [{"kind": "eval", **values, "eval_seconds": time.monotonic() - began}]
+        return [line | {"eval_seconds": time.monotonic() - began}]
 
     return score
 

@@ -6,8 +6,9 @@ steps and of 250, with and without guidance, of 10,000 images and of 50,000 are 
 
 import json
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from erw.errors import DataError
 
@@ -19,41 +20,30 @@ GENERATED = (
 """Settings that a generation carries."""
 
 
-class Difference(NamedTuple):
-    """A setting in which two results differ; None: not stated."""
-
-    name: str
-    one: Any
-    other: Any
-
-    def __str__(self) -> str:
-        one, other = ("not stated" if v is None else v for v in (self.one, self.other))
-        return f"{self.name} {one} here, {other} there"
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
-    """Everything that makes two results (`Scores.to_dict()`, or its JSON) not comparable.
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Everything that makes two results (`Scores.to_dict()`, or its JSON) not comparable, in words.
 
     A generation and images of unknown origin differ in whatever is not stated.
     """
     both = [json.loads(json.dumps(result)) for result in (one, other)]  # a tuple is a list
-    pairs = [Difference(name, *(r.get(name) for r in both)) for name in MEASURED]
+    pairs: dict[str, list[Any]] = {name: [r.get(name) for r in both] for name in MEASURED}
     scores = sorted(both[0]["values"].keys() & both[1]["values"].keys())
-    for name in ("encoder", "weights"):
-        for score in scores:
-            networks = (r["features"][score][name] for r in both)
-            pairs.append(Difference(f"{name} of {score}", *networks))
+    for name, score in product(("encoder", "weights"), scores):
+        pairs[f"{name} of {score}"] = [r["features"][score][name] for r in both]
     relative = any(score.startswith("fdr") for score in scores)
     for name in ("validation", "reference") if relative else ("reference",):
-        if both[0][f"{name}_hash"] != both[1][f"{name}_hash"]:
-            images = (f"{r[name]} ({r[f'{name}_hash'][:8]})" if r[name] else None for r in both)
-            pairs.append(Difference(name, *images))
+        hashes = [r[f"{name}_hash"] for r in both]
+        if hashes[0] != hashes[1]:
+            pairs[name] = [
+                f"{r[name]} ({r[f'{name}_hash'][:8]})" if r[name] else None for r in both
+            ]
     settings = [result.get("settings") or {} for result in both]
     for each in settings:
         if each.get("guidance") == 1:
             each.pop("interval", None)  # without effect
-    pairs += [Difference(name, *(s.get(name) for s in settings)) for name in GENERATED]
-    return [pair for pair in pairs if pair.one != pair.other]
+    pairs |= {name: [s.get(name) for s in settings] for name in GENERATED}
+    texts = {n: ["not stated" if v is None else v for v in values] for n, values in pairs.items()}
+    return [f"{name} {a} here, {b} there" for name, (a, b) in texts.items() if a != b]
 
 
 def read_result(path: str | Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ small difference of large traces.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,52 +72,18 @@ def _root(cov: Tensor) -> Tensor:
 def frechet(real: Moments, fake: Moments) -> float:
     """Squared Fréchet distance |mu1 - mu2|^2 + tr C1 + tr C2 - 2 tr sqrt(C1 C2) of two Gaussians.
 
-    With C1 = R1 R1^T and C2 = R2 R2^T, tr sqrt(C1 C2) is the sum of the singular values of R1^T R2.
-    Unlike an iterative matrix square root this is right, real and free of a made-up epsilon also
-    for singular covariances, as with fewer samples than dimensions. Each `Moments` caches its root,
-    so a reference is decomposed once. Source: Heusel et al. (arXiv 1706.08500).
+    With C1 = R1 R1^T and C2 = R2 R2^T, tr sqrt(C1 C2) is the sum of the singular values of R1^T R2:
+    exact also for singular covariances. Source: Heusel et al. (arXiv 1706.08500).
     """
     cross = torch.linalg.svdvals(real.root.T @ fake.root).sum()
     gap = (real.mean - fake.mean).square().sum()
     return (gap + real.cov.trace() + fake.cov.trace() - 2 * cross).item()
 
 
-class Interval(NamedTuple):
-    """A value and its confidence bounds."""
-
-    value: float
-    low: float
-    high: float
-
-
-def frechet_bootstrap(
-    features: Tensor,
-    reference: Moments,
-    *,
-    resamples: int = 100,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """The Fréchet distance of `features` (N, D) and its basic bootstrap interval.
-
-    Resampling repeats images, columns raises the distance as fewer images would; the basic interval
-    [2 v - q_high, 2 v - q_low] of the resampled quantiles q takes that bias out again. It covers
-    the choice of images, not seeds of training.
-    """
-    value, count = frechet(reference, Moments.of(features)), len(features)
-    rng = torch.Generator().manual_seed(seed)
-    draws = (torch.randint(count, (count,), generator=rng) for _ in range(resamples))
-    distances = [frechet(reference, Moments.of(features[rows])) for rows in draws]
-    tails = torch.tensor([(1 + confidence) / 2, (1 - confidence) / 2], dtype=torch.float64)
-    high, low = torch.tensor(distances, dtype=torch.float64).quantile(tails).tolist()
-    return Interval(value, 2 * value - high, 2 * value - low)
-
-
 def kid(x: Tensor, y: Tensor) -> float:
     """Unbiased squared MMD of features (N, D), (M, D) under k(a, b) = (a.b / D + 1)^3.
 
-    One estimate over everything. Its expectation is 0 for two samples of one distribution, so it
-    can be negative. Source: Binkowski et al. (arXiv 1801.01401).
+    One estimate over everything; it can be negative. Source: arXiv 1801.01401.
     """
     x, y, dim = x.double(), y.double(), x.shape[1]
 
@@ -135,10 +100,8 @@ def kid(x: Tensor, y: Tensor) -> float:
 def cmmd(x: Tensor, y: Tensor, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
     """`scale` times the biased squared MMD of features (N, D), (M, D), Gaussian kernel of `sigma`.
 
-    With CLIP's embeddings of length 1 this is CMMD. As in its released code the estimate is the
-    biased one, of least variance: pairs of an image with itself count, so it is never negative, and
-    a set against itself gives 0. Source: Jayasumana et al. (arXiv 2401.09603), equation 3 with all
-    pairs; https://github.com/google-research/google-research/tree/master/cmmd.
+    With CLIP's embeddings of length 1 this is CMMD. Pairs of an image with itself count, as in its
+    released code, so it is never negative. Source: Jayasumana et al. (arXiv 2401.09603), Eq. 3.
     """
     x, y = x.double(), y.double()
 

@@ -14,7 +14,7 @@ import torch
 
 from erw import __version__
 from erw.dist import World
-from erw.errors import ConfigError, DataError
+from erw.errors import ConfigError
 from erw.evaluation.adm import with_stated
 from erw.evaluation.features import (
     ALONE,
@@ -23,12 +23,11 @@ from erw.evaluation.features import (
     Progress,
     Statistics,
     extract,
-    extract_cached,
-    load_statistics,
+    extract_stored,
 )
 from erw.evaluation.images import Images, ImageSet, image_set, same_resolution
 from erw.evaluation.metrics import INCEPTION, Pair, Weights, extractors_of, metrics_of
-from erw.io import cache_home, hash_file
+from erw.io import cache_home
 
 
 @dataclass(frozen=True)
@@ -86,18 +85,17 @@ def evaluate(
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> Scores:
-    """Score `images` against `reference`, whose statistics are cached.
+    """Score `images` against `reference`, whose statistics are stored.
 
     Args:
         images: uint8 tensor (N, 3, H, W), a `Generation`, a source, a cache with images, or the
             path of a folder, a zip, a cache or a `.npz` with `arr_0`.
-        reference: the same, or the `.safetensors` file of its statistics. With "fid" and "sfid" the
-            mean and covariance that a `.npz` states are used, as ADM does.
+        reference: the same. With "fid" and "sfid" the mean and covariance that a `.npz` states are
+            used, as ADM does.
         metric: one or several, see `erw.evaluation.metrics`.
         encoder: the network itself in place of the one that `metric` names.
         weights: file of the Inception network's weights, or space -> file or folder of weights.
         validation: held-out real images, which FDr is relative to.
-        batch_size: images per forward pass.
         cache: folder for the reference's statistics; None: in the user's cache folder.
         world: the ranks that share the images; all call this, all get the scores.
         progress: is given the number of images after each batch of this rank.
@@ -106,7 +104,6 @@ def evaluate(
         ConfigError: an unknown metric, FDr without validation images.
         DataError: fewer than 2 images, wrong dtype or shape, another resolution than the reference.
         NumericsError: images or features that are not finite.
-        FileNotFoundError, CheckpointError: weights that are missing or another network's.
     """
     metrics = metrics_of([metric] if isinstance(metric, str) else metric)
     relative = {m.space for m in metrics if m.distance == "fdr"}
@@ -143,60 +140,45 @@ def evaluate(
         return Scores(
             values=values,
             count=fake.count,
-            reference_count=real.count,
+            reference_count=real.images.count,
             images=fake.name,
             images_hash=fake.content,
-            reference=real.name,
-            reference_hash=real.content,
+            reference=real.images.name,
+            reference_hash=real.images.content,
             resolution=fake.resolution,
             settings=fake.settings,
             reference_statistics="stated" if real.stated else "images",
             features=features,
-            validation=held_out.name if held_out else "",
-            validation_hash=held_out.content if held_out else "",
+            validation=held_out.images.name if held_out else "",
+            validation_hash=held_out.images.content if held_out else "",
         )
 
     return world.broadcast(score)
 
 
 class _Reference(NamedTuple):
-    """Statistics by space and what they are of; complete on the first rank.
+    """Statistics by space, complete on the first rank, and what they are of.
 
-    `stated`: the file's own mean and covariance take the place of those of its images.
+    `stated`: a file's own mean and covariance take the place of those of its images.
     """
 
     statistics: dict[str, Statistics]
-    name: str
-    count: int
-    content: str
-    stated: bool = False
+    images: ImageSet
+    stated: bool
 
 
 def _reference(
-    images: Any,
+    given: Any,
     extractors: Mapping[str, Extractor],
     folder: Path,
     fake: ImageSet,
     what: str,
     **options: Any,
 ) -> _Reference:
-    """Statistics of a reference: in a file, cached, or extracted and cached."""
-    if isinstance(images, str | Path) and Path(images).suffix == ".safetensors":
-        path, statistics = Path(images), load_statistics(images)
-        (space, one), *more = extractors.items()
-        if more or (one.keep and statistics.features is None):
-            raise DataError(
-                f"the {what} {path.name} has {'one kind of features' if more else 'moments alone'}"
-                ", enough for fd of one encoder; give its images for the other metrics"
-            )
-        same_resolution(
-            fake.resolution, statistics.resolution, fake.name, f"the {what} {path.name}"
-        )
-        count, content = statistics.moments.count, hash_file(path)[:32]
-        return _Reference({space: statistics}, path.name, count, content)
-    real, stated = image_set(images, what=what), False
-    same_resolution(fake.resolution, real.resolution, fake.name, f"the {what} {real.name}")
-    found = extract_cached(real, extractors, folder, **options)
-    if INCEPTION in found and str(images).endswith(".npz"):
-        found[INCEPTION], stated = with_stated(found[INCEPTION], Path(str(images)))
-    return _Reference(found, real.name, real.count, real.content, stated)
+    """Statistics of a reference, stored or extracted."""
+    images, stated = image_set(given, what=what), False
+    same_resolution(fake.resolution, images.resolution, fake.name, f"the {what} {images.name}")
+    statistics = extract_stored(images, extractors, folder, **options)
+    if INCEPTION in statistics and str(given).endswith(".npz"):
+        statistics[INCEPTION], stated = with_stated(statistics[INCEPTION], Path(str(given)))
+    return _Reference(statistics, images, stated)

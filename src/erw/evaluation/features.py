@@ -1,6 +1,6 @@
 """From images to statistics: pooled features of frozen encoders, several in one pass.
 
-Statistics of references are cached in `CONTENT-COUNT-ENCODER-WEIGHTS.safetensors`, in the user's
+Statistics of references are stored as `CONTENT-COUNT-ENCODER-WEIGHTS.safetensors`, in the user's
 cache folder unless another is given. They may be deleted at any time.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from erw.dist import World
-from erw.errors import CheckpointError, DataError, NumericsError
+from erw.errors import CheckpointError, NumericsError
 from erw.evaluation.distances import Moments
 from erw.evaluation.images import ImageSet
 from erw.io import load_tensors, save_tensors
@@ -27,7 +27,7 @@ Progress = Callable[[int], None]
 
 
 class PooledEncoder(Protocol):
-    """An encoder of whole images; every `erw.encoders.base.Encoder` with `pooled` is one.
+    """An encoder of whole images, such as an `erw.encoders.base.Encoder`.
 
     With an attribute `kept`, only so many leading features of an image are kept where all images'
     are needed; moments are of all of them.
@@ -54,27 +54,21 @@ class Extractor(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of the features of a set of images, and all features (N, D) where they were kept.
-
-    `resolution` is (height, width) of the images, None where it is not known.
-    """
+    """Moments of the features of a set of images, and all features (N, D) where they were kept."""
 
     moments: Moments
     features: Tensor | None = None
-    resolution: tuple[int, int] | None = None
 
 
 def pooled(encoder: PooledEncoder, images: Tensor, name: str) -> Tensor:
-    """Features (B, D) of uint8 images (B, 3, H, W), on the CPU; `name` is that of the set.
+    """Features (B, D) of uint8 images (B, 3, H, W) of the set `name`, on the CPU.
 
     Raises NumericsError where they are not finite.
     """
     device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
     features = encoder.pooled(images.to(device)).cpu()
-    if bad := int((~torch.isfinite(features)).any(1).sum()):
-        raise NumericsError(
-            f"{name}: {encoder.name} features of {bad} of {len(images)} images are not finite"
-        )
+    if not torch.isfinite(features).all():
+        raise NumericsError(f"{name}: features of {encoder.name} are not finite")
     return features
 
 
@@ -116,13 +110,11 @@ def extract(
         ranks = world.gather(mine)  # one without images has no moments
         total = reduce(Moments.__add__, (moments for moments, _ in ranks if moments))
         blocks = [block for _, kept in ranks for block in kept]
-        statistics.append(
-            Statistics(total, torch.cat(blocks) if blocks else None, images.resolution)
-        )
+        statistics.append(Statistics(total, torch.cat(blocks) if blocks else None))
     return statistics
 
 
-def extract_cached(
+def extract_stored(
     images: ImageSet,
     extractors: Mapping[str, Extractor],
     folder: Path,
@@ -130,7 +122,7 @@ def extract_cached(
     batch_size: int,
     world: World,
 ) -> dict[str, Statistics]:
-    """Statistics of a reference by space, from `folder` where they are cached; on the first rank.
+    """Statistics of a reference by space, from `folder` where they are stored; on the first rank.
 
     Other ranks get those that are new.
     """
@@ -142,40 +134,25 @@ def extract_cached(
     }
 
     def look() -> list[str]:
-        """Load what is cached; the spaces that are missing, or damaged."""
+        """Load what is stored; the spaces that are missing, or damaged."""
         for space, one in extractors.items():
-            with contextlib.suppress(CheckpointError, DataError):
-                cached = load_statistics(paths[space])
-                if cached.features is not None or not one.keep:
-                    statistics[space] = cached
+            with contextlib.suppress(CheckpointError):
+                stored, _ = load_tensors(paths[space])
+                if "features" in stored or not one.keep:
+                    moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
+                    statistics[space] = Statistics(moments, stored.get("features"))
         return [space for space in extractors if space not in statistics]
 
-    if missing := world.broadcast(look):
-        some = [extractors[space] for space in missing]
-        new = extract(images, some, batch_size=batch_size, world=world)
-        statistics |= zip(missing, new, strict=True)
-        for space in missing if world.first else ():
-            # A full disk only costs time at the next evaluation.
-            with contextlib.suppress(CheckpointError):
-                save_statistics(paths[space], statistics[space])
+    missing = world.broadcast(look)
+    some = [extractors[space] for space in missing]
+    new = extract(images, some, batch_size=batch_size, world=world) if missing else []
+    for space, made in zip(missing, new, strict=True):
+        statistics[space] = made
+        tensors = {"mean": made.moments.mean, "scatter": made.moments.scatter}
+        tensors["count"] = torch.tensor(made.moments.count)
+        if made.features is not None:
+            tensors["features"] = made.features
+        with contextlib.suppress(CheckpointError):  # a full disk only costs time the next time
+            if world.first:
+                save_tensors(paths[space], tensors)
     return statistics
-
-
-def save_statistics(path: str | Path, statistics: Statistics) -> None:
-    """Write statistics as safetensors, to be given as a reference later."""
-    moments = statistics.moments
-    optional = {"features": statistics.features, "resolution": statistics.resolution}
-    tensors = {"count": moments.count, "mean": moments.mean, "scatter": moments.scatter, **optional}
-    present = {k: torch.as_tensor(v) for k, v in tensors.items() if v is not None}
-    save_tensors(Path(path), present)
-
-
-def load_statistics(path: str | Path) -> Statistics:
-    """What `save_statistics` wrote. Raises CheckpointError or DataError for another file."""
-    tensors, _ = load_tensors(Path(path))
-    if missing := {"count", "mean", "scatter"} - tensors.keys():
-        raise DataError(f"{path} has no {', '.join(missing)}: expected statistics of images")
-    moments = Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])
-    resolution = tensors.get("resolution")
-    size = None if resolution is None else (int(resolution[0]), int(resolution[1]))
-    return Statistics(moments, tensors.get("features"), size)

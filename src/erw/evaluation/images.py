@@ -20,6 +20,8 @@ from erw.io import hash_file
 from erw.sampling.generation import Generation
 from erw.sampling.save import image_shape, read_images, read_settings
 
+Reader = Callable[[int, int, int], Iterator[Tensor]]
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -38,7 +40,7 @@ class ImageSet:
     count: int
     content: str
     resolution: tuple[int, int]
-    read: Callable[[int, int, int], Iterator[Tensor]]
+    read: Reader
     settings: dict[str, Any] | None = None
 
     def batches(self, batch_size: int, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
@@ -67,11 +69,8 @@ def reference_images(
 ) -> Images:
     """The images to compare with: a path, a built-in set composed at `size`, or ADM's by name.
 
-    Without a name, runs on the built-in images are compared with the built-in test set.
-
-    Raises:
-        ConfigError: no name, and the classes are not those of the built-in images.
-        FileNotFoundError: nothing at the path.
+    Without a name, runs on the built-in images are compared with the built-in test set. Raises
+    ConfigError for other runs, FileNotFoundError where nothing is at the path.
     """
     if name is None:
         if not built_in(class_names):
@@ -82,13 +81,11 @@ def reference_images(
         name = "openmoji-test"
     if name in BUILT_IN:
         return open_source(name, count=count, **({"size": size} if size else {}))
-    if Path(name).exists():
-        return name
-    if name in REFERENCES:
-        return reference_batch(name)
-    raise FileNotFoundError(
-        f"no reference at {name}: give a folder, zip, .npz, cache or statistics"
-    )
+    if not Path(name).exists():
+        if name in REFERENCES:
+            return reference_batch(name)
+        raise FileNotFoundError(f"no reference at {name}: expected a folder, zip, .npz or cache")
+    return name
 
 
 def built_in(class_names: tuple[str, ...]) -> bool:
@@ -99,19 +96,18 @@ def built_in(class_names: tuple[str, ...]) -> bool:
 
 
 def same_resolution(
-    images: tuple[int, int], reference: tuple[int, int] | None, name: str, other: str
+    images: tuple[int, int], reference: tuple[int, int], name: str, other: str
 ) -> None:
     """Raises DataError where (height, width) of the images and of the reference differ."""
-    if reference is not None and images != reference:
+    if images != reference:
         raise DataError(
-            f"images {name} are {sides(images)}, {other} is {sides(reference)}: scores would "
+            f"images {name} are {_sides(images)}, {other} is {_sides(reference)}: scores would "
             "compare sizes; bring both to one size first"
         )
 
 
-def sides(resolution: tuple[int, ...]) -> str:
-    """(height, width) as "width x height"."""
-    return f"{resolution[1]} x {resolution[0]}"
+def _sides(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"
 
 
 def _open(images: Images, what: str) -> ImageSet:
@@ -121,20 +117,27 @@ def _open(images: Images, what: str) -> ImageSet:
         return _of_generation(images, what)
     if isinstance(images, Cache):
         return _of_cache(images)
-    if isinstance(images, str | Path):
-        path = Path(images)
-        if path.suffix == ".npz":
-            return _of_npz(path)
-        if any((path / f"{name}.json").is_file() for name in ("manifest", "prepare", "online")):
-            return _of_cache(Cache.open(path))
-        source = open_source(path, classes="none")
-        return _of_source(source, read_settings(path) if path.is_dir() else None)
     if isinstance(images, Source):
         return _of_source(images)
-    raise DataError(
-        f"{what} are a {type(images).__name__}; expected a uint8 tensor, a generation, a source, a "
-        "cache, or the path of a folder, zip, .npz or cache"
-    )
+    if not isinstance(images, str | Path):
+        raise DataError(f"{what} are a {type(images).__name__}; expected a path or a uint8 tensor")
+    path = Path(images)
+    if path.suffix == ".npz":
+        return _of_npz(path)
+    if any((path / f"{name}.json").is_file() for name in ("manifest", "prepare", "online")):
+        return _of_cache(Cache.open(path))
+    source = open_source(path, classes="none")
+    return _of_source(source, read_settings(path) if path.is_dir() else None)
+
+
+def _by_rows(rows: Callable[[int, int], Tensor]) -> Reader:
+    """`ImageSet.read` from a function that gives the images `lo` to `hi`."""
+
+    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
+        for lo in range(first, stop, batch_size):
+            yield rows(lo, min(lo + batch_size, stop))
+
+    return read
 
 
 def _of_tensor(images: Tensor, what: str) -> ImageSet:
@@ -144,11 +147,8 @@ def _of_tensor(images: Tensor, what: str) -> ImageSet:
         )
     content = blake3(images.cpu().contiguous().numpy().tobytes())
     content.update(str(tuple(images.shape)).encode())
+    read = _by_rows(lambda lo, hi: images[lo:hi])
     size = (images.shape[2], images.shape[3])
-
-    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
-        yield from images[first:stop].split(batch_size)
-
     return ImageSet("tensor", len(images), content.hexdigest()[:32], size, read)
 
 
@@ -160,10 +160,10 @@ def _of_generation(generation: Generation, what: str) -> ImageSet:
         for samples in generation.rows(lambda i, _: first <= i < stop):
             assert samples.images is not None
             finite = torch.isfinite(samples.latents).flatten(1).all(1).tolist()
-            if bad := [seed for seed, good in zip(samples.seeds, finite, strict=True) if not good]:
+            if bad := [str(s) for s, good in zip(samples.seeds, finite, strict=True) if not good]:
                 raise NumericsError(
-                    f"samples of seeds {', '.join(map(str, bad[:4]))} are not finite: the weights "
-                    "have diverged, or guidance is too strong"
+                    f"samples of seeds {', '.join(bad[:4])} are not finite: the weights have "
+                    "diverged, or guidance is too strong"
                 )
             yield from samples.images.split(batch_size)
 
@@ -171,9 +171,8 @@ def _of_generation(generation: Generation, what: str) -> ImageSet:
     recipe = [generation.settings, generation.seeds, generation.labels]
     content = blake3(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
     height, width = (side * generation.vae.factor for side in generation.model.latent_shape[1:])
-    return ImageSet(
-        "generation", len(generation), content, (height, width), read, generation.settings
-    )
+    settings = generation.settings
+    return ImageSet("generation", len(generation), content, (height, width), read, settings)
 
 
 def _of_npz(path: Path) -> ImageSet:
@@ -190,11 +189,7 @@ def _of_npz(path: Path) -> ImageSet:
 
 def _of_cache(cache: Cache) -> ImageSet:
     """The images that a cache was made of, where it stores them or encodes on the fly."""
-
-    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
-        for lo in range(first, stop, batch_size):
-            yield cache.images(range(lo, min(lo + batch_size, stop)))
-
+    read = _by_rows(lambda lo, hi: cache.images(range(lo, hi)))
     size = (cache.image_size, cache.image_size)
     return ImageSet(Path(cache.where).name, len(cache), cache.identity, size, read)
 
@@ -208,20 +203,19 @@ def _of_source(source: Source, settings: dict[str, Any] | None = None) -> ImageS
         except Unreadable as error:
             raise DataError(f"{source.location(i)}: {error}; mend or remove it") from error
 
-    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
-        for lo in range(first, stop, batch_size):
-            rows = []
-            for i in range(lo, min(lo + batch_size, stop)):
-                rows.append(checked(source.__getitem__, i)[0])
-                if rows[-1].shape != shape:
-                    raise DataError(
-                        f"{source.location(i)} is {sides(rows[-1].shape)}, the images before it "
-                        f"{sides(shape)}: bring them to one size first"
-                    )
-            yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+    def rows(lo: int, hi: int) -> Tensor:
+        images = [checked(source.__getitem__, i)[0] for i in range(lo, hi)]
+        for i, image in enumerate(images, start=lo):
+            if image.shape != shape:
+                raise DataError(
+                    f"{source.location(i)} is {_sides(image.shape)}, the images before it "
+                    f"{_sides(shape)}: bring them to one size first"
+                )
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
     content = blake3(source.fingerprint().encode())
     for i in range(len(source)) if isinstance(source, FileSource) else ():
         content.update(checked(source.read, i))
     shape = checked(source.__getitem__, 0)[0].shape
-    return ImageSet(source.name, len(source), content.hexdigest()[:32], shape[:2], read, settings)
+    name, count, hashed = source.name, len(source), content.hexdigest()[:32]
+    return ImageSet(name, count, hashed, shape[:2], _by_rows(rows), settings)

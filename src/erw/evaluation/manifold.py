@@ -5,7 +5,6 @@ set. Squared distances are float64 and made a block of rows at a time: memory is
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,24 +12,10 @@ from torch import Tensor
 from erw.errors import DataError
 
 
-class PrecisionRecall(NamedTuple):
-    """Share of fake features in a real ball, share of real features in a fake ball."""
-
-    precision: float
-    recall: float
-
-
-class DensityCoverage(NamedTuple):
-    """Mean number of real balls around a fake feature, over k; share of real balls with any."""
-
-    density: float
-    coverage: float
-
-
 def precision_recall(
     real: Tensor, fake: Tensor, *, k: int = 3, rows: int = 1024
-) -> PrecisionRecall:
-    """Improved precision and recall of features (N, D), (M, D); ADM takes k = 3.
+) -> tuple[float, float]:
+    """Share of fake features (M, D) in a real ball, and of real ones (N, D) in a fake ball.
 
     A point on a ball's edge is inside. Source: Kynkäänniemi et al. (arXiv 1904.06991).
     """
@@ -40,15 +25,16 @@ def precision_recall(
     for part, squared in _blocks(fake, real, rows):
         realistic.append((squared <= real_edge).any(1))
         covered |= (squared <= fake_edge[part, None]).any(0)
-    return PrecisionRecall(
-        torch.cat(realistic).double().mean().item(), covered.double().mean().item()
-    )
+    return torch.cat(realistic).double().mean().item(), covered.double().mean().item()
 
 
 def density_coverage(
     real: Tensor, fake: Tensor, *, k: int = 5, rows: int = 1024
-) -> DensityCoverage:
-    """Density and coverage of features (N, D), (M, D) (Naeem et al., arXiv 2002.09797)."""
+) -> tuple[float, float]:
+    """Mean number of real balls around a fake feature, over k; share of real balls with any.
+
+    Source: Naeem et al. (arXiv 2002.09797).
+    """
     real, fake = _centred(real, fake, k=k)
     edge = _edges(real, k, rows)
     inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
@@ -56,7 +42,7 @@ def density_coverage(
         hits = squared <= edge
         inside += int(hits.sum())
         covered |= hits.any(0)
-    return DensityCoverage(inside / (k * len(fake)), covered.double().mean().item())
+    return inside / (k * len(fake)), covered.double().mean().item()
 
 
 def _centred(real: Tensor, fake: Tensor, *, k: int) -> tuple[Tensor, Tensor]:

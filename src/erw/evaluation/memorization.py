@@ -61,15 +61,10 @@ def nearest_images(
 ) -> Nearest:
     """The nearest training image of every sample, and of every held-out image for comparison.
 
-    Memory: the features of samples and held-out images; training images pass by in batches.
-
     Args:
-        samples, training, held_out: as for `erw.evaluate`.
+        samples, training, held_out: as for `erw.evaluate`; training images pass by in batches.
         encoder: of pooled features; None: EfficientNet-Lite2.
         progress: is given the number of images of any of the three after each batch.
-
-    Raises:
-        DataError: fewer than 2 images in a set, or images of another type.
     """
     if encoder is None:
         from erw.encoders.registry import load_encoder
@@ -101,16 +96,3 @@ def nearest_images(
     usual = distance[count:]
     share = (distance[:count] < usual.quantile(0.01)).double().mean().item()
     return Nearest(index[:count], distance[:count], usual, share)
-
-
-def nearest_pairs(
-    samples: Images, training: Images, nearest: Nearest, *, count: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The `count` nearest samples, and the training image of each, uint8 (3, H, W)."""
-
-    def pick(images: Images, rows: Tensor) -> list[Tensor]:
-        read = image_set(images).batches
-        return [next(read(1, i, i + 1))[0].cpu() for i in rows.tolist()]
-
-    order = nearest.distance.argsort()[:count]
-    return pick(samples, order), pick(training, nearest.index[order])

@@ -9,7 +9,7 @@ ranks. So it has none of the noise of the training loss, and small runs can be c
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,21 +37,19 @@ def validating(
     """The callback that gives a line of kind "validation"; `say` gets a text on each.
 
     Every rank takes its share of the images. The line has `flow`, the mean, and `flow_by_time`, the
-    loss at each of `times`. A step that has its line is not validated again.
-
-    Raises:
-        ConfigError, CacheError: there are no held-out images, or they do not fit the run's cache.
+    loss at each of `times`. A step that has its line is not validated again. Raises ConfigError
+    now where there are no held-out images, or they do not fit the run's cache.
     """
     held_out, total = _held_out(run, Cache.open(run.data.cache)), run.eval.loss_images
-    shares: list[Share] = []  # read or encoded at the first use, then kept
+    shares: list[tuple[range, Batch | None]] = []  # read or encoded at the first use, then kept
 
     def validate(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         if is_written(out, "validation", step, world):
             return ()
         if not shares:
             rows = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)
-            shares.append(Share(tuple(rows), held_out(rows, world.device) if rows else None))
-        sums = loss_sums(model, shares[0], device=world.device)
+            shares.append((rows, held_out(rows, world.device) if rows else None))
+        sums = loss_sums(model, *shares[0], device=world.device)
         losses = (world.mean(sums) * (world.size / total)).tolist()
         mean = sum(losses) / len(losses)
         if world.first:
@@ -61,31 +59,30 @@ def validating(
     return validate
 
 
-class Share(NamedTuple):
-    """The held-out images of one rank: their numbers, which their noise follows from, and data."""
-
-    numbers: tuple[int, ...]
-    batch: Batch | None  # None: it has none
-
-
 @torch.no_grad()
 def loss_sums(
-    model: Trained, share: Share, *, device: torch.device, batch_size: int = 64
+    model: Trained,
+    numbers: Sequence[int],
+    images: Batch | None,
+    *,
+    device: torch.device,
+    batch_size: int = 64,
 ) -> Tensor:
     """The loss at each of `TIMES`, summed over images: float64 (12,).
 
-    Where a class token is denoised too, it is the loss of the latents alone.
+    The noise of an image follows from its number. Where a class token is denoised too, it is the
+    loss of the latents alone.
     """
     dtype, _ = precision(model.run.optim.precision, device)
     sums = torch.zeros(len(TIMES), dtype=torch.float64, device=device)
-    for lo in range(0, len(share.numbers), batch_size):
+    for lo in range(0, len(numbers), batch_size):
+        assert images is not None, "there are images where there are numbers"
         part = slice(lo, lo + batch_size)
-        assert share.batch is not None, "a share with numbers has their images"
-        batch, numbers = share.batch.rows(part).to(device), share.numbers[part]
-        latent = _normal("latent", numbers, batch.mean.shape[1:], 0).to(device)
+        batch, some = images.rows(part).to(device), numbers[part]
+        latent = _normal("latent", some, batch.mean.shape[1:], 0).to(device)
         x, y = network_inputs(model.net, batch.mean + batch.std * latent, batch.labels, batch.token)
         for i, time in enumerate(TIMES):
-            eps = _normal("noise", numbers, x.shape[1:], i).to(device)
+            eps = _normal("noise", some, x.shape[1:], i).to(device)
             t = torch.full((len(x),), time, device=device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 residual = _residual(model, x, eps, t, y)

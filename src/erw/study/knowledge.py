@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from erw.evaluation.probing import over_steps
 from erw.study import plots
 from erw.study.plots import Theme, save_figure
 
@@ -16,7 +15,6 @@ NAMES = {
     "mutual_knn": "Mutual nearest neighbours",
     "probe": "Linear probe, accuracy",
     "knn": "Nearest neighbours, accuracy",
-    "spatial": "Spatial structure (local less distant similarity)",
 }
 AXES = {"depth": "block", "step": "training steps", "time": "noise time, 0 is clean"}
 FIELDS = {"run": "{}", "step": "{:,} steps", "time": "t = {:g}", "depth": "block {}"}
@@ -55,12 +53,22 @@ def lines_over(points: Points, axis: str) -> list[Line]:
 
 
 def history(points: Points) -> list[dict[str, Any]]:
-    """How the values of each run, time and depth went over steps, where there are three or more."""
-    return [
-        dict(zip(("run", "time", "depth"), line.key, strict=True)) | change
-        for line in lines_over(points, "step")
-        if (change := over_steps(line.xs, line.ys))
-    ]
+    """How the values of each run, time and depth went over steps, where there are three or more.
+
+    First, lowest and last value, and the step of the lowest. `u_shaped`: the lowest lies strictly
+    between, and at least a tenth of the fall comes back.
+    """
+    lines = []
+    for line in lines_over(points, "step"):
+        if len(line.xs) < 3:
+            continue
+        first, low, last = line.ys[0], min(line.ys), line.ys[-1]
+        i = line.ys.index(low)
+        u_shaped = 0 < i < len(line.ys) - 1 and last - low >= 0.1 * (first - low)
+        where = dict(zip(("run", "time", "depth"), line.key, strict=True))
+        change = {"first": first, "lowest": low, "last": last, "step": int(line.xs[i])}
+        lines.append(where | change | {"u_shaped": u_shaped})
+    return lines
 
 
 def knowledge_figure(record: Mapping[str, Any], theme: Theme, *, over: str = "depth") -> Any:
