@@ -71,7 +71,7 @@ def test_e2e_vaes_by_the_statistics_of_their_config(
         shown = (vae.network.decode(raw).sample + 1) * 127.5
     assert (vae.decode(latents).float() - shown.round().clamp(0, 255)).abs().max() <= 1
     short = folder(tmp_path / "short", channels, latents_mean=mean, latents_std=deviation[:3])
-    with pytest.raises(CheckpointError, match=f"need {channels} values each"):
+    with pytest.raises(CheckpointError, match=f"expected {channels} means"):
         load_vae(f"e2e-{entry}={short}")
 
 

@@ -106,13 +106,6 @@ def test_vae_errors_name_the_cause(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="48 are missing, extra or"):
         load_vae(tmp_path / "deeper")
 
-    config, _ = copy_of_shipped(tmp_path / "scaling")
-    settings = json.loads(config.read_text())
-    del settings["scaling_factor"]
-    config.write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match="no scaling_factor"):
-        load_vae(tmp_path / "scaling")
-
 
 def test_vae_refuses_other_tensors(vae: VAE) -> None:
     with pytest.raises(DataError, match="uint8"):

@@ -32,7 +32,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def net(weights: Path) -> Inception:
-    return load_inception(weights).net
+    return load_inception(weights)
 
 
 def npz(path: Path, images: Tensor, **more: np.ndarray) -> Path:

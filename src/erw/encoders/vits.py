@@ -1,8 +1,7 @@
 """Vision transformers and ConvNeXt V2 through transformers: patch tokens of frozen models.
 
-Images are resized so that one token covers 16 pixels: 256 px give 16 x 16 tokens (224 px for a
-patch of 14). Pooled features, for distances between sets of images, take the side that the model
-was published with, whatever the image's, after Pillow's resize.
+Images are resized so that one token covers 16 pixels (256 px to 224 px for a patch of 14); for
+pooled features to the side that the model was published with, as Pillow does.
 """
 
 import math
@@ -23,22 +22,20 @@ from erw.errors import CheckpointError
 
 CLIP: Pixels = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF: Pixels = ((0.5,) * 3, (0.5,) * 3)
-DINOV2_OFFSET = 0.1
 
 
 def dinov2_positions(network: Any, tokens: int) -> dict[str, Tensor]:
     """Position embeddings (1, 1 + tokens^2, D) as DINOv2's own code interpolates them.
 
-    It scales the grid by (tokens + 0.1) / side, which moves the last of 16 positions by a quarter
-    of a step of the stored 37; transformers scales by tokens / side. Published numbers, FD-DINOv2
-    above all, are of the former.
+    It scales the grid by (tokens + 0.1) / side, transformers by tokens / side: a quarter of a step
+    at the end of 16. Published numbers, FD-DINOv2 above all, are of the former.
     """
     stored = network.embeddings.position_embeddings
     side = round((stored.shape[1] - 1) ** 0.5)
     if side == tokens:
         return {}
     grid = stored[:, 1:].transpose(1, 2).unflatten(2, (side, side)).float()
-    grid = F.interpolate(grid, scale_factor=(tokens + DINOV2_OFFSET) / side, mode="bicubic")
+    grid = F.interpolate(grid, scale_factor=(tokens + 0.1) / side, mode="bicubic")
     positions = torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2).to(stored)], 1)
     return {"embeddings.position_embeddings": positions}
 
@@ -46,10 +43,10 @@ def dinov2_positions(network: Any, tokens: int) -> dict[str, Tensor]:
 class Family(NamedTuple):
     """What the models of one family share.
 
-    `model`: class in transformers; `types`: `model_type` of the folders it reads; `options`: for
-    building it; `pool`: its output -> pooled features (class tokens), of images of `side`, by
-    default the config's; `width`: their width's name in the config; `stride`: of a convolutional
-    network; `positions`: parameters to replace for `pooled`, from network and tokens per side.
+    `types`: `model_type` of the folders it reads; `options`: for building the `model`; `pool`: its
+    output -> pooled features (class tokens), of images of `side`, by default the config's; `width`:
+    their width's name in the config; `stride`: of a convolutional network; `positions`: parameters
+    to replace for `pooled`, from network and tokens per side.
     """
 
     model: str
@@ -143,16 +140,13 @@ class VisionTransformer(PatchEncoder):
             "transformers", family.model, source, name=name, dtype="float32", **dict(family.options)
         )
         config = network.config
-        patch = family.stride or config.patch_size
-        patch = patch if isinstance(patch, int) else int(patch[0])
-        super().__init__(name, patch=patch, stride=family.stride or 16, side=side)
+        patch, stride = family.stride or config.patch_size, family.stride or 16
+        super().__init__(name, patch=patch, stride=stride, side=side)
         self.network, self.family = network, family
         self.revision = getattr(config, "_commit_hash", None)
-        if family.stride:
-            self.dim = self.dim_pooled = int(config.hidden_sizes[-1])
-        else:
-            self.dim = int(config.hidden_size)
-            self.dim_pooled = self.dim_class = int(getattr(config, family.width))
+        self.dim = config.hidden_sizes[-1] if family.stride else config.hidden_size
+        self.dim_pooled = getattr(config, family.width, self.dim)
+        self.dim_class = 0 if family.stride else self.dim_pooled
         self.set_pixels(pixels, hashed=pixels != family.pixels)
         self.eval().requires_grad_(False)
 

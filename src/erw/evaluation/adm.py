@@ -1,14 +1,9 @@
 """The metrics of ADM's evaluator as one family: FID, sFID, Inception Score, precision, recall.
 
-| score           | of                                                                          |
-| fid             | `pool_3` (2,048), Fréchet distance                                          |
-| sfid            | the first 7 channels of `mixed_6/conv` (17 x 17 x 7 = 2,023), the same      |
-| inception_score | softmax of `pool_3` without the bias, splits of 5,000 in the images' order  |
-| precision       | k = 3 on `pool_3`, against the reference's images                           |
-| recall          | the same                                                                    |
-
-A reference batch of ADM's (`VIRTUAL_*.npz`) holds 10,000 images, and the mean and covariance of the
-full data set: these are used for FID and sFID, the images for precision and recall (in float64).
+sFID takes the first 7 channels of `mixed_6/conv` (17 x 17 x 7 = 2,023), the others `pool_3`, the
+Inception Score without the bias and in splits of 5,000 in the images' order. A reference batch of
+ADM's (`VIRTUAL_*.npz`) holds 10,000 images, and the mean and covariance of the full data set: these
+are used for FID and sFID, the images for precision and recall (in float64).
 
 Source: `evaluations/evaluator.py` of openai/guided-diffusion.
 """
@@ -48,7 +43,6 @@ class AdmFeatures(nn.Module):
 
 
 def frechet_part(name: str, real: Statistics, fake: Statistics) -> float:
-    """Fréchet distance of one of `PARTS`."""
     part = PARTS[name]
     return frechet(real.moments.part(part), fake.moments.part(part))
 

@@ -2,10 +2,7 @@
 
 It differs from the Inception v3 that is common today: average pooling leaves the padding out, the
 last block pools by maximum, and there are 1,008 logits. Modules are named as in pytorch-fid and
-torch-fidelity, so that their weights load by name.
-
-Images enter as in ADM's evaluator: uint8, resized to 299 x 299 by the bilinear rule of TensorFlow
-1, then (x - 128) / 128.
+torch-fidelity, so that their weights load by name. Images enter as in ADM's evaluator.
 
 Source: Szegedy et al. (arXiv 1512.00567); `evaluations/evaluator.py` of openai/guided-diffusion.
 """
@@ -26,7 +23,6 @@ from erw.io import cache_home, download
 
 SIDE = 299
 POOL, SPATIAL, LOGITS = 2048, 17 * 17 * 7, 1008
-SPATIAL_CHANNELS = 7
 FILES = {
     "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/"
     "download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
@@ -35,7 +31,6 @@ FILES = {
 }
 SHA256 = "6726825d"  # first digits, of both files
 
-Kernel = int | tuple[int, int]
 Branches = dict[str, tuple]
 """name -> convolutions (channels, kernel), with two kernels side by side where there are two."""
 ROW, COLUMN = (1, 7), (7, 1)
@@ -97,7 +92,13 @@ class Conv(nn.Module):
     """Convolution, batch norm, ReLU. Zero padding keeps the size unless `pad` is False."""
 
     def __init__(
-        self, inputs: int, width: int, kernel: Kernel, *, stride: int = 1, pad: bool = True
+        self,
+        inputs: int,
+        width: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        *,
+        pad: bool = True,
     ) -> None:
         super().__init__()
         padding = "same" if pad else "valid"
@@ -122,15 +123,18 @@ class Mixed(nn.Module):
                 names = [stem] if len(kernels) == 1 else [f"{stem}a", f"{stem}b"]
                 last = self.halves and i == len(convs)
                 for name, kernel in zip(names, kernels, strict=True):
-                    conv = Conv(width, out, kernel, stride=2 if last else 1, pad=not last)
-                    self.add_module(name, conv)
+                    self.add_module(name, Conv(width, out, kernel, 1 + last, pad=not last))
                 self.steps[branch].append(names)
                 width = out
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
         for branch, steps in self.steps.items():
-            ends = [self._pool(x) if branch == "branch_pool" else x]
+            ends = [x]
+            if branch == "branch_pool" and self.maximum:
+                ends = [F.max_pool2d(x, 3, stride=1, padding=1)]
+            elif branch == "branch_pool":
+                ends = [F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)]
             for names in steps:
                 ends = [self.get_submodule(name)(ends[0]) for name in names]
             outputs += ends
@@ -138,14 +142,11 @@ class Mixed(nn.Module):
             outputs.append(F.max_pool2d(x, 3, stride=2))
         return torch.cat(outputs, 1)
 
-    def _pool(self, x: Tensor) -> Tensor:
-        if self.maximum:
-            return F.max_pool2d(x, 3, stride=1, padding=1)
-        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
 
 class Inception(nn.Module):
     """The network; `load_inception` fills it with weights."""
+
+    file = ""  # name and SHA-256 of the weights' file
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +172,7 @@ class Inception(nn.Module):
         for name in BLOCKS:
             x = self.get_submodule(name)(x)
             if name == "Mixed_6d":  # of branch1x1, which is ADM's mixed_6/conv after its ReLU
-                spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+                spatial = x[:, :7].permute(0, 2, 3, 1).flatten(1)
         return Activations(x.mean((2, 3)).float(), spatial.float().contiguous())
 
     def logits(self, pool: Tensor) -> Tensor:
@@ -188,31 +189,15 @@ class Inception(nn.Module):
 
 
 def resize_tf1(images: Tensor, side: int) -> Tensor:
-    """float32 (B, C, H, W) -> (B, C, side, side) by TensorFlow 1's bilinear rule.
-
-    Output pixel i lies at i * H / side of the input: no half-pixel centres, no antialiasing.
-    """
-    low, high, part = _points(images.shape[2], side, images.device)
-    rows, below = images[:, :, low], images[:, :, high]
-    left, right, share = _points(images.shape[3], side, images.device)
-    top = rows[..., left] + (rows[..., right] - rows[..., left]) * share
-    bottom = below[..., left] + (below[..., right] - below[..., left]) * share
-    return top + (bottom - top) * part[:, None]
-
-
-def _points(size: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each output pixel: the input pixels on either side, and its distance from the first."""
-    at = torch.arange(side, dtype=torch.float32, device=device) * (size / side)
-    low = at.floor().long().clamp(max=size - 1)
-    return low, (low + 1).clamp(max=size - 1), at - low
-
-
-class Loaded(NamedTuple):
-    """The network, and the name and SHA-256 of its file."""
-
-    net: Inception
-    file: str
-    sha256: str
+    """float32 (B, C, H, W) -> (B, C, side, side) by TensorFlow 1's bilinear rule: pixel i lies at
+    i * H / side of the input, without half-pixel centres or antialiasing."""
+    for _ in "xy":
+        last = images.shape[-1] - 1
+        at = torch.arange(side, dtype=torch.float32, device=images.device) * ((last + 1) / side)
+        low = at.floor().long().clamp(max=last)
+        left, right = images[..., low], images[..., (low + 1).clamp(max=last)]
+        images = (left + (right - left) * (at - low)).mT
+    return images
 
 
 def find_inception() -> Path:
@@ -229,7 +214,7 @@ def find_inception() -> Path:
         raise FileNotFoundError(f"{error}, or give its path (--weights FILE)") from error
 
 
-def load_inception(path: str | Path | None = None, *, device: str = "cpu") -> Loaded:
+def load_inception(path: str | Path | None = None, *, device: str = "cpu") -> Inception:
     """The network with weights from a file of pytorch-fid or torch-fidelity, batch norms folded.
 
     Raises FileNotFoundError without a file, CheckpointError for a damaged or another network's.
@@ -241,5 +226,5 @@ def load_inception(path: str | Path | None = None, *, device: str = "cpu") -> Lo
     load_exactly(net, counters | state, f"{path} is no Inception of 2015")
     net.fold()
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Loaded(net.to(device), path.name, digest)
+        net.file = f"{path.name} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return net.to(device)

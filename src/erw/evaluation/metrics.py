@@ -182,8 +182,8 @@ def _load(space: str, weights: str | Path | None, device: str) -> tuple[PooledEn
     if space == INCEPTION:
         from erw.evaluation.inception import load_inception
 
-        loaded = load_inception(weights, device=device)
-        return AdmFeatures(loaded.net), f"{loaded.file} sha256 {loaded.sha256}"
+        net = load_inception(weights, device=device)
+        return AdmFeatures(net), net.file
     from erw.encoders.registry import load_encoder
 
     name = SPACES.get(space, space)

@@ -22,10 +22,7 @@ REFERENCES = {
 
 
 def reference_batch(name: str) -> Path:
-    """The local path of one of `REFERENCES`, after a download if necessary.
-
-    Raises DataError where what was sent is no whole archive (no hashes are published).
-    """
+    """The local path of one of `REFERENCES`, downloaded if necessary (it has no published hash)."""
     path = download(REFERENCES[name], cache_home() / "references" / name)
     if not zipfile.is_zipfile(path):
         path.unlink()
