@@ -86,7 +86,7 @@ def test_the_best_weights_are_kept(scored: Path) -> None:
     assert best.step == same.step == top and load(scored).step == 12
     for a, b in zip(best.net.parameters(), same.net.parameters(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(CheckpointError, match="keeps last, best, 2, 4, 6, 8, 10, 12"):
+    with pytest.raises(CheckpointError, match="but last, best, 2, 4, 6, 8, 10, 12"):
         load(scored, checkpoint=7)
 
 
@@ -163,7 +163,7 @@ def test_from_the_command_line(
     assert main(["sample", str(run), "--out", str(out), "--checkpoint", "best"]) == 0
     assert json.loads((out / "settings.json").read_text())["step"] == best
     assert main(["sample", str(run), "--out", str(out), "--checkpoint", "5"]) == 2
-    assert "keeps last, best" in capsys.readouterr().err
+    assert "but last, best" in capsys.readouterr().err
 
 
 def test_without_a_reference_it_says_so_before_training(cache: Path) -> None:

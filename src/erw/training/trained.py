@@ -15,16 +15,9 @@ from erw.io import load_tensors, tensor_header
 from erw.models import build_model
 from erw.training.checkpoint import fill, paths, step_of
 
-WEIGHTS = "ema.safetensors"
-BEST = "best.safetensors"
-RECIPE = "recipe.json"
+RECIPE, WEIGHTS, BEST = "recipe.json", "ema.safetensors", "best.safetensors"
 RDM = "rdm"
 """Folder, in a run's folder, of the run that makes its representations."""
-NAMED = {
-    "last": (WEIGHTS, "train it first (it is written with each checkpoint)"),
-    "best": (BEST, "it is written by scores while training: --eval.every STEPS"),
-}
-"""Name of a checkpoint -> its file, and how it comes about."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +28,15 @@ class Trained:
         net: the `Backbone`, in eval mode, without gradients.
         run: its settings, resolved.
         vae: name or path of the VAE whose latents it makes.
-        class_names: of its classes; empty: unconditional.
+        class_names: of its classes; empty: unconditional, or not known.
         step: optimiser steps behind the weights.
-        scaling: shift and scale a channel of its latents, where its cache has measured them; None:
-            those of the VAE.
+        scaling: shift and scale per latent channel that its cache measured; None: the VAE's.
         source: path that it was loaded from.
-        average: the average that its weights are, where it is not the run's own (`optim.ema`).
-        rdm: what makes the representations that it is given, where it is given any and the run's
-            folder holds one, in `rdm`.
-        projectors: alignment heads that its file has, one per encoder; empty: none were read.
-        missing: parameters that its file does not have (the last blocks of a warm-up's file).
-        origin: what was read, in words, of a released checkpoint.
+        average: the average that its weights are, where it is not `run.optim.ema`.
+        rdm: the model that makes the representations that it is given (RCG).
+        projectors: alignment heads in its file, one per encoder; empty: none were read.
+        missing: parameters that its file lacks (the last blocks of a warm-up's file).
+        origin: what was read of a released checkpoint, in words.
     """
 
     net: Any  # a Backbone
@@ -63,12 +54,12 @@ class Trained:
 
     @property
     def num_classes(self) -> int:
-        """Classes that it can be asked for; those of `rdm` where that stands between."""
+        """Classes that it can be asked for, through `rdm` where there is one."""
         return self.rdm.num_classes if self.rdm else self.net.null_class
 
     @property
     def ema(self) -> float | str:
-        """The average that the weights are: its decay, or words where it is another than that."""
+        """The average that the weights are: its decay, or a description."""
         return self.average or self.run.optim.ema
 
     @property
@@ -145,8 +136,7 @@ def assembled(
 def fitting_rdm(rdm: Trained, run: Run) -> Trained:
     """`rdm`, if it makes the representations that `run` is given.
 
-    Raises:
-        CheckpointError: it makes others, or images.
+    Raises CheckpointError if it makes others, or images.
     """
     makes = rdm.run.data.class_token if rdm.run.model.net == "rdm" else "no representations"
     if makes != run.data.class_token:
@@ -164,26 +154,23 @@ def is_run(path: str | Path) -> bool:
         return (path / RECIPE).is_file()
     try:
         header = tensor_header(path)
-        return path.name in (WEIGHTS, BEST) or bool({"run", "progress"} & header.keys())
     except CheckpointError:
         return False
+    return path.name in (WEIGHTS, BEST) or bool({"run", "progress"} & header.keys())
 
 
 def _named(folder: Path, checkpoint: str) -> Path:
     """The file of a run folder that `load` names."""
     read_recipe(folder)  # says so where there is no run at all
-    if checkpoint in NAMED:
-        file, hint = NAMED[checkpoint]
-        if not (folder / file).exists():
-            raise CheckpointError(f"{folder} holds no {file}; {hint}")
-        return folder / file
-    kept = {str(step_of(path)): path for path in paths(folder / "checkpoints")}
-    if checkpoint not in kept:
+    files = {"last": folder / WEIGHTS, "best": folder / BEST}
+    files = {name: path for name, path in files.items() if path.exists()}
+    files |= {str(step_of(path)): path for path in paths(folder / "checkpoints")}
+    if checkpoint not in files:
         raise CheckpointError(
-            f"checkpoint {checkpoint!r}: {folder} keeps {', '.join([*NAMED, *kept])}; "
-            "train with a larger --log.keep to keep more"
+            f"{folder} has no checkpoint {checkpoint!r}, but {', '.join(files) or 'none at all'}; "
+            "the best is kept by --eval.every, more steps by --log.keep"
         )
-    return kept[checkpoint]
+    return files[checkpoint]
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
@@ -202,18 +189,18 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """`recipe.json` of a run folder: `erw`, `torch`, `run`, `resolved`, `cache`, `cost`.
+    """`recipe.json` of a run folder: `erw`, `torch`, `run`, `resolved`, `cache`, `cost`, `init`.
 
     Raises:
         CheckpointError: missing or damaged.
     """
     path = folder / RECIPE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}")
     try:
         recipe: dict[str, Any] = json.loads(path.read_text())
         recipe["run"], recipe["resolved"], recipe["cache"]["vae"]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error!r}); train into another folder"
         ) from error
