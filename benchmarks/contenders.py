@@ -18,7 +18,7 @@ from torch import Tensor
 
 import erw
 from erw.data.cache import Batch
-from erw.data.spec import EncoderSpec
+from erw.data.manifest import EncoderSpec
 from erw.dist import World
 from erw.models.sit import SIZES
 from erw.plan import Phase, repa

@@ -29,9 +29,17 @@ import torch
 from PIL import Image
 
 from erw.data import Cache, Loader, prefetch
-from erw.data.manifest import Manifest
-from erw.data.shards import File, Shard, shard_file, write_columns
-from erw.data.spec import CacheSpec, EncoderSpec, SourceSpec, VaeSpec
+from erw.data.manifest import (
+    CacheSpec,
+    EncoderSpec,
+    File,
+    Manifest,
+    Shard,
+    SourceSpec,
+    VaeSpec,
+    shard_file,
+)
+from erw.data.writer import write_columns
 from record import add_peer, begun, beside_repa, write
 
 LATENT, GRID, DIM, TEACHER = (4, 32, 32), (16, 16), 768, "teacher"
@@ -61,10 +69,8 @@ def make_cache(folder: Path, rows: int, *, kind: str = "float16", sparse: bool =
                 write_rows(path, spec, part, rows=count, sparse=sparse)
                 first_of[count, part] = path
             files.append(File(path.name, path.stat().st_size, ""))
-        shards.append(Shard(index, spec.span(index).start, count, count, tuple(files)))
-    manifest = Manifest(
-        spec, rows, 0, ("one",), (rows,), (0.0,) * 4, (1.0,) * 4, {}, tuple(shards)
-    )  # fmt: skip
+        shards.append(Shard(index, count, tuple(files)))
+    manifest = Manifest(spec, rows, 0, ("one",), (0.0,) * 4, (1.0,) * 4, tuple(shards))
     manifest.write(folder)
     return Cache.open(folder)
 

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from erw.data import Batch, Cache, open_source
+from erw.data.cache import map_columns
 from erw.data.images import adm_center_crop
 from erw.data.prepare import add_encoders
-from erw.data.quantize import FORMATS, fidelity, pack, unpack
-from erw.data.shards import map_columns, write_columns
+from erw.data.quantize import FORMATS, pack, unpack
+from erw.data.writer import write_columns
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, DataError
 from erw.io import hash_file
@@ -55,7 +56,7 @@ def test_rows_are_what_the_networks_give(made: Parts) -> None:
     torch.testing.assert_close(batch.features[0], tokens, atol=2e-2, rtol=2e-3)
     assert batch.labels.tolist() == [2, 0, 1, 1] and batch.labels.dtype == torch.int64
     assert torch.equal(cache.images(rows), images)
-    assert cache.items(rows).tolist() == rows
+    assert cache.columns(["item"], rows)["item"].tolist() == rows
 
 
 def test_the_flipped_variant_is_of_the_mirrored_image(made: Parts) -> None:
@@ -70,11 +71,7 @@ def test_the_flipped_variant_is_of_the_mirrored_image(made: Parts) -> None:
 
 def test_what_a_cache_says_about_itself(made: Parts) -> None:
     cache = made.cache
-    assert (
-        len(cache) == 24
-        and cache.class_names == CLASSES
-        and cache.manifest.class_counts == (8, 8, 8)
-    )
+    assert len(cache) == 24 and cache.class_names == CLASSES
     assert cache.latent_shape == (4, 8, 8) and cache.variants == 2
     spec = cache.features[ENCODER]
     assert (spec.dim, spec.grid, spec.tokens) == (112, (4, 4), 16)
@@ -141,7 +138,8 @@ def test_formats_keep_directions(kind: str) -> None:
     tokens = torch.randn(64, 16, 96, generator=torch.Generator().manual_seed(0))
     tokens[3, 4] = 0
     packed = pack(tokens, kind)
-    assert fidelity(tokens, packed).mean() > 0.9999
+    cosine = torch.nn.functional.cosine_similarity(tokens, unpack(packed), dim=-1)
+    assert cosine[tokens.any(-1)].mean() > 0.9999
     assert torch.equal(unpack(packed)[3, 4], tokens[3, 4])
 
 
@@ -155,13 +153,10 @@ def test_features_that_do_not_fit_are_refused(kind: str) -> None:
 
 def test_int8_keeps_real_features(made: Parts, tmp_path: Path) -> None:
     cache = make(made.folder, tmp_path / "int8", made.vae, encoder=True, features="int8")
-    report = cache.manifest.fidelity[ENCODER]
-    assert report["mean"] >= 0.9999
     full = made.cache.read(range(24), features=[ENCODER]).features[0]
     small = cache.read(range(24), features=[ENCODER]).features[0]
     cosine = torch.nn.functional.cosine_similarity(full, small, dim=-1)
     assert cosine.mean() >= 0.9999
-    assert abs(float(cosine.mean()) - report["mean"]) < 1e-4
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from erw.data.spec import (
+from erw.data.manifest import (
     CacheSpec,
     EncoderSpec,
     SourceSpec,

@@ -2,8 +2,8 @@
 
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader, prefetch
+from erw.data.manifest import CacheSpec, EncoderSpec
 from erw.data.sources import Source, open_source
-from erw.data.spec import CacheSpec, EncoderSpec
 
 __all__ = [
     "Batch",

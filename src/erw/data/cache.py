@@ -1,7 +1,7 @@
 """A prepared cache: latents' moments, teacher features and labels, read row by row."""
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,11 +12,9 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from erw.data.manifest import MANIFEST, Manifest
+from erw.data.manifest import MANIFEST, SINGLE, Column, EncoderSpec, File, Manifest, shard_file
 from erw.data.quantize import Packed, unpack
-from erw.data.shards import File, ShardReader
-from erw.data.spec import SINGLE, EncoderSpec
-from erw.errors import CacheError
+from erw.errors import CacheError, one_line
 from erw.io import hash_file
 
 DOWNLOADS = 8  # at a time: object stores give their bandwidth to many connections
@@ -44,7 +42,7 @@ class Batch(NamedTuple):
         return moved._replace(features=tuple(features))
 
     def pin(self) -> "Batch":
-        """The same rows in pinned memory; those that are, stay."""
+        """The same rows in pinned memory, which a GPU copies while the CPU goes on."""
         return self._each(Tensor.pin_memory)
 
     def rows(self, index: slice) -> "Batch":
@@ -90,11 +88,9 @@ class Cache:
         self.parts, self.manifest, self.spec = tuple(parts), manifest, manifest.spec
         self.where = " ".join(part.where for part in parts)  # for messages
         self.path = Path(parts[0].where)
-        self.class_names = tuple(
-            dict.fromkeys(name for part in parts for name in part.manifest.class_names)
-        )
-        self.num_classes = len(self.class_names)
-        self._class_numbers = {name: number for number, name in enumerate(self.class_names)}
+        named = dict.fromkeys(name for part in parts for name in part.manifest.class_names)
+        self._class_numbers = {name: number for number, name in enumerate(named)}
+        self.class_names, self.num_classes = tuple(named), len(named)
         self.latent_shape, self.image_size = self.spec.latent_shape, self.spec.image_size
         self.variants = 2 if self.spec.flip else 1
         self.scaling = manifest.scaling or None  # measured, where the VAE has none
@@ -108,13 +104,12 @@ class Cache:
             _check_alike(parts[0], part, self.features)
         self._columns = {k: v for part in self.spec.columns().values() for k, v in part.items()}
         self._shards = [
-            (ShardReader(shard, columns, part.local), part)
+            (part, part.manifest.spec.columns(), shard, dict[str, Tensor]())
             for part in parts
-            for columns in [part.manifest.spec.columns()]
             for shard in part.manifest.shards
             if shard.rows
         ]
-        self._ends = np.cumsum([shard.rows for shard, _ in self._shards])
+        self._ends = np.cumsum([shard.rows for _, _, shard, _ in self._shards])
 
     @classmethod
     def open(cls, path: str | Path | Sequence[str | Path]) -> "Cache":
@@ -128,7 +123,11 @@ class Cache:
             from erw.data.on_the_fly import Online
 
             return Online.open(paths[0])
-        return Cache([_open(one) for one in paths])
+        cache = Cache([open_part(one) for one in paths])
+        for part in cache.parts:
+            for file in part.manifest.files if "://" not in part.where else ():
+                _check_size(part.local(file), file.bytes)
+        return cache
 
     def __len__(self) -> int:
         return sum(part.manifest.rows for part in self.parts)
@@ -167,18 +166,15 @@ class Cache:
             token: the encoder whose class token is read.
             flipped: bool (B,): rows of which the mirrored variant is read.
             packed: leave features as they are stored until `Batch.to`, and everything in pinned
-                memory if there is a GPU, which copies it while the CPU goes on.
+                memory if there is a GPU.
         """
         mirrored = flipped is not None and bool(flipped.any())
         self.require(encoders=features, token=token, flip=mirrored)
         names = ["label", "moments", *(f"features.{name}" for name in features)]
         names += [f"scale.{name}" for name in features if self.features[name].format == "int8"]
         names += [f"class.{token}"] * bool(token)
-        pinned = packed and torch.cuda.is_available()
-        columns = self._read(names, indices, flipped, pinned=pinned)
-        scale, shift = (
-            torch.tensor(self.vae[name]).reshape(-1, 1, 1) for name in ("scale", "shift")
-        )
+        columns = self.columns(names, indices, flipped)
+        shift, scale = (torch.tensor(self.vae[k]).reshape(-1, 1, 1) for k in ("shift", "scale"))
         mean, std = columns["moments"].float().chunk(2, 1)
         batch = Batch(
             (mean - shift).mul_(scale),
@@ -189,24 +185,61 @@ class Cache:
         )
         if not packed:
             return batch.to("cpu")
-        return batch.pin() if pinned else batch
+        return batch.pin() if torch.cuda.is_available() else batch
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
         if not all(part.manifest.spec.images for part in self.parts):
-            raise CacheError(f"cache {self.where} holds no images: prepare it with --images")
-        return self._read(["image"], indices)["image"]
+            self._lacks("no images", "--images")
+        return self.columns(["image"], indices)["image"]
 
-    def items(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Numbers of these rows' images in their source, int64: rejected images leave gaps."""
-        return self._read(["item"], indices)["item"].numpy()
+    def columns(
+        self,
+        names: Sequence[str],
+        indices: Sequence[int] | np.ndarray,
+        flipped: np.ndarray | None = None,
+    ) -> dict[str, Tensor]:
+        """Named columns of rows, in the order given, as they are stored; labels int64 (see `read`).
+
+        `item` numbers the images in their source: rejected ones leave gaps.
+        """
+        index = np.asarray(indices, dtype=np.int64)
+        if index.ndim != 1 or (len(index) and not 0 <= index.min() <= index.max() < len(self)):
+            raise IndexError(f"rows {index} of a cache of {len(self)}")
+        numbers = np.searchsorted(self._ends, index, side="right")
+        rows = index - np.concatenate([[0], self._ends])[numbers]
+        variants = np.zeros_like(index) if flipped is None else flipped.astype(np.int64)
+        places = list(zip(numbers.tolist(), rows.tolist(), variants.tolist(), strict=True))
+        if "://" in self.where:
+            with ThreadPoolExecutor(DOWNLOADS) as pool:
+                list(pool.map(lambda n: [self._column(n, k) for k in names], set(numbers.tolist())))
+        columns = {}
+        for name in names:
+            varied = self.variants == 2 and name not in SINGLE
+            dtype, shape = self._columns[name]
+            column = torch.empty(len(index), *shape[varied:], dtype=getattr(torch, dtype))
+            for place, (number, row, variant) in enumerate(places):
+                stored = self._column(number, name)
+                column[place] = stored[row, variant] if varied else stored[row]
+            columns[name] = column
+        if "label" in columns:
+            labels = zip(numbers.tolist(), columns["label"].tolist(), strict=True)
+            columns["label"] = torch.tensor([self._label(*x) for x in labels], dtype=torch.int64)
+        return columns
 
     def verify(self) -> list[str]:
         """Rehash every file; the names of those that are damaged, cut short or missing."""
+
+        def whole(part: Part, file: File) -> bool:
+            try:
+                return hash_file(part.local(file)) == file.blake3
+            except (OSError, CacheError):
+                return False
+
         files = [(part, file) for part in self.parts for file in part.manifest.files]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            whole = pool.map(lambda pair: _whole(*pair), files)
-            return [file.file for (_, file), good in zip(files, whole, strict=True) if not good]
+            good = pool.map(lambda pair: whole(*pair), files)
+            return [file.file for (_, file), good in zip(files, good, strict=True) if not good]
 
     def require(
         self,
@@ -216,11 +249,8 @@ class Cache:
         token: str = "",
         flip: bool = False,
     ) -> None:
-        """Raise `CacheError` unless this cache has what is required.
-
-        `tokens` is the number of tokens of every encoder; `token` names an encoder with a class
-        token.
-        """
+        """Raise `CacheError` unless this cache has features of `encoders`, with so many `tokens`
+        each, the class token of the encoder `token`, and mirrored rows (`flip`)."""
         for name in encoders:
             if name not in self.features:
                 cached = ", ".join(self.features) or "no encoder"
@@ -243,82 +273,66 @@ class Cache:
             f"erw prepare IMAGES --out OTHER_DIR {option}"
         )
 
-    def _read(
-        self,
-        names: Sequence[str],
-        indices: Sequence[int] | np.ndarray,
-        flipped: np.ndarray | None = None,
-        *,
-        pinned: bool = False,
-    ) -> dict[str, Tensor]:
-        """Columns of rows, in the order given, as they are stored; labels int64."""
-        index = np.asarray(indices, dtype=np.int64)
-        if index.ndim != 1 or (len(index) and not 0 <= index.min() <= index.max() < len(self)):
-            raise IndexError(f"rows {index} of a cache of {len(self)}")
-        numbers = np.searchsorted(self._ends, index, side="right")
-        rows = index - np.concatenate([[0], self._ends])[numbers]
-        variants = np.zeros_like(index) if flipped is None else flipped.astype(np.int64)
-        places = list(zip(numbers.tolist(), rows.tolist(), variants.tolist(), strict=True))
-        if any("://" in part.where for part in self.parts):
-            with ThreadPoolExecutor(DOWNLOADS) as pool:
-                shards = [self._shards[number][0] for number in set(numbers.tolist())]
-                list(pool.map(lambda shard: [shard[name] for name in names], shards))
-        columns = {}
-        for name in names:
-            varied = self.variants == 2 and name not in SINGLE
-            dtype, shape = self._columns[name]
-            size, kind = (len(index), *shape[varied:]), getattr(torch, dtype)
-            column = torch.empty(size, dtype=kind, pin_memory=pinned)
-            for place, (number, row, variant) in enumerate(places):
-                stored = self._shards[number][0][name]
-                column[place] = stored[row, variant] if varied else stored[row]
-            columns[name] = column
-        if "label" in columns:
-            parts = (self._shards[number][1] for number in numbers.tolist())
-            labels = map(self._joined_label, parts, columns["label"].tolist())
-            columns["label"] = torch.tensor(list(labels), dtype=torch.int64)
-        return columns
+    def _column(self, number: int, name: str) -> Tensor:
+        """A column of a shard, rows first, mapped; its pages are read when they are touched."""
+        part, columns, shard, mapped = self._shards[number]
+        if name not in mapped:
+            kind = next(kind for kind, names in columns.items() if name in names)
+            file = next(f for f in shard.files if f.file == shard_file(shard.index, kind))
+            mapped |= map_columns(part.local(file), columns[kind], rows=shard.rows)
+        return mapped[name]
 
-    def _joined_label(self, part: Part, label: int) -> int:
-        """A cache's label by the classes of all caches."""
+    def _label(self, number: int, label: int) -> int:
+        """A shard's label by the classes of all caches."""
+        part = self._shards[number][0]
         names = part.manifest.class_names
         if not 0 <= label < max(1, len(names)):
             raise CacheError(f"cache {part.where} has label {label} but {len(names)} classes")
         return self._class_numbers[names[label]] if names else 0
 
 
-def folder_part(folder: Path, manifest: Manifest) -> Part:
-    """A cache in a local folder, its files unchecked."""
-    identity = hash_file(folder / MANIFEST)[:32]
-    return Part(str(folder), manifest, identity, lambda file: folder / "shards" / file.file)
-
-
-def _open(path: str | Path) -> Part:
-    """One finished cache in a folder or at a URL."""
+def open_part(path: str | Path) -> Part:
+    """One finished cache in a folder or at a URL, its files unchecked."""
     if "://" in str(path):
         from erw.data.remote import open_remote
 
-        part = open_remote(str(path))
-    else:
-        folder = Path(path).expanduser()
-        if (folder / "online.json").is_file():
+        return open_remote(str(path))
+    folder = Path(path).expanduser()
+    if (folder / "online.json").is_file():
+        raise CacheError(f"{folder} encodes while training (--online): give it alone")
+    manifest, identity = Manifest.read(folder), hash_file(folder / MANIFEST)[:32]
+    return Part(str(folder), manifest, identity, lambda file: folder / "shards" / file.file)
+
+
+def map_columns(path: Path, columns: Mapping[str, Column], *, rows: int) -> dict[str, Tensor]:
+    """The mapped columns of a shard's file.
+
+    Raises:
+        CacheError: it is missing, damaged, or holds other columns than it should.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:  # checks the header against the size of the file
+            mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise CacheError(f"shard {path} is damaged ({one_line(error)}): {AGAIN}") from error
+    for name, (dtype, shape) in columns.items():
+        column = mapped.get(name, torch.empty(0))
+        kind, expected = str(column.dtype).removeprefix("torch."), (rows, *shape)
+        if kind != dtype or column.shape != expected:
             raise CacheError(
-                f"{folder} encodes while training (--online) and cannot be read as one with other "
-                "caches: prepare it without --online"
+                f"shard {path} has {kind} {tuple(column.shape)} as {name}, not {dtype} {expected} "
+                f"as the manifest says: {AGAIN}"
             )
-        part = folder_part(folder, Manifest.read(folder))
-        for file in part.manifest.files:
-            _check_size(part.local(file), file.bytes)
-    if not part.manifest.rows:
-        raise CacheError(f"cache {path} has no rows: prepare it again")
-    return part
+    return mapped
 
 
 def _check_size(path: Path, expected: int) -> None:
-    size = path.stat().st_size if path.is_file() else None
+    size = path.stat().st_size if path.is_file() else 0
     if size != expected:
-        kind = "missing" if size is None else "cut short" if size < expected else "too long"
-        raise CacheError(f"shard {path} is {kind} ({size or 0} of {expected} bytes): {AGAIN}")
+        kind = "cut short" if size else "missing"
+        raise CacheError(f"shard {path} is {kind} ({size} of {expected} bytes): {AGAIN}")
 
 
 def _check_alike(first: Part, part: Part, features: Collection[str]) -> None:
@@ -336,10 +350,3 @@ def _check_alike(first: Part, part: Part, features: Collection[str]) -> None:
             f"{first.where} and {part.where} cannot be read as one cache: {', '.join(changed)}; "
             "prepare one of them again"
         )
-
-
-def _whole(part: Part, file: File) -> bool:
-    try:
-        return hash_file(part.local(file)) == file.blake3
-    except (OSError, CacheError):
-        return False

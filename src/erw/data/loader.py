@@ -8,7 +8,6 @@ from typing import TypeVar
 import numpy as np
 
 from erw.data.cache import Batch, Cache
-from erw.errors import DataError
 from erw.rng import seeded
 
 T = TypeVar("T")
@@ -38,8 +37,8 @@ class Loader:
     ) -> None:
         self.flip = cache.variants > 1 if flip is None else flip
         cache.require(encoders=features, token=token, flip=self.flip)
-        self.cache, self.seed, self.features, self.token = cache, seed, tuple(features), token
-        self.stored = stored
+        self.cache, self.seed, self.stored = cache, seed, stored
+        self.features, self.token = tuple(features), token
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
     def batch(self, start: int, count: int, *, lo: int = 0, hi: int | None = None) -> Batch:
@@ -47,16 +46,12 @@ class Loader:
 
         Independent of earlier calls and of who calls: ranks read slices of one batch.
         """
-        hi = count if hi is None else hi
-        if start < 0 or not 0 <= lo <= hi <= count:
-            raise DataError(f"rows {lo}:{hi} of a batch of {count} at {start} do not exist")
-        positions = np.arange(start + lo, start + hi, dtype=np.int64)
-        flipped = self.flipped(positions) if self.flip else None
+        positions = np.arange(start + lo, start + (count if hi is None else hi), dtype=np.int64)
         return self.cache.read(
             self.rows(positions),
             features=self.features,
             token=self.token,
-            flipped=flipped,
+            flipped=self.flipped(positions) if self.flip else None,
             packed=self.stored,
         )
 
@@ -87,8 +82,8 @@ def prefetch(
     fetch: Callable[[int], T], steps: Iterable[int], *, depth: int = 2, threads: int = 1
 ) -> Iterator[T]:
     """`fetch(step)` for each step in order, up to `depth` of them ahead in so many threads."""
+    pending: list[Future[T]] = []
     with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
-        pending: list[Future[T]] = []
         try:
             for step in steps:
                 pending.append(pool.submit(fetch, step))

@@ -1,7 +1,7 @@
-"""What a cache says about itself: `manifest.json`, joined from one small record per shard.
+"""What a cache says about itself: its spec (each setting that decides its bytes) and its files.
 
 cache/
-  prepare.json                     its settings, written first
+  prepare.json                     the spec, written first
   shards/00000.safetensors         labels and latents of shard 0
   shards/00000.images.safetensors  its cropped images, if they are stored
   shards/00000.1.safetensors       its features of encoder 1
@@ -13,21 +13,190 @@ Each group of columns is a file of its own, so that a run opens (or downloads) o
 """
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from blake3 import blake3
 
-from erw.data.shards import File, Shard
-from erw.data.spec import CacheSpec
+from erw.data.sources import Source
 from erw.errors import CacheError
 from erw.io import write_text
+
+T = TypeVar("T")
 
 VERSION = 2
 MANIFEST, SETTINGS, REJECTED = "manifest.json", "prepare.json", "rejected.jsonl"
 CHECK = "check"  # of a manifest: the hash of the rest
+
+Column = tuple[str, tuple[int, ...]]
+"""Name of a column's torch dtype, and the shape of one row."""
+
+SINGLE = ("label", "item", "image")
+"""Columns that a row has once, also where the others have a mirrored variant."""
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Which images: name, a hash of the list of files and labels, and how many."""
+
+    name: str
+    fingerprint: str
+    count: int
+
+    @classmethod
+    def of(cls, source: Source) -> "SourceSpec":
+        return cls(source.name, source.fingerprint(), len(source))
+
+
+@dataclass(frozen=True)
+class VaeSpec:
+    """The VAE. `scale` and `shift`: one number, one per channel, or None where the cache measures
+    them. `flops`: of encoding one image, multiply-add = 2."""
+
+    name: str
+    weight_hash: str
+    factor: int
+    scale: float | Sequence[float] | None
+    shift: float | Sequence[float] | None
+    flops: int
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Features of one encoder. `grid`: rows and columns of tokens; `flops`: of one image;
+    `class_dim`: width of the stored class token, 0 without one."""
+
+    name: str
+    weight_hash: str
+    dim: int
+    grid: tuple[int, int]
+    flops: int
+    format: str
+    class_dim: int = 0
+    revision: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per image."""
+        return math.prod(self.grid)
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """A whole cache; see `erw.data.prepare.prepare` for the settings. `latent_shape`: (C, h, w)."""
+
+    source: SourceSpec
+    background: tuple[int, int, int]
+    crop: str
+    image_size: int
+    rows_per_shard: int
+    precision: str
+    seed: int
+    flip: bool
+    images: bool
+    latent_shape: tuple[int, int, int]
+    vae: VaeSpec
+    encoders: tuple[EncoderSpec, ...] = ()
+
+    @property
+    def shards(self) -> int:
+        """How many shards the source fills."""
+        return math.ceil(self.source.count / self.rows_per_shard)
+
+    def span(self, index: int) -> range:
+        """The images of the source that go into a shard."""
+        first = index * self.rows_per_shard
+        return range(first, min(first + self.rows_per_shard, self.source.count))
+
+    def columns(self) -> dict[str, dict[str, Column]]:
+        """The columns of a shard, by the part of its file's name (see `shard_file`)."""
+        variants = (2,) if self.flip else ()
+        channels, *sides = self.latent_shape
+        parts: dict[str, dict[str, Column]] = {
+            "": {
+                "label": ("int32", ()),
+                "item": ("int64", ()),
+                "moments": ("float16", (*variants, 2 * channels, *sides)),
+            }
+        }
+        if self.images:
+            parts["images"] = {"image": ("uint8", (3, self.image_size, self.image_size))}
+        for number, encoder in enumerate(self.encoders):
+            name, tokens = encoder.name, (*variants, encoder.tokens)
+            columns = parts[str(number)] = {}
+            columns[f"features.{name}"] = (encoder.format, (*tokens, encoder.dim))
+            if encoder.format == "int8":
+                columns[f"scale.{name}"] = ("float32", tokens)
+            if encoder.class_dim:
+                columns[f"class.{name}"] = ("float16", (*variants, encoder.class_dim))
+        return parts
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `from_json` is the inverse."""
+        values = json.loads(json.dumps(asdict(self)))
+        for part in (values["vae"], *values["encoders"]):
+            for name in ("revision", "class_dim"):
+                if not part.get(name, True):
+                    del part[name]
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "CacheSpec":
+        """From the settings of a cache.
+
+        Raises:
+            CacheError: its features are stored in a way that is gone.
+            KeyError, TypeError: a value is missing.
+        """
+        for encoder in values["encoders"]:
+            if "pca" in encoder or encoder["format"] == "float8":
+                raise CacheError(
+                    f"features of {encoder['name']} are stored as principal components or float8, "
+                    "which this erw does not read: make another cache with erw prepare IMAGES "
+                    "--features int8"
+                )
+        parts = {
+            "source": _record(SourceSpec, values["source"]),
+            "vae": _record(VaeSpec, values["vae"]),
+            "encoders": tuple(_record(EncoderSpec, encoder) for encoder in values["encoders"]),
+        }
+        return _record(cls, values | parts)
+
+    def differences(self, new: "CacheSpec") -> list[str]:
+        """Settings in which two caches differ, as "crop (adm, now resize)".
+
+        FLOPs and revisions do not count, nor the VAE's name: its weights' hash does.
+        """
+        before, after = _flat(self.to_json()), _flat(new.to_json())
+        return [
+            f"{key} ({before.get(key, 'none')}, now {after.get(key, 'none')})"
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key)
+            and not key.endswith((".flops", ".revision"))
+            and key != "vae.name"
+        ]
+
+
+class File(NamedTuple):
+    """What a manifest records of a file."""
+
+    file: str
+    bytes: int
+    blake3: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images `spec.span(index)` of the source, less those rejected, in `files`."""
+
+    index: int
+    rows: int
+    files: tuple[File, ...]
 
 
 @dataclass(frozen=True)
@@ -36,53 +205,58 @@ class Record:
 
     shard: Shard
     rejected: list[tuple[int, str, str]]  # number, path, reason
-    label_counts: dict[str, int]
     latent_sums: list[list[float]]  # per channel: sum of mean, sum of mean^2 + std^2; then [count]
-    fidelity: dict[str, tuple[float, int, float]]  # encoder: sum, count and minimum of cosines
 
     def write(self, folder: Path) -> None:
         """Write `00000.json`."""
-        write_text(_record_path(folder, self.shard.index), json.dumps(asdict(self), sort_keys=True))
+        path = folder / f"{self.shard.index:05d}.json"
+        write_text(path, json.dumps(asdict(self), sort_keys=True))
 
     @staticmethod
     def read(folder: Path, index: int) -> "Record | None":
         """A shard's record with those of its files that are there in full size, or None."""
+
+        def whole(file: File) -> bool:
+            path = folder / file.file
+            return path.is_file() and path.stat().st_size == file.bytes
+
         try:
-            values = json.loads(_record_path(folder, index).read_text())
-            shard = _shard(**values["shard"])
-            whole = tuple(file for file in shard.files if _size(folder / file.file) == file.bytes)
-            values["shard"] = replace(shard, files=whole)
-            return Record(**{name: values[name] for name in Record.__dataclass_fields__})
+            values = json.loads((folder / f"{index:05d}.json").read_text())
+            shard = _shard(values["shard"])
+            shard = replace(shard, files=tuple(filter(whole, shard.files)))
+            return Record(shard, values["rejected"], values["latent_sums"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished cache."""
+    """A finished cache. `latent_mean`, `latent_std`: raw, per channel, of posterior samples."""
 
     spec: CacheSpec
     rows: int
     rejected: int
     class_names: tuple[str, ...]
-    class_counts: tuple[int, ...]
-    latent_mean: tuple[float, ...]  # raw, per channel, of posterior samples
+    latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
-    fidelity: dict[str, dict[str, float]]  # encoder: {"mean", "min"} cosine of stored features
     shards: tuple[Shard, ...]
-    scaling: dict[str, list[float]] = field(default_factory=dict)
-    """{"shift", "scale"} per channel, measured where the VAE has none."""
 
     @property
     def files(self) -> tuple[File, ...]:
         """The files of all shards."""
         return tuple(file for shard in self.shards for file in shard.files)
 
+    @property
+    def scaling(self) -> dict[str, list[float]]:
+        """{"shift", "scale"} per channel, measured where the VAE has none; else empty."""
+        if self.spec.vae.scale is not None:
+            return {}
+        return {"shift": list(self.latent_mean), "scale": [1 / std for std in self.latent_std]}
+
     def write(self, out: Path) -> None:
         """Write `manifest.json` in canonical form: equal caches have equal bytes."""
         values = asdict(self) | {"settings": self.spec.to_json(), "version": VERSION}
         del values["spec"]
-        values["latent_shape"] = self.spec.latent_shape
         values = json.loads(json.dumps(values))
         values[CHECK] = _check(values)
         write_text(out / MANIFEST, json.dumps(values, sort_keys=True, indent=1) + "\n")
@@ -95,13 +269,10 @@ class Manifest:
             CacheError: it is missing, damaged or of another version.
         """
         path = out / MANIFEST
-        if not out.exists():
-            raise CacheError(f"no cache at {out}: make one with: erw prepare IMAGES --out {out}")
         if not path.is_file():
             state = "an unfinished cache" if (out / SETTINGS).exists() else "no cache"
-            raise CacheError(
-                f"{out} is {state} ({MANIFEST} is missing): run erw prepare IMAGES --out {out}"
-            )
+            state = f"{out} is {state}" if out.exists() else f"no cache at {out}"
+            raise CacheError(f"{state}: run erw prepare IMAGES --out {out}")
         return Manifest.parse(path.read_bytes(), where=str(path))
 
     @staticmethod
@@ -109,36 +280,22 @@ class Manifest:
         """A manifest from its text; `where` is named in errors, which are as for `read`."""
         try:
             values = json.loads(text)
-            version = values["version"]
-            if version == VERSION:
-                if values.pop(CHECK) != _check(values):
-                    raise ValueError("its content does not match its checksum")
-                return _manifest(values)
+            if values["version"] != VERSION:
+                raise CacheError(f"it has version {values['version']}, this erw reads {VERSION}")
+            if values.pop(CHECK) != _check(values):
+                raise ValueError("its content does not match its checksum")
+            spec = CacheSpec.from_json(values["settings"])
+            shards = tuple(map(_shard, values["shards"]))
+            manifest = _record(Manifest, values | {"spec": spec, "shards": shards})
+            if manifest.rows != (rows := sum(shard.rows for shard in shards)):
+                raise ValueError(f"{manifest.rows} rows, but {rows} in its shards")
+            return manifest
         except CacheError as error:
             raise CacheError(f"{where}: {error}") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CacheError(
                 f"{where} is damaged ({error}): remove it and run erw prepare again"
             ) from error
-        raise CacheError(
-            f"{where} has version {version}, this erw reads {VERSION}: remove the cache and make "
-            "it again with erw prepare"
-        )
-
-
-def _manifest(values: dict[str, Any]) -> Manifest:
-    values = values | {
-        "spec": CacheSpec.from_json(values["settings"]),
-        "shards": tuple(_shard(**shard) for shard in values["shards"]),
-    }
-    for key in ("class_names", "class_counts", "latent_mean", "latent_std"):
-        values[key] = tuple(values[key])
-    known = (name for name in Manifest.__dataclass_fields__ if name in values)
-    manifest = Manifest(**{name: values[name] for name in known})
-    rows = sum(shard.rows for shard in manifest.shards)
-    if not manifest.rows == rows == sum(manifest.class_counts):
-        raise ValueError(f"{manifest.rows} rows, but {rows} in its shards")
-    return manifest
 
 
 def join(spec: CacheSpec, class_names: Sequence[str], records: Sequence[Record]) -> Manifest:
@@ -147,72 +304,77 @@ def join(spec: CacheSpec, class_names: Sequence[str], records: Sequence[Record])
     Raises:
         CacheError: a channel without variance cannot be scaled.
     """
-    counts = [0] * max(1, len(class_names))
-    for record in records:
-        for label, count in record.label_counts.items():
-            counts[int(label)] += count
-    mean, deviation = _moments(records)
-    scaling = {}
-    if spec.vae.scale is None:
-        if min(deviation) < 1e-6:  # of a posterior at the lower bound of its log-variance
-            raise CacheError(
-                f"channel {deviation.index(min(deviation))} of the latents is the same everywhere: "
-                f"VAE {spec.vae.name} cannot be scaled by their deviation"
-            )
-        scaling = {"shift": list(mean), "scale": [1 / value for value in deviation]}
+    sums = [record.latent_sums for record in records if record.shard.rows]
+    number = sum(s[2][0] for s in sums)
+    mean, square = (
+        [sum(c) / number for c in zip(*(s[k] for s in sums), strict=True)] for k in (0, 1)
+    )
+    deviation = tuple(max(0.0, b - a * a) ** 0.5 for a, b in zip(mean, square, strict=True))
+    if spec.vae.scale is None and min(deviation) < 1e-6:  # at the least log-variance of a VAE
+        raise CacheError(
+            f"channel {deviation.index(min(deviation))} of the latents is the same everywhere: "
+            f"VAE {spec.vae.name} cannot be scaled by their deviation"
+        )
     return Manifest(
         spec=spec,
         rows=sum(record.shard.rows for record in records),
         rejected=sum(len(record.rejected) for record in records),
         class_names=tuple(class_names),
-        class_counts=tuple(counts),
-        latent_mean=mean,
+        latent_mean=tuple(mean),
         latent_std=deviation,
-        fidelity={encoder.name: _fidelity(records, encoder.name) for encoder in spec.encoders},
         shards=tuple(record.shard for record in records),
-        scaling=scaling,
     )
 
 
-def rejected_lines(records: Sequence[Record]) -> str:
-    """The text of `rejected.jsonl`."""
-    rows = sorted(tuple(row) for record in records for row in record.rejected)
-    return "".join(
-        json.dumps({"item": item, "path": path, "reason": reason}, ensure_ascii=False) + "\n"
-        for item, path, reason in rows
-    )
+def shard_file(index: int, part: str = "") -> str:
+    """The name of one of a shard's files: latents (""), "images", or an encoder's number."""
+    return f"{index:05d}{part and f'.{part}'}.safetensors"
 
 
-def _moments(records: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each raw channel, over samples of the posterior."""
-    sums = [record.latent_sums for record in records if record.shard.rows]
-    number = sum(s[2][0] for s in sums)
-    first = [sum(column) / number for column in zip(*(s[0] for s in sums), strict=True)]
-    second = [sum(column) / number for column in zip(*(s[1] for s in sums), strict=True)]
-    spread = (max(0.0, b - a * a) ** 0.5 for a, b in zip(first, second, strict=True))
-    return tuple(first), tuple(spread)
+def size_table(spec: CacheSpec) -> str:
+    """Bytes per image and in all of every column of a cache, one line each, and their sum."""
+    count, total = spec.source.count, 0
+    lines = [f"{'column':<34}{'shape':<24}{'bytes/image':>12}{'in all':>14}"]
+    for columns in spec.columns().values():
+        for name, (dtype, shape) in columns.items():
+            total += (size := column_bytes((dtype, shape)))
+            form = f"{'x'.join(map(str, shape))} {dtype}"
+            lines.append(f"{name:<34}{form:<24}{size:>12,}{readable(size * count):>14}")
+    return "\n".join([*lines, f"{'all':<58}{total:>12,}{readable(total * count):>14}"])
 
 
-def _fidelity(records: Sequence[Record], encoder: str) -> dict[str, float]:
-    parts = [record.fidelity[encoder] for record in records if record.shard.rows]
-    mean = sum(part[0] for part in parts) / sum(part[1] for part in parts)
-    return {"mean": mean, "min": min(part[2] for part in parts)}
+def column_bytes(column: Column) -> int:
+    """Bytes of one row of a column."""
+    return math.prod(column[1]) * getattr(torch, column[0]).itemsize
+
+
+def readable(size: float) -> str:
+    """Bytes in megabytes, or gigabytes from 10 GB on."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.1f} MB"
 
 
 def _check(values: dict[str, Any]) -> str:
-    """blake3 of a manifest's JSON values."""
     return blake3(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _shard(*, files: list[Any], **values: Any) -> Shard:
-    if any("/" in str(text) for file in files for text in file):
+def _shard(values: dict[str, Any]) -> Shard:
+    files = tuple(File(*file) for file in values["files"])
+    if any("/" in file.file for file in files):
         raise ValueError("a path where the name of a file was expected")
-    return Shard(**values, files=tuple(File(*file) for file in files))
+    return Shard(values["index"], values["rows"], files)
 
 
-def _record_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:05d}.json"
+def _record(kind: type[T], values: dict[str, Any]) -> T:
+    """A record from JSON values, lists as tuples; keys of other versions are left out."""
+    known = {name: values[name] for name in kind.__dataclass_fields__ if name in values}  # type: ignore[attr-defined]
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested JSON values by dotted keys; list items that are records by their name."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = {item["name"]: item for item in value}
+    if not isinstance(value, dict):
+        return {prefix: value}
+    parts = (_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items())
+    return {key: item for part in parts for key, item in part.items()}

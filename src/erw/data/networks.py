@@ -8,38 +8,39 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from blake3 import blake3
 from torch import Tensor
 
 from erw.data.images import CROPS
+from erw.data.manifest import CacheSpec, EncoderSpec, SourceSpec, VaeSpec
 from erw.data.quantize import FORMATS
 from erw.data.sources import Source
-from erw.data.spec import CacheSpec, EncoderSpec, SourceSpec, VaeSpec
 from erw.encoders.base import counted_flops
 from erw.errors import ConfigError
 
 PIECE = 4  # images: enough for a matrix product, few enough for a core's cache
-PRECISIONS = ("float32", "bfloat16")
 
 
-class Networks(NamedTuple):
-    """VAE (None where only features are made) and encoders, and the precision that they run in."""
+class Networks:
+    """VAE (None where only features are made) and encoders, loaded where they are given by name.
 
-    vae: Any
-    encoders: tuple[Any, ...]
-    precision: str
-    device: str
+    Raises:
+        ConfigError: an unknown precision, or one encoder twice.
+    """
 
-    def encoder(self, name: str) -> Any:
-        """An encoder by name. Raises `ConfigError` if it is not loaded."""
-        for encoder in self.encoders:
-            if encoder.name == name:
-                return encoder
-        raise ConfigError(f"features of {name} are missing from the cache: name it too")
+    def __init__(self, vae: Any, encoders: Sequence[Any], *, precision: str, device: str) -> None:
+        from erw.encoders import load_encoder, load_vae
+
+        _check_choice("precision", precision, ("float32", "bfloat16"))
+        self.precision, self.device = precision, device
+        self.vae = load_vae(vae, device=device) if isinstance(vae, str) else vae
+        loaded = [load_encoder(e, device=device) if isinstance(e, str) else e for e in encoders]
+        self.encoders = {encoder.name: encoder for encoder in loaded}
+        if len(self.encoders) < len(loaded):
+            raise ConfigError(f"an encoder is named twice: {', '.join(e.name for e in loaded)}")
 
     @torch.no_grad()
     def run(
@@ -70,24 +71,6 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def load_networks(vae: Any, encoders: Sequence[Any], *, precision: str, device: str) -> Networks:
-    """The networks, loaded where they are given by name; without a VAE for None.
-
-    Raises:
-        ConfigError: an unknown precision, or one encoder twice.
-    """
-    from erw.encoders import load_encoder, load_vae
-
-    _check_choice("precision", precision, PRECISIONS)
-    if isinstance(vae, str | Path):
-        vae = load_vae(str(vae), device=device)
-    loaded = tuple(load_encoder(e, device=device) if isinstance(e, str) else e for e in encoders)
-    names = [encoder.name for encoder in loaded]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"the same encoder is named twice: {', '.join(names)}")
-    return Networks(vae, loaded, precision, device)
-
-
 def cache_spec(
     source: Source,
     networks: Networks,
@@ -98,11 +81,9 @@ def cache_spec(
     seed: int,
     flip: bool,
     images: bool,
-    features: str | None = None,
-    class_token: bool = False,
-    like: CacheSpec | None = None,
+    **options: Any,
 ) -> CacheSpec:
-    """The spec of a cache; see `encoder_specs` for the last three.
+    """The spec of a cache; `options` are those of `encoder_specs`.
 
     Raises:
         ConfigError: a setting is impossible.
@@ -137,13 +118,7 @@ def cache_spec(
             flops=counted_flops(lambda: vae.encode(one)),
             revision=getattr(vae, "revision", None),
         ),
-        encoders=encoder_specs(
-            networks,
-            image_size=image_size,
-            features=features,
-            class_token=class_token,
-            like=like,
-        ),
+        encoders=encoder_specs(networks, image_size=image_size, **options),
     )
 
 
@@ -151,9 +126,9 @@ def encoder_specs(
     networks: Networks,
     *,
     image_size: int,
-    features: str | None,
-    class_token: bool,
-    like: CacheSpec | None,
+    features: str | None = None,
+    class_token: bool = False,
+    like: CacheSpec | None = None,
 ) -> tuple[EncoderSpec, ...]:
     """The encoders' part of a spec.
 
@@ -163,15 +138,15 @@ def encoder_specs(
     """
     if features is not None:
         _check_choice("features", features, FORMATS)
-    if class_token and not any(encoder.dim_class for encoder in networks.encoders):
-        names = ", ".join(encoder.name for encoder in networks.encoders)
+    encoders = networks.encoders.values()
+    if class_token and not any(encoder.dim_class for encoder in encoders):
         raise ConfigError(
-            f"class tokens are to be stored, but {names or 'no encoder'} has none; name an encoder "
-            "that has one, such as dinov2-b or efficientnet-lite0"
+            f"{', '.join(networks.encoders) or 'no encoder'} has no class token to store: name an "
+            "encoder that has one, such as dinov2-b or efficientnet-lite0"
         )
     before = {encoder.name: encoder for encoder in (like.encoders if like else ())}
     specs = []
-    for encoder in networks.encoders:
+    for encoder in encoders:
         old = before.get(encoder.name)
         both = bool(encoder.dim_class) and (class_token or bool(old and old.class_dim))
         specs.append(
@@ -210,6 +185,5 @@ def _plain(value: Any) -> Any:
     """A number or numbers, for JSON; None where the cache measures it."""
     if value is None:
         return None
-    if isinstance(value, Tensor):
-        value = value.reshape(-1).tolist() if value.numel() > 1 else float(value)
-    return float(value) if isinstance(value, int | float) else tuple(float(v) for v in value)
+    values = tuple(torch.as_tensor(value, dtype=torch.float64).reshape(-1).tolist())
+    return values if len(values) > 1 else values[0]

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from erw.data.cache import Batch, Cache, Part
-from erw.data.images import Unreadable, crop
-from erw.data.manifest import Manifest
-from erw.data.networks import Networks, cache_spec, load_networks, weight_hash
+from erw.data.images import Unreadable
+from erw.data.manifest import CacheSpec, EncoderSpec, Manifest, VaeSpec
+from erw.data.networks import Networks, cache_spec, weight_hash
 from erw.data.sources import BUILT_IN, HUB, Source, open_source
-from erw.data.spec import CacheSpec, EncoderSpec, VaeSpec
+from erw.data.writer import cropped
 from erw.errors import CacheError, ConfigError, DataError
 from erw.io import hash_file, write_json
-from erw.rng import seeded
 
 ONLINE = "online.json"
 
@@ -38,9 +37,8 @@ class Online(Cache):
     threads = 1  # the encoders already use every core
 
     def __init__(self, path: Path, settings: dict[str, Any], source: Source) -> None:
-        spec, names = CacheSpec.from_json(settings["settings"]), tuple(source.class_names)
-        counts = (0,) * max(1, len(names))
-        manifest = Manifest(spec, len(source), 0, names, counts, (), (), {}, ())
+        spec = CacheSpec.from_json(settings["settings"])
+        manifest = Manifest(spec, len(source), 0, tuple(source.class_names), (), (), ())
         identity = hash_file(path / ONLINE)[:32]
         super().__init__([Part(str(path), manifest, identity, lambda file: path / file.file)])
         self.source, self._settings = source, settings
@@ -61,20 +59,14 @@ class Online(Cache):
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise CacheError(f"{path / ONLINE} is damaged ({error}): make it again") from error
         if source.fingerprint() != online.spec.source.fingerprint:
-            raise CacheError(
-                f"the images of {settings['where']} have changed since {path} was made: make "
-                "another"
-            )
+            images = settings["where"]
+            raise CacheError(f"the images of {images} have changed since {path}: make another")
         return online
 
     @property
     def encoded(self) -> int:
         """No bound: every image of every step is encoded, however often it was before."""
         return 1 << 62
-
-    def verify(self) -> list[str]:
-        """Nothing is stored, so nothing is damaged."""
-        return []
 
     def read(
         self,
@@ -90,20 +82,18 @@ class Online(Cache):
         Raises:
             DataError: an image cannot be read.
         """
-        self.require(
-            encoders=features, token=token, flip=flipped is not None and bool(flipped.any())
-        )
-        images, labels = self._load(indices)
+        mirrored = torch.zeros(len(indices), dtype=torch.bool)
         if flipped is not None:
-            mirrored = torch.from_numpy(np.asarray(flipped))
-            images[mirrored] = images[mirrored].flip(-1)
+            mirrored = torch.from_numpy(flipped)
+        self.require(encoders=features, token=token, flip=bool(mirrored.any()))
+        images, labels = self._load(indices)
+        images[mirrored] = images[mirrored].flip(-1)
         networks = self._networks
         shift, scale = networks.vae.scaling
-        (moments,) = networks.run(networks.vae.encode, images)
-        mean, std = moments.chunk(2, 1)
+        mean, std = networks.run(networks.vae.encode, images)[0].chunk(2, 1)
         outputs = {}
         for name in {*features, token} - {""}:  # no other encoder runs
-            encoder = networks.encoder(name)
+            encoder = networks.encoders[name]
             outputs[name] = networks.run(encoder.both if name == token else encoder, images)
         return Batch(
             (mean - shift) * scale,
@@ -117,18 +107,12 @@ class Online(Cache):
         """The cropped images, uint8 (B, 3, H, W)."""
         return self._load(indices)[0]
 
-    def items(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Numbers of these rows' images in the source: the same."""
-        return np.asarray(indices, dtype=np.int64)
-
     def _load(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Images, uint8 (B, 3, H, W), and labels, int64 (B,)."""
 
         def load(index: int) -> tuple[np.ndarray, int]:
             try:
-                image, label = self.source[index]
-                seed = seeded(self.spec.seed, index)
-                return crop(image, self.image_size, kind=self.spec.crop, seed=seed), label
+                return cropped(self.source, index, self.spec)
             except Unreadable as error:
                 raise DataError(
                     f"{self.source.location(index)}: {error}; take it out, or prepare without "
@@ -147,9 +131,10 @@ class Online(Cache):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         vae, encoders = self._settings["vae"], self._settings["encoders"]
         names = [encoders[spec.name] for spec in self.spec.encoders]
-        networks = load_networks(vae, names, precision=self.spec.precision, device=device)
+        networks = Networks(vae, names, precision=self.spec.precision, device=device)
         specs: tuple[VaeSpec | EncoderSpec, ...] = (self.spec.vae, *self.spec.encoders)
-        for spec, network in zip(specs, (networks.vae, *networks.encoders), strict=True):
+        loaded = (networks.vae, *networks.encoders.values())
+        for spec, network in zip(specs, loaded, strict=True):
             if weight_hash(network) != spec.weight_hash:
                 raise CacheError(f"{self.path} was made with other weights of {spec.name}")
         return networks
@@ -176,17 +161,15 @@ def write(
 
     Raises:
         CacheError: `out` holds something else.
-        ConfigError: a network is not given by name, or the VAE's scale is to be measured.
+        ConfigError: the VAE's scale is to be measured.
     """
     out = Path(out).expanduser()
-    if not all(isinstance(part, str) for part in (vae, *encoders)):
-        raise ConfigError("encoding online needs VAE and encoders by name: they are loaded again")
     if str(source) in BUILT_IN:
         options["seed"] = seed
     elif not str(source).startswith(HUB):
         source = Path(source).expanduser().absolute()
     images = open_source(str(source), **options)
-    networks = load_networks(vae, encoders, precision=precision, device="cpu")
+    networks = Networks(vae, encoders, precision=precision, device="cpu")
     if networks.vae.scale is None:
         raise ConfigError(
             f"VAE {networks.vae.name} is scaled by what is measured while a cache is stored: leave "
@@ -196,14 +179,14 @@ def write(
         images, networks, image_size=image_size, crop=crop, rows_per_shard=1, seed=seed,
         class_token=class_token, flip=flip, images=True,
     )  # fmt: skip
-    path = out / ONLINE
-    if path.exists():
-        if changed := Online.open(out).spec.differences(spec):
+    if (out / ONLINE).exists():
+        online = Online.open(out)
+        if changed := online.spec.differences(spec):
             raise CacheError(f"{out} was made with other settings: {', '.join(changed)}")
-        return Online.open(out)
+        return online
     if out.is_dir() and any(out.iterdir()):
         raise CacheError(f"{out} is not empty: choose another folder")
-    names = {e.name: name for e, name in zip(networks.encoders, encoders, strict=True)}
+    names = dict(zip(networks.encoders, encoders, strict=True))
     settings = {"where": str(source), "options": options, "vae": vae, "encoders": names}
-    write_json(path, settings | {"settings": spec.to_json()})
+    write_json(out / ONLINE, settings | {"settings": spec.to_json()})
     return Online.open(out)

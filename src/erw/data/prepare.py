@@ -9,19 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from erw.data.cache import Cache, folder_part
+from erw.data.cache import Cache, open_part
 from erw.data.manifest import (
     MANIFEST,
     REJECTED,
     SETTINGS,
+    CacheSpec,
     Manifest,
     Record,
+    SourceSpec,
     join,
-    rejected_lines,
+    readable,
+    size_table,
 )
-from erw.data.networks import cache_spec, encoder_specs, load_networks
+from erw.data.networks import Networks, cache_spec, encoder_specs
 from erw.data.sources import Source, open_source, overview
-from erw.data.spec import CacheSpec, SourceSpec, readable, size_table
 from erw.data.writer import StoredImages, Writer
 from erw.dist import World, world
 from erw.errors import CacheError, ConfigError, DataError
@@ -79,16 +81,15 @@ def prepare(
         DataError, FileNotFoundError: as `open_source`.
     """
     source, out = open_source(source), _local(out)
-
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
     with world() as here:
-        networks = load_networks(vae, encoders, precision=precision, device=device)
+        networks = Networks(vae, encoders, precision=precision, device=device)
         spec = cache_spec(
             source, networks, image_size=image_size, crop=crop, rows_per_shard=rows_per_shard,
             features=features, class_token=class_token, like=read_spec(out), seed=seed, flip=flip,
             images=images,
         )  # fmt: skip
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
         with _locked(out, here, partial(_agree, out, spec)) as spec:
             writer = Writer(
                 out, spec, source, networks, batch_size=batch_size, workers=workers, strict=strict
@@ -97,29 +98,16 @@ def prepare(
 
 
 def prepare_builtin(
-    out: str | Path,
-    *,
-    image_size: int = 64,
-    count: int = 50_000,
-    class_token: bool = False,
-    device: str = "cpu",
-    progress: bool = True,
+    out: str | Path, *, image_size: int = 64, count: int = 50_000, **options: Any
 ) -> Cache:
     """The cache of the quickstart recipes: `erw prepare openmoji --out OUT --image-size 64`.
 
     Composed OpenMoji glyphs, latents of `openmoji-f4c4`, features of `efficientnet-lite0`; nothing
-    is downloaded. Running it again resumes, or verifies.
+    is downloaded. `options`: of `prepare`.
     """
-    return prepare(
-        open_source("openmoji", size=image_size, count=count),
-        out,
-        vae="openmoji-f4c4",
-        encoders=("efficientnet-lite0",),
-        image_size=image_size,
-        class_token=class_token,
-        device=device,
-        progress=progress,
-    )
+    options = {"vae": "openmoji-f4c4", "encoders": ("efficientnet-lite0",)} | options
+    source = open_source("openmoji", size=image_size, count=count)
+    return prepare(source, out, image_size=image_size, **options)
 
 
 def add_encoders(
@@ -159,19 +147,19 @@ def add_encoders(
             f"since: expected {before.source.name} ({before.source.count} images)"
         )
     with world() as here:
-        networks = load_networks(None, encoders, precision=before.precision, device=device)
+        networks = Networks(None, encoders, precision=before.precision, device=device)
         new = encoder_specs(
             networks, image_size=before.image_size, features=features, class_token=class_token,
             like=before,
         )  # fmt: skip
 
-        def agree() -> CacheSpec:
-            old = read_spec(out) or before
-            spec = old.with_encoders(new, where=out)
-            _check_shards(out, spec)
-            if spec != old:
-                write_json(out / SETTINGS, spec.to_json())
-            return spec
+        def agree(old: CacheSpec | None) -> CacheSpec:
+            old = old or before
+            again = {encoder.name: encoder for encoder in new}
+            alike = tuple(again.pop(encoder.name, encoder) for encoder in old.encoders)
+            if changed := old.differences(replace(old, encoders=alike)):
+                raise CacheError(f"{out} has other features already: {', '.join(changed)}")
+            return replace(old, encoders=(*old.encoders, *again.values()))
 
         with _locked(out, here, agree) as spec:
             writer = Writer(out, spec, given, networks, batch_size=batch_size, workers=workers)
@@ -184,16 +172,11 @@ def verify(out: str | Path) -> Cache:
     Raises:
         CacheError: the damaged files, or that the cache is unfinished.
     """
-    if "://" in str(out) or (Path(out).expanduser() / "online.json").is_file():
-        cache = Cache.open(out)
-    else:  # `Cache.open` would stop at the first file of a wrong size
-        folder = Path(out).expanduser()
-        cache = Cache([folder_part(folder, Manifest.read(folder))])
-    if bad := cache.verify():
+    if not (Path(out).expanduser() / "online.json").is_file() and (bad := _damaged(out)):
         names = ", ".join(bad[:8]) + (" ..." if len(bad) > 8 else "")
         raise CacheError(
-            f"{cache.where}: damaged shards {names}: make them again with the erw prepare that "
-            "made the cache"
+            f"{out}: damaged shards {names}: make them again with the erw prepare that made the "
+            "cache"
         )
     return Cache.open(out)
 
@@ -202,20 +185,16 @@ def estimate(
     source: Source, out: str | Path, *, vae: Any, encoders: Sequence[Any], **options: Any
 ) -> str:
     """Images, classes, FLOPs and bytes of the cache that `prepare` would make with its options."""
-    networks = load_networks(vae, encoders, precision=options.pop("precision"), device="cpu")
+    networks = Networks(vae, encoders, precision=options.pop("precision"), device="cpu")
     for name in ("batch_size", "workers", "device", "strict"):  # they do not show in the cache
         options.pop(name, None)
     spec = cache_spec(source, networks, like=read_spec(Path(out).expanduser()), **options)
-    flops = spec.vae.flops + sum(encoder.flops for encoder in spec.encoders)
-    first, *notes = overview(source)
-    lines = [f"images      {first}", *(f"            {line}" for line in notes)]
-    lines += [
-        f"shards      {spec.shards}",
-        f"encoding    {flops * (1 + spec.flip) / 1e9:.3f} GFLOP an image",
-        "",
-        size_table(spec),
-    ]
-    return "\n".join(lines)
+    flops = (spec.vae.flops + sum(encoder.flops for encoder in spec.encoders)) * (1 + spec.flip)
+    images = "\n            ".join(overview(source))
+    return (
+        f"images      {images}\nshards      {spec.shards}\n"
+        f"encoding    {flops / 1e9:.3f} GFLOP an image\n\n{size_table(spec)}"
+    )
 
 
 def read_spec(out: Path) -> CacheSpec | None:
@@ -236,27 +215,36 @@ def read_spec(out: Path) -> CacheSpec | None:
 
 
 @contextmanager
-def _locked(out: Path, here: World, agree: Callable[[], CacheSpec]) -> Iterator[CacheSpec]:
-    """Hold a cache's folder in the first rank, which calls `agree`; its spec, in every rank."""
+def _locked(
+    out: Path, here: World, agree: Callable[[CacheSpec | None], CacheSpec]
+) -> Iterator[CacheSpec]:
+    """Hold a cache's folder in the first rank, which writes what `agree` makes of its spec."""
     with ExitStack() as stack:
 
         def begin() -> CacheSpec:
-            known = {SETTINGS, MANIFEST, REJECTED, "report.json", "shards"}
+            known = {SETTINGS, MANIFEST, REJECTED, "shards"}
             others = any(p.name not in known for p in out.glob("[!.]*"))
             if read_spec(out) is None and (others or any(out.glob("shards/[!.]*"))):
                 raise CacheError(f"{out} is no cache and not empty: choose another folder")
             if not stack.enter_context(lock(out / "shards" / ".lock")):
                 raise CacheError(f"another process is preparing {out}: wait until it has finished")
-            return agree()
+            before = read_spec(out)
+            spec = agree(before)
+            if (out / MANIFEST).exists() and len(Manifest.read(out).shards) != spec.shards:
+                raise CacheError(
+                    f"{out} was grown with --append by an earlier version: it can be read but not "
+                    "changed; prepare its images anew in other folders"
+                )
+            if spec != before:
+                write_json(out / SETTINGS, spec.to_json())
+            return spec
 
         yield here.broadcast(begin)
 
 
-def _agree(out: Path, new: CacheSpec) -> CacheSpec:
+def _agree(out: Path, new: CacheSpec, before: CacheSpec | None) -> CacheSpec:
     """The spec of the cache in `out`, which `new` begins or must match."""
-    before = read_spec(out)
     if before is None:
-        write_json(out / SETTINGS, new.to_json())
         return new
     names = [encoder.name for encoder in new.encoders]
     named = tuple(encoder for encoder in before.encoders if encoder.name in names)
@@ -272,15 +260,6 @@ def _agree(out: Path, new: CacheSpec) -> CacheSpec:
             "prepare other images in another folder (--data.cache A B reads both as one)"
         )
     raise CacheError(f"{out} was begun with other settings: {', '.join(changed)}; {hint}")
-
-
-def _check_shards(out: Path, spec: CacheSpec) -> None:
-    """Raise `CacheError` for a cache that an earlier version has grown by further images."""
-    if len(Manifest.read(out).shards) != spec.shards:
-        raise CacheError(
-            f"{out} was grown with --append by an earlier version: it can be read but not changed; "
-            "prepare its images anew in other folders"
-        )
 
 
 def _make(writer: Writer, here: World, *, progress: bool) -> Cache:
@@ -305,58 +284,49 @@ def _make(writer: Writer, here: World, *, progress: bool) -> Cache:
     here.broadcast(partial(_join, writer))
     cache = Cache.open(out)
     if not quiet:
-        _report(cache)
+        rows, rejected = len(cache), cache.manifest.rejected
+        size = sum(file.bytes for file in cache.manifest.files)
+        say(f"{rows} images, {readable(size)}, {size / rows:.0f} bytes a row")
+        if rejected:
+            say(f"{rejected} images rejected, reasons in {out / REJECTED}")
     return cache
 
 
 def _whole(writer: Writer) -> bool:
     """Whether the cache is finished and whole; damaged files are removed, to be made again."""
     out = writer.out
-    if not (out / MANIFEST).exists() or (manifest := Manifest.read(out)).spec != writer.spec:
+    if not (out / MANIFEST).exists() or Manifest.read(out).spec != writer.spec:
         return False
-    if bad := Cache([folder_part(out, manifest)]).verify():
-        _check_shards(out, writer.spec)
-        say(f"{out}: making {len(bad)} damaged files again ({', '.join(bad[:8])})")
+    bad = _damaged(out)
     for name in bad:
+        say(f"{out}: making {name} again, which is damaged")
         (writer.folder / name).unlink(missing_ok=True)
     return not bad
 
 
+def _damaged(out: str | Path) -> list[str]:
+    return Cache([open_part(out)]).verify()  # `Cache.open` stops at the first file of a wrong size
+
+
 def _join(writer: Writer) -> None:
     """Write rejected.jsonl and the manifest from the records of all shards."""
-    out, names = writer.out, writer.source.class_names
-    shards = range(writer.spec.shards)
-    records = [record for index in shards if (record := Record.read(writer.folder, index))]
-    assert len(records) == len(shards), "joined before all shards were there"
-    write_text(out / REJECTED, rejected_lines(records))
+    out, source = writer.out, writer.source
+    read = (Record.read(writer.folder, index) for index in range(writer.spec.shards))
+    records = [record for record in read if record]
+    rejected = sorted(tuple(row) for record in records for row in record.rejected)
+    lines = [dict(zip(("item", "path", "reason"), row, strict=True)) for row in rejected]
+    write_text(out / REJECTED, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
     if not any(record.shard.rows for record in records):
-        _, path, reason = records[0].rejected[0]
         shutil.rmtree(writer.folder)  # so that other images may come here
         (out / SETTINGS).unlink()
         raise DataError(
-            f"none of the {len(writer.source)} images of {writer.source.name} can be used: "
-            f"{path}: {reason}; all reasons are in {out / REJECTED}"
+            f"none of the {len(source)} images of {source.name} can be used: "
+            f"{lines[0]['path']}: {lines[0]['reason']}; all reasons are in {out / REJECTED}"
         )
-    join(writer.spec, names, records).write(out)
-
-
-def _report(cache: Cache) -> None:
-    """What has been made, on standard error."""
-    manifest = cache.manifest
-    size = sum(file.bytes for file in manifest.files)
-    say(f"{manifest.rows} images, {readable(size)}, {size / manifest.rows:.0f} bytes a row")
-    for name, cosine in manifest.fidelity.items():
-        say(
-            f"features of {name} ({cache.features[name].format}): cosine with the originals "
-            f"{cosine['mean']:.6f} on average, {cosine['min']:.6f} at worst"
-        )
-    if manifest.rejected:
-        say(f"{manifest.rejected} images rejected, reasons in {cache.path / REJECTED}")
+    join(writer.spec, source.class_names, records).write(out)
 
 
 def _local(out: str | Path) -> Path:
     if "://" in str(out):
-        raise CacheError(
-            f"a cache is made in a local folder, not at {out}: copy it there when done"
-        )
+        raise CacheError(f"a cache is made in a local folder, not at {out}: copy it there later")
     return Path(out).expanduser()

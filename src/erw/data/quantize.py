@@ -18,23 +18,15 @@ class Packed(NamedTuple):
 
 
 def pack(tokens: Tensor, format: str, *, name: str = "features") -> Packed:
-    """Float tokens (..., D) in one of `FORMATS`.
-
-    Raises:
-        DataError: an unknown format, or numbers that it cannot represent.
-    """
-    if format not in FORMATS:
-        raise DataError(f"unknown storage format {format!r}: choose one of {', '.join(FORMATS)}")
+    """Float tokens (..., D) in one of `FORMATS`. Raises DataError for numbers that do not fit."""
     if format == "int8":
         tokens = tokens.float()
         scale = tokens.abs().amax(-1) / 127
         safe = torch.where(scale > 0, scale, torch.ones_like(scale))
         packed = Packed(torch.round(tokens / safe[..., None]).to(torch.int8), scale)
-        finite = torch.isfinite(scale)
     else:
         packed = Packed(tokens.to(getattr(torch, format)), None)
-        finite = torch.isfinite(packed.values)
-    if not finite.all():
+    if not torch.isfinite(packed.values if packed.scale is None else packed.scale).all():
         raise DataError(
             f"{name} do not fit into {format} (largest magnitude {float(tokens.abs().max()):g}): "
             "store bfloat16, or look for NaN in the network's weights"
@@ -46,12 +38,3 @@ def unpack(packed: Packed) -> Tensor:
     """float32 tokens (..., D)."""
     values = packed.values.float()
     return values if packed.scale is None else values.mul_(packed.scale[..., None])
-
-
-def fidelity(tokens: Tensor, packed: Packed) -> Tensor:
-    """Cosine between tokens (..., D) and their unpacked values, float64 (...,)."""
-    true, read = tokens.double(), unpack(packed).double()
-    norms = true.norm(dim=-1) * read.norm(dim=-1)
-    cosine = (true * read).sum(-1) / norms.clamp_min(1e-300)
-    both_zero = (true.norm(dim=-1) == 0) & (read.norm(dim=-1) == 0)
-    return torch.where(both_zero, torch.ones_like(cosine), cosine)

@@ -14,12 +14,10 @@ from typing import Any
 from blake3 import blake3
 
 from erw.data.cache import Part
-from erw.data.manifest import MANIFEST, Manifest
-from erw.data.shards import File
+from erw.data.manifest import MANIFEST, File, Manifest
 from erw.errors import CacheError, one_line
 from erw.io import cache_home, hash_file, lock
 
-FOLDER = "ERW_SHARD_CACHE"
 TRIES = 3
 
 
@@ -30,16 +28,10 @@ def open_remote(url: str) -> Part:
         CacheError: it cannot be read, or is damaged.
     """
     url = url.rstrip("/")
-    with _errors(url):
-        try:
-            from fsspec.core import url_to_fs
-
-            files, root = url_to_fs(url)
-        except ImportError as error:
-            raise CacheError(
-                f"{url}: {one_line(error)}: pip install 'erw[remote]', or gcsfs for gs://"
-            ) from error
     with _errors(f"{url}/{MANIFEST}"):
+        from fsspec.core import url_to_fs
+
+        files, root = url_to_fs(url)
         text = files.cat_file(f"{root}/{MANIFEST}")
     manifest = Manifest.parse(text, where=f"{url}/{MANIFEST}")
     local = partial(_download, files, f"{root}/shards", f"{url}/shards")
@@ -48,17 +40,16 @@ def open_remote(url: str) -> Part:
 
 def _download(files: Any, root: str, url: str, file: File) -> Path:
     """The path of a file on this machine. Raises `CacheError` if it cannot be had undamaged."""
-    folder = Path(os.environ.get(FOLDER) or cache_home() / "shards").expanduser()
+    folder = Path(os.environ.get("ERW_SHARD_CACHE") or cache_home() / "shards").expanduser()
     path, tmp = folder / f"{file.blake3}.safetensors", folder / f".{file.blake3}.part"
     if path.is_file():
         return path
-    with lock(folder / f".{file.blake3}.lock", wait=True):
+    with lock(folder / f".{file.blake3}.lock", wait=True), _errors(f"{url}/{file.file}"):
         for _ in range(TRIES):
             if path.is_file():  # another process has downloaded it meanwhile
                 return path
             try:
-                with _errors(f"{url}/{file.file}"):
-                    files.get_file(f"{root}/{file.file}", str(tmp))
+                files.get_file(f"{root}/{file.file}", str(tmp))
                 if hash_file(tmp) == file.blake3:
                     return tmp.rename(path)
             finally:
@@ -74,14 +65,11 @@ def _errors(name: str) -> Iterator[None]:
     """Any file system's errors as `CacheError` in one line."""
     try:
         yield
-    except CacheError:
-        raise
     except FileNotFoundError as error:
-        raise CacheError(
-            f"{name} is not there: check the address, and that erw prepare has finished"
-        ) from error
+        raise CacheError(f"{name} is not there: check the address, or prepare it first") from error
+    except ImportError as error:
+        hint = "pip install 'erw[remote]', or gcsfs for gs://"
+        raise CacheError(f"{name}: {one_line(error)}: {hint}") from error
     except Exception as error:  # OSError, and those of botocore and aiohttp
-        raise CacheError(
-            f"{name} cannot be read ({one_line(error)}): check network, credentials and the room "
-            f"in {os.environ.get(FOLDER) or cache_home() / 'shards'}"
-        ) from error
+        hint = "check network, credentials and room on the disk"
+        raise CacheError(f"{name} cannot be read ({one_line(error)}): {hint}") from error

@@ -1,9 +1,7 @@
 """Images to the shards of a cache: cropped by threads ahead of encoding, one shard at a time."""
 
-import errno
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -13,17 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw.data.cache import Cache
+from erw.data.cache import Cache, map_columns
 from erw.data.images import Unreadable, crop
 from erw.data.loader import prefetch
-from erw.data.manifest import Record
+from erw.data.manifest import CacheSpec, File, Record, Shard, shard_file
 from erw.data.networks import Networks, one_thread_each
-from erw.data.quantize import fidelity, pack
-from erw.data.shards import Shard, ShardReader, shard_file, write_columns
+from erw.data.quantize import pack
 from erw.data.sources import Source
-from erw.data.spec import CacheSpec
-from erw.errors import CacheError, DataError
-from erw.io import remove_partial
+from erw.errors import CacheError, CheckpointError, DataError, one_line
+from erw.io import hash_file, remove_partial, save_tensors
 from erw.log import Progress
 from erw.rng import seeded
 
@@ -42,21 +38,15 @@ class StoredImages(Source):
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.name, self.class_names = cache, cache.path.name, cache.class_names
-        items = cache.items(range(len(cache)))
-        self._rows = {int(item): row for row, item in enumerate(items)}
-
-    def __len__(self) -> int:
-        return self.cache.spec.source.count
+        stored = cache.columns(["item", "label"], range(len(cache)))
+        self.labels = stored["label"].numpy()
+        self._rows = {item: row for row, item in enumerate(stored["item"].tolist())}
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
         if number not in self._rows:
             raise Unreadable("rejected when the cache was made")
-        row = [self._rows[number]]
-        image = self.cache.images(row)[0].permute(1, 2, 0).contiguous()
-        return image.numpy(), int(self.cache.read(row).labels)
-
-    def fingerprint(self) -> str:
-        return self.cache.identity
+        row = self._rows[number]
+        return self.cache.images([row])[0].permute(1, 2, 0).numpy(), int(self.labels[row])
 
 
 class Writer:
@@ -81,18 +71,17 @@ class Writer:
         strict: bool = False,
     ) -> None:
         self.out, self.spec, self.source, self.networks = out, spec, source, networks
-        self.folder = out / "shards"
+        self.folder, self.parts = out / "shards", spec.columns()
         self.batch_size, self.strict = batch_size, strict
         self.workers = workers or min(8, os.cpu_count() or 1)
 
     def missing(self, index: int) -> list[str]:
         """Parts of a shard that are to be made; without the latents' file, all of them."""
-        parts = list(self.spec.columns())
         if (record := Record.read(self.folder, index)) is None:
-            return parts
+            return list(self.parts)
         names = {file.file for file in record.shard.files}
-        missing = [part for part in parts if shard_file(index, part) not in names]
-        return [] if not record.shard.rows else parts if "" in missing else missing
+        missing = [part for part in self.parts if shard_file(index, part) not in names]
+        return [] if not record.shard.rows else list(self.parts) if "" in missing else missing
 
     def write(self, indices: Sequence[int], progress: Progress) -> None:
         """Make what is missing of these shards. The result depends on neither threads nor ranks."""
@@ -113,21 +102,17 @@ class Writer:
                 span = islice(items, len(self.spec.span(index)))
                 try:
                     self._write_shard(index, parts, span, progress)
-                except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        raise
+                except (OSError, CheckpointError) as error:
                     raise CacheError(
-                        f"could not write shard {index} of {self.out}: the disk is full; free some "
-                        "room and run the same command again"
+                        f"could not make shard {index} of {self.out} ({one_line(error)}): mend "
+                        "that, and run the same command again"
                     ) from error
 
     def _load(self, number: int) -> Item:
         # Stored images are cropped already: "adm" leaves those of the right size as they are.
         kind = "adm" if isinstance(self.source, StoredImages) else self.spec.crop
         try:
-            image, label = self.source[number]
-            seed = seeded(self.spec.seed, number)
-            return Item(number, crop(image, self.spec.image_size, kind=kind, seed=seed), label)
+            return Item(number, *cropped(self.source, number, self.spec, kind=kind))
         except Unreadable as error:
             return Item(number, None, 0, str(error))
 
@@ -135,80 +120,57 @@ class Writer:
         self, index: int, parts: Sequence[str], items: Iterable[Item], progress: Progress
     ) -> None:
         """Make some of a shard's files, then its record."""
-        before = None if "" in parts else Record.read(self.folder, index)
-        known = self._stored_labels(before.shard) if before else None
-        rejected: list[tuple[int, str, str]] = []
-        batches: list[dict[str, Tensor]] = []
-        batch: list[Item] = []
-        for item in items:
+        before, stored, rejected = None, None, list[tuple[int, str, str]]()
+        if "" not in parts and (before := Record.read(self.folder, index)):
+            latents = self.folder / shard_file(index)
+            columns = map_columns(latents, self.parts[""], rows=before.shard.rows)
+            stored = set(columns["item"].tolist())
+
+        def usable(item: Item) -> bool:
             progress.update()
-            if self._usable(item, known, rejected):
-                batch.append(item)
-            if len(batch) == self.batch_size:
-                batches.append(self._encode(batch, parts))
-                batch = []
-        if batch:  # batches never cross shards, so that no other shard changes these bytes
+            return self._usable(item, stored, rejected)
+
+        rows, batches = filter(usable, items), []
+        while batch := list(islice(rows, self.batch_size)):
             batches.append(self._encode(batch, parts))
         columns = {name: torch.cat([b[name] for b in batches]) for name in (batches or [{}])[0]}
-        files, fidelities = {}, {}
-        for part, names in self.spec.columns().items():
-            if part in parts and batches:
-                file = shard_file(index, part)
-                chosen = {name: columns[name] for name in names}
-                files[file] = write_columns(self.folder / file, chosen)
-        for encoder in self.spec.encoders:
-            if (cosine := columns.get(f"cosine.{encoder.name}")) is not None:
-                least = float(cosine.min())
-                fidelities[encoder.name] = float(cosine.sum()), cosine.numel(), least
+        files = {file.file: file for file in (before.shard.files if before else ())}
+        for part in parts if batches else ():
+            file = shard_file(index, part)
+            chosen = {name: columns[name] for name in self.parts[part]}
+            files[file] = write_columns(self.folder / file, chosen)
         if before is None:
-            span, counts = (
-                self.spec.span(index),
-                Counter(columns["label"].tolist() if batches else ()),
-            )
-            before = Record(
-                Shard(index, span.start, len(span), counts.total(), ()),
-                rejected,
-                {str(label): count for label, count in sorted(counts.items())},
-                _latent_sums(columns["moments"]) if batches else [],
-                {},
-            )
-        files |= {file.file: file for file in before.shard.files}
-        order = (shard_file(index, part) for part in self.spec.columns())
-        shard = replace(before.shard, files=tuple(files[name] for name in order if name in files))
-        replace(before, shard=shard, fidelity=before.fidelity | fidelities).write(self.folder)
-
-    def _stored_labels(self, shard: Shard) -> dict[int, int]:
-        """Label by the image's number, of the rows of a shard."""
-        reader = ShardReader(shard, self.spec.columns(), lambda file: self.folder / file.file)
-        return dict(zip(reader["item"].tolist(), reader["label"].tolist(), strict=True))
+            sums = _latent_sums(columns["moments"]) if batches else []
+            before = Record(Shard(index, len(columns.get("label", ())), ()), rejected, sums)
+        names = (shard_file(index, part) for part in self.parts)
+        whole = tuple(files[name] for name in names if name in files)
+        replace(before, shard=replace(before.shard, files=whole)).write(self.folder)
 
     def _usable(
-        self, item: Item, known: dict[int, int] | None, rejected: list[tuple[int, str, str]]
+        self, item: Item, stored: set[int] | None, rejected: list[tuple[int, str, str]]
     ) -> bool:
-        """Whether an image has a row; notes those that cannot be read in `rejected`."""
-        path = self.source.location(item.number)
-        if known is not None:
-            if item.number not in known:  # rejected when the row was to be stored
-                return False
-            if item.pixels is None or item.label != known[item.number]:
-                reason = item.reason or f"label {item.label}, stored with {known[item.number]}"
-                raise CacheError(f"{path} has changed since its row was stored: {reason}")
-        elif item.pixels is None:
+        """Whether an image has a row: as it has in `stored`, else notes why not in `rejected`."""
+        path, classes = self.source.location(item.number), len(self.source.class_names)
+        if stored is not None and item.number not in stored:
+            return False
+        if item.pixels is None:
+            if stored is not None:
+                raise CacheError(f"{path} has changed since its row was stored: {item.reason}")
             if self.strict:
                 raise DataError(f"{path}: {item.reason} (stopped because of --strict)")
             rejected.append((item.number, path, item.reason))
             return False
-        elif not 0 <= item.label < max(1, classes := len(self.source.class_names)):
+        if not 0 <= item.label < max(1, classes):
             raise DataError(f"{path} has label {item.label}, but there are {classes} classes")
         return True
 
     def _encode(self, batch: Sequence[Item], parts: Sequence[str]) -> dict[str, Tensor]:
-        """The columns of some rows, on the CPU, and the cosines of stored features."""
+        """The columns of some rows, on the CPU."""
         pixels = np.stack([item.pixels for item in batch if item.pixels is not None])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        variants = [images, images.flip(-1)] if self.spec.flip else [images]
 
         def run(network: Any) -> list[Tensor]:
+            variants = [images, images.flip(-1)] if self.spec.flip else [images]
             outputs = [self.networks.run(network, variant, self._pool) for variant in variants]
             both = zip(*outputs, strict=True)
             return [torch.stack(x, 1) if self.spec.flip else x[0] for x in both]
@@ -224,17 +186,33 @@ class Writer:
         for number, spec in enumerate(self.spec.encoders):
             if str(number) not in parts:
                 continue
-            encoder, name = self.networks.encoder(spec.name), spec.name
+            if (name := spec.name) not in self.networks.encoders:
+                raise CacheError(f"features of {name} are missing from {self.out}: name it too")
+            encoder = self.networks.encoders[name]
             tokens, *token = run(encoder.both if spec.class_dim else encoder)
-            packed = pack(tokens, spec.format, name=f"features of {name}")
-            columns[f"features.{name}"] = packed.values
-            if packed.scale is not None:
-                columns[f"scale.{name}"] = packed.scale
-            if token:
-                whole = pack(token[0], "float16", name=f"class tokens of {name}")
-                columns[f"class.{name}"] = whole.values
-            columns[f"cosine.{name}"] = fidelity(tokens, packed)
+            values, scale = pack(tokens, spec.format, name=f"features of {name}")
+            columns[f"features.{name}"] = values
+            if scale is not None:
+                columns[f"scale.{name}"] = scale
+            for whole in token:
+                packed = pack(whole, "float16", name=f"class tokens of {name}")
+                columns[f"class.{name}"] = packed.values
         return {name: column.cpu() for name, column in columns.items()}
+
+
+def cropped(
+    source: Source, number: int, spec: CacheSpec, *, kind: str | None = None
+) -> tuple[np.ndarray, int]:
+    """An image as a cache has it, uint8 (size, size, 3), and its label. Raises `Unreadable`."""
+    image, label = source[number]
+    seed = seeded(spec.seed, number)
+    return crop(image, spec.image_size, kind=kind or spec.crop, seed=seed), label
+
+
+def write_columns(path: Path, columns: Mapping[str, Tensor]) -> File:
+    """Write columns (rows first), whole or not at all. Equal columns give equal bytes."""
+    save_tensors(path, columns)
+    return File(path.name, path.stat().st_size, hash_file(path))
 
 
 def _latent_sums(moments: Tensor) -> list[list[float]]:
