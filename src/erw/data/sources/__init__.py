@@ -22,15 +22,10 @@ HUB = "hf:"
 
 
 def open_source(
-    images: str | Path | Source,
-    *,
-    classes: str = "auto",
-    background: tuple[int, int, int] = WHITE,
-    split: str | None = None,
-    subset: str | None = None,
-    columns: Sequence[str] = (),
-    **options: Any,
-) -> Source:
+    images: str | Path | Source, *, classes: str = "auto",
+    background: tuple[int, int, int] = WHITE, split: str | None = None, subset: str | None = None,
+    columns: Sequence[str] = (), **options: Any,
+) -> Source:  # fmt: skip
     """A source from a folder, an archive, a table, the hub, or the name of the built-in set.
 
     Args:
@@ -63,12 +58,20 @@ def open_source(
     if str(images).startswith(HUB):
         name, paths = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
     elif path.is_dir():
-        files = folder(_split_folder(path, split, subset) or path)
-        if _packed(files) or ((split or subset) and files.root == path):
-            chosen, paths = files_of(str(path), split=split, subset=subset)
-            name, files = chosen if split or subset else "", None
-        elif files.root != path:
-            name = f"{path.name}:{split}"
+        wanted = SPLITS.get(split or "")  # train/ beside test/ may hold loose images
+        same = [p for p in path.iterdir() if SPLITS.get(p.name.lower(), p) == wanted and p.is_dir()]
+        root = same[0] if len(same) == 1 and not subset else path
+        name, files = f"{path.name}:{split}" if root != path else "", folder(root)
+        endings = {ending(key) for key in files.entries}
+        kinds = sorted(endings & {*PACKED}) + ["image"] * bool(endings & EXTENSIONS)
+        if len(kinds) > 1:
+            raise DataError(
+                f"{root} holds {' and '.join(kinds)} files: move one kind away, or name one by a "
+                f"pattern such as '{root}/*{kinds[0]}'"
+            )
+        if kinds not in ([], ["image"]) or ((split or subset) and root == path):
+            name, paths = files_of(str(path), split=split, subset=subset)
+            name, files = name if split or subset else "", None
     elif split or subset:
         raise DataError(f"{path} is no folder, so it has no split or subset")
     elif not path.exists():
@@ -80,45 +83,22 @@ def open_source(
     return source
 
 
-def _packed(files: Files) -> bool:
-    """Whether a folder holds shards instead of loose images. `DataError` for two kinds of files."""
-    endings = {ending(key) for key in files.entries}
-    kinds = [*sorted(endings & {*PACKED}), *(["image"] if endings & EXTENSIONS else [])]
-    if len(kinds) > 1:
-        raise DataError(
-            f"{files.root} holds {' and '.join(kinds)} files: move one kind away, or name one by a "
-            f"pattern such as '{files.root}/*{kinds[0]}'"
-        )
-    return bool(kinds) and kinds != ["image"]
-
-
-def _split_folder(path: Path, split: str | None, subset: str | None) -> Path | None:
-    """The folder of loose images that is the split: train/ beside test/."""
-    wanted = SPLITS.get(split or "", split)
-    same = [p for p in path.iterdir() if p.is_dir() and SPLITS.get(p.name.lower()) == wanted]
-    single = split and not subset and len(same) == 1 and not _packed(folder(same[0]))
-    return same[0] if single else None
-
-
 def _open(
     paths: list[Path], files: Files | None, classes: str, background: Any, columns: Sequence[str]
 ) -> Source:
     """The source in a folder's files, or in paths of one kind."""
-    first, *more = paths
     kinds = {"" if files else ending(path.name) for path in paths}
     if kinds <= {".parquet"} or kinds <= {".arrow"}:
         return Table(paths, labelled=classes != "none", background=background, columns=columns)
     if columns:
-        raise DataError(f"{first} is no table, so it has no columns {', '.join(columns)}")
-    if not more and kinds <= {".npy", ".npz"}:
-        return Arrays(first, labelled=classes != "none")
+        raise DataError(f"{paths[0]} is no table, so it has no columns {', '.join(columns)}")
+    if len(paths) == 1 and kinds <= {".npy", ".npz"}:
+        return Arrays(paths[0], labelled=classes != "none")
     if kinds == {".tar"}:
         files = tars(paths)
-    elif not files and not more and zipfile.is_zipfile(first):
-        files = zipped(first)
+    elif not files and len(paths) == 1 and zipfile.is_zipfile(paths[0]):
+        files = zipped(paths[0])
     if not files:
-        raise DataError(
-            f"{first} is neither a folder nor a zip archive of images, nor .npy or .npz, nor one "
-            f"or more of {', '.join(PACKED)}"
-        )
+        packed = f"nor .npy or .npz, nor one or more of {', '.join(PACKED)}"
+        raise DataError(f"{paths[0]} is neither a folder nor a zip archive of images, {packed}")
     return FileSource(files, classes=classes, background=background)

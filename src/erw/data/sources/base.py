@@ -1,7 +1,9 @@
-"""What every source of images is."""
+"""What every source of images is, and the named files that most of them read."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from posixpath import splitext
 from typing import Any
 
@@ -9,6 +11,9 @@ import numpy as np
 from blake3 import blake3
 
 from erw.data.images import WHITE, decode
+
+# Beginnings of what systems put beside people's own files, and of all that is hidden.
+_SYSTEM = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found")
 
 
 class Source:
@@ -41,6 +46,27 @@ class Source:
         return f"{self.name}[{index}]"
 
 
+@dataclass
+class Files:
+    """Named files: below a folder, or inside archives. Reading from several threads is safe."""
+
+    root: Path
+    name: str
+    entries: dict[str, str]  # path inside -> size and checksum; becomes sorted, without hidden ones
+    read: Callable[[str], bytes]
+    location: Callable[[str], str]  # the place of a file, for messages
+    notes: Sequence[str] = ()  # what cannot be read
+    inside: Callable[[str], str] = str  # the path whose folders may name the class
+
+    def __post_init__(self) -> None:
+        self.entries = {k: self.entries[k] for k in sorted(self.entries) if not hidden(k)}
+
+
+def hidden(key: str) -> bool:
+    """True for what no person put there: .git, ._x.jpg, __MACOSX, the folders of a NAS."""
+    return any(part.startswith(_SYSTEM) for part in key.split("/"))
+
+
 def ending(key: str) -> str:
     """The last ending of a path in small letters, with its dot: ".jpg"; "" without one."""
     return splitext(key)[1].lower()
@@ -55,7 +81,7 @@ def digest(header: Any, lines: Iterable[str]) -> str:
 
 
 def overview(source: Source) -> list[str]:
-    """Lines for people: images and classes; then what was left alone, and what to do about it."""
+    """Lines for people: images and classes; then what was left alone."""
     names, notes = source.class_names, list(source.notes)
     line = f"{len(source):,} images of {source.name}, "
     if not names:

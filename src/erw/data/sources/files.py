@@ -3,36 +3,15 @@
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from erw.data.images import WHITE, Unreadable
-from erw.data.sources.base import Source, digest
+from erw.data.sources.base import Files, Source, digest, hidden
 from erw.data.sources.labels import find
 from erw.errors import DataError, one_line
-
-# Beginnings of what systems put beside people's own files, and of all that is hidden.
-_SYSTEM = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found")
-
-
-@dataclass
-class Files:
-    """Named files: below a folder, or inside archives. Reading from several threads is safe."""
-
-    root: Path
-    name: str
-    entries: dict[str, str]  # path inside -> size and checksum; becomes sorted, without hidden ones
-    read: Callable[[str], bytes]
-    location: Callable[[str], str]  # the place of a file, for messages
-    notes: Sequence[str] = ()  # what cannot be read
-    inside: Callable[[str], str] = str  # the path whose folders may name the class
-
-    def __post_init__(self) -> None:
-        self.entries = {k: self.entries[k] for k in sorted(self.entries) if not _hidden(k)}
 
 
 class FileSource(Source):
@@ -64,22 +43,24 @@ class FileSource(Source):
 def folder(root: Path) -> Files:
     """The files below a folder, links followed: each real folder once, by its real path first."""
     entries: dict[str, str] = {}
-    roots, seen, empty = [str(root)], set[str](), list[str]()
+    roots, seen, empty, errors = [str(root)], set[str](), list[str](), list[OSError]()
     for top in roots:  # links join the end while they are found
-        for path, folders, names in os.walk(top, onerror=_fail):
+        for path, folders, names in os.walk(top, onerror=errors.append):
             if (real := os.path.realpath(path)) in seen:
                 folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(name for name in folders if not _hidden(name))
+            folders[:] = sorted(name for name in folders if not hidden(name))
             roots += [p for f in folders if os.path.islink(p := os.path.join(path, f))]
             prefix = os.path.join(os.path.relpath(path, root), "").removeprefix("./")
-            if prefix and not folders and all(map(_hidden, names)):
+            if prefix and not folders and all(map(hidden, names)):
                 empty.append(prefix[:-1])
             for name in names:
                 file = os.path.join(path, name)  # a link to nothing fails when it is read
                 size = os.path.getsize(file) if os.path.exists(file) else 0
                 entries[prefix + name] = f"{size}\0"
+    if errors:
+        raise errors[0]
     notes = [f"{len(empty)} empty folders are no classes (such as {min(empty)})"] if empty else ()
     return Files(
         root, root.resolve().name, entries, lambda key: (root / key).read_bytes(),
@@ -155,11 +136,6 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     _bytes(path, end, 512)  # cut at a header, an archive lacks the empty block of its end
 
 
-def _hidden(key: str) -> bool:
-    """True for what no person put there: .git, ._x.jpg, __MACOSX, the folders of a NAS."""
-    return any(part.startswith(_SYSTEM) for part in key.split("/"))
-
-
 def _bytes(path: Path, start: int, size: int) -> bytes:
     """Some bytes of a file, opened anew: a thousand archives would exceed the open files."""
     with path.open("rb", buffering=0) as file:
@@ -167,7 +143,3 @@ def _bytes(path: Path, start: int, size: int) -> bytes:
         if len(data := file.read(size)) != size:
             raise EOFError("cut short")
     return data
-
-
-def _fail(error: Any) -> None:
-    raise error

@@ -1,9 +1,8 @@
-"""Data sets of the Hugging Face hub: which files make up a split, and how they come here.
+"""Data sets of the Hugging Face hub, or in its layout: which files make up a split.
 
-Nothing of a data set is run. Its files are Parquet, Arrow or WebDataset archives, listed by split
-in the header of its README.md (`configs`) or told apart by their paths, as `datasets` does; a set
-in any other form is read from the Parquet copy that the hub makes of it. What was fetched stays in
-the hub's local cache. A local folder in the same layout is read in the same way.
+They are listed in the header of its README.md (`configs`) or told apart by their paths, as
+`datasets` does; a set in another form is read from the Parquet copy that the hub makes of it.
+Nothing of a set is run, and what was fetched stays in the hub's local cache.
 """
 
 import re
@@ -18,30 +17,27 @@ from erw.data.sources.labels import SPLITS
 from erw.errors import DataError, one_line
 
 PACKED = (".tar", ".parquet", ".arrow")
-CONVERTED = "refs/convert/parquet"  # where the hub puts its Parquet copy
-README = "README.md"
-
 Sets = dict[tuple[str, str], list[str]]  # (subset, split) -> files
 
 
 def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, list[Path]]:
     """Name and files of one split of OWNER/NAME, OWNER/NAME@REVISION or a local folder.
 
-    Raises `DataError` if there is no such set or split, if there are several and none is named, or
-    if the hub cannot be reached and the files are not here.
+    Raises `DataError` if it is not there, cannot be fetched, or has several sets and none is named.
     """
     root, remote = Path(path).expanduser(), not Path(path).expanduser().exists()
     name, _, revision = path.partition("@") if remote else (root.name, "", "")
     files = _listed(name, revision) if remote else list(folder(root).entries)
     if remote and not revision and not any(ending(file) in PACKED for file in files):
-        revision = CONVERTED
+        revision = "refs/convert/parquet"
         files = _listed(name, revision)
     packed = [file for file in files if ending(file) in PACKED]
     if not packed:
         raise DataError(f"{path} has no Parquet, Arrow or tar files; give a folder of its images")
     configs = []
-    if README in files:
-        configs = _configs((_fetched(name, revision, [README]) if remote else root) / README)
+    if "README.md" in files:
+        place = _fetched(name, revision, ["README.md"]) if remote else root
+        configs = _configs(place / "README.md")
     available = _by_configs(configs, packed) or sets(packed)
     fitting = [
         (one, part)
@@ -73,8 +69,8 @@ def _by_configs(configs: Sequence[Any], files: Sequence[str]) -> Sets:
     """Files by the `configs` of a README, which list patterns, each with a split."""
     result: Sets = {}
     for config in configs:
-        entries = _as_list(config.get("data_files"))
-        for entry in (e if isinstance(e, dict) else {"path": e} for e in entries):
+        for entry in _as_list(config.get("data_files")):
+            entry = entry if isinstance(entry, dict) else {"path": entry}
             split = entry.get("split", "train")
             key = (str(config.get("config_name", "default")), str(SPLITS.get(split, split)))
             patterns = _as_list(entry.get("path"))

@@ -9,15 +9,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from posixpath import basename, dirname, splitext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unicodedata import normalize
 
 from erw.data.images import EXTENSIONS
-from erw.data.sources.base import ending, listed
+from erw.data.sources.base import Files, ending, listed
 from erw.errors import DataError, one_line
-
-if TYPE_CHECKING:
-    from erw.data.sources.files import Files
 
 Labels = tuple[tuple[str, ...], list[int]]  # names of the classes; the number of each image's class
 
@@ -44,18 +41,15 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 def label_name(names: Sequence[str], notes: list[str], marked: Sequence[str] = ()) -> str | None:
-    """Which of these names of columns, keys or arrays means the label: a usual one, one that is
-    `marked` as such, or another that may mean it; of several others none, which `notes` tells.
-    """
+    """Which name means the label: a usual one, one `marked` as such, or the only other one."""
     if usual := [name for name in USUAL if name in names]:
         return usual[0]
     others = marked or [name for name in OTHERS if name in names]
-    if len(others) < 2:
-        return others[0] if others else None
-    if marked:
+    if len(marked) > 1:
         raise DataError(f"several ClassLabel columns ({', '.join(marked)}): name one by --columns")
-    notes.append(f"{' and '.join(others)} may be labels and are not used: rename one to label")
-    return None
+    if len(others) > 1:
+        notes.append(f"{' and '.join(others)} may be labels and are not used: rename one to label")
+    return others[0] if len(others) == 1 else None
 
 
 def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) -> Labels:
@@ -79,16 +73,16 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     elif kinds == {int}:
         known = known or tuple(map(str, range(max(values) + 1)))
         numbers = {number: number for number in range(len(known))}
-    good = [type(value) in (int, str) and value in numbers for value in values]
-    if not all(good):
-        what = f"label {values[good.index(False)]!r}, expected a class number from 0, or a name"
+    wrong = [v for v in values if type(v) not in (int, str) or v not in numbers]
+    if wrong:
+        what = f"label {wrong[0]!r}, expected a class number from 0, or a name"
         what = f"{bare} of {len(values)} images have no label" if bare else what
         what += f", one of {listed(known)}" if names else ""
         raise DataError(f"{source}: {what}; give all a number or all a name, or --classes none")
     return known, [numbers[value] for value in values]
 
 
-def find(files: "Files", rule: str, notes: list[str]) -> tuple[list[str], Labels]:
+def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     """The images among some files, sorted, and their labels by one of the rules `CLASSES`.
 
     "auto" takes the first of tables (`TABLES`), label files of a WebDataset, and folders. What
@@ -110,9 +104,9 @@ def find(files: "Files", rule: str, notes: list[str]) -> tuple[list[str], Labels
         values = [side and _of_side(files, side, []) for _, side in sorted(sides.items())]
     if values is None and rule != "none":
         values = _of_folders(files, images, rule)
-    parents = [files.inside(key).split("/")[:-1] for key in images]
-    splits = sorted(set(_outermost(parents))) if all(parents) else []
-    if len(splits) > 1 and all(name.lower() in SPLITS for name in splits):
+    folders = {dirname(files.inside(key)).lower() for key in images}
+    splits = sorted({part for path in folders for part in path.split("/")} & SPLITS.keys())
+    if len(splits) > 1:
         what = f"{' and '.join(splits)} look like splits and are read as one set"
         notes.append(f"{what}: take one with --split {splits[-1]}")
     return images, classes(values or [None] * len(images), source=str(files.root), names=names)
@@ -122,7 +116,7 @@ def _images(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if ending(key) in EXTENSIONS]
 
 
-def _samples(files: "Files", notes: list[str]) -> dict[str, str | None]:
+def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
     """The images of a WebDataset, each with its label file; {} if no image has one.
 
     Files of one name up to the first dot make a sample; names that differ after it make one each if
@@ -137,11 +131,9 @@ def _samples(files: "Files", notes: list[str]) -> dict[str, str | None]:
         groups.setdefault(f"{dirname(key)}/{basename(key).partition('.')[0]}", []).append(key)
     samples = [keys for keys in groups.values() if _images(keys)]
     last = {ending(key): key for keys in samples for key in keys}
-    kind = ".cls" if ".cls" in last else ".json"
     flat = len({dirname(files.inside(key)) for keys in samples for key in keys}) == 1
-    if kind not in last or (
-        kind == ".json" and not (flat and _of_side(files, last[kind], notes) is not None)
-    ):
+    kind = ".cls" if ".cls" in last else ".json" if flat and ".json" in last else ""
+    if not kind or (kind == ".json" and _of_side(files, last[kind], notes) is None):
         return {}
     result: dict[str, str | None] = {}
     for keys in samples:
@@ -157,7 +149,7 @@ def _samples(files: "Files", notes: list[str]) -> dict[str, str | None]:
     return result
 
 
-def _parsed(files: "Files", key: str) -> Any:
+def _parsed(files: Files, key: str) -> Any:
     """What a file with labels holds."""
     try:
         return _READERS[ending(key)](files.read(key).decode("utf-8-sig"))
@@ -167,14 +159,14 @@ def _parsed(files: "Files", key: str) -> Any:
         raise DataError(message) from error
 
 
-def _of_side(files: "Files", key: str, notes: list[str]) -> Any:
+def _of_side(files: Files, key: str, notes: list[str]) -> Any:
     """The label in a file beside an image."""
     value = _parsed(files, key)
     return value.get(label_name(list(value), notes)) if isinstance(value, dict) else value
 
 
 def _of_tables(
-    files: "Files", images: Sequence[str], notes: list[str]
+    files: Files, images: Sequence[str], notes: list[str]
 ) -> tuple[list[Any] | None, Sequence[str]]:
     """Values of dataset.json (edm2, REPA), metadata.csv and metadata.jsonl, and class names."""
     known: dict[str, Any] = {}
@@ -185,9 +177,9 @@ def _of_tables(
         try:
             rows = _rows(table, key, notes)
             names = list(table.get("class_names") or ()) if isinstance(table, dict) else names
-        except (TypeError, ValueError) as error:
-            expected = '"labels", null or a list of [path, class number], "class_names", a list'
-            raise DataError(f"{place}: expected {expected}") from error
+        except (TypeError, ValueError, LookupError) as error:
+            expected = 'expected "labels", null or a list of [path, label], or rows of "file_name"'
+            raise DataError(f"{place}: {expected}") from error
         if rows is None:
             notes.append(f"{place} names no labels and is left alone")
             continue
@@ -214,41 +206,31 @@ def _rows(table: Any, key: str, notes: list[str]) -> list[Any] | None:
         if not rows:
             raise ValueError
         return [(path, label) for path, label in (rows.items() if isinstance(rows, dict) else rows)]
-    rows = [row for row in table if isinstance(row, dict)]
-    label = label_name(list(rows[0]), notes) if rows else None
-    if label is None or "file_name" not in rows[0]:
+    label = label_name(list(table[0]), notes) if table else None
+    if label is None or "file_name" not in table[0]:
         return None
-    values = [row.get(label) for row in rows]
-    if key.endswith(".csv") and all(str(value).isdecimal() for value in values):
-        values = list(map(int, values))
-    return list(zip([row.get("file_name") for row in rows], values, strict=True))
+    numbers = key.endswith(".csv") and all(str(row[label]).isdecimal() for row in table)
+    return [(row["file_name"], int(row[label]) if numbers else row[label]) for row in table]
 
 
-def _of_folders(files: "Files", images: Sequence[str], rule: str) -> list[str] | None:
+def _of_folders(files: Files, images: Sequence[str], rule: str) -> list[str] | None:
     """Classes named by folders; None without any."""
     paths = [files.inside(key) for key in images]
     if not any("/" in path for path in paths) and paths != list(images):  # flat archives
         if rule == "auto":
-            raise DataError(
-                f"several archives such as {files.root} hold images without labels or folders: "
-                "give --classes folders to make each archive a class, or --classes none for none"
-            )
+            how = "give --classes folders to make each archive a class, or --classes none for none"
+            raise DataError(f"archives such as {files.root} hold no labels or folders: {how}")
         paths = [key.replace(".tar/", "/") for key in images]
     parents = [path.split("/")[:-1] for path in paths]
     if not any(parents):
         return None
     if loose := parents.count([]):
-        raise DataError(
-            f"{files.root} holds {loose} images beside class folders: move them into one, "
-            "or take all without labels with --classes none"
-        )
-    values = ["/".join(p) for p in parents] if rule == "leaf" else _outermost(parents)
-    return None if rule == "auto" and len(set(values)) == 1 else values  # a flat set in a folder
-
-
-def _outermost(parents: Sequence[list[str]]) -> list[str]:
-    """The outermost folder with siblings of each image. A wrapper such as data/ has none."""
-    depth = 0
+        how = "move them into one, or take all without labels with --classes none"
+        raise DataError(f"{files.root} holds {loose} images beside class folders: {how}")
+    if rule == "leaf":
+        return ["/".join(parts) for parts in parents]
+    depth = 0  # of the outermost folders with siblings: a wrapper such as data/ has none
     while all(len(p) > depth + 1 for p in parents) and len({p[depth] for p in parents}) == 1:
         depth += 1
-    return [parts[depth] for parts in parents]
+    values = [parts[depth] for parts in parents]
+    return None if rule == "auto" and len(set(values)) == 1 else values  # a flat set in a folder
