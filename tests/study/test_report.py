@@ -1,7 +1,9 @@
 """The page: complete in itself, everything on it, and clear errors where something is missing."""
 
 import base64
+import html
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +12,16 @@ import pytest
 
 from erw.errors import DataError
 from erw.study.report import report
-from helpers.synthetic_study import lines_of, png, score, write_run, write_study
+from helpers.synthetic_study import (
+    STEPS,
+    cost_of,
+    lines_of,
+    png,
+    score,
+    train_line,
+    write_run,
+    write_study,
+)
 
 
 class Page(HTMLParser):
@@ -93,6 +104,60 @@ def test_of_many_points_some_pictures_are_shown_and_the_last(tmp_path: Path) -> 
 def test_names_cannot_inject_markup(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "<script>alert(1)</script>", lines_of("SiT", 0))
     assert "<script>alert" not in report([run], out=tmp_path / "r.html").read_text()
+
+
+def test_the_words_claim_no_more_than_the_seeds_carry(tmp_path: Path) -> None:
+    title, *sentences = verdict(write_study(tmp_path / "one"))
+    assert title.startswith("ERW reaches SiT’s final FD‑Lite2 with 0.") and len(sentences) == 4
+    assert title.endswith("× its compute") and sentences[-1].startswith("One seed only")
+    study = write_study(tmp_path / "three", seeds=3)
+    assert "over pairs of seeds; final scores do not overlap)." in verdict(study)[1]
+    assert not any("One seed" in sentence for sentence in verdict(study))
+    listed(study, [f"{name}-{seed}" for name in ("erw", "sit") for seed in range(3)])
+    title, sentence = verdict(study)
+    assert title == "SiT does not reach ERW’s FD‑Lite2 at equal cost"
+    assert sentence == (
+        "SiT does not reach ERW’s final FD-Lite2 within the same FLOPs. Every seed of ERW ends "
+        "better than every seed of SiT."
+    )
+
+
+def listed(study: Path, names: list[str]) -> Path:
+    """The study with these runs."""
+    study.mkdir(exist_ok=True)
+    record = {"study": {"title": "Listed", "small": False, "samples": 500}, "runs": names}
+    (study / "study.json").write_text(json.dumps(record))
+    return study
+
+
+def verdict(study: Path) -> list[str]:
+    """Title and lead of a study's page."""
+    text = report([study], out=study / "report.html").read_text()
+    lines = re.findall(r'<(?:h1|p class="lead")>(.*?)</(?:h1|p)>', text, re.DOTALL)
+    return [html.unescape(line) for line in lines]
+
+
+def close(folder: Path, name: str, seed: int, step: int = 0) -> Path:
+    """A run of seeds that differ more than methods do; `step`: it is under way up to there."""
+    lines = [train_line(step or STEPS["SiT"], "SiT", 0)]
+    for i in (1, 2, 3, 4):
+        values = {"fd_lite2": 300.0 - 20 * i + 3 * seed - len(name)}
+        lines.append({"kind": "eval", **cost_of(500 * i, "SiT", 0), "values": values, "how": {}})
+    return write_run(folder / "runs" / f"{name}-{seed}", name, lines, seed=seed)
+
+
+def test_overlapping_seeds_are_said_to_overlap(tmp_path: Path) -> None:
+    runs = [close(tmp_path, name, seed) for name in ("SiT", "REPA") for seed in (0, 1)]
+    study = listed(tmp_path, [run.name for run in runs])
+    assert "overlap: REPA and SiT are not told apart." in verdict(study)[1]
+
+
+def test_runs_under_way_are_not_compared(tmp_path: Path) -> None:
+    folders = [close(tmp_path, name, 0) for name in ("SiT", "REPA")]
+    folders.append(close(tmp_path, "ERW", 0, step=1000))
+    title, *_, last = verdict(listed(tmp_path, [folder.name for folder in folders]))
+    assert title.startswith("REPA reaches SiT’s") and last == "Still under way: ERW."
+    assert verdict(listed(tmp_path, ["REPA-0", "ERW-0"]))[0] == "The study is under way"
 
 
 def test_a_smoke_study_compares_nothing(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ MARKERS = {"SiT": "o", "REPA": "s", "ERW": "D"}
 TITLES = {"flow": "Flow-matching loss", "align": "Alignment loss"}
 LABELS = {"flops": "training compute", "seconds": "training time", "steps": "training steps"}
 WIDE, HALF = (1056.0, 430.0), (520.0, 320.0)
+POINTS = {"textcoords": "offset points"}
 DASHED = {"linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
@@ -46,22 +47,12 @@ class Theme:
 
 
 LIGHT = Theme(
-    name="light",
-    paper="#ffffff",
-    panel="#f6f7f9",
-    ink="#16181d",
-    soft="#626873",
-    line="#e3e5ea",
+    *("light", "#ffffff", "#f6f7f9", "#16181d", "#626873", "#e3e5ea"),
     series={"SiT": "#6f7683", "REPA": "#0072b2", "ERW": "#d55e00"},
     spare=("#009e73", "#a0528a", "#9a7400", "#3b4cc0"),
 )
 DARK = Theme(
-    name="dark",
-    paper="#14161b",
-    panel="#1b1e25",
-    ink="#eceef2",
-    soft="#a0a6b2",
-    line="#2b2f38",
+    *("dark", "#14161b", "#1b1e25", "#eceef2", "#a0a6b2", "#2b2f38"),
     series={"SiT": "#a3abb9", "REPA": "#56b4e9", "ERW": "#ff9140"},
     spare=("#2fc79b", "#d78bc0", "#d6b03c", "#8ea2ff"),
 )
@@ -108,13 +99,6 @@ def canvas(
     return figure, ax
 
 
-def note(
-    ax: Any, text: str, at: tuple[float, float], shift: tuple[float, float], **options: Any
-) -> None:
-    """Text at a place, moved by `shift` points."""
-    ax.annotate(text, at, shift, textcoords="offset points", **options)
-
-
 def label_ends(ax: Any, lines: Sequence[Line], *, gap: float = 16.0) -> None:
     """The name of each line at its end, once, at least `gap` points apart vertically."""
     firsts = list({line.name: line for line in reversed(lines)}.values())
@@ -123,8 +107,8 @@ def label_ends(ax: Any, lines: Sequence[Line], *, gap: float = 16.0) -> None:
     ends.sort(key=lambda end: end[0][1])
     heights = [float(ax.transData.transform(at)[1]) for at, _ in ends]
     for (at, line), old, new in zip(ends, heights, spread(heights, gap=gap), strict=True):
-        bold = {"weight": "bold", "va": "center", "annotation_clip": False}
-        note(ax, line.name, at, (9, new - old), color=line.color, **bold)
+        options = {"weight": "bold", "va": "center", "annotation_clip": False, **POINTS}
+        ax.annotate(line.name, at, (9, new - old), color=line.color, **options)
 
 
 def spread(heights: Sequence[float], *, gap: float) -> list[float]:
@@ -143,8 +127,7 @@ def spread(heights: Sequence[float], *, gap: float) -> list[float]:
 
 def cost_axis(runs: Sequence[RunResult], over: str) -> tuple[float, str]:
     """Divisor and label of a cost axis, in the unit that fits the runs' range."""
-    key = COSTS.get(over, "images")
-    most = max(run.last[key] for run in runs)
+    most = max(run.last[COSTS[over]] for run in runs)
     scale, unit = 1.0, "s" if over == "seconds" else ""
     if over == "flops":
         scale, unit = flops_unit(most)
@@ -198,13 +181,13 @@ def score_figure(
             ratio = speed_up(curves[last], curves[first], metric=metric)
             if ratio.value:
                 x, y = means[first].costs[-1] / scale, means[first].values[-1]
-                head = {"arrowstyle": "-|>,head_width=0.25,head_length=0.5", "linewidth": 1.4}
-                head |= {"color": lines[-1].color, "linestyle": (0, (1, 2)), "shrinkB": 0}
-                ax.annotate("", (ratio.value * x, y), (x, y), arrowprops={**head, "shrinkA": 9})
+                arrow = {"arrowstyle": "-|>,head_width=0.25,head_length=0.5", "linewidth": 1.4}
+                arrow |= {"color": color, "linestyle": (0, (1, 2)), "shrinkA": 9, "shrinkB": 0}
+                ax.annotate("", (ratio.value * x, y), (x, y), arrowprops=arrow)
                 text = f"{'≤ ' if ratio.at_most else ''}{ratio.value:.2f}×"
-                bold = {"weight": "bold", "fontsize": 12, "ha": "center"}
+                options = {"weight": "bold", "fontsize": 12, "ha": "center", **POINTS}
                 middle = ((1 + ratio.value) / 2 * x, y)
-                note(ax, text, middle, (0, 7), color=lines[-1].color, **bold)
+                ax.annotate(text, middle, (0, 7), color=color, **options)
         label_ends(ax, lines)
     return figure
 
@@ -231,19 +214,14 @@ def curve_figure(
                 x = warm[COSTS[over]] / scale
                 ax.axvspan(0, x, color=color, alpha=0.07, linewidth=0)
                 ax.axvline(x, color=color, **DASHED)
-                options = {
-                    "xycoords": ("data", "axes fraction"),
-                    "color": theme.soft,
-                    "fontsize": 11,
-                }
-                note(ax, "warm-up ends", (x, 1), (5, -11), **options)
+                options = {"xycoords": ("data", "axes fraction"), "fontsize": 11, **POINTS}
+                ax.annotate("warm-up ends", (x, 1), (5, -11), color=theme.soft, **options)
             curve = run.curve(group, name, over=over)
             if curve.costs:
                 curve = binned(curve, warmup=warm["step"] if warm else 0)
-                lines.append(
-                    Line(run.method, color, [x / scale for x in curve.costs], curve.values)
-                )
-                ax.plot(*lines[-1][2:], color=color, linewidth=1.8, alpha=0.9)
+                xs = [x / scale for x in curve.costs]
+                ax.plot(xs, curve.values, color=color, linewidth=1.8, alpha=0.9)
+                lines.append(Line(run.method, color, xs, curve.values))
         ax.set_xlim(left=0)
         values = sorted(y for line in lines for y in line.ys)
         low, high = values[0], values[int(0.97 * (len(values) - 1))]
@@ -257,19 +235,13 @@ def times_figure(
     runs: Sequence[RunResult], theme: Theme = LIGHT, *, size: tuple[float, float] = HALF
 ) -> Any:
     """The last validation loss of each run at each of its fixed times."""
-    methods = list(by_method(runs))
+    methods, title = list(by_method(runs)), "The same by time, at the end"
     lines = [
         Line(run.method, theme.color(run.method, methods), last["times"], last["flow_by_time"])
         for run in runs
         for last in run.lines["validation"][-1:]
     ]
-    return lines_figure(
-        lines,
-        theme,
-        title="The same by time, at the end",
-        label="noise time, 0 is clean",
-        size=size,
-    )
+    return lines_figure(lines, theme, title=title, label="noise time, 0 is clean", size=size)
 
 
 def lines_figure(
@@ -288,8 +260,8 @@ def lines_figure(
             ax.plot(line.xs, line.ys, color=line.color, marker="o", markersize=4, linewidth=2)
         if level is not None:
             ax.axhline(level[1], color=theme.soft, **DASHED)
-            options = {"xycoords": ("axes fraction", "data"), "color": theme.soft, "fontsize": 11}
-            note(ax, level[0], (0, level[1]), (4, 4), **options)
+            options = {"xycoords": ("axes fraction", "data"), "fontsize": 11, **POINTS}
+            ax.annotate(level[0], (0, level[1]), (4, 4), color=theme.soft, **options)
         label_ends(ax, lines)
     return figure
 

@@ -24,6 +24,7 @@ from erw.training.trained import read_recipe
 METRICS = "metrics.jsonl"
 STUDY = "study.json"
 COSTS = {"flops": "flops_total", "images": "images", "steps": "step", "seconds": "seconds"}
+COSTS["epochs"] = "images"
 KINDS = {"losses": "train", "weights": "train", "values": "eval", "validation": "validation"}
 
 
@@ -57,38 +58,31 @@ class RunResult:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are trained."""
         return self.last["step"] >= self.recipe["run"]["steps"]
 
     @property
     def warmup(self) -> dict[str, Any] | None:
         """The line at which warm-up ends."""
-        lines = [line for line in self.lines["train"] if line["phase"] == "warmup"]
-        return lines[-1] if lines else None
+        return next((x for x in self.lines["train"][::-1] if x["phase"] == "warmup"), None)
 
     def names(self, group: str) -> list[str]:
-        """What there is a curve of in "losses", "weights", "values" or "validation"."""
-        lines = self.lines[KINDS[group]]
-        if group == "validation":
-            return ["flow"] if lines else []
-        return list(dict.fromkeys(name for line in lines for name in line[group]))
+        """What there is a curve of in "losses", "weights" or "values"."""
+        return list(dict.fromkeys(name for x in self.lines[KINDS[group]] for name in x[group]))
 
     def curve(self, group: str, name: str, *, over: str = "flops") -> Curve:
-        """A loss, weight, score or validation loss over "flops", "images", "steps" or "seconds".
+        """A loss, weight, score or validation loss over a cost of `COSTS`, as a running total.
 
-        Over "epochs" it counts images by those in the cache. Costs are totals since the first step.
+        Epochs are images by those in the cache.
         """
-        if over != "epochs" and over not in COSTS:
-            raise ConfigError(f"no cost {over!r}; choose one of {', '.join(COSTS)}, epochs")
-        key = COSTS["images" if over == "epochs" else over]
+        if over not in COSTS:
+            raise ConfigError(f"no cost {over!r}; choose one of {', '.join(COSTS)}")
         scale = self.recipe["cache"]["rows"] if over == "epochs" else 1
         points = [
-            (line[key] / scale, values[name], line["step"])
+            (line[COSTS[over]] / scale, values[name], line["step"])
             for line in self.lines[KINDS[group]]
             if name in (values := line if group == "validation" else line[group])
         ]
-        costs, values, steps = zip(*points, strict=True) if points else ((), (), ())
-        return Curve(costs, values, steps)
+        return Curve(*zip(*points, strict=True)) if points else Curve((), (), ())
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunResult]:
@@ -106,18 +100,22 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunResult]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise DataError(f"a run is named twice: {', '.join(map(str, folders))}")
     recipes = [read_recipe(folder) for folder in folders]
-    kinds = [_kind(recipe) for recipe in recipes]
-    seeds = [recipe["resolved"]["seed"] for recipe in recipes]
-    runs = []
-    for i, (folder, recipe) in enumerate(zip(folders, recipes, strict=True)):
-        same = [j for j, kind in enumerate(kinds) if kind == kinds[i]]
-        method = recipe["run"]["name"]
-        if len({seeds[j] for j in same}) < len(same):  # the same run twice: no seeds of one method
-            method = folder.resolve().name
-        elif any(recipes[j]["run"]["name"] == method for j in range(len(kinds)) if j not in same):
-            method = folders[same[0]].resolve().name
-        runs.append(RunResult(folder, method, seeds[i], recipe, _lines(folder)))
-    order = list(dict.fromkeys(run.method for run in runs))
+    keys = [(_kind(recipe), recipe["resolved"]["seed"]) for recipe in recipes]
+    # The same run twice is not two seeds of one method.
+    kinds = [
+        key[0] if keys.count(key) == 1 else str(folder)
+        for key, folder in zip(keys, folders, strict=True)
+    ]
+    titles: dict[str, tuple[str, str]] = {}
+    for kind, recipe, folder in zip(kinds, recipes, folders, strict=True):
+        titles.setdefault(kind, (recipe["run"]["name"], folder.resolve().name))
+    names = [name for name, _ in titles.values()]
+    methods = {kind: t[0] if names.count(t[0]) == 1 else t[1] for kind, t in titles.items()}
+    runs = [
+        RunResult(folder, methods[kind], seed, recipe, _lines(folder))
+        for folder, kind, (_, seed), recipe in zip(folders, kinds, keys, recipes, strict=True)
+    ]
+    order = list(methods.values())
     return sorted(runs, key=lambda run: (order.index(run.method), run.seed))
 
 
@@ -132,27 +130,23 @@ def binned(curve: Curve, *, points: int = 160, warmup: int = 0) -> Curve:
     A bin's cost is that of its last point. None holds steps of both phases (`warmup`: the last step
     of the first), so that the boundary stays where it is.
     """
-    steps = np.array(curve.steps)
+    costs, values, steps = map(np.array, curve)
     windows, bins = np.diff(steps, prepend=0), list[np.ndarray]()
     for phase in (steps <= warmup, steps > warmup):
-        rows = np.flatnonzero(phase)
-        if len(rows):
-            bins += np.array_split(rows, min(len(rows), math.ceil(points * phase.mean())))
-    values = np.array(curve.values)
+        if phase.any():
+            count = min(phase.sum(), math.ceil(points * phase.mean()))
+            bins += np.array_split(np.flatnonzero(phase), count)
     means = [float(np.average(values[rows], weights=windows[rows])) for rows in bins]
     ends = [rows[-1] for rows in bins]
-    costs, steps_ = (tuple(np.array(some)[ends].tolist()) for some in (curve.costs, curve.steps))
-    return Curve(costs, tuple(means), steps_)
+    return Curve(tuple(costs[ends].tolist()), tuple(means), tuple(steps[ends].tolist()))
 
 
 def _folders(path: Path) -> list[Path]:
     """The run folders that a path means: itself, or the runs of a study."""
-    if path.name == METRICS:
-        path = path.parent
     if (path / METRICS).is_file():
         return [path]
     study = path / STUDY
-    names = json.loads(study.read_text())["runs"] if study.is_file() else []
+    names = json.loads(study.read_text()).get("runs", []) if study.is_file() else []
     folders = [path / "runs" / name for name in names if (path / "runs" / name / METRICS).is_file()]
     if not folders:
         raise FileNotFoundError(
