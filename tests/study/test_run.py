@@ -83,8 +83,12 @@ def test_a_folder_holds_one_study(tmp_path: Path) -> None:
         claim(dataclasses.replace(smoke, samples=65), tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="holds other files"):
+    with pytest.raises(CheckpointError, match=r"holds thesis.txt and no study of this version"):
         claim(smoke, tmp_path / "other")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "study.json").write_text('{"name": "demo", "steps": 900}')
+    with pytest.raises(CheckpointError, match=r"study.json and no study .*choose another --out"):
+        claim(smoke, tmp_path / "old")
 
 
 TINY = dataclasses.replace(
@@ -134,9 +138,12 @@ def test_the_page_has_pictures_and_the_attribution(study: Path) -> None:
 
 def test_a_finished_study_does_nothing_again_but_the_page(study: Path) -> None:
     paths = [*study.glob("runs/*/metrics.jsonl"), *study.glob("runs/*/ema.safetensors")]
+    drawn = [*study.glob("runs/*/previews/*.png")]
     before = {path: path.read_bytes() for path in paths}
+    times = {path: path.stat().st_mtime_ns for path in drawn}
     assert run_study(TINY, study) == study / "report.html"
     assert {path: path.read_bytes() for path in paths} == before
+    assert {path: path.stat().st_mtime_ns for path in drawn} == times and len(drawn) == 6
     assert json.loads((study / "study.json").read_text())["runs"] == ["sit-0", "repa-0", "erw-0"]
 
 

@@ -51,14 +51,14 @@ def previewing(
     """`evaluate=` of `erw.train`: the first rank draws; `say` receives a line on each picture."""
 
     def preview(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
-        if not world.first:
+        path = Path(out) / FOLDER / f"step-{step:08d}.png"
+        if not world.first or path.is_file():  # drawn before the run was stopped
             return ()
         options = to_dict(run.sample)
         labels = spread(model.num_classes)
         generation = generate(model, range(COUNT), labels, **options, precision="auto")
         images = generation.collect().images
         assert images is not None, "decoded by default"
-        path = Path(out) / FOLDER / f"step-{step:08d}.png"
         write_picture(images, generation, path)
         say(f"step {step}: {path}")
         return ()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -37,27 +37,22 @@ def bench(run: Run, *, rounds: int = 10) -> list[Timing]:
     """
     count = rounds + 3
     warm = min(run.plan.warmup, count)
-    short = run.replace(
-        steps=warm + count,
-        plan=dataclasses.replace(run.plan, warmup=warm),
-        log=dataclasses.replace(run.log, every=1, checkpoint=warm + count, preview=0),
-        eval=dataclasses.replace(run.eval, every=0),
-    )
+    log = replace(run.log, every=1, checkpoint=warm + count, preview=0)
+    plan, scores = replace(run.plan, warmup=warm), replace(run.eval, every=0)
     with tempfile.TemporaryDirectory() as folder:
-        train(short, Path(folder) / "run")
-        lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
+        train(run.replace(steps=warm + count, plan=plan, log=log, eval=scores), folder)
+        lines = read_metrics(Path(folder) / "metrics.jsonl")
     timings = []
     for phase, steps in (("warmup", run.plan.warmup), ("full", run.steps - run.plan.warmup)):
         part = [line for line in lines if line["phase"] == phase][2:]
         if len(part) < 2:  # a warm-up of three steps or fewer has nothing to time
             continue
-        seconds = [b["seconds"] - a["seconds"] for a, b in pairwise(part)]
-        middle = statistics.median(seconds)
-        first, last = part[0], part[-1]
-        images, flops, teacher = (
-            (last[key] - first[key]) // len(seconds)
+        times = [b["seconds"] - a["seconds"] for a, b in pairwise(part)]
+        images, total, teacher = (
+            (part[-1][key] - part[0][key]) // len(times)
             for key in ("images", "flops_total", "flops_teacher")
         )
-        spread, speed = (min(seconds), max(seconds)), (flops - teacher) / middle
-        timings.append(Timing(phase, steps, images, middle, *spread, speed))
+        middle = statistics.median(times)
+        speed = (total - teacher) / middle
+        timings.append(Timing(phase, steps, images, middle, min(times), max(times), speed))
     return timings

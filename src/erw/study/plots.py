@@ -112,22 +112,17 @@ def label_ends(ax: Any, lines: Sequence[Line], *, gap: float = 16.0) -> None:
 
 
 def spread(heights: Sequence[float], *, gap: float) -> list[float]:
-    """Rising heights moved so that neighbours are `gap` apart; a moved group keeps its mean."""
-    groups: list[list[float]] = []
-
-    def bottom(group: list[float]) -> float:
-        return sum(group) / len(group) - gap * (len(group) - 1) / 2
-
-    for height in heights:
-        groups.append([height])
-        while len(groups) > 1 and bottom(groups[-2]) + gap * len(groups[-2]) > bottom(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    return [bottom(group) + i * gap for group in groups for i in range(len(group))]
+    """Rising heights moved so that neighbours are at least `gap` apart and their mean stays."""
+    moved = list(heights[:1])
+    for height in heights[1:]:
+        moved.append(max(height, moved[-1] + gap))
+    shift = (sum(heights) - sum(moved)) / max(1, len(moved))
+    return [height + shift for height in moved]
 
 
 def cost_axis(runs: Sequence[RunResult], over: str) -> tuple[float, str]:
     """Divisor and label of a cost axis, in the unit that fits the runs' range."""
-    most = max(run.last[COSTS[over]] for run in runs)
+    most, label = max(run.last[COSTS[over]] for run in runs), LABELS.get(over, f"training {over}")
     scale, unit = 1.0, "s" if over == "seconds" else ""
     if over == "flops":
         scale, unit = flops_unit(most)
@@ -135,7 +130,6 @@ def cost_axis(runs: Sequence[RunResult], over: str) -> tuple[float, str]:
         scale, unit = (3600.0, "hours") if most > 2.5 * 3600 else (60.0, "minutes")
     elif over in ("steps", "images") and most > 20_000:
         scale, unit = 1000.0, "thousands"
-    label = LABELS.get(over, f"training {over}")
     return scale, f"{label}, {unit}" if unit else label
 
 

@@ -8,11 +8,10 @@ as `erw.train` leaves it; the page is read from these folders alone.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,8 +71,8 @@ class Study:
     small: bool = False
 
     def __post_init__(self) -> None:
-        check_ranges(self, "study", steps="[1, inf)", points="[1, inf)", samples="[2, inf)")
-        check_ranges(self, "study", train_images="[2, inf)", reference_images="[2, inf)")
+        least = {"steps": 1, "points": 1, "samples": 2, "train_images": 2, "reference_images": 2}
+        check_ranges(self, "study", **{name: f"[{low}, inf)" for name, low in least.items()})
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"study.seeds {self.seeds}: give at least one, and each once")
 
@@ -83,47 +82,28 @@ class Study:
         if self.small:
             # A little more than tiny: else the teacher alone would cost more than the budget.
             run = tiny(run)
-            model = dataclasses.replace(run.model, width=64)
-            run = run.replace(model=model, data=dataclasses.replace(run.data, batch_size=32))
-        return run.replace(
-            name=method,
-            seed=seed,
-            data=dataclasses.replace(run.data, cache=(cache,)),
-            eval=Eval(
-                samples=self.samples,
-                reference_count=self.reference_images,
-                keep_best=False,
-                loss_images=128,
-            ),
-        )
+            model, data = replace(run.model, width=64), replace(run.data, batch_size=32)
+            run = run.replace(model=model, data=data)
+        scored = Eval(samples=self.samples, reference_count=self.reference_images,
+                      keep_best=False, loss_images=128)  # fmt: skip
+        data = replace(run.data, cache=(cache,))
+        return run.replace(name=method, seed=seed, data=data, eval=scored)
 
 
 DEMO = Study("demo")
 """About 10 minutes on 2 CPU cores."""
 SMOKE = Study(
-    "smoke",
-    title="Smoke test of the quickstart study",
-    steps=60,
-    points=2,
-    train_images=256,
-    reference_images=128,
-    samples=64,
-    small=True,
-)
+    "smoke", "Smoke test of the quickstart study", steps=60, points=2, train_images=256,
+    reference_images=128, samples=64, small=True,
+)  # fmt: skip
 """The same with tiny networks in a minute: says that it works, nothing about methods."""
 FULL = Study("full", steps=7500, seeds=(0, 1, 2), points=6, train_images=16_384, samples=2000)
 """Three seeds a method, about 6 hours on 2 CPU cores."""
-VARIANTS = dataclasses.replace(
-    FULL,
-    name="variants",
-    title="Variants of the quickstart study",
-    methods=(
-        ("SiT", "quickstart_sit"),
-        ("REPA, stopped", "quickstart_repa_stopped"),
-        ("ERW as published", "quickstart_paper"),
-    ),
-    seeds=(0,),
-)
+_OTHERS = ("REPA, stopped", "quickstart_repa_stopped"), ("ERW as published", "quickstart_paper")
+VARIANTS = replace(
+    FULL, name="variants", title="Variants of the quickstart study", seeds=(0,),
+    methods=(METHODS[0], *_OTHERS),
+)  # fmt: skip
 """REPA with an early stop, and ERW as the paper has it, beside SiT."""
 STUDIES = {study.name: study for study in (DEMO, SMOKE, FULL, VARIANTS)}
 
@@ -145,7 +125,11 @@ def run_study(study: Study, out: str | Path) -> Path:
     say(f"{study.title}: everything goes to {out}; the same command resumes")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cache = prepare_builtin(out / "cache", count=study.train_images, device=device)
-    held_out(out / REFERENCE)
+    if not (out / REFERENCE).is_file():  # what a perfect model would draw
+        source = OpenMojiSet("test", count=COUNT)
+        images, labels = zip(*(source[i] for i in range(COUNT)), strict=True)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        write_bytes(out / REFERENCE, picture(pixels, labels, source.class_names))
     points = points_of(study, cache)
     for seed in study.seeds:
         for method, steps in points.items():
@@ -163,15 +147,13 @@ def folder_of(method: str, seed: int) -> str:
 
 def points_of(study: Study, cache: Cache) -> dict[str, tuple[int, ...]]:
     """The steps after which each method is scored; all end at the FLOPs of the first method."""
-    runs = {method: study.run(method, seed=0, cache=str(cache.path)) for method, _ in study.methods}
     # A ledger sees schedules end within the run: give it more steps than any budget buys.
-    ledgers = {
-        method: Ledger.of(resolve(run.replace(steps=10 * study.steps), cache), cache)
-        for method, run in runs.items()
-    }
-    budget = next(iter(ledgers.values())).spent(study.steps).total
-    return {method: shares(ledger, budget, study.points, method)
-            for method, ledger in ledgers.items()}  # fmt: skip
+    steps, ledgers = 10 * study.steps, {}
+    for method, _ in study.methods:
+        run = study.run(method, seed=0, cache=str(cache.path)).replace(steps=steps)
+        ledgers[method] = Ledger.of(resolve(run, cache), cache)
+    budget = ledgers[study.methods[0][0]].spent(study.steps).total
+    return {name: shares(ledger, budget, study.points, name) for name, ledger in ledgers.items()}
 
 
 def shares(ledger: Ledger, budget: int, count: int, method: str) -> tuple[int, ...]:
@@ -199,40 +181,27 @@ def watching(run: Run, folder: Path) -> Callback:
     return watch
 
 
-def held_out(path: Path) -> None:
-    """A picture of held-out images: what a perfect model would draw."""
-    if not path.is_file():
-        source = OpenMojiSet("test", count=COUNT)
-        images, labels = zip(*(source[i] for i in range(COUNT)), strict=True)
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        write_bytes(path, picture(pixels, labels, source.class_names))
-
-
 def claim(study: Study, out: Path) -> None:
     """Write `study.json`, or check that the one that is there is of the same study.
 
-    Raises CheckpointError naming the first difference, or the first of other files.
+    Raises CheckpointError naming the first difference, or one of the other files.
     """
     path, settings = out / STUDY, json.loads(json.dumps(asdict(study)))
-    if path.is_file():
-        there = json.loads(path.read_text())["study"]
+    there = json.loads(path.read_text()).get("study") if path.is_file() else None
+    if there is not None:
         for key, value in settings.items():
             if there.get(key) != value:
                 raise CheckpointError(
                     f"{out} holds another study: {key} is {there.get(key)!r} there and {value!r} "
                     "here; choose another --out"
                 )
-    elif others := sorted(p.name for p in out.glob("*") if not p.name.startswith(".")):
+        return
+    if others := sorted(p.name for p in out.glob("*") if not p.name.startswith(".")):
         raise CheckpointError(
-            f"{out} holds other files and no study ({others[0]}); choose another --out"
+            f"{out} holds {others[0]} and no study of this version; choose another --out "
+            "(make demo OUT=DIR), or delete it"
         )
-    else:
-        runs = [folder_of(method, seed) for seed in study.seeds for method, _ in study.methods]
-        write_json(path, {"study": settings, "runs": runs, **machine()})
-
-
-def machine() -> dict[str, dict[str, Any]]:
-    """Versions of what decides the numbers, and the hardware; no name of the host."""
+    # Versions of what decides the numbers, and the hardware; no name of the host.
     versions = {package: metadata.version(package) for package in PACKAGES}
     hardware = {
         "system": f"{platform.system()} {platform.machine()}",
@@ -241,4 +210,6 @@ def machine() -> dict[str, dict[str, Any]]:
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-    return {"versions": {"python": platform.python_version(), **versions}, "hardware": hardware}
+    runs = [folder_of(method, seed) for seed in study.seeds for method, _ in study.methods]
+    versions = {"python": platform.python_version(), **versions}
+    write_json(path, {"study": settings, "runs": runs, "versions": versions, "hardware": hardware})
