@@ -109,7 +109,7 @@ def test_results_from_files_and_the_command_line(
     result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, other = tmp_path / "one.json", tmp_path / "scores.jsonl"
-    one.write_text(json.dumps(result, indent=1))
+    one.write_text(json.dumps(result))
     lines = [changed(result, count=5), changed(result, steps=50)]
     other.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_result(one) == json.loads(json.dumps(result)) and read_result(other) == lines[1]

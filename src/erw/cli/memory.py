@@ -89,8 +89,7 @@ def memory(
             one = reference_images(one, (), size=size, count=how.count)
         if one is not None:
             sets[name] = image_set(one, what=f"{name.replace('_', '-')} images")
-            resolutions = samples.resolution, sets[name].resolution
-            same_resolution(*resolutions, samples.name, f"{name} {sets[name].name}")
+            same_resolution(samples, sets[name], name)
     encoder = load_encoder(how.encoder, device=str(current().device))
     with Progress(
         "memory", sum(one.count or 0 for one in sets.values()), unit="images"

@@ -49,9 +49,8 @@ def mutual_knn(a: Tensor, b: Tensor, *, k: int = 10) -> float:
 def linear_probe(features: Tensor, labels: Tensor, *, seed: int = 0) -> float:
     """Accuracy of a linear map from features (n, D) to classes (n,) on a fifth that it never saw.
 
-    Ridge regression to one-hot labels on standardised features: a closed form, without steps or a
-    learning rate to tune. Its strength, relative to the mean variance, is the best of `RIDGES` on
-    another fifth. Numbers are comparable with each other, not with probes trained by descent.
+    Ridge regression to one-hot labels on standardised features. Its strength, relative to the mean
+    variance, is the best of `RIDGES` on another fifth. Not comparable with probes by descent.
     """
     train, choose, test = _split(labels, seed=seed)
     x = features.double()

@@ -89,8 +89,7 @@ def is_written(out: str | Path, kind: str, step: int, world: World) -> bool:
 def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:
     """Write the model's weights to `path` unless better ones are there; True if they are the best.
 
-    The first score decides. Weights whose score is not comparable (another metric, reference or way
-    of sampling) are replaced.
+    The first score decides. Weights whose score is not comparable are replaced.
     """
     name, value = next(iter(scores.values.items()))
     result = scores.to_dict()

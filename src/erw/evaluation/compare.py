@@ -1,7 +1,6 @@
 """Whether two results can be compared: every setting that changes a score, and where they differ.
 
-What is compared (the run, its step, its weights) may differ. The settings below may not: FID of 50
-steps and of 250, with and without guidance, of 10,000 images and of 50,000 are different numbers.
+What is compared (the run, its step, its weights) may differ; the settings below may not.
 """
 
 import json
@@ -52,11 +51,9 @@ def read_result(path: str | Path) -> dict[str, Any]:
     Raises FileNotFoundError, or DataError for a file without a result.
     """
     text = Path(path).read_text(encoding="utf-8").strip()
-    for part in (text, text.rpartition("\n")[2]):
-        try:
-            result = json.loads(part)
-            if {"values", "features"} <= result.keys():
-                return result
-        except (json.JSONDecodeError, AttributeError):
-            continue
-    raise DataError(f"{path} holds no result: expected a file of erw eval --out, or its scores")
+    try:
+        result = json.loads(text.rpartition("\n")[2])
+        result["values"], result["features"]
+    except (json.JSONDecodeError, LookupError, TypeError) as error:
+        raise DataError(f"{path} holds no result: expected a file of erw eval --out") from error
+    return result

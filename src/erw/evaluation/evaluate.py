@@ -5,10 +5,10 @@ EfficientNet-Lite2. It is never called FID, which is that distance under Incepti
 metrics "fid" and "adm" give it. `erw.evaluation.metrics` has the table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -36,13 +36,11 @@ class Scores:
 
     Attributes:
         values: score by name.
-        count, reference_count: images on either side.
         images, reference, validation: their names, and hashes of their content; "" without.
         resolution: (height, width) of the images, before the encoder's own resizing.
         settings: how the images were generated, where that is known.
         reference_statistics: "images", or "stated": the mean and covariance in ADM's `.npz`.
-        features: score -> its encoder, the hash of the encoder's weights, and name and SHA-256 of
-            their file ("": the package's or the hub's).
+        features: score -> its encoder, the hash of its weights, and name and SHA-256 of their file.
     """
 
     values: dict[str, float]
@@ -88,10 +86,9 @@ def evaluate(
     """Score `images` against `reference`, whose statistics are stored.
 
     Args:
-        images: uint8 tensor (N, 3, H, W), a `Generation`, a source, a cache with images, or the
-            path of a folder, a zip, a cache or a `.npz` with `arr_0`.
-        reference: the same. With "fid" and "sfid" the mean and covariance that a `.npz` states are
-            used, as ADM does.
+        images, reference: uint8 tensor (N, 3, H, W), a `Generation`, a source, a cache with images,
+            or the path of a folder, a zip, a cache or a `.npz` with `arr_0`; the mean and
+            covariance that a reference's `.npz` states are used for fid and sfid, as ADM does.
         metric: one or several, see `erw.evaluation.metrics`.
         encoder: the network itself in place of the one that `metric` names.
         weights: file of the Inception network's weights, or space -> file or folder of weights.
@@ -100,10 +97,8 @@ def evaluate(
         world: the ranks that share the images; all call this, all get the scores.
         progress: is given the number of images after each batch of this rank.
 
-    Raises:
-        ConfigError: an unknown metric, FDr without validation images.
-        DataError: fewer than 2 images, wrong dtype or shape, another resolution than the reference.
-        NumericsError: images or features that are not finite.
+    Raises ConfigError for an unknown metric, DataError for images that cannot be compared,
+    NumericsError where they or their features are not finite.
     """
     metrics = metrics_of([metric] if isinstance(metric, str) else metric)
     relative = {m.space for m in metrics if m.distance == "fdr"}
@@ -118,11 +113,20 @@ def evaluate(
     )
     extractors = extractors or extractors_of(metrics, encoder, weights, device=device)
     options: dict[str, Any] = {"batch_size": batch_size, "world": world}
-    real = _reference(reference, extractors, folder, fake, "reference", **options)
-    held_out = None
-    if relative:
-        some = {space: extractors[space] for space in relative}
-        held_out = _reference(validation, some, folder, fake, "validation set", **options)
+
+    def opened(given: Images, what: str, *spaces: str) -> tuple[ImageSet, dict[str, Statistics]]:
+        other = image_set(given, what=what)
+        same_resolution(fake, other, what)
+        chosen = {space: extractors[space] for space in spaces}
+        return other, extract_stored(other, chosen, folder, **options)
+
+    real, expected = opened(reference, "reference", *extractors)
+    stated = False
+    if INCEPTION in expected and str(reference).endswith(".npz"):
+        expected[INCEPTION], stated = with_stated(expected[INCEPTION], Path(str(reference)))
+    held_out, validated = None, dict[str, Statistics]()
+    if relative and validation is not None:
+        held_out, validated = opened(validation, "validation set", *relative)
     extracted = extract(fake, list(extractors.values()), progress=progress, **options)
     statistics = dict(zip(extractors, extracted, strict=True))
 
@@ -131,8 +135,7 @@ def evaluate(
         features: dict[str, dict[str, str]] = {}
         for metric in metrics:
             space, one = metric.space, extractors[metric.space]
-            other = held_out.statistics.get(space) if held_out else None
-            pair = Pair(real.statistics[space], statistics[space], one, space, other)
+            pair = Pair(expected[space], statistics[space], one, space, validated.get(space))
             scores = metric.scores(pair)
             values |= scores
             meta = {"encoder": one.encoder.name, "weights": one.weights, "file": one.file}
@@ -140,45 +143,17 @@ def evaluate(
         return Scores(
             values=values,
             count=fake.count,
-            reference_count=real.images.count,
+            reference_count=real.count,
             images=fake.name,
             images_hash=fake.content,
-            reference=real.images.name,
-            reference_hash=real.images.content,
+            reference=real.name,
+            reference_hash=real.content,
             resolution=fake.resolution,
             settings=fake.settings,
-            reference_statistics="stated" if real.stated else "images",
+            reference_statistics="stated" if stated else "images",
             features=features,
-            validation=held_out.images.name if held_out else "",
-            validation_hash=held_out.images.content if held_out else "",
+            validation=held_out.name if held_out else "",
+            validation_hash=held_out.content if held_out else "",
         )
 
     return world.broadcast(score)
-
-
-class _Reference(NamedTuple):
-    """Statistics by space, complete on the first rank, and what they are of.
-
-    `stated`: a file's own mean and covariance take the place of those of its images.
-    """
-
-    statistics: dict[str, Statistics]
-    images: ImageSet
-    stated: bool
-
-
-def _reference(
-    given: Any,
-    extractors: Mapping[str, Extractor],
-    folder: Path,
-    fake: ImageSet,
-    what: str,
-    **options: Any,
-) -> _Reference:
-    """Statistics of a reference, stored or extracted."""
-    images, stated = image_set(given, what=what), False
-    same_resolution(fake.resolution, images.resolution, fake.name, f"the {what} {images.name}")
-    statistics = extract_stored(images, extractors, folder, **options)
-    if INCEPTION in statistics and str(given).endswith(".npz"):
-        statistics[INCEPTION], stated = with_stated(statistics[INCEPTION], Path(str(given)))
-    return _Reference(statistics, images, stated)

@@ -6,7 +6,7 @@ cache folder unless another is given. They may be deleted at any time.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -54,17 +54,14 @@ class Extractor(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of the features of a set of images, and all features (N, D) where they were kept."""
+    """Moments of the features of a set of images, and all features (N, D), empty if not kept."""
 
     moments: Moments
-    features: Tensor | None = None
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def pooled(encoder: PooledEncoder, images: Tensor, name: str) -> Tensor:
-    """Features (B, D) of uint8 images (B, 3, H, W) of the set `name`, on the CPU.
-
-    Raises NumericsError where they are not finite.
-    """
+    """Features (B, D) of uint8 images (B, 3, H, W) of a set, on the CPU; all finite."""
     device = next(encoder.parameters()).device if isinstance(encoder, nn.Module) else "cpu"
     features = encoder.pooled(images.to(device)).cpu()
     if not torch.isfinite(features).all():
@@ -110,7 +107,7 @@ def extract(
         ranks = world.gather(mine)  # one without images has no moments
         total = reduce(Moments.__add__, (moments for moments, _ in ranks if moments))
         blocks = [block for _, kept in ranks for block in kept]
-        statistics.append(Statistics(total, torch.cat(blocks) if blocks else None))
+        statistics.append(Statistics(total, torch.cat(blocks) if blocks else torch.empty(0)))
     return statistics
 
 
@@ -138,9 +135,10 @@ def extract_stored(
         for space, one in extractors.items():
             with contextlib.suppress(CheckpointError):
                 stored, _ = load_tensors(paths[space])
-                if "features" in stored or not one.keep:
+                features = stored.get("features", torch.empty(0))
+                if len(features) or not one.keep:
                     moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
-                    statistics[space] = Statistics(moments, stored.get("features"))
+                    statistics[space] = Statistics(moments, features)
         return [space for space in extractors if space not in statistics]
 
     missing = world.broadcast(look)
@@ -148,10 +146,8 @@ def extract_stored(
     new = extract(images, some, batch_size=batch_size, world=world) if missing else []
     for space, made in zip(missing, new, strict=True):
         statistics[space] = made
-        tensors = {"mean": made.moments.mean, "scatter": made.moments.scatter}
-        tensors["count"] = torch.tensor(made.moments.count)
-        if made.features is not None:
-            tensors["features"] = made.features
+        tensors = {"count": torch.tensor(made.moments.count), "features": made.features}
+        tensors |= {"mean": made.moments.mean, "scatter": made.moments.scatter}
         with contextlib.suppress(CheckpointError):  # a full disk only costs time the next time
             if world.first:
                 save_tensors(paths[space], tensors)

@@ -25,15 +25,10 @@ Reader = Callable[[int, int, int], Iterator[Tensor]]
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, ready to be read.
+    """Images of one size (height, width), ready to be read.
 
-    Attributes:
-        name: for people, without folders of this machine.
-        count: number of images.
-        content: hash of the images, or of everything they follow from.
-        resolution: (height, width).
-        read: (first image, image to stop before, batch size) -> iterator over uint8 (B, 3, H, W).
-        settings: how they were generated, where that is known.
+    `content` is a hash of them, or of everything they follow from; `read` gets the first image, the
+    one to stop before, and the batch size; `settings` say how they were generated, where known.
     """
 
     name: str
@@ -54,9 +49,7 @@ Images = Tensor | Generation | Source | Cache | ImageSet | str | Path
 def image_set(images: Images, *, what: str = "images") -> ImageSet:
     """Any of the accepted kinds of images as an `ImageSet`; `what` names them in messages.
 
-    Raises:
-        DataError: fewer than 2 images, another dtype or shape, images of several sizes.
-        FileNotFoundError: nothing at the path.
+    Raises DataError for fewer than 2 images or another dtype or shape.
     """
     opened = images if isinstance(images, ImageSet) else _open(images, what)
     if opened.count < 2:
@@ -95,14 +88,12 @@ def built_in(class_names: tuple[str, ...]) -> bool:
     return class_names == tuple(groups())
 
 
-def same_resolution(
-    images: tuple[int, int], reference: tuple[int, int], name: str, other: str
-) -> None:
-    """Raises DataError where (height, width) of the images and of the reference differ."""
-    if images != reference:
+def same_resolution(images: ImageSet, other: ImageSet, what: str) -> None:
+    """Raises DataError where the resolutions of both sets differ."""
+    if images.resolution != other.resolution:
         raise DataError(
-            f"images {name} are {_sides(images)}, {other} is {_sides(reference)}: scores would "
-            "compare sizes; bring both to one size first"
+            f"images {images.name} are {_sides(images.resolution)}, the {what} {other.name} is "
+            f"{_sides(other.resolution)}: bring both to one size first"
         )
 
 
@@ -188,7 +179,6 @@ def _of_npz(path: Path) -> ImageSet:
 
 
 def _of_cache(cache: Cache) -> ImageSet:
-    """The images that a cache was made of, where it stores them or encodes on the fly."""
     read = _by_rows(lambda lo, hi: cache.images(range(lo, hi)))
     size = (cache.image_size, cache.image_size)
     return ImageSet(Path(cache.where).name, len(cache), cache.identity, size, read)

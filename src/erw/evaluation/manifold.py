@@ -65,8 +65,7 @@ def _blocks(x: Tensor, y: Tensor, rows: int) -> Iterator[tuple[slice, Tensor]]:
 def _edges(x: Tensor, k: int, rows: int) -> Tensor:
     """Squared radius (N,) of each feature's ball and its rounding error, so that the edge is in.
 
-    A point in the ball around r has at most the norm |r| + radius, and sums of D products round by
-    some sqrt(D) eps.
+    A point in the ball around r has at most the norm |r| + radius; sums round by sqrt(D) eps.
     """
     radii = torch.empty_like(x[:, 0])
     for part, squared in _blocks(x, x, rows):

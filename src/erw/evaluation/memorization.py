@@ -1,8 +1,7 @@
 """Does a model repeat its training images? The nearest one of each sample, and usual distances.
 
 A small distance alone says nothing: an image that nobody trained on has a nearest neighbour too.
-So held-out images are compared with the same training images, and a sample counts as suspicious
-if it is nearer than all but one percent of those.
+So held-out images are compared with the same training images.
 """
 
 from collections.abc import Iterator
@@ -19,13 +18,10 @@ QUANTILES = {"least": 0.0, "1%": 0.01, "10%": 0.1, "median": 0.5, "90%": 0.9, "m
 
 
 class Nearest(NamedTuple):
-    """The nearest training image of each sample.
+    """The number (N,) of the nearest training image of each sample, and its distance (N,).
 
-    Attributes:
-        index: number (N,) of the nearest training image, in their order.
-        distance: (N,) 1 - cosine of both images' features: 0 is the same direction.
-        usual: the same (M,) for images that were not trained on; None without any.
-        suspicious: share of samples nearer than all but one percent of `usual`; None without it.
+    A distance is 1 - cosine of both images' features. `usual` has those of images that were not
+    trained on; `suspicious` is the share of samples nearer than all but one percent of these.
     """
 
     index: Tensor
@@ -61,10 +57,7 @@ def nearest_images(
 ) -> Nearest:
     """The nearest training image of every sample, and of every held-out image for comparison.
 
-    Args:
-        samples, training, held_out: as for `erw.evaluate`; training images pass by in batches.
-        encoder: of pooled features; None: EfficientNet-Lite2.
-        progress: is given the number of images of any of the three after each batch.
+    Images are as for `erw.evaluate`; the encoder is EfficientNet-Lite2 unless another is given.
     """
     if encoder is None:
         from erw.encoders.registry import load_encoder
@@ -88,7 +81,7 @@ def nearest_images(
     for part in features(training, "training images"):
         value, row = (queries @ part.T).max(1)
         nearer = value > best
-        best, index = torch.where(nearer, value, best), torch.where(nearer, row + first, index)
+        best, index = (torch.where(nearer, value, best), torch.where(nearer, row + first, index))
         first += len(part)
     distance = (1 - best).clamp(min=0)
     if held_out is None:

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from erw.config import nearest
 from erw.errors import ConfigError, DataError
 from erw.evaluation.adm import AdmFeatures, frechet_part, score_of_classes
-from erw.evaluation.distances import Moments, cmmd, frechet, kid
+from erw.evaluation.distances import cmmd, frechet, kid
 from erw.evaluation.features import Extractor, PooledEncoder, Statistics
 from erw.evaluation.manifold import density_coverage, precision_recall
 from erw.io import hash_tensors
@@ -55,55 +55,47 @@ class Pair(NamedTuple):
     space: str
     held_out: Statistics | None = None
 
-    @property
-    def features(self) -> tuple[Tensor, Tensor]:
-        """(real, fake), all of them."""
-        assert self.real.features is not None and self.fake.features is not None
-        return self.real.features, self.fake.features
 
-    @property
-    def moments(self) -> tuple[Moments, Moments]:
-        """(real, fake); of the features that are kept where an encoder has more."""
-        columns = self.extractor.columns
-        return self.real.moments.part(columns), self.fake.moments.part(columns)
+def _fd(pair: Pair) -> float:
+    """Of the features that are kept, where an encoder has more."""
+    columns = pair.extractor.columns
+    return frechet(pair.real.moments.part(columns), pair.fake.moments.part(columns))
 
 
-def _ratio(pair: Pair) -> dict[str, float]:
+def _ratio(pair: Pair) -> float:
     """FD(images, reference) / FD(held-out images, reference); 1 is as good as real images.
 
     Source: Yang et al., Representation Fréchet Loss (arXiv 2604.28190), who average six spaces.
     """
     assert pair.held_out is not None
-    least = frechet(*pair._replace(fake=pair.held_out).moments)
-    if least <= 1e-9 * pair.moments[0].cov.trace().item():
+    least = _fd(pair._replace(fake=pair.held_out))
+    if least <= 1e-9 * pair.real.moments.cov.trace().item():
         raise DataError("the validation images are the reference itself: give held-out images")
-    return {"fdr": frechet(*pair.moments) / least}
+    return _fd(pair) / least
 
 
-def _precision_recall(pair: Pair) -> dict[str, float]:
-    values = precision_recall(*pair.features, k=NEIGHBOURS.get(pair.space, 3))
-    return dict(zip(("precision", "recall"), values, strict=True))
+def _precision_recall(pair: Pair) -> tuple[float, float]:
+    k = NEIGHBOURS.get(pair.space, 3)
+    return precision_recall(pair.real.features, pair.fake.features, k=k)
 
 
-def _density_coverage(pair: Pair) -> dict[str, float]:
-    return dict(zip(("density", "coverage"), density_coverage(*pair.features), strict=True))
-
-
-Distance = Callable[[Pair], Mapping[str, float]]
+Distance = Callable[[Pair], float | tuple[float, float]]
 DISTANCES: dict[str, Distance] = {
-    "fd": lambda pair: {"fd": frechet(*pair.moments)},
+    "fd": _fd,
     "fdr": _ratio,
-    "kid": lambda pair: {"kid": kid(*pair.features)},
-    "mmd": lambda pair: {"mmd": cmmd(*pair.features)},
+    "kid": lambda pair: kid(pair.real.features, pair.fake.features),
+    "mmd": lambda pair: cmmd(pair.real.features, pair.fake.features),
     "pr": _precision_recall,
-    "dc": _density_coverage,
+    "dc": lambda pair: density_coverage(pair.real.features, pair.fake.features),
 }
 PUBLISHED: dict[str, Distance] = {
-    "fid": lambda pair: {"fid": frechet_part("fid", pair.real, pair.fake)},
-    "sfid": lambda pair: {"sfid": frechet_part("sfid", pair.real, pair.fake)},
-    "is": lambda pair: {"inception_score": score_of_classes(pair.fake, pair.extractor.encoder)},
-    "cmmd": lambda pair: {"cmmd": cmmd(*pair.features)},
+    "fid": lambda pair: frechet_part("fid", pair.real, pair.fake),
+    "sfid": lambda pair: frechet_part("sfid", pair.real, pair.fake),
+    "is": lambda pair: score_of_classes(pair.fake, pair.extractor.encoder),
+    "cmmd": DISTANCES["mmd"],
 }
+SCORES = {"pr": ("precision", "recall"), "dc": ("density", "coverage"), "is": ("inception_score",)}
+"""Distance -> names of its scores, where it is not its own."""
 FROM_MOMENTS = ("fd", "fdr", "fid", "sfid")
 """Distances that do not need the features of every image."""
 
@@ -117,15 +109,16 @@ class Metric(NamedTuple):
 
     def scores(self, pair: Pair) -> dict[str, float]:
         """Scores by name."""
-        values = (DISTANCES | PUBLISHED)[self.distance](pair)
-        return {f"{name}{self.suffix}".replace("-", "_"): value for name, value in values.items()}
+        names = SCORES.get(self.distance, (self.distance,))
+        value = (DISTANCES | PUBLISHED)[self.distance](pair)
+        values = value if isinstance(value, tuple) else (value,)
+        names = tuple(f"{name}{self.suffix}".replace("-", "_") for name in names)
+        return dict(zip(names, values, strict=True))
 
 
-NAMED: dict[str, tuple[Metric, ...]] = {
-    name: (Metric(name, INCEPTION),) for name in ("fid", "sfid", "is", "pr", "kid")
-}
+NAMED = {name: [Metric(name, INCEPTION)] for name in ("fid", "sfid", "is", "pr", "kid")}
 NAMED["adm"] = NAMED["fid"] + NAMED["sfid"] + NAMED["is"] + NAMED["pr"]
-NAMED["cmmd"] = (Metric("cmmd", "clip-embedding"),)
+NAMED["cmmd"] = [Metric("cmmd", "clip-embedding")]
 
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
@@ -156,12 +149,7 @@ def extractors_of(
     *,
     device: str = "cpu",
 ) -> dict[str, Extractor]:
-    """The networks that the metrics need, by space; `encoder` in place of the only one.
-
-    Raises:
-        ConfigError: weights of a space that no metric uses, or one `encoder` for several spaces.
-        FileNotFoundError, CheckpointError: weights that are missing or another network's.
-    """
+    """The networks that the metrics need, by space; `encoder` in place of the only one."""
     spaces = list(dict.fromkeys(metric.space for metric in metrics))
     files = dict(weights) if isinstance(weights, Mapping) else {INCEPTION: weights}
     if unused := [space for space, path in files.items() if path and space not in spaces]:

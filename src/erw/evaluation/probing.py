@@ -8,8 +8,7 @@
 | knn        | classes, by the nearest neighbours                                             |
 
 Depths count blocks from 1. The network gets the null class for every image, so that its states hold
-nothing of the label. Means have length 1 before
-cknna, cka and mutual_knn, as in Huh et al.: otherwise a few long vectors decide what is near.
+nothing of the label. Means have length 1 before cknna, cka and mutual_knn, as in Huh et al.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -105,14 +104,10 @@ def curve(
     batch_size: int = 64,
     name: str = "",
 ) -> Iterator[Point]:
-    """A metric over depth and noise time, time by time.
+    """A metric over noise times, 0 (clean) to 1 (noise alone), and depths (empty: all).
 
-    Args:
-        times: 0 (clean) to 1 (noise alone).
-        depths: after which blocks; empty: all.
-        k: neighbours, for cknna and mutual_knn.
-        unbiased: the estimate of HSIC, for cknna and cka.
-        name: of the run, in the points.
+    `k` neighbours are for cknna and mutual_knn, the estimate of HSIC for cknna and cka; `name` is
+    the run's in the points.
     """
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
@@ -131,12 +126,7 @@ def hidden_states(
     depths: Sequence[int] = (),
     batch_size: int = 64,
 ) -> dict[int, Tensor]:
-    """Mean patch tokens (n, D) of a model by depth, on images noised to one time.
-
-    Raises:
-        ConfigError: a time outside 0..1, or a depth that the model does not have.
-        DataError: latents of another shape than the model's.
-    """
+    """Mean patch tokens (n, D) of a model by depth, on images noised to one time."""
     net, shape, settings = model.net, tuple(images.latents.shape[1:]), model.run.flow
     depths = tuple(depths) or tuple(range(1, net.depth + 1))
     if not 0 <= time <= 1:
@@ -194,12 +184,8 @@ def material(
 ) -> Material:
     """`count` images of a cache with the features of one encoder, the same ones every time.
 
-    Args:
-        encoder: one whose features the cache has (None: its first), or any encoder or name, which
-            is then run on the images of a cache that was prepared with --images.
-
-    Raises:
-        CacheError: no such cache, or neither these features nor images in it.
+    The encoder is one whose features the cache has (None: its first), or any other or its name,
+    which is then run on the images of a cache that was prepared with --images.
     """
     cache = data if isinstance(data, Cache) else Cache.open(data)
     encoder = encoder or next(iter(cache.features), None)

@@ -2,9 +2,8 @@
 
     erw.train(run, out, at=watched_steps(run, run.eval.loss), evaluate=validating(run, out))
 
-It is the objective's own squared error, of its own prediction along its own path, with the class
-given and nothing dropped. Noise and times are fixed: the same for every step, run and number of
-ranks. So it has none of the noise of the training loss, and small runs can be compared by it.
+It is the objective's own squared error, with the class given and nothing dropped. Noise and times
+are fixed: the same for every step, run and number of ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,10 +67,9 @@ def loss_sums(
     device: torch.device,
     batch_size: int = 64,
 ) -> Tensor:
-    """The loss at each of `TIMES`, summed over images: float64 (12,).
+    """The loss of the latents at each of `TIMES`, summed over images: float64 (12,).
 
-    The noise of an image follows from its number. Where a class token is denoised too, it is the
-    loss of the latents alone.
+    The noise of an image follows from its number.
     """
     dtype, _ = precision(model.run.optim.precision, device)
     sums = torch.zeros(len(TIMES), dtype=torch.float64, device=device)
@@ -155,7 +153,7 @@ def _composed(cache: Cache, rows: Sequence[int], count: int, device: torch.devic
     from erw.data.sources.openmoji import OpenMojiSet
     from erw.encoders.vae import load_vae
 
-    vae, (shift, scale) = load_vae(cache.vae["name"], device=str(device)), _scaling(cache)
+    vae, (shift, scale) = (load_vae(cache.vae["name"], device=str(device)), _scaling(cache))
     source = OpenMojiSet("test", size=cache.image_size, count=count)
     images, labels = zip(*(source[i] for i in rows), strict=True)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
