@@ -173,7 +173,7 @@ def prdc(spec: dict[str, Any]) -> Turn:
 
 def erw_pr(spec: dict[str, Any]) -> Turn:
     """erw.evaluate's precision and recall."""
-    from erw.evaluation.manifold import precision_recall
+    from erw.evaluation.distances import precision_recall
 
     real, fake = features(spec["features"])
     names = "precision", "recall"

@@ -13,10 +13,9 @@ from erw import evaluate
 from erw.cli import main
 from erw.errors import ConfigError, DataError
 from erw.evaluation.adm import AdmFeatures, with_stated
-from erw.evaluation.distances import Moments, frechet, kid
+from erw.evaluation.distances import Moments, frechet, kid, precision_recall
 from erw.evaluation.features import Statistics
 from erw.evaluation.inception import POOL, SPATIAL, Inception, load_inception
-from erw.evaluation.manifold import precision_recall
 from helpers.images import stripes as pictures
 from helpers.inception import random_state
 

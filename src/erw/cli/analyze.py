@@ -30,7 +30,7 @@ class Analysis:
     """What is measured.
 
     Attributes:
-        metric: cknna, cka and mutual_knn compare with an encoder; probe and knn are accuracies of
+        metric: cknna and cka compare with an encoder; probe and knn are accuracies of
             classes.
         cache: images with the encoder's features; none: the cache that the first run names.
         images: images that are in no cache, instead: a folder, zip, table, or openmoji-test.
@@ -39,16 +39,15 @@ class Analysis:
         times: noise times, 0 (clean) to 1 (noise alone).
         depths: after which blocks, from 1; empty: all.
         count: images; REPA has 10,000.
-        k: neighbours of cknna and mutual_knn.
+        k: neighbours of cknna.
         unbiased: the estimate of HSIC that cknna and cka take; false: the biased one.
         checkpoints: every checkpoint that a run keeps; false: its last weights alone.
         checkpoint: one alone: last, best, or a step.
         layout: of a released checkpoint, where its keys leave it open.
         num_heads: of a released checkpoint, where neither width nor shapes say it.
-        batch_size: images at once.
     """
 
-    metric: Literal["cknna", "cka", "mutual_knn", "probe", "knn"] = "cknna"
+    metric: Literal["cknna", "cka", "probe", "knn"] = "cknna"
     cache: str | None = None
     images: str | None = None
     encoder: str | None = None
@@ -62,7 +61,6 @@ class Analysis:
     checkpoint: str | None = None
     layout: str = "auto"
     num_heads: int | None = None
-    batch_size: int = 64
 
 
 def main(args: Sequence[str]) -> None:
@@ -106,7 +104,7 @@ def measured(runs: Sequence[str], how: Analysis) -> dict[str, Any]:
     if len(set(names)) < len(names):
         names = list(runs)
     settings = asdict(how)
-    same = ("metric", "times", "depths", "k", "unbiased", "batch_size")
+    same = ("metric", "times", "depths", "k", "unbiased")
     options = {name: settings[name] for name in same}
     points: list[dict[str, Any]] = []
     loaded: dict[Any, Material] = {}

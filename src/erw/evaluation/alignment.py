@@ -40,12 +40,6 @@ def cka(a: Tensor, b: Tensor, *, unbiased: bool = True) -> float:
     return (_hsic(k, l, unbiased) / own.sqrt()).item()
 
 
-def mutual_knn(a: Tensor, b: Tensor, *, k: int = 10) -> float:
-    """Mean share of the k nearest (by inner product, self left out) in common (Huh et al.)."""
-    near_a, near_b = (_nearest(kernel, k, True) for kernel in _kernels(a, b, k=k))
-    return ((near_a * near_b).sum(1) / k).mean().item()
-
-
 def linear_probe(features: Tensor, labels: Tensor, *, seed: int = 0) -> float:
     """Accuracy of a linear map from features (n, D) to classes (n,) on a fifth that it never saw.
 

@@ -73,7 +73,8 @@ def reference_images(
             )
         name = "openmoji-test"
     if name in BUILT_IN:
-        return open_source(name, count=count, **({"size": size} if size else {}))
+        options: dict[str, Any] = {"size": size} if size else {}
+        return open_source(name, count=count, **options)
     if not Path(name).exists():
         if name in REFERENCES:
             return reference_batch(name)

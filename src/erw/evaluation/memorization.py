@@ -5,7 +5,8 @@ So held-out images are compared with the same training images.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from erw.evaluation.images import Images, image_set
 QUANTILES = {"least": 0.0, "1%": 0.01, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}
 
 
-class Nearest(NamedTuple):
+@dataclass(frozen=True)
+class Nearest:
     """The number (N,) of the nearest training image of each sample, and its distance (N,).
 
     A distance is 1 - cosine of both images' features. `usual` has those of images that were not

@@ -22,9 +22,8 @@ from torch import nn
 from erw.config import nearest
 from erw.errors import ConfigError, DataError
 from erw.evaluation.adm import AdmFeatures, frechet_part, score_of_classes
-from erw.evaluation.distances import cmmd, frechet, kid
+from erw.evaluation.distances import cmmd, density_coverage, frechet, kid, precision_recall
 from erw.evaluation.features import Extractor, PooledEncoder, Statistics
-from erw.evaluation.manifold import density_coverage, precision_recall
 from erw.io import hash_tensors
 
 SPACES = {
@@ -123,18 +122,14 @@ NAMED["cmmd"] = [Metric("cmmd", "clip-embedding")]
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
     """The metrics of these names, each once. Raises ConfigError for an unknown one."""
-    from erw.encoders.registry import ENCODERS
-
     if not names:
         raise ConfigError("no metric: give at least one, such as fd-lite2")
     metrics: list[Metric] = []
     for name in names:
         distance, _, space = name.partition("-")
-        entry = space.partition("=")[0].partition("@")[0]
-        known = space in SPACES or entry in ENCODERS or ":" in space or Path(space).is_dir()
         if name in NAMED:
             metrics += NAMED[name]
-        elif distance in DISTANCES and space and known:
+        elif distance in DISTANCES and space:
             metrics.append(Metric(distance, space, f"_{space}"))
         else:
             every = [*NAMED, *(f"{distance}-{space}" for distance in DISTANCES for space in SPACES)]

@@ -1,14 +1,13 @@
 """What a transformer represents at which depth, at which noise time, after how many steps.
 
-| metric     | of                                                                             |
-| cknna      | tokens' mean against an encoder's, nearest-neighbour alignment (REPA, Fig. 2)  |
-| cka        | the same, linear centred kernel alignment                                      |
-| mutual_knn | the same, share of nearest neighbours in common                                |
-| probe      | classes, by a linear map from the tokens' mean                                 |
-| knn        | classes, by the nearest neighbours                                             |
+| metric | of                                                                             |
+| cknna  | tokens' mean against an encoder's, nearest-neighbour alignment (REPA, Fig. 2)  |
+| cka    | the same, linear centred kernel alignment                                      |
+| probe  | classes, by a linear map from the tokens' mean                                 |
+| knn    | classes, by the nearest neighbours                                             |
 
 Depths count blocks from 1. The network gets the null class for every image, so that its states hold
-nothing of the label. Means have length 1 before cknna, cka and mutual_knn, as in Huh et al.
+nothing of the label. Means have length 1 before cknna and cka, as in Huh et al.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,8 @@ from erw.models.backbone import Backbone
 from erw.rng import generator
 from erw.sampling.generation import start_noise
 from erw.training.trained import Trained
+
+BATCH = 64
 
 
 class Material(NamedTuple):
@@ -56,22 +57,18 @@ class Point(NamedTuple):
     value: float
 
 
-def _units(*features: Tensor) -> list[Tensor]:
-    return [F.normalize(x.double(), dim=-1) for x in features]
+def _aligned(measure: Callable[..., float], x: Tensor, images: Material, **options: Any) -> float:
+    a, b = (F.normalize(features.double(), dim=-1) for features in (x, images.target))
+    return measure(a, b, **options)
 
 
 METRICS: dict[str, Callable[[Tensor, Material, int, bool], float]] = {
-    "cknna": lambda x, images, k, unbiased: alignment.cknna(
-        *_units(x, images.target), k=k, unbiased=unbiased
-    ),
-    "cka": lambda x, images, k, unbiased: alignment.cka(
-        *_units(x, images.target), unbiased=unbiased
-    ),
-    "mutual_knn": lambda x, images, k, _: alignment.mutual_knn(*_units(x, images.target), k=k),
+    "cknna": lambda x, images, k, un: _aligned(alignment.cknna, x, images, k=k, unbiased=un),
+    "cka": lambda x, images, _, un: _aligned(alignment.cka, x, images, unbiased=un),
     "probe": lambda x, images, *_: alignment.linear_probe(x, images.labels),
     "knn": lambda x, images, *_: alignment.knn_accuracy(x, images.labels),
 }
-"""Name -> (mean tokens (n, D), images, neighbours, estimate of HSIC) -> value."""
+"""Name -> (mean tokens (n, D), images, neighbours, unbiased HSIC) -> value."""
 
 
 def cknna(
@@ -101,30 +98,22 @@ def curve(
     depths: Sequence[int] = (),
     k: int = 10,
     unbiased: bool = True,
-    batch_size: int = 64,
     name: str = "",
 ) -> Iterator[Point]:
     """A metric over noise times, 0 (clean) to 1 (noise alone), and depths (empty: all).
 
-    `k` neighbours are for cknna and mutual_knn, the estimate of HSIC for cknna and cka; `name` is
-    the run's in the points.
+    `k` neighbours are for cknna, the estimate of HSIC for it and cka; `name` is that of the run.
     """
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
-    options: dict[str, Any] = {"depths": depths, "batch_size": batch_size}
     for time in times:
-        for depth, x in hidden_states(model, images, time=time, **options).items():
+        for depth, x in hidden_states(model, images, time=time, depths=depths).items():
             yield Point(name, model.step, time, depth, METRICS[metric](x, images, k, unbiased))
 
 
 @torch.no_grad()
 def hidden_states(
-    model: Trained,
-    images: Material,
-    *,
-    time: float = 0.0,
-    depths: Sequence[int] = (),
-    batch_size: int = 64,
+    model: Trained, images: Material, *, time: float = 0.0, depths: Sequence[int] = ()
 ) -> dict[int, Tensor]:
     """Mean patch tokens (n, D) of a model by depth, on images noised to one time."""
     net, shape, settings = model.net, tuple(images.latents.shape[1:]), model.run.flow
@@ -141,8 +130,8 @@ def hidden_states(
     clean, _ = network_inputs(net, images.latents, images.labels, images.token)
     device = next(net.parameters()).device
     pooled: dict[int, list[Tensor]] = {depth: [] for depth in depths}
-    for lo in range(0, len(images.rows), batch_size):
-        part = slice(lo, lo + batch_size)
+    for lo in range(0, len(images.rows), BATCH):
+        part = slice(lo, lo + BATCH)
         x = clean[part].to(device)
         eps = start_noise(images.rows[part], shape, token=net.class_token).to(device)
         t = torch.full((len(x),), time, device=device)
@@ -199,7 +188,7 @@ def material(
         encoder = load_encoder(encoder)
     token = cached[0] if cached and cache.features[cached[0]].class_dim else ""
     columns: dict[str, list[Tensor]] = {"latents": [], "labels": [], "target": [], "token": []}
-    for part in rows.split(64):
+    for part in rows.split(BATCH):
         batch = cache.read(part.numpy(), features=cached, token=token)
         if isinstance(encoder, Encoder):
             tokens = encoder(cache.images(part.numpy()).to(encoder.device))

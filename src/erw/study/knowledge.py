@@ -11,7 +11,6 @@ from erw.study.plots import Line, Theme, lines_figure, save_figure
 NAMES = {
     "cknna": "CKNNA",
     "cka": "CKA",
-    "mutual_knn": "Mutual nearest neighbours",
     "probe": "Linear probe, accuracy",
     "knn": "Nearest neighbours, accuracy",
 }
