@@ -34,6 +34,7 @@ SHA256 = "6726825d"  # first digits, of both files
 Branches = dict[str, tuple]
 """name -> convolutions (channels, kernel), with two kernels side by side where there are two."""
 ROW, COLUMN = (1, 7), (7, 1)
+Kernel = int | tuple[int, int]
 
 
 def block_a(pool: int) -> Branches:
@@ -92,13 +93,7 @@ class Conv(nn.Module):
     """Convolution, batch norm, ReLU. Zero padding keeps the size unless `pad` is False."""
 
     def __init__(
-        self,
-        inputs: int,
-        width: int,
-        kernel: int | tuple[int, int],
-        stride: int = 1,
-        *,
-        pad: bool = True,
+        self, inputs: int, width: int, kernel: Kernel, stride: int = 1, *, pad: bool = True
     ) -> None:
         super().__init__()
         padding = "same" if pad else "valid"
@@ -211,7 +206,9 @@ def find_inception() -> Path:
     try:
         return download(url, home / first, sha256=SHA256)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}, or give its path (--weights FILE)") from error
+        raise FileNotFoundError(
+            f"{error}, or give its path (--weights FILE); fd-lite2 needs none"
+        ) from error
 
 
 def load_inception(path: str | Path | None = None, *, device: str = "cpu") -> Inception:

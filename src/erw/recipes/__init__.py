@@ -1,19 +1,13 @@
-"""Named runs: frozen values, each with its lab note.
+"""Named runs: frozen values, each with a line of lab note."""
 
-A recipe is a `Run`; `note(name)` tells where its numbers come from, what it needs and what to
-expect; `tiny(run)` is its twin that runs on a CPU in seconds.
-"""
+from dataclasses import replace
 
-import dataclasses
-
-from erw.config import Run, nearest
-from erw.errors import ConfigError
+from erw.config import Run
+from erw.errors import ConfigError, nearest
+from erw.plan import Align
 from erw.recipes import imagenet, quickstart
 
-_RECIPES: dict[str, tuple[Run, str]] = {
-    **quickstart.RECIPES,
-    **imagenet.RECIPES,
-}
+_RECIPES: dict[str, tuple[Run, str]] = quickstart.RECIPES | imagenet.RECIPES
 
 
 def names() -> tuple[str, ...]:
@@ -22,17 +16,15 @@ def names() -> tuple[str, ...]:
 
 
 def recipe(name: str) -> Run:
-    """The recipe of that name.
-
-    Raises:
-        ConfigError: there is none; the nearest is named.
-    """
-    return _entry(name)[0]
+    """The recipe of that name. Raises ConfigError if there is none."""
+    if name not in _RECIPES:
+        raise ConfigError(f"no recipe {name!r}{nearest(name, _RECIPES)}")
+    return _RECIPES[name][0].replace(name=name)
 
 
 def note(name: str) -> str:
-    """The lab note of a recipe: source, hardware, hours, expected score, command."""
-    return _entry(name)[1]
+    """The lab note of a recipe: what it is, and the score to expect."""
+    return _RECIPES[name][1]
 
 
 def tiny(run: Run) -> Run:
@@ -41,39 +33,29 @@ def tiny(run: Run) -> Run:
     Depths keep their proportion; the cache must be a small one (`--data.cache`).
     """
     model, plan = run.model, run.plan
-    share = 4 / model.depth
 
     def shallow(depth: int) -> int:
-        return max(1, round(depth * share))
+        return max(1, round(depth * 4 / model.depth))
+
+    def term(align: Align) -> Align:
+        target = align.target_block and shallow(align.target_block)
+        return replace(align, block=shallow(align.block), target_block=target)
 
     return run.replace(
         name=f"{run.name}-tiny",
         steps=12,
-        model=dataclasses.replace(
+        model=replace(
             model, depth=4, width=32, heads=2, projector=32, input_size=None, channels=None
         ),
-        data=dataclasses.replace(run.data, batch_size=8),
-        plan=dataclasses.replace(
+        data=replace(run.data, batch_size=8),
+        plan=replace(
             plan,
             warmup=4 if plan.warmup else 0,
             depth=shallow(plan.depth),
-            align=tuple(
-                dataclasses.replace(
-                    term,
-                    block=shallow(term.block),
-                    target_block=term.target_block and shallow(term.target_block),
-                )
-                for term in plan.align
-            ),
+            align=tuple(map(term, plan.align)),
             warmup_batch=8 if plan.warmup_batch else None,
         ),
-        optim=dataclasses.replace(run.optim, lr=1e-3, accumulate=1, compile=False, lr_warmup=0),
-        sample=dataclasses.replace(run.sample, steps=4),
-        log=dataclasses.replace(run.log, every=4, checkpoint=8),
+        optim=replace(run.optim, lr=1e-3, accumulate=1, compile=False, lr_warmup=0),
+        sample=replace(run.sample, steps=4),
+        log=replace(run.log, every=4, checkpoint=8),
     )
-
-
-def _entry(name: str) -> tuple[Run, str]:
-    if name not in _RECIPES:
-        raise ConfigError(f"no recipe {name!r}{nearest(name, _RECIPES)}")
-    return _RECIPES[name]

@@ -1,8 +1,6 @@
 """The quickstart: composed OpenMoji at 64 x 64, a small SiT, on two CPU cores within minutes."""
 
-import inspect
 from dataclasses import replace
-from typing import Literal
 
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
 from erw.plan import SIT, Align, Plan, constant, repa, stop_at
@@ -13,16 +11,9 @@ IMAGES = 8192
 
 REPA = repa(4, 2.0)
 # A quarter of the rate and fresh moments: what a faster warm-up leaves behind slows later learning.
-ERW = Plan(
-    warmup=400,
-    depth=2,
-    align=REPA.align,
-    warmup_input="noisy",
-    warmup_lr=0.25,
-    optimizer="fresh",
-)
+ERW = replace(REPA, warmup=400, depth=2, warmup_input="noisy", warmup_lr=0.25, optimizer="fresh")
+PAPER = Align(block=8, loss="nt_xent", weight=constant(0.5))
 QUICKSTART = Run(
-    name="quickstart",
     steps=1200,
     model=Model(depth=12, width=128, heads=2, patch=2, projector=256),
     data=Data(cache=(CACHE,), batch_size=32),
@@ -49,69 +40,41 @@ RDM = QUICKSTART.replace(
     optim=replace(QUICKSTART.optim, lr=1e-3),
     sample=Sample(steps=50, solver="heun"),
 )
-
-
-def _token(kind: Literal["denoised", "given"]) -> Model:
-    return replace(QUICKSTART.model, class_token=kind)
-
-
-_RUNS = {
+RECIPES = {
     "quickstart": (
         QUICKSTART,
-        """
-        ERW on the built-in images: 9 classes, 64 x 64, latents 4 x 16 x 16, 64 tokens.
-        Hardware: 2 CPU cores, about 5 minutes.
-        Data:    made by the command below where it is missing, in a few minutes
-        Command: erw train quickstart --out runs/quickstart
-        """,
+        "ERW on the built-in images: 9 classes, 64 x 64, 64 tokens; about 5 minutes on 2 cores",
     ),
     "quickstart_repa": (
         QUICKSTART.replace(plan=REPA),
-        "REPA as in quickstart: full training alone, with an alignment weight tuned for this data.",
+        "REPA as in quickstart: full training alone, with an alignment weight tuned for this data",
     ),
     "quickstart_sit": (
         QUICKSTART.replace(plan=SIT),
-        "SiT as in quickstart: full training alone, without alignment.",
+        "SiT as in quickstart: full training alone, without alignment",
     ),
     "quickstart_repa_stopped": (
         QUICKSTART.replace(plan=Plan(align=(Align(block=4, weight=stop_at(2.0, over=3750)),))),
-        "REPA whose alignment ends after 3,750 steps (as in HASTE); for runs of about twice that.",
+        "REPA whose alignment ends after 3,750 steps (as in HASTE); for runs of about twice that",
     ),
     "quickstart_paper": (
-        QUICKSTART.replace(
-            plan=Plan(
-                warmup=400,
-                depth=2,
-                align=(Align(block=8, loss="nt_xent", weight=constant(0.5)),),
-            )
-        ),
-        "ERW as the paper (v3) has it, depths in proportion: clean inputs, NT-Xent, weight 0.5.",
+        QUICKSTART.replace(plan=Plan(warmup=400, depth=2, align=(PAPER,))),
+        "ERW as the paper (v3) has it, depths in proportion: clean inputs, NT-Xent, weight 0.5",
     ),
     "debug": (
         DEBUG,
-        "Twelve steps of a very small model through both phases, for tests and for reading along.",
+        "Twelve steps of a very small model through both phases, for tests and for reading along",
     ),
     "quickstart_reg": (
-        QUICKSTART.replace(model=_token("denoised"), plan=REPA),
-        "REG as in quickstart: full training alone, with EfficientNet's pooled class token.",
+        QUICKSTART.replace(model=replace(QUICKSTART.model, class_token="denoised"), plan=REPA),
+        "REG as in quickstart: full training alone, with EfficientNet's pooled class token",
     ),
     "quickstart_rcg": (
-        QUICKSTART.replace(model=_token("given"), plan=SIT),
-        """
-        RCG as in quickstart: images from representations.
-        Command: erw train quickstart_rcg --out runs/rcg, erw train quickstart_rdm --out
-                 runs/rcg/rdm, then erw sample runs/rcg --out DIR
-        """,
+        QUICKSTART.replace(model=replace(QUICKSTART.model, class_token="given"), plan=SIT),
+        "RCG as in quickstart, --out runs/rcg: images from representations; erw sample runs/rcg",
     ),
     "quickstart_rdm": (
         RDM,
-        """
-        The representation diffusion model of quickstart_rcg, conditional on the class.
-        Command: erw train quickstart_rdm --out runs/rcg/rdm
-        """,
+        "The representation diffusion model of quickstart_rcg, by class: --out runs/rcg/rdm",
     ),
 }
-RECIPES = {
-    name: (run.replace(name=name), inspect.cleandoc(note)) for name, (run, note) in _RUNS.items()
-}
-"""name -> (run, lab note)"""
