@@ -164,13 +164,13 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not empty"):
         erw.export(model(), tmp_path / "full")
     token = dataclasses.replace(model(), run=model().run.replace(model=TOKEN))
-    with pytest.raises(CheckpointError, match="works with class tokens, for which plain diffusers"):
+    with pytest.raises(CheckpointError, match="has class tokens; choose --format safetensors"):
         erw.export(token, tmp_path / "a")
     with pytest.raises(CheckpointError, match="has 4 latent channels, the model 3"):
         erw.export(model(channels=3), tmp_path / "a")
     early = {k: v for k, v in peer().items() if not k.startswith(("final_layer", "blocks.3"))}
     path = save(early, tmp_path / "warm.pt")
-    with pytest.raises(CheckpointError, match=r"is a warm-up: .* train on from it"):
+    with pytest.raises(CheckpointError, match=r"is a warm-up, .* train on from it"):
         erw.export(path, tmp_path / "a", layout="erw", num_heads=4, depth=4)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         erw.export(tmp_path / "nowhere", tmp_path / "a")
@@ -196,11 +196,11 @@ def broken(folder: Path, change: object) -> None:
             "has 2 blocks, its settings are for a sit of",
         ),
         (lambda r: r["run"]["model"].update(input_size=10**9), "not of one model"),
-        (lambda r: r["run"]["model"].update(input_size=None), "do not say the latent's size"),
+        (lambda r: r["run"]["model"].update(input_size=None), "not of one model"),
         (lambda r: r["run"]["model"].update(width=4 * 10**8), "not of one model"),
         (lambda r: r["run"]["model"].update(width=64), "of another shape"),
         (lambda r: r["run"]["model"].update(net="rdm"), "a rdm of 2"),
-        (lambda r: r["run"]["model"].update(num_classes=-5), "do not say the latent's size"),
+        (lambda r: r["run"]["model"].update(num_classes=-5), "not of one model"),
         (lambda r: r["run"]["model"].update(num_classes=10**12), "of another shape"),
         (lambda r: r["run"]["model"].update(qk_norm=True), "missing: blocks.0.attn.k_norm"),
         (lambda r: r.update(scaling={"shift": "0"}), "is damaged .*scaling"),
@@ -228,5 +228,5 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no transformer/.* or model.safetensors"):
         erw.from_pretrained(folder)
     (folder / "erw.json").write_text("[" * 100_000)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         erw.from_pretrained(folder)

@@ -209,7 +209,7 @@ def test_heads_are_taken_over_when_asked_for(
     assert "the run aligns with nothing" in capsys.readouterr().err
     folder = export(before, tmp_path / "folder", format="safetensors")
     assert started(cache, folder, tmp_path / "d", flag) == 2
-    assert "holds no alignment heads" in capsys.readouterr().err
+    assert "has alignment heads for 0 without names" in capsys.readouterr().err
     assert started(cache, folder, tmp_path / "d") == 0  # an exported folder starts a run too
     assert main(["train", "debug", "--out", str(out), "--data.cache", str(cache), flag]) == 2
     assert "--init-projectors takes heads over from --init" in capsys.readouterr().err
@@ -247,7 +247,7 @@ def test_to_no_classes_to_other_ones_and_to_another_size(
 def test_what_cannot_start_a_run(tmp_path: Path) -> None:
     path = save(peer(out_channels=8), tmp_path / "a.pt")
     start = open_model(path, layout="dit", num_heads=4)
-    with pytest.raises(ConfigError, match=r"is a DiT, .* but flow.objective is flow; choose"):
+    with pytest.raises(ConfigError, match=r"flow.objective is flow, .* has ddpm; leave it out, or choose"):
         starting_point(start, adopt(tiny_run("none"), start), (), 1000)
     run = adopt(as_dit(tiny_run("none")), start)
     init = starting_point(start, run, (), 1000)
@@ -257,7 +257,7 @@ def test_what_cannot_start_a_run(tmp_path: Path) -> None:
     assert torch.equal(net(x, told), start.net(x, told))
     start = open_model(path, layout="sit", num_heads=4)
     run = adopt(tiny_run("none"), start).replace(flow=Flow(prediction="x"))
-    with pytest.raises(ConfigError, match=r"prediction is x, but .* predicts velocity"):
+    with pytest.raises(ConfigError, match=r"flow.prediction is x, .* has velocity"):
         starting_point(start, run, (), 1000)
     init = starting_point(start, adopt(run, start), (), 1000)
     net = SiT(input_size=8, channels=3, width=64, depth=4, heads=4)

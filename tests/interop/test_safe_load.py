@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from erw.errors import CheckpointError
-from erw.interop.convert import _write
+from erw.interop.convert import write_weights
 from erw.interop.safe_load import Inert, read_weights
 
 WEIGHTS = {"a": torch.arange(64.0), "b": torch.ones(2, 3)}
@@ -71,7 +71,7 @@ def test_stand_ins_run_nothing() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9, 0.999])
 def test_a_truncated_file(tmp_path: Path, name: str, share: float) -> None:
     path = tmp_path / name
-    _write(WEIGHTS, path, {})
+    write_weights(WEIGHTS, path, {})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     refused(path)
@@ -121,7 +121,7 @@ def test_entries_that_share_their_bytes(tmp_path: Path) -> None:
 def test_tensors_that_promise_more_than_the_file(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save({"a": torch.zeros(1).expand(10**12)}, path)
-    refused(path, "promises 4,000,000,000,000 bytes")
+    refused(path, "4,000,000,000,000 bytes of weights")
 
 
 def safetensors_file(path: Path, header: object, body: bytes = b"") -> Path:
@@ -165,7 +165,7 @@ def test_what_holds_no_weights(tmp_path: Path) -> None:
         refused(path)
     with pytest.raises(FileNotFoundError):
         read_weights(tmp_path / "nowhere.pt")
-    refused(tmp_path, "has no config.json")
+    refused(tmp_path, "config.json cannot be read")
 
 
 def test_content_decides_not_the_name(tmp_path: Path) -> None:
@@ -185,13 +185,13 @@ def test_a_file_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "w.pt"
-    _write(WEIGHTS, path, {})
+    write_weights(WEIGHTS, path, {})
 
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match=r"could not write .*No space left"):
-        _write({"a": torch.zeros(1)}, path, {})
+        write_weights({"a": torch.zeros(1)}, path, {})
     assert os.listdir(tmp_path) == ["w.pt"]
     assert read_weights(path).tensors.keys() == WEIGHTS.keys()

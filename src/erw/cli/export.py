@@ -42,7 +42,7 @@ def export(
         private: the new repository is private.
     """
     from erw.interop.export import export as write
-    from erw.interop.hub import push_to_hub
+    from erw.interop.export import push_to_hub
 
     options = {name: value for name, value in asdict(how).items() if value != getattr(Read, name)}
     given = {"format": format, "vae": vae, "checkpoint": checkpoint}

@@ -1,6 +1,6 @@
 """Released checkpoints of DiT, SiT, REPA, ERW and LightningDiT: in, and out again; and exports."""
 
-from erw.interop.hub import push_to_hub as push_to_hub
+from erw.interop.export import push_to_hub as push_to_hub
 from erw.interop.init_from import adopt as adopt
 from erw.interop.init_from import starting_point as starting_point
 from erw.interop.pretrained import from_pretrained as from_pretrained

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from erw.errors import CheckpointError, ConfigError
-from erw.interop.infer_config import unusual
-from erw.interop.layouts import LAYOUTS, TIMES, Parts, positions, to_layout, without_sigma
-from erw.interop.pretrained import Released, read_released
+from erw.interop.layouts import LAYOUTS, TIMES, positions, to_diffusers, without_sigma
+from erw.interop.pretrained import FILES
+from erw.interop.released import Released, read_released, unusual
 from erw.io import save_tensors, write_file
 from erw.models import build_model
 from erw.training.trained import is_run, load
@@ -20,9 +20,9 @@ WORDS = {
     "ours": "counts time from data (0) to noise (1)",
 }
 PLAIN: dict[str, Any] = {
-    **{"rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu"},
-    **{"adaln_shift": True, "class_token": "none"},
-}
+    "rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu", "adaln_shift": True,
+    "class_token": "none",
+}  # fmt: skip
 SUPPORTED = {  # options that a layout's own code can build; None: any value
     "dit": PLAIN,
     "diffusers-dit": PLAIN,
@@ -69,16 +69,19 @@ def convert(
             raise CheckpointError(
                 f"{to} has no {name} = {getattr(model, name)}; choose another layout"
             )
-    net, buffers, flow = file.parts.net, file.parts.buffers, file.run.flow
+    tensors, buffers, flow = file.net, file.buffers, file.run.flow
     if to not in ("sit", "dit", "diffusers-dit", file.layout) and file.outputs == 2:
-        net = without_sigma(net)
+        tensors = without_sigma(tensors)
     if not buffers:
         with torch.device("meta"):
             shape = build_model(model)
         buffers = positions(shape)
+    if to == "diffusers-dit":
+        tensors = to_diffusers(tensors)
+    else:
+        tensors = buffers | tensors | (file.projectors if TIMES[to] == "ours" else {})
     settings = {"layout": to, "prediction": flow.prediction, "path_type": flow.path}
-    parts = Parts(net, file.parts.projectors, buffers)
-    _write(to_layout(parts, to), out, settings if unusual(flow) else {})
+    write_weights(tensors, out, settings if unusual(flow) else {})
     return file.origin
 
 
@@ -92,23 +95,25 @@ def _of_run(folder: Path) -> Released:
     run, net = model.run, model.net
     if run.flow.prediction != "velocity" or run.flow.path == "vp":
         raise CheckpointError(
-            f"{folder} {' on the '.join(unusual(run.flow))}; the released layouts that count time "
-            "as it does are for the velocity on the linear or cosine path"
+            f"{folder} {' on the '.join(unusual(run.flow))}; the released layouts of its time are "
+            "for the velocity on the linear or cosine path"
         )
     if run.model.needs_token and not net.class_token:
         raise CheckpointError(f"{folder} works with representations; no released layout has them")
     layout = "reg" if net.class_token else "erw" if run.model.rope else "repa"
     if run.flow.objective == "ddpm":
         layout = "dit"
-    parts = Parts({k: p.detach() for k, p in net.named_parameters()}, {}, positions(net))
-    return Released(layout, parts, run, run.flow.outputs, frozenset(), f"run {run.name}")
+    weights, outputs = {k: p.detach() for k, p in net.named_parameters()}, run.flow.outputs
+    return Released(
+        layout, run, weights, {}, positions(net), outputs, frozenset(), f"run {run.name}"
+    )
 
 
-def _write(tensors: dict[str, Tensor], path: Path, settings: dict[str, str]) -> None:
+def write_weights(tensors: dict[str, Tensor], path: Path, settings: dict[str, str]) -> None:
     """A bare state dict, or one with settings: in `args` as the peers' training code has them, in
     safetensors in the header. Whole or not at all."""
-    if path.suffix not in (".pt", ".pth", ".bin", ".safetensors"):
-        raise CheckpointError(f"{path}: end the name in .pt, .pth, .bin or .safetensors")
+    if path.suffix not in FILES:
+        raise CheckpointError(f"{path}: end the name in {', '.join(FILES)}")
     # Clones: a tensor with several names is stored as often.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     if path.suffix == ".safetensors":

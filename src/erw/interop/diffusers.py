@@ -40,10 +40,7 @@ def write_diffusers(model: Trained, vae: VAE | None, folder: Path) -> None:
 
     run = model.run
     if run.model.needs_token:
-        raise CheckpointError(
-            f"{run.name} works with class tokens, for which plain diffusers has no pipeline; "
-            "choose --format safetensors, or erw convert --to reg"
-        )
+        raise CheckpointError(f"{run.name} has class tokens; choose --format safetensors")
     sizes = {k: getattr(run.model, k) for k in signature(SiT).parameters if hasattr(run.model, k)}
     sizes |= token_sizes(run.model) | {"out_channels": model.net.out_channels}
     with torch.device("meta"):
@@ -77,12 +74,11 @@ def save_vae(vae: VAE, folder: Path) -> None:
         [float(str(np.float32(x))) for x in value.flatten().tolist()]  # 0.18215, not 0.1821500063
         for value in vae.scaling
     )
-    config: dict[str, Any] = {"shift_factor": shift[0], "scaling_factor": scale[0]}
-    if len(set(shift)) > 1 or len(set(scale)) > 1:
-        config = {"shift_factor": None, "scaling_factor": 1.0, "latents_mean": shift}
-        config["latents_std"] = [1 / x for x in scale]
-    elif "latents_mean" in vae.network.config:
-        config |= {"latents_mean": None, "latents_std": None}
+    config: dict[str, Any] = {"shift_factor": None, "scaling_factor": 1.0}
+    config |= {"latents_mean": shift, "latents_std": [1 / x for x in scale]}
+    if len(set(shift)) == len(set(scale)) == 1:
+        config = {"shift_factor": shift[0], "scaling_factor": scale[0]}
+        config |= {k: None for k in ("latents_mean", "latents_std") if k in vae.network.config}
     network = copy.deepcopy(vae.network).to(memory_format=torch.contiguous_format)
     network.register_to_config(**config)
     network.save_pretrained(folder)

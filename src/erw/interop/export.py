@@ -1,4 +1,5 @@
-"""Export: a model as a folder that diffusers (see `erw.interop.diffusers`) or another erw loads.
+"""Export: a model as a folder that diffusers (see `erw.interop.diffusers`) or another erw loads,
+here or on the Hugging Face hub.
 
 DIR/erw.json, README.md      what it is and how it was made, for programs and as a model card
 DIR/model.safetensors        with --format safetensors; its VAE in vae/ if it has no public name
@@ -11,18 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from erw.config import to_dict
-from erw.encoders.vae import VAE, load_vae
-from erw.errors import CheckpointError, ConfigError
+from erw.encoders.vae import load_vae
+from erw.errors import CheckpointError, ConfigError, one_line
 from erw.interop.diffusers import save_vae, write_diffusers
-from erw.interop.metadata import (
-    METADATA,
-    describe,
-    known_vae,
-    model_card,
-    public,
-    read_metadata,
-)
-from erw.interop.pretrained import PLAIN_FILE, open_model
+from erw.interop.metadata import METADATA, describe, known_vae, model_card, public, read_metadata
+from erw.interop.pretrained import PLAIN_FILE, REPO, open_model
 from erw.io import save_tensors, write_json
 from erw.training.trained import Trained
 
@@ -65,21 +59,24 @@ def export(
         model = open_model(model, checkpoint=checkpoint, **options)
     if model.missing:
         raise CheckpointError(
-            f"{model.source} is a warm-up: {len(model.missing)} parameters of the full model are "
-            "not in it; train on from it (erw train RECIPE --init), then export the run"
+            f"{model.source} is a warm-up, {len(model.missing)} parameters are not in it: train on "
+            "from it (erw train RECIPE --init), then export the run"
         )
     if model.run.model.net == "rdm" or model.run.model.class_token == "given":
-        raise CheckpointError(
-            f"{model.run.name} is half of a pair, representations and images from them; an export "
-            "holds one network: copy the run's folder as it is"
-        )
+        raise CheckpointError(f"{model.run.name} is half of a pair, an export holds one network")
     exported = bool(model.source) and (Path(model.source) / METADATA).is_file()
     meta = read_metadata(Path(model.source)) if exported else describe(model)
+    name, decoder = vae or model.vae, None
     if vae:
         meta = dataclasses.replace(meta, vae=public(vae))
-    name = vae or model.vae
-    needed = name != "none" and (format == "diffusers" or not known_vae(name))
-    decoder = _load_vae(name, model) if needed else None
+    if name != "none" and (format == "diffusers" or not known_vae(name)):
+        decoder = load_vae(name)
+        if decoder.channels != model.net.channels:
+            raise CheckpointError(
+                f"VAE {name} has {decoder.channels} latent channels, the model "
+                f"{model.net.channels}; name its own with vae="
+            )
+        decoder = decoder.scaled(**model.scaling) if model.scaling else decoder
     tmp = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         if format == "diffusers":
@@ -98,11 +95,51 @@ def export(
     return out
 
 
-def _load_vae(name: str, model: Trained) -> VAE:
-    vae = load_vae(name)
-    if vae.channels != model.net.channels:
+def push_to_hub(
+    source: str | Path | Trained,
+    repo: str,
+    *,
+    out: str | Path | None = None,
+    private: bool | None = None,
+    **options: Any,
+) -> str:
+    """Export a model and upload the folder as the repository `repo`; returns its address.
+
+    Args:
+        source: as `export` takes it; an exported folder is uploaded as it is.
+        repo: "owner/name"; created if it does not exist.
+        out: the exported folder; default: next to the source, its name with "-export" appended.
+        private: visibility of a new repository; None: the account's default.
+        options: as for `export`.
+
+    Raises:
+        ConfigError: no such name, or `out` is missing for a loaded model.
+        CheckpointError: as `export`; or the hub refuses or cannot be reached. The folder is then
+            complete and can be pushed later.
+    """
+    if not REPO.fullmatch(repo):
+        raise ConfigError(f"{repo!r} is no repository on the hub; expected owner/name")
+    if isinstance(source, Trained):
+        if out is None:
+            raise ConfigError("out= is missing: the folder in which a loaded model is exported")
+        folder = export(source, out, repo=repo, **options)
+    elif out is None and (Path(source).expanduser() / METADATA).is_file():
+        folder = Path(source).expanduser()
+        if options:
+            raise ConfigError(f"{folder} is exported already; leave out {', '.join(options)}")
+    else:
+        path = Path(source).expanduser().resolve()
+        name = path.name if path.is_dir() else path.stem
+        folder = export(source, out or path.parent / f"{name}-export", repo=repo, **options)
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        info = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="erw export")
+    except Exception as error:  # network, login and rights raise many types
         raise CheckpointError(
-            f"VAE {name} has {vae.channels} latent channels, the model {model.net.channels}; name "
-            "its own with vae="
-        )
-    return vae.scaled(**model.scaling) if model.scaling else vae
+            f"could not push to {repo} ({one_line(error)}); {folder} is complete, connect and log "
+            f"in (hf auth login), then: erw export {folder} --push {repo}"
+        ) from error
+    return str(info.commit_url).partition("/commit/")[0]

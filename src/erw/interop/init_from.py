@@ -10,7 +10,7 @@ from torch import nn
 from erw.align import PROJECTORS
 from erw.config import Run
 from erw.errors import CheckpointError, ConfigError
-from erw.interop.pretrained import TABLE
+from erw.interop.layouts import TABLE
 from erw.io import load_tensors
 from erw.training.checkpoint import paths
 from erw.training.network import encoders_of
@@ -24,14 +24,11 @@ ARCHITECTURE = (
 
 def adopt(run: Run, model: Trained) -> Run:
     """The run with the architecture, path and prediction of the model that it begins with."""
-    taken = {name: getattr(model.run.model, name) for name in ARCHITECTURE}
-    run = run.replace(model=dataclasses.replace(run.model, **taken))
-    flow = model.run.flow
-    if run.flow.objective != flow.objective:  # refused by `starting_point`, after all settings
-        return run
-    return run.replace(
-        flow=dataclasses.replace(run.flow, path=flow.path, prediction=flow.prediction)
-    )
+    taken, flow = {name: getattr(model.run.model, name) for name in ARCHITECTURE}, run.flow
+    if flow.objective == model.run.flow.objective:  # `starting_point` refuses another
+        theirs = model.run.flow
+        flow = dataclasses.replace(flow, path=theirs.path, prediction=theirs.prediction)
+    return run.replace(model=dataclasses.replace(run.model, **taken), flow=flow)
 
 
 def starting_point(
@@ -56,26 +53,20 @@ def starting_point(
         CheckpointError: the model has no heads, or none for one of the run's targets.
     """
     theirs, ours = model.run.flow, run.flow
-    if ours.objective != theirs.objective:
-        kinds = {"flow": "a flow model", "ddpm": "a DiT, which predicts noise on its chain"}
-        raise ConfigError(
-            f"{model.source} is {kinds[theirs.objective]}, but flow.objective is "
-            f"{ours.objective}; choose a recipe of {theirs.objective}"
-        )
-    if ours.prediction != theirs.prediction:
-        raise ConfigError(
-            f"flow.prediction is {ours.prediction}, but {model.source} predicts "
-            f"{theirs.prediction}; leave it out"
-        )
+    for name in ("objective", "prediction"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ConfigError(
+                f"flow.{name} is {getattr(ours, name)}, {model.source} has {getattr(theirs, name)}; "
+                "leave it out, or choose a recipe that has it"
+            )
     words = [model.origin or f"run {model.run.name} after {model.step} steps"]
-    net = copy.deepcopy(model.net)
+    net, heads = copy.deepcopy(model.net), nn.ModuleList()
     if TABLE in dict(net.named_parameters()):
         table = net.get_parameter(TABLE)
         rows, message = label_rows(model.class_names, len(table) - 1, class_names, num_classes)
         table.data = table.data[[*rows, len(table) - 1]]
         net.null_class = num_classes
         words.append(message)
-    heads = nn.ModuleList()
     if projectors:
         heads = _heads(model, run)
         words.append(f"with its alignment heads for {', '.join(_targets(run))}")
@@ -95,35 +86,31 @@ def label_rows(
 
     `old` and `new` are names, empty where unknown. Row `old_count` is the null class.
     """
-    null = old_count
     if old and new:
         by_name = {name: row for row, name in enumerate(old)}
-        rows = [by_name.get(name, null) for name in new]
-        known = sum(row != null for row in rows)
+        rows = [by_name.get(name, old_count) for name in new]
+        known = sum(name in by_name for name in new)
         return rows, f"{known} of {new_count} classes by name, the others from no class"
     if old_count == new_count:
         return list(range(new_count)), f"{new_count} classes as they are"
-    return [null] * new_count, f"{new_count} classes, all from no class"
+    return [old_count] * new_count, f"{new_count} classes, all from no class"
 
 
 def _heads(model: Trained, run: Run) -> nn.ModuleList:
     """The model's alignment heads for the run's targets, in their order."""
-    heads, names, targets = model.projectors, list[str](), _targets(run)
+    targets, heads = _targets(run), list(model.projectors)
+    names = targets if len(heads) == len(targets) else []  # a released file's have no names
     if is_run(model.source):
-        heads, names = _heads_of_run(model), _targets(model.run)
-    if not heads:
-        raise CheckpointError(
-            f"{model.source} holds no alignment heads (a run's are in its checkpoints); leave out "
-            "--init-projectors"
-        )
-    missing = [name for name in targets if names and name not in names]
-    if missing or not targets or (not names and len(heads) != len(targets)):
+        heads = _heads_of_run(model)
+        names = _targets(model.run) if heads else []
+    if not targets or not set(targets) <= set(names):
         has = ", ".join(names) or f"{len(heads)} without names"
         raise CheckpointError(
-            f"{model.source} has alignment heads for {has}, the run aligns with "
-            f"{', '.join(targets) or 'nothing'}; leave out --init-projectors"
+            f"{model.source} has alignment heads for {has}, the run "
+            f"aligns with {', '.join(targets) or 'nothing'}; leave out --init-projectors"
         )
-    return nn.ModuleList(heads[names.index(name) if names else i] for i, name in enumerate(targets))
+    order = range(len(heads)) if names == targets else map(names.index, targets)
+    return nn.ModuleList(heads[number] for number in order)
 
 
 def _targets(run: Run) -> list[str]:
@@ -131,9 +118,9 @@ def _targets(run: Run) -> list[str]:
     return [name for term in run.plan.active for name in encoders_of(term, run) or (term.target,)]
 
 
-def _heads_of_run(model: Trained) -> nn.ModuleList:
+def _heads_of_run(model: Trained) -> list[nn.Module]:
     """The averaged heads in the newest checkpoint of the run's folder."""
-    saved, run, heads = paths(Path(model.source) / "checkpoints"), model.run, nn.ModuleList()
+    saved, run, heads = paths(Path(model.source) / "checkpoints"), model.run, []
     tensors = load_tensors(saved[-1])[0] if saved else {}
     kinds = [t.projector for t in run.plan.active for _ in encoders_of(t, run) or (t.target,)]
     for number, kind in enumerate(kinds if saved else ()):

@@ -11,9 +11,9 @@
 "As ours" means up to buffers (`pos_embed`, `feat_rope.*`), projectors and sigma channels.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +24,15 @@ from erw.interop.safe_load import Weights
 from erw.models import SiT
 from erw.models.sit import rope_2d, sincos_2d
 
-Layout = Literal["dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"]
-LAYOUTS: tuple[str, ...] = get_args(Layout)
 TIMES = {
     **dict.fromkeys(("dit", "diffusers-dit"), "steps"),
     **dict.fromkeys(("sit", "lightningdit"), "flipped"),
     **dict.fromkeys(("repa", "erw", "reg"), "ours"),
 }
+LAYOUTS = ("dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit")
 BUFFERS = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
-REG_KEYS = ("cls_projectors2.weight", "final_layer.linear_cls.weight", "wg_norm.weight")
-SIGMA = ("final_layer.linear.weight", "final_layer.linear.bias")
+TABLE, LAST = "y_embedder.embedding_table.weight", "final_layer.linear.weight"
+SIGMA = (LAST, "final_layer.linear.bias")
 EMBEDDING = "transformer_blocks.{N}.norm1.emb."
 # ours -> diffusers', without .weight and .bias; {N} is the block. diffusers has the embedders once
 # in every block, and queries, keys and values apart.
@@ -52,50 +51,38 @@ DIFFUSERS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Parts(NamedTuple):
-    """A file's tensors by our names: the network's, the projectors', and buffers as stored."""
-
-    net: dict[str, Tensor]
-    projectors: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-
-
 def detect_layout(weights: Weights, path: object) -> tuple[str, str]:
     """(layout, the evidence in words) of a file, from its keys, shapes and settings.
 
     Raises:
         CheckpointError: no known layout, or two that look the same and mean different things.
     """
-    keys, settings = weights.tensors.keys(), weights.settings
+    tensors, settings, keys = weights.tensors, weights.settings, " ".join(weights.tensors)
     if settings.get("layout") in LAYOUTS:
         return str(settings["layout"]), "as it says"
-    if any(key.startswith("transformer_blocks.") for key in keys):
+    if "transformer_blocks." in keys:
         return "diffusers-dit", "transformer_blocks.*"
-    if reg := [key for key in REG_KEYS if key in keys]:
-        return "reg", f"a class token: {reg[0]}"
-    if "x_embedder.proj.weight" not in keys or "t_embedder.mlp.0.weight" not in keys:
+    if "x_embedder.proj.weight" not in tensors:
         raise CheckpointError(
-            f"{path} is of no layout that erw knows ({', '.join(LAYOUTS)}): its first keys are "
-            f"{', '.join(sorted(keys)[:4])}"
+            f"{path} is of no layout that erw knows ({', '.join(LAYOUTS)}); it has {keys[:100]}"
         )
-    rope = "feat_rope.freqs_cos" in keys
-    if any(key.endswith(("mlp.w12.weight", "norm1.weight")) for key in keys):
-        return "lightningdit", "SwiGLU or RMSNorm"
-    if unshifted(weights.tensors):
-        return "lightningdit", "modulations without shift"
-    if "final_layer.linear.weight" not in keys:
-        return "erw", "no final layer: a warm-up"
-    if any(key.startswith("projectors.") for key in keys):
-        return ("erw", "projectors and RoPE") if rope else ("repa", "projectors")
-    if "enc_type" in settings:
-        return ("erw" if rope else "repa"), "enc_type among its arguments"
-    if "path_type" in settings:
-        return "sit", "path_type among its arguments"
-    if str(settings.get("model")).startswith("DiT"):
-        return "dit", f"model {settings['model']} among its arguments"
-    last, first = (weights.tensors[k] for k in (SIGMA[0], "x_embedder.proj.weight"))
+    rope = "feat_rope.freqs_cos" in tensors
+    repa = "erw" if rope else "repa"
+    signs = (
+        ("reg", "a class token", "cls_projectors2." in keys),
+        ("lightningdit", "SwiGLU or RMSNorm", "mlp.w12." in keys or ".norm1.weight" in keys),
+        ("lightningdit", "modulations without shift", unshifted(tensors)),
+        ("erw", "no final layer: a warm-up", LAST not in tensors),
+        (repa, "projectors", "projectors." in keys),
+        (repa, "enc_type among its arguments", "enc_type" in settings),
+        ("sit", "path_type among its arguments", "path_type" in settings),
+        ("dit", "model among its arguments", str(settings.get("model")).startswith("DiT")),
+    )
+    for layout, evidence, present in signs:
+        if present:
+            return layout, evidence
     same = ("erw", "lightningdit") if rope else ("sit", "repa")
-    if len(last) == 2 * first[0].numel():  # sigma channels
+    if len(tensors[LAST]) == 2 * tensors["x_embedder.proj.weight"][0].numel():
         same = ("dit", "sit")
     raise CheckpointError(
         f"{path} can be {same[0]} or {same[1]}, whose keys and shapes are the same and whose times "
@@ -109,8 +96,8 @@ def unshifted(tensors: Mapping[str, Tensor]) -> bool:
     return bias is not None and 4 * len(tensors["x_embedder.proj.weight"]) == len(bias)
 
 
-def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> Parts:
-    """The tensors of a file in `layout` by our names.
+def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> list[dict]:
+    """The tensors of a file by our names: the network's, the projectors' and the buffers.
 
     Raises:
         CheckpointError: a diffusers file whose blocks disagree on an embedder.
@@ -118,15 +105,10 @@ def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> Par
     net = _from_diffusers(tensors, path) if layout == "diffusers-dit" else dict(tensors)
     projectors = {key: net.pop(key) for key in list(net) if key.startswith("projectors.")}
     buffers = {key: net.pop(key) for key in BUFFERS if key in net}
-    return Parts(_one_stack(net), projectors, buffers)
-
-
-def to_layout(parts: Parts, layout: str) -> dict[str, Tensor]:
-    """A state dict in `layout`: the reverse of `from_layout`."""
-    if layout == "diffusers-dit":
-        return _to_diffusers(parts.net)
-    projectors = parts.projectors if TIMES[layout] == "ours" else {}
-    return parts.buffers | parts.net | projectors
+    first = depth_of(net)  # REPA's old names: decoder_blocks.i come after the blocks
+    old = re.compile(r"decoder_blocks\.(\d+)")
+    net = {old.sub(lambda m: f"blocks.{first + int(m[1])}", k): v for k, v in net.items()}
+    return [net, projectors, buffers]
 
 
 def without_sigma(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,27 +137,14 @@ def depth_of(tensors: Mapping[str, Tensor], *, stem: str = "blocks") -> int:
     return len({match[1] for key in tensors if (match := pattern.match(key))})
 
 
-def _one_stack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """REPA's old names: decoder_blocks.i come after the blocks."""
-    first = depth_of(tensors)
-    old = re.compile(r"decoder_blocks\.(\d+)\.")
-
-    def number(match: re.Match[str]) -> str:
-        return f"blocks.{first + int(match[1])}."
-
-    return {old.sub(number, key): value for key, value in tensors.items()}
-
-
 def _diffusers_names(depth: int) -> dict[str, list[str]]:
     """Our names with .weight and .bias -> diffusers' names of the copies or thirds of a tensor."""
-    names: dict[str, list[str]] = {}
+    names: dict[str, dict[str, None]] = {}
     for mine, theirs in DIFFUSERS.items():
-        for kind in (".weight", ".bias"):
-            for n in map(str, range(depth)):
-                own = names.setdefault(mine.replace("{N}", n) + kind, [])
-                added = [key.replace("{N}", n) + kind for key in theirs]
-                own += [key for key in added if key not in own]
-    return names
+        for n, kind in itertools.product(range(depth), (".weight", ".bias")):
+            own = [key.replace("{N}", str(n)) + kind for key in (mine, *theirs)]
+            names.setdefault(own[0], {}).update(dict.fromkeys(own[1:]))
+    return {mine: list(theirs) for mine, theirs in names.items()}
 
 
 def _from_diffusers(tensors: Mapping[str, Tensor], path: object) -> dict[str, Tensor]:
@@ -193,12 +162,11 @@ def _from_diffusers(tensors: Mapping[str, Tensor], path: object) -> dict[str, Te
     return net | left  # what is left is unexpected, by its own name
 
 
-def _to_diffusers(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    left, out = dict(net), dict[str, Tensor]()
+def to_diffusers(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network by diffusers' names: the reverse of `from_layout`."""
+    out: dict[str, Tensor] = {}
     for mine, theirs in _diffusers_names(depth_of(net)).items():
-        if mine in left:
-            value = left.pop(mine)
-            thirds = value.chunk(3) if ".attn.qkv." in mine else [value] * len(theirs)
+        if mine in net:
+            thirds = net[mine].chunk(3) if ".attn.qkv." in mine else [net[mine]] * len(theirs)
             out |= dict(zip(theirs, thirds, strict=True))
-    assert not left, left.keys()
     return out

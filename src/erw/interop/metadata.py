@@ -55,18 +55,27 @@ class Metadata:
 
 def describe(model: Trained) -> Metadata:
     """Everything known of a model; of a run's also its cost, data and scores."""
-    folder = _run_folder(model)
-    recipe = read_recipe(folder) if folder else {}
-    log = folder / "metrics.jsonl" if folder else None
-    lines = read_metrics(log) if log and log.exists() else []
-    spent = [line for line in lines if line["kind"] == "train" and line["step"] <= model.step]
-    weights, run, init = hash_tensors(model.net), public(to_dict(model.run)), recipe.get("init")
-    data: dict[str, Any] = {}
-    if recipe:
-        data = {"images": recipe["cache"].get("rows"), "source": ", ".join(run["data"]["cache"])}
+    weights, run, of_run = hash_tensors(model.net), public(to_dict(model.run)), dict[str, Any]()
+    path = Path(model.source)
+    folder = next((p for p in (path, *path.parents[:2]) if (p / RECIPE).is_file()), None)
+    if folder and model.source and not model.origin:
+        recipe, log = read_recipe(folder), folder / "metrics.jsonl"
+        lines = read_metrics(log) if log.exists() else []
+        steps = [line for line in lines if line["kind"] == "train" and line["step"] <= model.step]
+        of_run = {
+            "made_by": {name: recipe[name] for name in ("erw", "torch") if name in recipe},
+            "data": {
+                "images": recipe["cache"].get("rows"), "source": ", ".join(run["data"]["cache"])
+            },
+            "spent": {name: steps[-1][name] for name in COST} if steps else {},
+            "scores": public(_scores(lines, folder / SCORES, weights)),
+        }  # fmt: skip
+        if init := recipe.get("init"):
+            message = init.get("message", init.get("said"))  # the latter of erw 0.1
+            of_run["begins_with"] = f"{Path(init['source']).name} ({message})"
     if model.class_names == tuple(groups()):
-        data |= {"source": "OpenMoji 17, composed", "licence": ATTRIBUTION}
-    message = init.get("message", init.get("said")) if init else ""
+        openmoji = {"source": "OpenMoji 17, composed", "licence": ATTRIBUTION}
+        of_run["data"] = of_run.get("data", {}) | openmoji
     return Metadata(
         name=model.run.name,
         run=from_dict(Run, run),
@@ -77,11 +86,7 @@ def describe(model: Trained) -> Metadata:
         average=model.average,
         weights=weights,
         origin=model.origin,
-        begins_with=f"{Path(init['source']).name} ({message})" if init else "",
-        made_by={name: recipe[name] for name in ("erw", "torch") if name in recipe},
-        data=data,
-        spent={name: spent[-1][name] for name in COST} if spent else {},
-        scores=public(_scores(lines, folder / SCORES, weights) if folder else []),
+        **of_run,
     )
 
 
@@ -94,20 +99,14 @@ def read_metadata(folder: Path) -> Metadata:
     path = folder / METADATA
     try:
         values = json.loads(path.read_text("utf-8"))
+        version = values["version"]
+        if version == VERSION:
+            return from_dict(Metadata, values)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} has no {METADATA}: it was not exported by erw; read a run with erw.load, a "
-            "released checkpoint with erw.load_pretrained"
-        ) from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); get it again") from error
-    version = values.get("version") if isinstance(values, dict) else "none"
-    if version != VERSION:
-        raise CheckpointError(f"{path} has version {version}, this erw reads {VERSION}: update erw")
-    try:
-        return from_dict(Metadata, values)
-    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{folder} has no {METADATA}: it was not exported by erw") from error
+    except (ConfigError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); get it again") from error
+    raise CheckpointError(f"{path} has version {version}, this erw reads {VERSION}: update erw")
 
 
 def model_card(meta: Metadata, *, repo: str, diffusers: bool, parameters: int) -> str:
@@ -121,18 +120,16 @@ def model_card(meta: Metadata, *, repo: str, diffusers: bool, parameters: int) -
     from jinja2 import Template
 
     sample, usual, run = to_dict(meta.run.sample), to_dict(Sample()), to_dict(meta.run)
-    template = Template(Path(__file__).with_name("card.md.j2").read_text("utf-8"))
-    return template.render(
+    settings = {k: run[k] for k in (("model", "flow") if meta.origin else run)}
+    return Template(Path(__file__).with_name("card.md.j2").read_text("utf-8")).render(
         meta=meta,
         run=run,
         diffusers=diffusers,
         where=repo or "path/to/this/folder",
-        millions=f"{parameters / 1e6:.1f}",
+        parameters=parameters,
         options={k: v for k, v in sample.items() if v != usual[k] or k in ("steps", "solver")},
         scores=[s | {"name": k, "value": v} for s in meta.scores for k, v in s["values"].items()],
-        settings=json.dumps(
-            {k: run[k] for k in (("model", "flow") if meta.origin else run)}, indent=1
-        ),
+        settings=json.dumps(settings, indent=1),
     )
 
 
@@ -151,16 +148,6 @@ def public(values: Any) -> Any:
         return values
     kind, _, path = values.partition("=")
     return kind if path else Path(values).name
-
-
-def _run_folder(model: Trained) -> Path | None:
-    """The folder of the run that the model was loaded from."""
-    path = Path(model.source)
-    for folder in (path, path.parent, path.parent.parent) if model.source else ():
-        if (folder / RECIPE).is_file():
-            same = from_dict(Run, read_recipe(folder)["resolved"]) == model.run
-            return folder if same else None
-    return None
 
 
 def _scores(lines: list[dict[str, Any]], file: Path, weights: str) -> list[dict[str, Any]]:

@@ -4,51 +4,27 @@ and a flow model gives the velocity noise - data, whatever its file's network pr
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from erw.align import Projector
-from erw.config import Model, Run, to_dict
+from erw.config import to_dict
 from erw.errors import CheckpointError, ConfigError, one_line
-from erw.interop.infer_config import VAES, check_positions, infer_model, infer_run, unusual
-from erw.interop.layouts import (
-    LAYOUTS,
-    TIMES,
-    Parts,
-    depth_of,
-    detect_layout,
-    from_layout,
-    without_sigma,
-)
+from erw.interop.layouts import TIMES, without_sigma
 from erw.interop.metadata import METADATA, read_metadata
+from erw.interop.released import check_fit, read_released
 from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
 from erw.io import misfit
-from erw.models import SiT, build_model
+from erw.models import build_model
 from erw.training.trained import Trained, is_run, load
 
 FILES = (".pt", ".pth", ".bin", ".safetensors")
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
 PLAIN_FILE = "model.safetensors"
 EXPORTED = (f"transformer/{FOLDER_FILE}", PLAIN_FILE)
-MOST_POSITIONS = 2**28  # numbers in the table of positions: far above any model there is
-TABLE = "y_embedder.embedding_table.weight"
-
-
-class Released(NamedTuple):
-    """A released file by our names, as stored: nothing is cast, turned or dropped.
-
-    `outputs`: numbers that the network gives for each one of the latent. `optional`: parameters
-    that a warm-up's file lacks. `origin`: what was read, in words.
-    """
-
-    layout: str
-    parts: Parts
-    run: Run
-    outputs: int
-    optional: frozenset[str]
-    origin: str
+VAES = {4: "sd-vae-ft-ema", 32: "va-vae"}  # by latent channels
 
 
 def load_pretrained(
@@ -95,70 +71,21 @@ def load_pretrained(
         path, layout, which=which, num_heads=num_heads, input_size=input_size, depth=depth,
         prediction=prediction, path_type=path_type,
     )  # fmt: skip
-    tensors, run = file.parts.net, file.run
+    tensors, run = file.net, file.run
     if file.outputs > run.flow.outputs:
         tensors = without_sigma(tensors)
     if TIMES[file.layout] == "flipped":
         tensors = in_our_time(tensors, negate=run.flow.prediction == "velocity")
     model = build_model(run.model, outputs=run.flow.outputs)
     model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
-    heads = _projectors(file.parts.projectors if projectors else {}, model.width, path)
+    heads = _projectors(file.projectors if projectors else {}, model.width, path)
     vae = VAES.get(model.channels, f"a VAE of {model.channels} channels")
     origin = file.origin + f", {len(heads)} projector(s)" * bool(heads)
-    trained = Trained(
-        model, run, vae, source=str(path), projectors=heads, missing=file.optional, origin=origin
-    )
     for module in (model, heads):
         module.to(device).eval().requires_grad_(False)
-    return trained
-
-
-def read_released(
-    path: str | Path, layout: str = "auto", *, which: Which = "ema", num_heads: int | None = None,
-    input_size: int | None = None, depth: int | None = None, prediction: str | None = None,
-    path_type: str | None = None,
-) -> Released:  # fmt: skip
-    """The checked contents of a released file; arguments and errors as for `load_pretrained`."""
-    if layout not in ("auto", *LAYOUTS):
-        raise ConfigError(f"layout is {layout!r}; expected auto, {', '.join(LAYOUTS)}")
-    weights = read_weights(path, which=which)
-    evidence = "as given"
-    if layout == "auto":
-        layout, evidence = detect_layout(weights, path)
-    if layout == "diffusers-dit":  # its folder's config.json says them
-        num_heads = num_heads or weights.settings.get("num_attention_heads")
-        input_size = input_size or weights.settings.get("sample_size")
-    parts = from_layout(weights.tensors, layout, path)
-    model, outputs = infer_model(
-        parts, path, num_heads=num_heads, depth=depth, input_size=input_size
+    return Trained(
+        model, run, vae, source=str(path), projectors=heads, missing=file.optional, origin=origin
     )
-    optional = frozenset[str]()
-    if "final_layer.linear.weight" not in parts.net:  # a warm-up
-        blocks = range(depth_of(parts.net), model.depth)
-        late = ("final_layer.", *(f"blocks.{block}." for block in blocks))
-        with torch.device("meta"):
-            names = dict(build_model(model).named_parameters())
-        optional = frozenset(name for name in names if name.startswith(late))
-    net = check_fit(model, outputs, parts.net, path, optional=optional)
-    if not check_positions(net, parts.buffers, path):
-        parts = parts._replace(buffers={})
-    run = infer_run(
-        path, model, weights.settings, layout, prediction=prediction, path_type=path_type
-    )
-    if outputs not in (run.flow.outputs, 2):  # a flow model's file may have sigma channels
-        raise CheckpointError(
-            f"{path} gives {outputs * model.channels} channels for latents of {model.channels}, "  # type: ignore[operator]
-            f"which is not what a {layout} file does"
-        )
-    words = [f"{layout} ({evidence}): {_words(model)}"]
-    words += [f"weights {weights.wrapper}"] * bool(weights.wrapper)
-    words += ["sigma channels dropped"] * (outputs > run.flow.outputs)
-    if optional:
-        words.append(
-            f"warm start: blocks 1 to {depth_of(parts.net)} from the file, the rest is new"
-        )
-    words += unusual(run.flow)
-    return Released(layout, parts, run, outputs, optional, ", ".join(words))
 
 
 def from_pretrained(
@@ -184,12 +111,8 @@ def from_pretrained(
     if file is None:
         raise CheckpointError(f"{folder} has no {' or '.join(EXPORTED)}; get it again")
     tensors = {k.removeprefix("net."): v for k, v in read_weights(file).tensors.items()}
-    if any(name.startswith("transformer_blocks.") for name in tensors):
-        # An export of an older erw for DiTPipeline, whose label table has 1,000 classes.
-        tensors = from_layout(tensors, "diffusers-dit", file).net
-        tensors[TABLE] = torch.cat([tensors[TABLE][: run.model.num_classes], tensors[TABLE][-1:]])
     check_fit(run.model, run.flow.outputs, tensors, file)
-    net: SiT = build_model(run.model, outputs=run.flow.outputs)
+    net = build_model(run.model, outputs=run.flow.outputs)
     net.load_state_dict(tensors)
     net.to(device).eval().requires_grad_(False)
     if names and len(names) != net.null_class:
@@ -265,70 +188,21 @@ def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Ten
     return turned
 
 
-def check_fit(
-    model: Model,
-    outputs: int,
-    tensors: Mapping[str, Tensor],
-    source: object,
-    *,
-    optional: frozenset[str] = frozenset(),
-) -> SiT:
-    """The network that the tensors fit, on the meta device: settings from a file are checked before
-    they take memory.
-
-    Raises:
-        CheckpointError: lists what is missing, unexpected and of another shape.
-    """
-    side, channels, classes = model.input_size, model.channels, model.num_classes
-    if side is None or channels is None or classes is None or min(side, channels, classes + 1) < 1:
-        raise CheckpointError(f"{source}: its settings do not say the latent's size or the classes")
-    blocks, positions = depth_of(tensors), (side // model.patch) ** 2 * model.width
-    if model.net != "sit" or positions > MOST_POSITIONS or (model.depth != blocks and not optional):
-        raise CheckpointError(
-            f"{source} has {blocks} blocks, its settings are for a {model.net} of {model.depth} on "
-            f"{side} x {side}: not of one model; get it again"
-        )
-    with torch.device("meta"):
-        net: SiT = build_model(model, outputs=outputs)
-    if problems := misfit(tensors, dict(net.named_parameters()), optional=optional):
-        raise CheckpointError(
-            f"{source} does not fit a {model.depth} x {model.width} network: {problems}"
-        )
-    return net
-
-
 def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.ModuleList:
     """REPA's three-layer heads."""
-    heads = nn.ModuleList()
-    left = dict(tensors)
-    while any(key.startswith(f"projectors.{len(heads)}.") for key in left):
-        stem = f"projectors.{len(heads)}."
-        own = {k.removeprefix(stem): left.pop(k).float() for k in list(left) if k.startswith(stem)}
-        hidden, dim = (own[k].numel() if k in own else 0 for k in ("0.bias", "4.bias"))
-        head = Projector(width, hidden, dim)
-        if misfit(own, head.state_dict()):
-            raise CheckpointError(
-                f"{path}: {stem}* is no three-layer projector ({', '.join(list(own)[:4])}); give "
-                "projectors=False to leave it out"
-            )
-        head.load_state_dict(own)
-        heads.append(head)
-    if left:
-        raise CheckpointError(f"{path}: projectors are not numbered from 0: {', '.join(left)}")
-    return heads
-
-
-def _words(model: Model) -> str:
-    """Sizes and options of a network, in one line."""
-    side = model.input_size
-    words = [
-        f"{model.depth} x {model.width}, {model.heads} heads, patch {model.patch}",
-        f"latents {model.channels} x {side} x {side}, {model.num_classes} classes",
+    own = {k.removeprefix("projectors."): v.float().clone() for k, v in tensors.items()}
+    sizes = [
+        [own[f"{n}.{layer}.bias"].numel() if f"{n}.{layer}.bias" in own else 0 for layer in (0, 4)]
+        for n in range(len({key.partition(".")[0] for key in own}))
     ]
-    words += [f"class token of {model.class_dim}"] * bool(model.class_dim)
-    words += [name for name in ("rope", "qk_norm") if getattr(model, name)]
-    words += [name for name in (model.norm, model.mlp) if name in ("rms", "swiglu")]
-    return ", ".join(words)
+    with torch.device("meta"):  # sizes from a file take no memory before they fit
+        heads = nn.ModuleList(Projector(width, *hidden_and_dim) for hidden_and_dim in sizes)
+    if problems := misfit(own, heads.state_dict()):
+        raise CheckpointError(
+            f"{path}: no three-layer projector ({problems}); give projectors=False to leave it out"
+        )
+    heads.load_state_dict(own, assign=True)
+    return heads
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -342,6 +216,5 @@ def _download(repo: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
     except Exception as error:  # network, gate and disk raise many types
         raise CheckpointError(
-            f"there is no folder {repo}, and the hub's repository of that name cannot be fetched: "
-            f"{one_line(error)}; connect, log in where it asks so, or give a local folder"
+            f"there is no folder {repo}, and the hub's cannot be fetched: {one_line(error)}"
         ) from error

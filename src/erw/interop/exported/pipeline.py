@@ -17,8 +17,6 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-Label = int | str
-
 
 class FlowPipeline(DiffusionPipeline):
     """Images from noise.
@@ -34,11 +32,7 @@ class FlowPipeline(DiffusionPipeline):
     _optional_components = ["vae"]  # noqa: RUF012 - the name and type are diffusers'
 
     def __init__(
-        self,
-        transformer: Any,
-        vae: Any = None,
-        id2label: dict[str, str] | None = None,
-        shift: float = 1.0,
+        self, transformer: Any, vae: Any = None, id2label: Any = None, shift: float = 1.0
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae)
@@ -48,7 +42,7 @@ class FlowPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Label | Sequence[Label] | None = None,
+        class_labels: int | str | Sequence[int | str] | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         *,
@@ -79,20 +73,18 @@ class FlowPipeline(DiffusionPipeline):
         """
         if guidance_scale != 1 and class_labels is None:
             raise ValueError("guidance_scale is not 1: give the class_labels to guide to")
-        network = self.transformer.config.network
-        labels = self._labels(class_labels, num_images, latents)
-        shape = (len(labels), *[network[k] for k in ("channels", "input_size", "input_size")])
-        if latents is not None and latents.shape != shape:
-            raise ValueError(f"latents are {tuple(latents.shape)}; expected {shape}")
-        device = self._execution_device
-        y = torch.tensor(labels, device=device)
+        network, device = self.transformer.config.network, self._execution_device
+        y = torch.tensor(self._labels(class_labels, num_images, latents), device=device)
+        shape = (len(y), *[network[k] for k in ("channels", "input_size", "input_size")])
         x = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents
+        if x.shape != shape:
+            raise ValueError(f"latents are {tuple(x.shape)}; expected {shape}")
         x = x.to(device, torch.float32)
         low, high = guidance_interval
         for t, t_next in self.progress_bar(list(pairwise(self._times(num_inference_steps)))):
-            out = self._ask(x, t, y)
+            out = self._predict(x, t, y)
             if guidance_scale != 1 and low - 1e-6 <= t <= high + 1e-6:
-                null = self._ask(x, t, torch.full_like(y, network["num_classes"]))
+                null = self._predict(x, t, torch.full_like(y, network["num_classes"]))
                 c = guided_channels
                 out[:, :c] = null[:, :c] + guidance_scale * (out[:, :c] - null[:, :c])
             x = self._step(x, out, t, t_next)
@@ -100,20 +92,18 @@ class FlowPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _labels(
-        self, labels: Label | Sequence[Label] | None, count: int | None, latents: Tensor | None
-    ) -> list[int]:
+    def _labels(self, labels: Any, count: int | None, latents: Tensor | None) -> list[int]:
         """The class number of each image; `num_classes` is the null class."""
         classes = self.transformer.config.network["num_classes"]
         number = count or (1 if latents is None else len(latents))
         if labels is None:
             return [classes] * number
         given = [labels] * number if isinstance(labels, int | str) else list(labels)
-        if unknown := [x for x in given if isinstance(x, str) and x not in self.labels]:
-            raise ValueError(f"no class {unknown[0]!r}; known: {', '.join(self.labels) or 'none'}")
-        numbers = [self.labels[x] if isinstance(x, str) else int(x) for x in given]
-        if wrong := [x for x in numbers if not 0 <= x < classes]:
-            raise ValueError(f"class {wrong[0]} is none of 0..{classes - 1}")
+        numbers = [self.labels.get(x, -1) if isinstance(x, str) else int(x) for x in given]
+        for label, n in zip(given, numbers, strict=True):
+            if not 0 <= n < classes:
+                known = ", ".join(self.labels) or "no names"
+                raise ValueError(f"no class {label!r}; expected 0 to {classes - 1}, or of {known}")
         if count not in (None, len(numbers)):
             raise ValueError(f"{len(numbers)} images by class_labels, {count} by num_images")
         return numbers
@@ -124,13 +114,11 @@ class FlowPipeline(DiffusionPipeline):
             if not 2 <= steps <= 1000:
                 raise ValueError(f"{steps} steps; expected 2 to 1000")
             places = accumulate([999 / (steps - 1)] * (steps - 1), initial=0.0)
-            steps_up = [round(place) for place in places]
-            return [*((step + 1) / 1000 for step in reversed(steps_up)), 0.0]
-        even = [1 - i / steps for i in range(steps + 1)]
-        shift = self.config.shift
+            return [*reversed([(round(place) + 1) / 1000 for place in places]), 0.0]
+        even, shift = (1 - i / steps for i in range(steps + 1)), self.config.shift
         return [shift * t / (1 + (shift - 1) * t) for t in even]
 
-    def _ask(self, x: Tensor, t: float, y: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, t: float, y: Tensor) -> Tensor:
         """The network in its own precision; the state stays float32."""
         times = torch.full((len(x),), t, device=x.device)
         return self.transformer(x.to(self.transformer.dtype), times, y).float()
@@ -140,8 +128,8 @@ class FlowPipeline(DiffusionPipeline):
         if self.transformer.config.objective == "flow":
             return x + (t_next - t) * out
         betas = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64)
-        abar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
-        now, after = (float(abar[round(1000 * time)]) for time in (t, t_next))
+        abar = [1.0, *(1 - betas).cumprod(0).tolist()]
+        now, after = (abar[round(1000 * time)] for time in (t, t_next))
         clean = (x - (1 - now) ** 0.5 * out) / now**0.5
         return after**0.5 * clean + (1 - after) ** 0.5 * out
 
