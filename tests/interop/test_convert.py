@@ -55,11 +55,11 @@ def test_what_cannot_be_ours_is_refused(
 
 def test_heads_are_known_shown_or_asked_for(tmp_path: Path) -> None:
     path = save(peer(projector=True), tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"width 64, .*1152: 16\); give num_heads="):
+    with pytest.raises(CheckpointError, match="of width 64 does not say it: give num_heads="):
         load_pretrained(path)
-    with pytest.raises(CheckpointError, match="which 5 heads do not divide"):
+    with pytest.raises(CheckpointError, match="width 64 and 5 heads"):
         load_pretrained(path, num_heads=5)
-    with pytest.raises(CheckpointError, match="has 4 heads by its shapes; num_heads is 8"):
+    with pytest.raises(CheckpointError, match="and 4 heads .*; num_heads is 8"):
         load_pretrained(save(peer(**LIGHTNING), tmp_path / "b.pt"), num_heads=8)
     with pytest.raises(ConfigError, match="layout is 'pixart'; expected auto, dit"):
         load_pretrained(path, "pixart")

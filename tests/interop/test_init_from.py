@@ -247,7 +247,9 @@ def test_to_no_classes_to_other_ones_and_to_another_size(
 def test_what_cannot_start_a_run(tmp_path: Path) -> None:
     path = save(peer(out_channels=8), tmp_path / "a.pt")
     start = open_model(path, layout="dit", num_heads=4)
-    with pytest.raises(ConfigError, match=r"flow.objective is flow, .* has ddpm; leave it out, or choose"):
+    with pytest.raises(
+        ConfigError, match=r"flow.objective is flow, .* has ddpm; leave it out, or choose"
+    ):
         starting_point(start, adopt(tiny_run("none"), start), (), 1000)
     run = adopt(as_dit(tiny_run("none")), start)
     init = starting_point(start, run, (), 1000)

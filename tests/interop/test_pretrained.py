@@ -173,7 +173,7 @@ def test_arguments_tell_sit_from_dit(tmp_path: Path) -> None:
         assert model.origin.startswith(f"{layout} (")
         assert model.net.out_channels == (8 if layout == "dit" else 4)
     args = argparse.Namespace(path_type="Quadratic")
-    with pytest.raises(CheckpointError, match="it says path_type 'quadratic'; known: linear"):
+    with pytest.raises(CheckpointError, match="path_type is Quadratic; expected one of linear"):
         load_pretrained(save({"ema": state, "args": args}, tmp_path / "x.pt"), num_heads=4)
 
 
@@ -201,7 +201,7 @@ def test_sit_files_of_other_predictions(
     for other in files:
         again = load_pretrained(other, num_heads=4)
         assert torch.equal(again.velocity(x, t, y), v)
-    with pytest.raises(CheckpointError, match=f"says prediction {prediction}, you say velocity"):
+    with pytest.raises(CheckpointError, match=f"is {prediction} in the file, as argument velocity"):
         load_pretrained(other, num_heads=4, prediction="velocity")
     with pytest.raises(ConfigError, match="is a DiT, which predicts noise on its chain"):
         load_pretrained(file, "dit", num_heads=4, prediction="noise")
@@ -233,7 +233,7 @@ def test_a_warm_up_file_starts_a_full_model(tmp_path: Path) -> None:
     state = peer(projector=True)
     early = {k: v for k, v in state.items() if not k.startswith(("final_layer", "blocks.3"))}
     path = save({"ema": early, "model": early}, tmp_path / "0100000.pt")
-    with pytest.raises(CheckpointError, match=r"no final layer .* width 64 .* give depth="):
+    with pytest.raises(CheckpointError, match=r"of width 64 does not say it: give depth="):
         load_pretrained(path, "erw", num_heads=4)
     model = load_pretrained(path, num_heads=4, depth=6)
     assert "warm start: blocks 1 to 3 from the file, the rest is new" in model.origin

@@ -6,23 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erw.config import Model
 from erw.errors import CheckpointError, ConfigError
-from erw.interop.layouts import LAYOUTS, TIMES, positions, to_diffusers, without_sigma
+from erw.interop.layouts import LAYOUTS, OURS, STEPS, TIMES, positions, to_diffusers, without_sigma
 from erw.interop.pretrained import FILES
 from erw.interop.released import Released, read_released, unusual
 from erw.io import save_tensors, write_file
 from erw.models import build_model
 from erw.training.trained import is_run, load
 
-WORDS = {
-    "steps": "predicts noise at steps 0..999",
-    "flipped": "counts time from noise (0) to data (1)",
-    "ours": "counts time from data (0) to noise (1)",
-}
-PLAIN: dict[str, Any] = {
-    "rope": False, "qk_norm": False, "norm": "layer", "mlp": "gelu", "adaln_shift": True,
-    "class_token": "none",
-}  # fmt: skip
+OPTIONS = ("rope", "qk_norm", "norm", "mlp", "adaln_shift", "class_token")
+PLAIN: dict[str, Any] = {name: getattr(Model(), name) for name in OPTIONS}
 SUPPORTED = {  # options that a layout's own code can build; None: any value
     "dit": PLAIN,
     "diffusers-dit": PLAIN,
@@ -30,7 +24,7 @@ SUPPORTED = {  # options that a layout's own code can build; None: any value
     "repa": PLAIN | {"qk_norm": None},
     "erw": PLAIN | {"qk_norm": None, "rope": None},
     "reg": PLAIN | {"qk_norm": None, "class_token": "denoised"},
-    "lightningdit": dict.fromkeys(PLAIN) | {"class_token": "none"},
+    "lightningdit": dict.fromkeys(OPTIONS) | {"class_token": "none"},
 }
 
 
@@ -61,7 +55,7 @@ def convert(
     if time != TIMES[to]:
         choices = ", ".join(other for other in LAYOUTS if TIMES[other] == time)
         raise CheckpointError(
-            f"{source} {WORDS[time]}, {to} {WORDS[TIMES[to]]}; weights cannot say that: choose "
+            f"{source} counts time {time}, {to} {TIMES[to]}; weights cannot say that: choose "
             f"{choices}"
         )
     for name, value in SUPPORTED[to].items():
@@ -70,16 +64,14 @@ def convert(
                 f"{to} has no {name} = {getattr(model, name)}; choose another layout"
             )
     tensors, buffers, flow = file.net, file.buffers, file.run.flow
-    if to not in ("sit", "dit", "diffusers-dit", file.layout) and file.outputs == 2:
+    if to not in ("sit", file.layout) and time != STEPS and file.outputs == 2:
         tensors = without_sigma(tensors)
     if not buffers:
         with torch.device("meta"):
             shape = build_model(model)
         buffers = positions(shape)
-    if to == "diffusers-dit":
-        tensors = to_diffusers(tensors)
-    else:
-        tensors = buffers | tensors | (file.projectors if TIMES[to] == "ours" else {})
+    heads = file.projectors if time == OURS else {}
+    tensors = to_diffusers(tensors) if to == "diffusers-dit" else buffers | tensors | heads
     settings = {"layout": to, "prediction": flow.prediction, "path_type": flow.path}
     write_weights(tensors, out, settings if unusual(flow) else {})
     return file.origin
@@ -101,8 +93,7 @@ def _of_run(folder: Path) -> Released:
     if run.model.needs_token and not net.class_token:
         raise CheckpointError(f"{folder} works with representations; no released layout has them")
     layout = "reg" if net.class_token else "erw" if run.model.rope else "repa"
-    if run.flow.objective == "ddpm":
-        layout = "dit"
+    layout = "dit" if run.flow.objective == "ddpm" else layout
     weights, outputs = {k: p.detach() for k, p in net.named_parameters()}, run.flow.outputs
     return Released(
         layout, run, weights, {}, positions(net), outputs, frozenset(), f"run {run.name}"

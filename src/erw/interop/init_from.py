@@ -56,8 +56,8 @@ def starting_point(
     for name in ("objective", "prediction"):
         if getattr(ours, name) != getattr(theirs, name):
             raise ConfigError(
-                f"flow.{name} is {getattr(ours, name)}, {model.source} has {getattr(theirs, name)}; "
-                "leave it out, or choose a recipe that has it"
+                f"flow.{name} is {getattr(ours, name)}, {model.source} has "
+                f"{getattr(theirs, name)}; leave it out, or choose a recipe that has it"
             )
     words = [model.origin or f"run {model.run.name} after {model.step} steps"]
     net, heads = copy.deepcopy(model.net), nn.ModuleList()

@@ -24,12 +24,12 @@ from erw.interop.safe_load import Weights
 from erw.models import SiT
 from erw.models.sit import rope_2d, sincos_2d
 
+STEPS, FLIPPED, OURS = "in 1,000 steps", "from noise (0) to data (1)", "from data (0) to noise (1)"
 TIMES = {
-    **dict.fromkeys(("dit", "diffusers-dit"), "steps"),
-    **dict.fromkeys(("sit", "lightningdit"), "flipped"),
-    **dict.fromkeys(("repa", "erw", "reg"), "ours"),
+    **{"dit": STEPS, "sit": FLIPPED, "repa": OURS, "erw": OURS, "reg": OURS},
+    **{"lightningdit": FLIPPED, "diffusers-dit": STEPS},
 }
-LAYOUTS = ("dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit")
+LAYOUTS = tuple(TIMES)
 BUFFERS = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
 TABLE, LAST = "y_embedder.embedding_table.weight", "final_layer.linear.weight"
 SIGMA = (LAST, "final_layer.linear.bias")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from erw.align import Projector
 from erw.config import to_dict
 from erw.errors import CheckpointError, ConfigError, one_line
-from erw.interop.layouts import TIMES, without_sigma
+from erw.interop.layouts import FLIPPED, TIMES, without_sigma
 from erw.interop.metadata import METADATA, read_metadata
 from erw.interop.released import check_fit, read_released
-from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
+from erw.interop.safe_load import FOLDER_FILE, read_weights
 from erw.io import misfit
 from erw.models import build_model
 from erw.training.trained import Trained, is_run, load
@@ -31,14 +31,9 @@ def load_pretrained(
     path: str | Path,
     layout: str = "auto",
     *,
-    num_heads: int | None = None,
-    which: Which = "ema",
-    input_size: int | None = None,
-    depth: int | None = None,
     projectors: bool = True,
-    prediction: str | None = None,
-    path_type: str | None = None,
     device: torch.device | str = "cpu",
+    **options: Any,
 ) -> Trained:
     """A released checkpoint of DiT, SiT, REPA, ERW, REG or LightningDiT as our model.
 
@@ -51,30 +46,19 @@ def load_pretrained(
             it is run.
         layout: "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"; "auto" detects
             it from keys and shapes, and asks where two layouts look the same.
-        num_heads: attention heads, where neither the width nor the shapes say it.
-        which: averaged ("ema") or plain weights ("model") of a training checkpoint.
-        input_size: side of the latent, where it should be another than the file's; positions are
-            computed anew.
-        depth: blocks of the full model, for a warm-up's file without its last blocks; those start
-            fresh and are listed in `Trained.missing`.
         projectors: False drops the alignment heads.
-        prediction: output of a flow model's network, "velocity", "noise", "score" or "x", where
-            the file does not say it; default: velocity.
-        path_type: the path it was trained on, "linear", "cosine" (SiT's GVP) or "vp", likewise.
+        options: what the file does not say, see `read_released`.
 
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: damaged, hostile, ambiguous, or not this layout's; missing, unexpected and
             mis-shaped keys are listed.
     """
-    file = read_released(
-        path, layout, which=which, num_heads=num_heads, input_size=input_size, depth=depth,
-        prediction=prediction, path_type=path_type,
-    )  # fmt: skip
+    file = read_released(path, layout, **options)
     tensors, run = file.net, file.run
     if file.outputs > run.flow.outputs:
         tensors = without_sigma(tensors)
-    if TIMES[file.layout] == "flipped":
+    if TIMES[file.layout] == FLIPPED:
         tensors = in_our_time(tensors, negate=run.flow.prediction == "velocity")
     model = build_model(run.model, outputs=run.flow.outputs)
     model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
@@ -111,7 +95,7 @@ def from_pretrained(
     if file is None:
         raise CheckpointError(f"{folder} has no {' or '.join(EXPORTED)}; get it again")
     tensors = {k.removeprefix("net."): v for k, v in read_weights(file).tensors.items()}
-    check_fit(run.model, run.flow.outputs, tensors, file)
+    check_fit(tensors, run.model, outputs=run.flow.outputs, source=file)
     net = build_model(run.model, outputs=run.flow.outputs)
     net.load_state_dict(tensors)
     net.to(device).eval().requires_grad_(False)

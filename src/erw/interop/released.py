@@ -11,18 +11,9 @@ import torch
 from torch import Tensor
 
 from erw.config import Flow, Model, Run, Sample
-from erw.errors import CheckpointError, ConfigError
-from erw.interop.layouts import (
-    LAST,
-    LAYOUTS,
-    TABLE,
-    TIMES,
-    depth_of,
-    detect_layout,
-    from_layout,
-    positions,
-    unshifted,
-)
+from erw.errors import CheckpointError, ConfigError, one_line
+from erw.interop import layouts
+from erw.interop.layouts import LAST, LAYOUTS, STEPS, TABLE, TIMES, depth_of
 from erw.interop.safe_load import Which, read_weights
 from erw.io import misfit
 from erw.models import SiT, build_model
@@ -65,19 +56,31 @@ def read_released(
     input_size: int | None = None, depth: int | None = None, prediction: str | None = None,
     path_type: str | None = None,
 ) -> Released:  # fmt: skip
-    """The checked contents of a released file; arguments and errors as for `load_pretrained`."""
+    """The checked contents of a released file, as stored; errors as for `load_pretrained`.
+
+    Args:
+        which: averaged ("ema") or plain weights ("model") of a training checkpoint.
+        num_heads: attention heads, where neither the width nor the shapes say it.
+        input_size: side of the latent, where it should be another than the file's; positions are
+            computed anew.
+        depth: blocks of the full model, for a warm-up's file without its last blocks; those start
+            fresh and are listed in `Trained.missing`.
+        prediction: output of a flow model's network, "velocity", "noise", "score" or "x", where
+            the file does not say it; default: velocity.
+        path_type: the path it was trained on, "linear", "cosine" (SiT's GVP) or "vp", likewise.
+    """
     if layout not in ("auto", *LAYOUTS):
         raise ConfigError(f"layout is {layout!r}; expected auto, {', '.join(LAYOUTS)}")
     weights, evidence = read_weights(path, which=which), "as given"
     settings = weights.settings
     if layout == "auto":
-        layout, evidence = detect_layout(weights, path)
+        layout, evidence = layouts.detect_layout(weights, path)
     if layout == "diffusers-dit":  # its folder's config.json says them
         num_heads = num_heads or settings.get("num_attention_heads")
         input_size = input_size or settings.get("sample_size")
-    net, projectors, buffers = from_layout(weights.tensors, layout, path)
+    net, projectors, buffers = layouts.from_layout(weights.tensors, layout, path)
     sample = LIGHTNING if layout == "lightningdit" else Sample()
-    if TIMES[layout] == "steps":
+    if TIMES[layout] == STEPS:
         if prediction or path_type:
             raise ConfigError(f"{path} is a DiT, which predicts noise on its chain; say no other")
         flow, sample = Flow(objective="ddpm"), DIT
@@ -85,97 +88,48 @@ def read_released(
         predicts = _known(path, settings, "prediction", PREDICTIONS, prediction)
         along = _known(path, settings, "path_type", PATHS, path_type)
         flow = Flow(prediction=predicts, path=along)  # type: ignore[arg-type]
-    model = infer_model(
-        net, buffers, path, num_heads=num_heads, depth=depth, input_size=input_size
-    )
-    outputs, optional, warm = flow.outputs, frozenset[str](), LAST not in net
-    if warm:
+    model = _model(net, buffers, path, heads=num_heads, depth=depth, input_size=input_size)
+    outputs, optional = flow.outputs, frozenset[str]()
+    if LAST not in net:
         late = ("final_layer.", *(f"blocks.{n}." for n in range(depth_of(net), model.depth)))
         with torch.device("meta"):
             names = dict(build_model(model).named_parameters())
         optional = frozenset(name for name in names if name.startswith(late))
-    elif _shape(net, LAST, 2, path)[0] == 2 * (model.channels or 0) * model.patch**2:
+    elif net[LAST].numel() == 2 * net["x_embedder.proj.weight"].numel():
         outputs = 2  # a flow model's file may have sigma channels
-    shape = check_fit(model, outputs, net, path, optional=optional)
-    if not check_positions(shape, buffers, path):
+    shape = check_fit(net, model, outputs=outputs, source=path, optional=optional)
+    if not _has_positions(shape, buffers, path):
         buffers = {}
     words = [f"{layout} ({evidence}): {_words(model)}"]
     words += [f"weights {weights.wrapper}"] * bool(weights.wrapper)
     words += ["sigma channels dropped"] * (outputs > flow.outputs)
-    if warm:
+    if optional:
         words.append(f"warm start: blocks 1 to {depth_of(net)} from the file, the rest is new")
     origin, name = ", ".join(words + unusual(flow)), Path(path).stem
     run = Run(name=name, model=model, flow=flow, plan=PRESETS["sit"], sample=sample)
     return Released(layout, run, net, projectors, buffers, outputs, optional, origin)
 
 
-def infer_model(
-    net: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    path: object,
-    *,
-    num_heads: int | None = None,
-    depth: int | None = None,
-    input_size: int | None = None,
-) -> Model:
-    """A network's settings from a file's tensors; the options fill in what shapes cannot say.
-
-    Raises:
-        CheckpointError: something is unknown and was not given, or what was given contradicts.
-    """
-    width, channels, patch, _ = _shape(net, "x_embedder.proj.weight", 4, path)
-    rows, _ = _shape(net, TABLE, 2, path)
-    class_token = "cls_projectors2.weight"
-    token = _shape(net, class_token, 2, path)[1] if class_token in net else 0
-    depth = depth or (depth_of(net) if LAST in net else DEPTHS.get(width))
-    if depth is None:
-        raise CheckpointError(
-            f"{path} has no final layer (a warm-up), and width {width} does not say how deep the "
-            "full model is: give depth="
-        )
-    return Model(
-        input_size=input_size or _grid(buffers, path, extra=token > 0) * patch,
-        channels=channels,
-        patch=patch,
-        depth=depth,
-        width=width,
-        heads=_heads(net, buffers, width, num_heads, path),
-        num_classes=rows - 1,
-        rope="feat_rope.freqs_cos" in buffers,
-        qk_norm="blocks.0.attn.q_norm.weight" in net,
-        norm="rms" if "blocks.0.norm1.weight" in net else "layer",
-        mlp="swiglu" if "blocks.0.mlp.w12.weight" in net else "gelu",
-        adaln_shift=not unshifted(net),
-        class_token="denoised" if token else "none",
-        class_dim=token or None,
-    )
-
-
 def check_fit(
-    model: Model,
-    outputs: int,
-    tensors: Mapping[str, Tensor],
-    source: object,
-    *,
-    optional: frozenset[str] = frozenset(),
+    tensors: Mapping[str, Tensor], model: Model, *, outputs: int, source: Any, optional: Any = ()
 ) -> SiT:
     """The network that the tensors fit, on the meta device: settings from a file are checked before
-    they take memory.
+    they take memory. `optional`: parameters that may be missing.
 
     Raises:
         CheckpointError: lists what is missing, unexpected and of another shape.
     """
-    side, channels = model.input_size or 0, model.channels or 0
+    side, channels, blocks = model.input_size or 0, model.channels or 0, depth_of(tensors)
     classes = -1 if model.num_classes is None else model.num_classes
     if (
         model.net != "sit"
         or min(side, channels, model.patch, classes + 1) < 1
         or (side // model.patch) ** 2 * model.width > MOST_POSITIONS
-        or (model.depth != depth_of(tensors) and not optional)
+        or (model.depth != blocks and not optional)
     ):
         raise CheckpointError(
-            f"{source} has {depth_of(tensors)} blocks, its settings are for a {model.net} of "
-            f"{model.depth} and {classes} classes on {side} x {side} x {channels}: not of one model"
+            f"{source} has {blocks} blocks, its settings are for a {model.net} of {model.depth} "
+            f"and {classes} classes on {side} x {side} x {channels}: not of one model"
         )
     with torch.device("meta"):
         net: SiT = build_model(model, outputs=outputs)
@@ -186,7 +140,56 @@ def check_fit(
     return net
 
 
-def check_positions(net: SiT, buffers: Mapping[str, Tensor], path: object) -> bool:
+def unusual(flow: Flow) -> list[str]:
+    """What a flow model has other than the velocity on the linear path, in words."""
+    words = [f"predicts the {flow.prediction}"] * (flow.prediction != "velocity")
+    return words + [f"{flow.path} path"] * (flow.path != "linear")
+
+
+def _model(
+    net: Any, buffers: Any, path: Any, *, heads: int | None, depth: int | None, input_size: Any
+) -> Model:
+    """A network's settings from a file's tensors; the options fill in what shapes cannot say."""
+    token = "cls_projectors2.weight"
+    tables = net.get("blocks.0.attn.q_norm.weight"), buffers.get("feat_rope.freqs_cos")
+    try:
+        width, channels, patch, _ = net["x_embedder.proj.weight"].shape
+        classes, class_dim = len(net[TABLE]) - 1, net[token].shape[1] if token in net else None
+        tokens = buffers["pos_embed"].shape[1] - (token in net) if "pos_embed" in buffers else 0
+        shown = next((width // t.shape[-1] for t in tables if t is not None), heads)
+    except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path} does not fit: {one_line(error)}") from error
+    side, shown = math.isqrt(max(tokens, 0)), shown or HEADS.get(width)
+    depth = depth or (depth_of(net) if LAST in net else DEPTHS.get(width))
+    input_size = input_size or side * patch
+    for option, value in {"num_heads": shown, "depth": depth, "input_size": input_size}.items():
+        if not value:
+            raise CheckpointError(f"{path} of width {width} does not say it: give {option}=")
+    assert shown and depth
+    if side**2 != tokens or heads not in (None, shown) or width % shown:
+        raise CheckpointError(
+            f"{path} has {tokens} tokens (expected a square), width {width} and {shown} heads "
+            f"(expected a divisor); num_heads is {heads}"
+        )
+    return Model(
+        input_size=input_size,
+        channels=channels,
+        patch=patch,
+        depth=depth,
+        width=width,
+        heads=shown,
+        num_classes=classes,
+        rope="feat_rope.freqs_cos" in buffers,
+        qk_norm="blocks.0.attn.q_norm.weight" in net,
+        norm="rms" if "blocks.0.norm1.weight" in net else "layer",
+        mlp="swiglu" if "blocks.0.mlp.w12.weight" in net else "gelu",
+        adaln_shift=not layouts.unshifted(net),
+        class_token="denoised" if class_dim else "none",
+        class_dim=class_dim,
+    )
+
+
+def _has_positions(net: SiT, buffers: Mapping[str, Tensor], path: object) -> bool:
     """Whether the positions stored in a file are for the network's resolution.
 
     Raises:
@@ -195,69 +198,25 @@ def check_positions(net: SiT, buffers: Mapping[str, Tensor], path: object) -> bo
     rows = net.grid**2 + (net.class_token > 0)
     if "pos_embed" in buffers and buffers["pos_embed"].shape[1] != rows:
         return False
-    for name, ours in positions(net).items():
+    for name, ours in layouts.positions(net).items():
         theirs = buffers.get(name, ours)
         if theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours, atol=1e-4):
             raise CheckpointError(f"{path}: {name} is not the frozen table, which erw's model has")
     return True
 
 
-def unusual(flow: Flow) -> list[str]:
-    """What a flow model has other than the velocity on the linear path, in words."""
-    words = [f"predicts the {flow.prediction}"] * (flow.prediction != "velocity")
-    return words + [f"{flow.path} path"] * (flow.path != "linear")
-
-
 def _known(
     path: object, settings: dict[str, Any], key: str, names: dict[str, str], argument: str | None
 ) -> str:
     """Our name for what the file or the user says; SiT's default where neither does."""
-    sources = {"it says": settings.get(key), "you say": argument}
-    values = {who: str(value).lower() for who, value in sources.items() if value is not None}
-    for who, value in values.items():
-        if value not in names:
-            raise CheckpointError(f"{path}: {who} {key} {value!r}; known: {', '.join(names)}")
-    meanings = {names[value] for value in values.values()} or {next(iter(names.values()))}
-    if len(meanings) > 1:
+    values = [value for value in (settings.get(key), argument) if value is not None]
+    meanings = {names.get(str(value).lower()) for value in values}
+    if len(meanings) > 1 or None in meanings:
         raise CheckpointError(
-            f"{path} says {key} {values['it says']}, you say {values['you say']}; leave {key} out"
+            f"{path}: {key} is {' in the file, as argument '.join(map(str, values))}; expected one "
+            f"of {', '.join(names)}"
         )
-    return meanings.pop()
-
-
-def _heads(net: Mapping, buffers: Mapping, width: int, given: int | None, path: object) -> int:
-    """Attention heads: as QK-norm and RoPE tables show, as given, or as usual for the width."""
-    tables = net.get("blocks.0.attn.q_norm.weight"), buffers.get("feat_rope.freqs_cos")
-    shown = [width // t.shape[-1] for t in tables if t is not None and t.ndim and t.numel()]
-    heads = next(iter(shown), given or HEADS.get(width))
-    if heads is None:
-        known = ", ".join(f"{w}: {h}" for w, h in HEADS.items())
-        raise CheckpointError(
-            f"{path} has width {width}, for which the number of heads is not known ({known}); give "
-            "num_heads="
-        )
-    if given not in (None, heads):
-        raise CheckpointError(f"{path} has {heads} heads by its shapes; num_heads is {given}")
-    if heads < 1 or width % heads:
-        raise CheckpointError(f"{path} has width {width}, which {heads} heads do not divide")
-    return heads
-
-
-def _grid(buffers: Mapping[str, Tensor], path: object, *, extra: int) -> int:
-    """Tokens along a side, from the stored positions; `extra` of them are not of patches."""
-    if "pos_embed" not in buffers:
-        raise CheckpointError(f"{path} stores no positions; give input_size=, the latent's side")
-    tokens = _shape(buffers, "pos_embed", 3, path)[1] - extra
-    if tokens < 1 or math.isqrt(tokens) ** 2 != tokens:
-        raise CheckpointError(f"{path}: pos_embed has {tokens} tokens, which are no square grid")
-    return math.isqrt(tokens)
-
-
-def _shape(tensors: Mapping[str, Tensor], key: str, ndim: int, path: object) -> tuple[int, ...]:
-    shape = tuple(tensors[key].shape) if key in tensors else ()
-    if len(shape) != ndim or 0 in shape:
-        raise CheckpointError(f"{path} does not fit: {key} is missing or has a wrong shape {shape}")
-    return shape
+    return (meanings.pop() if values else None) or next(iter(names.values()))
 
 
 def _words(model: Model) -> str:
