@@ -221,7 +221,7 @@ class Sample:
     """
 
     steps: int = 50
-    solver: Literal["euler", "heun", "adams", "euler_maruyama", "dopri5", "ddpm", "ddim"] = "heun"
+    solver: str = "heun"
     guidance: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     guided_channels: int | None = None

@@ -137,7 +137,7 @@ def unsynced(net: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 def precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype of autocast and the reason for it; float32 means no autocast."""
     if wanted != "auto":
-        return torch.bfloat16 if wanted == "bf16" else torch.float32, "as set"
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted], "as set"
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

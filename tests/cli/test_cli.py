@@ -243,7 +243,7 @@ def test_labels_seeds_and_samples(erw: Erw, trained: Path, tmp_path: Path) -> No
     refused(erw(*sample, "--labels", "0,1,0"), "3 labels", "16 seeds")
     refused(erw(*sample, "--seeds", "1-9"), "--seeds", "3,5,8:10")
     refused(erw(*sample, "--seeds", "5:5"), "seeds")
-    refused(erw(*sample, "--solver", "rk4"), "--solver", "'heun'")
+    refused(erw(*sample, "--solver", "rk4"), "unknown solver 'rk4'", "heun")
     refused(erw(*sample, "--vae", "nowhere"), "nowhere")
     said = erw(*sample, "--seeds", "0:3,7", "--labels", "dogs", "--steps", "1", "--solver", "euler")
     assert said.code == 0 and len(list((tmp_path / "out").glob("*.png"))) == 4

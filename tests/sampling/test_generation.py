@@ -9,7 +9,6 @@ import torch
 from erw.config import Flow, Run, Sample
 from erw.errors import ConfigError
 from erw.sampling.generation import generate, ready, start_noise
-from erw.sampling.solvers import Step
 from erw.training.trained import Trained
 from helpers.pixels import MODEL, trained
 from helpers.reference import relative
@@ -33,11 +32,8 @@ def test_a_sample_does_not_depend_on_its_batch(model: Trained, options: dict) ->
     together = generate(model, range(7), guidance=2.0, **options).collect()
     apart = generate(model, range(7), guidance=2.0, batch_size=3, **options).collect()
     alone = generate(model, [5], guidance=2.0, **options).collect()
-    assert together.evaluations == apart.evaluations
-    assert together.evaluations[5:6] == alone.evaluations
     if options["solver"] == "dopri5":  # each sample has its own steps, to the bit
         assert torch.equal(together.latents, apart.latents)
-        assert len(set(together.evaluations)) > 1
     assert relative(together.latents, apart.latents) < 1e-5
     assert relative(together.latents[5:6], alone.latents) < 1e-5
     assert together.seeds == tuple(range(7))
@@ -127,12 +123,9 @@ def test_bf16_stays_close_and_the_mode_is_given_back() -> None:
     assert 0 < (single - half).norm() < 0.05 * single.norm()
 
 
-def test_it_is_lazy_and_reports_steps() -> None:
-    steps: list[Step] = []
-    generation = generate(MODEL, range(6), steps=3, batch_size=2, callback=steps.append)
-    assert len(generation) == 6 and not steps
-    next(iter(generation))
-    assert [step.number for step in steps] == [0, 1, 2]
+def test_it_is_lazy() -> None:
+    generation = generate(MODEL, range(6), steps=3, batch_size=2)
+    assert len(generation) == 6 and next(iter(generation)).seeds == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +143,10 @@ def test_it_is_lazy_and_reports_steps() -> None:
         ({"model": trained(0), "guidance": 2.0}, "unconditional"),
         ({"labels": "balanced"}, "expected classes, 'random' or none"),
         ({"shift": 0.0}, "shift is 0.0"),
+        ({"shift": 2.0, "solver": "dopri5"}, "chooses its own times"),
         ({"guided_channels": 0, "guidance": 2.0}, "guided_channels is 0"),
         ({"autoguidance": MODEL}, "without effect"),
-        ({"autoguidance": trained(4), "guidance": 2.0}, "number of classes 4 differ"),
+        ({"autoguidance": trained(4), "guidance": 2.0}, "latents, classes or path"),
     ],
 )
 def test_bad_settings_say_so(settings: dict, message: str) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +55,6 @@ def test_previews_change_nothing_and_show_the_same_samples(tmp_path: Path) -> No
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     names = sorted(path.name for path in (previewed / "previews").glob("*.png"))
     assert names == [f"step-{step:08d}.png" for step in (5, 10, 12)]  # not in warm-up
-    meta = json.loads((previewed / "previews" / names[-1]).with_suffix(".json").read_text())
-    assert len(meta["seeds"]) == len(meta["labels"]) == 16 and meta["settings"]["step"] == 12
     last = opened(previewed / "previews" / names[-1])
     model = load(previewed)
     options = dataclasses.asdict(model.run.sample)

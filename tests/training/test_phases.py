@@ -140,7 +140,7 @@ def test_every_objective_trains_and_draws(cache: Path, tmp_path: Path, name: str
     assert model.run.flow == run.flow
     for solver in ["ddpm", "ddim"] if name == "DiT" else ["heun", "euler_maruyama", "dopri5"]:
         drawn = generate(model, range(3), solver=solver, **how).collect()
-        assert drawn.latents.isfinite().all() and len(drawn.evaluations) == 3
+        assert drawn.latents.isfinite().all() and len(drawn.latents) == 3
 
 
 def test_sit_has_no_projector(cache: Path, tmp_path: Path) -> None:

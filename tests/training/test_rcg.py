@@ -22,7 +22,7 @@ from erw.plan import SIT, Phase
 from erw.recipes import recipe, tiny
 from erw.rng import Draws, generator
 from erw.sampling import generate
-from erw.sampling.rcg import representations
+from erw.sampling.generation import representations
 from erw.training import FlowMatching, build, load
 from erw.training.flops import step_flops
 from erw.training.init import begin_with

@@ -22,7 +22,7 @@ from erw.estimate import (
     sd_encoder_flops,
     seconds,
 )
-from erw.sampling.solvers import SOLVERS
+from erw.sampling.solvers import solver_for
 from erw.training.build import resolve
 from erw.training.flops import Ledger, cost_by_part, forward_flops
 from erw.training.network import Network, build_network
@@ -207,7 +207,7 @@ def on_gpus(parts: Parts, gpu: str, *, gpus: int, utilisation: float) -> list[st
 def sampling(run: Run) -> tuple[int, str]:
     """FLOPs of drawing one latent, and how, in words; 0 where the solver chooses its own steps."""
     how, (low, high) = run.sample, run.sample.interval
-    solver = SOLVERS[how.solver]
+    solver = solver_for(how.solver, run.flow.objective)
     if solver.evaluations is None:
         return 0, f"not known: {how.solver} chooses its own steps"
     evaluations, times = solver.evaluations(how.steps), solver.times(how.steps, shift=how.shift)

@@ -136,7 +136,7 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
     """
     from erw.evaluation.callback import scoring
     from erw.evaluation.validation import validating
-    from erw.sampling.preview import preview_steps, previewing, watched_steps
+    from erw.sampling.preview import previewing, watched_steps
     from erw.training.trained import RDM
 
     draws = bool(run.eval.every or run.log.preview)
@@ -153,7 +153,7 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
     if run.eval.loss:
         chosen.append(Watch(watched_steps(run, run.eval.loss), validating(run, out, say=say)))
     if run.log.preview:
-        chosen.append(Watch(preview_steps(run), previewing(run, out, say=say)))
+        chosen.append(Watch(watched_steps(run, run.log.preview), previewing(run, out, say=say)))
     return chosen
 
 

@@ -9,9 +9,4 @@ from erw.sampling.guidance import guided as guided
 from erw.sampling.save import read_images as read_images
 from erw.sampling.save import write as write
 from erw.sampling.solvers import SOLVERS as SOLVERS
-from erw.sampling.solvers import adams as adams
-from erw.sampling.solvers import euler as euler
-from erw.sampling.solvers import euler_maruyama as euler_maruyama
-from erw.sampling.solvers import heun as heun
-from erw.sampling.solvers import sde_times as sde_times
-from erw.sampling.solvers import uniform_times as uniform_times
+from erw.sampling.solvers import Solver as Solver

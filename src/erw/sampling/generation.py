@@ -21,10 +21,9 @@ from erw.encoders.vae import VAE, load_vae
 from erw.errors import ConfigError
 from erw.flow import PATHS, ends
 from erw.io import hash_tensors
-from erw.rng import generator
-from erw.sampling import rcg
+from erw.rng import generator, seeded
 from erw.sampling.guidance import ModelVelocity, classifier_free, conditional, guided
-from erw.sampling.solvers import SOLVERS, Callback, Velocity, check_solver
+from erw.sampling.solvers import SOLVERS, Solver, Velocity, solver_for
 from erw.training.trained import Trained
 
 Precision = Literal["fp32", "bf16", "auto"]
@@ -32,29 +31,17 @@ Labels = int | Sequence[int] | Tensor | Literal["random"] | None
 
 
 class Samples(NamedTuple):
-    """A batch of samples.
-
-    Attributes:
-        seeds: one per sample.
-        labels: (B,) int64; None for an unconditional model.
-        latents: (B, C, h, w) float32, shifted and scaled as the network gives them.
-        images: (B, 3, H, W) uint8; None without a VAE.
-        evaluations: of the network, per sample; a guided evaluation counts once.
-    """
+    """A batch of samples."""
 
     seeds: tuple[int, ...]
-    labels: Tensor | None
-    latents: Tensor
-    images: Tensor | None
-    evaluations: tuple[int, ...]
+    labels: Tensor | None  # (B,) int64; None: unconditional
+    latents: Tensor  # (B, C, h, w) float32, shifted and scaled as the network gives them
+    images: Tensor | None  # (B, 3, H, W) uint8; None without a VAE
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A lazy run of `generate`: iterate for batches of `Samples`, or `collect()` them all.
-
-    Nothing is stored: a second iteration samples again.
-    """
+    """A lazy run of `generate`: iterate for batches of `Samples`, or `collect()` them all."""
 
     model: Trained
     seeds: tuple[int, ...]
@@ -62,26 +49,29 @@ class Generation:
     label_rule: str
     sample: Sample
     autoguidance: Trained | None
-    precision: str
+    bf16: bool
     batch_size: int
     vae: VAE | None
-    callback: Callback | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def __iter__(self) -> Iterator[Samples]:
-        size = 1 if SOLVERS[self.sample.solver].adaptive else self.batch_size
+        size = 1 if self.solver.adaptive else self.batch_size
         for lo in range(0, len(self), size):
             yield self._batch(slice(lo, lo + size))
+
+    @property
+    def solver(self) -> Solver:
+        return SOLVERS[self.sample.solver]
 
     def collect(self) -> Samples:
         """All samples as one record on the CPU; each batch moves there before the next begins."""
         batches = [[x.cpu() if isinstance(x, Tensor) else x for x in batch] for batch in self]
-        seeds, *tensors, evaluations = zip(*batches, strict=True)
+        seeds, *tensors = zip(*batches, strict=True)
         labels, latents, images = (None if x[0] is None else torch.cat(x) for x in tensors)
         assert latents is not None, "every batch has them"
-        return Samples(tuple(chain(*seeds)), labels, latents, images, tuple(chain(*evaluations)))
+        return Samples(tuple(chain(*seeds)), labels, latents, images)
 
     def rows(self, keep: Callable[[int, int], bool]) -> "Generation":
         """The part whose (position, seed) pass `keep`, to divide the work or skip what exists."""
@@ -93,100 +83,69 @@ class Generation:
     def settings(self) -> dict[str, Any]:
         """Everything that decides the images apart from their seeds, as JSON values."""
         model, sample, vae, weak = self.model, self.sample, self.vae, self.autoguidance
-        solver = SOLVERS[sample.solver]
+        count, rdm = self.solver.evaluations, model.rdm if model.net.representation else None
         settings = {
             "recipe": model.run.name,
-            "step": model.step,
-            "weights": hash_tensors(model.net),
             "ema": model.ema,
-            "solver": sample.solver,
-            "steps": sample.steps if solver.evaluations else "adaptive",
-            "evaluations": solver.evaluations(sample.steps) if solver.evaluations else "adaptive",
-            "guidance": sample.guidance,
-            "interval": list(sample.interval),
-            "path": "linear betas" if solver.objective == "ddpm" else model.run.flow.path,
+            **_identity(model),
+            **to_dict(sample),
+            "path": "linear betas" if self.solver.objective == "ddpm" else model.run.flow.path,
             "labels": self.label_rule,
-            "precision": self.precision,
+            "precision": "bf16" if self.bf16 else "fp32",
             "vae": vae and vae.name,
             "vae_weights": vae and vae.weight_hash,
+            "scaling": model.scaling,
+            "representations": rdm and _identity(rdm) | to_dict(rdm.run.sample),
+            "autoguidance": weak and weak.source,
+            "autoguidance_step": weak and weak.step,
+            "autoguidance_weights": weak and hash_tensors(weak.net),
             "erw": __version__,
             "torch": torch.__version__,
         }
-        # The rest appears only where it has an effect.
-        if model.scaling:
-            settings["scaling"] = model.scaling
-        if model.net.representation and (rdm := model.rdm):
-            origin = {"weights": hash_tensors(rdm.net), "step": rdm.step, **to_dict(rdm.run.sample)}
-            settings["representations"] = origin
-        if sample.shift != 1:
-            settings["shift"] = sample.shift
-        if solver.adaptive:
-            settings |= {"atol": sample.atol, "rtol": sample.rtol}
-        if sample.guided_channels is not None and sample.guidance != 1:
-            settings["guided_channels"] = sample.guided_channels
-        if weak is not None:
-            settings |= {"autoguidance": weak.source, "autoguidance_step": weak.step}
-            settings["autoguidance_weights"] = hash_tensors(weak.net)
-        return settings
+        settings |= {"evaluations": count(sample.steps)} if count else {"steps": "adaptive"}
+        without_effect = ["atol", "rtol"] * bool(count) + ["shift"] * (sample.shift == 1)
+        return {k: v for k, v in settings.items() if v is not None and k not in without_effect}
 
     def _batch(self, rows: slice) -> Samples:
-        model, solver, seeds = self.model, SOLVERS[self.sample.solver], self.seeds[rows]
-        device = next(model.net.parameters()).device
-        labels = None
-        if self.labels is not None:
-            labels = torch.tensor(self.labels[rows], device=device)
-        shape, token = model.latent_shape, model.net.class_token
-        y, null = labels, model.num_classes
-        if model.net.representation:
-            y, null = rcg.representations(model, seeds, labels), 0
-        velocity, evaluations = self._velocity(y, null), 0
-
-        def counted(x: Tensor, t: float) -> Tensor:
-            nonlocal evaluations
-            evaluations += 1
-            return velocity(x, t)
-
-        bf16 = self.precision == "bf16"
-        nets = [model.net] + ([self.autoguidance.net] if self.autoguidance else [])
-        options = {"atol": self.sample.atol, "rtol": self.sample.rtol} if solver.adaptive else {}
-        with torch.no_grad(), ready(*nets, bf16=bf16):
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                x = solver(
-                    counted,
-                    start_noise(seeds, shape, token=token).to(device),
-                    self._times(),
-                    path=PATHS[model.run.flow.path],
-                    noise=lambda i, x: _normal(seeds, shape, "step", i, token=token),
-                    callback=self.callback,
-                    **options,
-                )
+        model, sample, solver, seeds = self.model, self.sample, self.solver, self.seeds[rows]
+        device, flow = next(model.net.parameters()).device, model.run.flow
+        labels = None if self.labels is None else torch.tensor(self.labels[rows], device=device)
+        shape, token, path = model.latent_shape, model.net.class_token, PATHS[flow.path]
+        if solver.adaptive:  # it ends where the prediction defines a velocity
+            low, high = ends(flow.prediction, path)
+            times, options = [high, low, 0.0], {"atol": sample.atol, "rtol": sample.rtol}
+            times = times if low else [high, 0.0]
+        else:
+            times, options = solver.times(sample.steps, shift=sample.shift), {}
+        nets = (model.net, self.autoguidance.net) if self.autoguidance else (model.net,)
+        images, velocity = None, self._velocity(seeds, labels)
+        with torch.no_grad(), ready(*nets, bf16=self.bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                x = start_noise(seeds, shape, token=token).to(device)
+                noise = lambda i, x: _normal(seeds, shape, "step", i, token=token)  # noqa: E731
+                x = solver(velocity, x, times, path=path, noise=noise, **options)
             latents = (model.net.split(x)[0] if token else x).float()
-            images = None
             if self.vae is not None:  # 16 at a time bound the decoder's memory
                 images = torch.cat([self.vae.decode(part) for part in latents.split(16)])
-        return Samples(seeds, labels, latents, images, (evaluations,) * len(seeds))
+        return Samples(seeds, labels, latents, images)
 
-    def _times(self) -> list[float]:
-        """The solver's times; an adaptive one ends where the prediction defines a velocity."""
-        solver, flow = SOLVERS[self.sample.solver], self.model.run.flow
-        times = solver.times(self.sample.steps, shift=self.sample.shift)
-        if not solver.adaptive:
-            return times
-        low, high = ends(flow.prediction, PATHS[flow.path])
-        return [high, low, 0.0] if low else [high, 0.0]
-
-    def _velocity(self, y: Tensor | None, null: int) -> Velocity:
+    def _velocity(self, seeds: Sequence[int], y: Tensor | None) -> Velocity:
         """The model's velocity for these labels or representations, guided as set."""
-        sample, own = self.sample, predictor(self.model)
-        channels = sample.guided_channels
-        if SOLVERS[sample.solver].objective == "ddpm":  # a DiT's variance is never guided
-            channels = channels or self.model.latent_shape[0]
-        options: dict[str, Any] = {"scale": sample.guidance, "interval": sample.interval}
-        options["channels"] = channels
+        model, sample, null = self.model, self.sample, self.model.num_classes
+        if model.net.representation:
+            y, null = representations(model, seeds, y), 0
+        own, channels = predictor(model), sample.guided_channels
+        if self.solver.objective == "ddpm":  # a DiT's variance is never guided
+            channels = channels or model.latent_shape[0]
+        options = {"scale": sample.guidance, "interval": sample.interval, "channels": channels}
         if self.autoguidance is not None:
             other = conditional(predictor(self.autoguidance), y)
             return guided(conditional(own, y), other, **options)
         return conditional(own, None) if y is None else classifier_free(own, y, null, **options)
+
+
+def _identity(model: Trained) -> dict[str, Any]:
+    return {"step": model.step, "weights": hash_tensors(model.net)}
 
 
 def generate(
@@ -194,21 +153,14 @@ def generate(
     seeds: Iterable[int],
     labels: Labels = None,
     *,
-    steps: int = 50,
     solver: str | None = None,
-    guidance: float = 1.0,
-    interval: tuple[float, float] = (0.0, 1.0),
-    guided_channels: int | None = None,
     autoguidance: Trained | None = None,
-    shift: float = 1.0,
-    atol: float = 1e-6,
-    rtol: float = 1e-3,
     compile: bool = False,
     batch_size: int = 64,
     vae: VAE | str | None = None,
     decode: bool = True,
     precision: Precision = "fp32",
-    callback: Callback | None = None,
+    **sampler: Any,
 ) -> Generation:
     """Sample `model` at the given seeds, lazily: iterate over the result or `collect()` it.
 
@@ -218,110 +170,73 @@ def generate(
         seeds: one integer per image, from which all of its randomness follows.
         labels: one class for all, one per seed, "random" (drawn by each seed), or None for classes
             in turn: seed modulo their number. Unconditional models take None.
-        steps: solver steps; `heun` evaluates the network 2 steps - 1 times.
-        solver: "euler", "heun", "adams" (ODE) or "euler_maruyama" (SDE). "adams" is the most exact
-            for its number of evaluations. "dopri5" chooses its own steps, one sample at a time. A
-            DiT takes "ddpm" or "ddim", on 2 to 1,000 steps. None: "heun", or "ddim" for a DiT.
-        guidance: scale of guidance at times within `interval`; 1 is none. It is classifier-free,
-            or away from `autoguidance`: a smaller or less trained model of the same data.
-        guided_channels: only the first so many channels are guided (None: all). DiT, SiT and
-            LightningDiT are released with 3.
-        shift: of the solver's times (`erw.flow.shifted`); 1 is none.
-        atol, rtol: of "dopri5", whose estimated error stays within atol + rtol |x|.
+        solver: a name in `erw.SOLVERS`: "euler", "heun" (default), "adams" (the most exact for its
+            evaluations), "euler_maruyama" (SDE), or "dopri5", which chooses its own steps within
+            atol + rtol |x|; for a DiT "ddpm" or "ddim" (default).
+        autoguidance: guide away from this smaller or less trained model of the same data.
         compile: compile the network's blocks first; pays from some hundred images on.
-        batch_size: images per forward pass, doubled by guidance. It does not change the images.
+        batch_size: images per forward pass, doubled by guidance.
         vae: decoder of the latents, by name or loaded; None: the model's own.
         decode: False leaves the images out.
-        precision: "bf16" runs the network under autocast, the state stays float64; "auto" does so
-            where the hardware multiplies bf16.
-        callback: called with a `Step` after every solver step.
+        precision: of autocast; the state stays float64. "auto": bf16 where the hardware has it.
+        sampler: the other fields of `erw.config.Sample`: steps, guidance, interval,
+            guided_channels, shift, atol, rtol.
 
-    Raises:
-        ConfigError: impossible settings, a solver for other models, labels out of range or too few.
+    Raises ConfigError for settings that do not fit the model or each other.
     """
     solver = solver or ("ddim" if model.run.flow.objective == "ddpm" else "heun")
-    sample = Sample(
-        steps=steps,
-        solver=solver,  # type: ignore[arg-type]  # SOLVERS may hold a user's own
-        guidance=float(guidance),
-        interval=(float(interval[0]), float(interval[1])),
-        guided_channels=guided_channels,
-        shift=float(shift),
-        atol=float(atol),
-        rtol=float(rtol),
-    )
+    sample = Sample(solver=solver, **sampler)
     seeds = tuple(int(seed) for seed in seeds)
-    _check(model, sample, seeds, autoguidance, decode=decode)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
+    _check(model, sample, autoguidance, decode=decode)
+    if not seeds or batch_size < 1:
+        raise ConfigError(f"no seeds, or batch_size {batch_size}: give at least 1 of each")
     if precision not in ("fp32", "bf16", "auto"):
         raise ConfigError(f"precision is {precision!r}; expected 'fp32', 'bf16' or 'auto'")
     chosen, rule = labels_of(labels, seeds, model.num_classes)
-    nets = [model.net] + ([autoguidance.net] if autoguidance else [])
+    nets = (model.net, autoguidance.net) if autoguidance else (model.net,)
     for block in chain(*(getattr(net, "blocks", [net]) for net in nets)) if compile else ():
         block.compile()
     dtype, _ = precision_of(precision, next(model.net.parameters()).device)
-    return Generation(
-        model=model,
-        seeds=seeds,
-        labels=chosen,
-        label_rule=rule,
-        sample=sample,
-        autoguidance=autoguidance,
-        precision="bf16" if dtype is torch.bfloat16 else "fp32",
-        batch_size=batch_size,
-        vae=_decoder(model, vae) if decode else None,
-        callback=callback,
+    bf16, decoder = dtype is torch.bfloat16, _decoder(model, vae) if decode else None
+    return Generation(model, seeds, chosen, rule, sample, autoguidance, bf16, batch_size, decoder)
+
+
+def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool) -> None:
+    solver = solver_for(sample.solver, model.run.flow.objective)
+    solver.times(sample.steps, shift=sample.shift)  # may refuse them
+    if solver.adaptive and sample.shift != 1:
+        raise ConfigError(f"{sample.solver} chooses its own times: leave shift at 1")
+    if decode and len(model.latent_shape) == 1:
+        raise ConfigError("an rdm makes representations and no images: give decode=False")
+    if model.net.representation and not model.rdm:
+        raise ConfigError("nothing draws the model's representations: train an rdm, or name one")
+    if sample.guided_channels and model.net.class_token:
+        raise ConfigError("guided_channels needs latents alone; with a class token use none")
+    if weak and sample.guidance == 1:
+        raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
+    if sample.guidance != 1 and not (weak or model.num_classes or model.net.representation):
+        raise ConfigError(f"guidance {sample.guidance}: an unconditional model has no classes")
+    own, other = (
+        (m.latent_shape, m.num_classes, m.net.class_token, m.net.representation, m.run.flow.path)
+        for m in (model, weak or model)
     )
-
-
-def _check(
-    model: Trained, sample: Sample, seeds: tuple[int, ...], weak: Trained | None, *, decode: bool
-) -> None:
-    """Raise ConfigError for settings that do not fit the model or each other."""
-    if not seeds:
-        raise ConfigError("no seeds: give at least one, such as range(16)")
-    check_solver(sample.solver, model.run.flow.objective)
-    SOLVERS[sample.solver].times(sample.steps, shift=sample.shift)
-    rcg.check(model, decode=decode)
-    if (channels := sample.guided_channels) is not None:
-        if channels > model.latent_shape[0]:
-            most = model.latent_shape[0]
-            raise ConfigError(f"guided_channels is {channels}; expected 1 to {most}, or none: all")
-        if model.net.class_token:
-            raise ConfigError("guided_channels needs latents alone; with a class token use none")
-    if weak is not None:
-        own, other = _compatible(model), _compatible(weak)
-        if differ := [name for name in own if own[name] != other[name]]:
-            raise ConfigError(
-                f"autoguidance: the weaker model's {differ[0]} {other[differ[0]]} differ from the "
-                f"model's {own[differ[0]]}; give one trained on the same data"
-            )
-        if sample.guidance == 1:
-            raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
-    elif sample.guidance != 1 and not (model.num_classes or model.net.representation):
-        raise ConfigError(
-            f"guidance {sample.guidance}: an unconditional model has no classes to guide by"
-        )
-
-
-def _compatible(model: Trained) -> dict[str, Any]:
-    """What a model and one that guides it have in common."""
-    flow, net = model.run.flow, model.net
-    return {
-        "latents": model.latent_shape,
-        "number of classes": model.num_classes,
-        "class token or representation": (net.class_token, net.representation),
-        "objective and path": (flow.objective, flow.path),
-    }
+    if own != other:
+        raise ConfigError(f"autoguidance: latents, classes or path {other} differ from {own}")
 
 
 def predictor(model: Trained) -> ModelVelocity:
-    """What solvers evaluate at (x, t, y): the velocity, or a DiT's noise and variance
-    (B, 2C, h, w) at the step of its chain that belongs to t."""
+    """What solvers evaluate at (x, t, y): the velocity, or a DiT's output (B, 2C, h, w)."""
     if model.run.flow.objective == "flow":
         return model.velocity
     return lambda x, t, y: model.net(x, ddpm.step_at(t), y)
+
+
+def representations(model: Trained, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
+    """RCG (arXiv 2312.03701): each seed's representation (B, R), drawn by the rdm."""
+    assert model.rdm is not None, "see _check"
+    own, options = [seeded(seed, "representation") for seed in seeds], to_dict(model.rdm.run.sample)
+    drawn = generate(model.rdm, own, labels, **options, decode=False).collect().latents
+    return drawn.to(next(model.net.parameters()).device)
 
 
 def _decoder(model: Trained, vae: VAE | str | None) -> VAE:
@@ -336,33 +251,26 @@ def _decoder(model: Trained, vae: VAE | str | None) -> VAE:
 
 @contextmanager
 def ready(*nets: nn.Module, bf16: bool) -> Iterator[None]:
-    """The networks in evaluation mode and, with `bf16`, the weights of their products cast once.
-
-    Autocast would cast the same weights at every evaluation; the results are equal to the bit.
-    On leaving, mode and weights are as before.
-    """
-    training, weights = [net.training for net in nets], []
+    """The networks in evaluation mode and, with `bf16`, the weights of their products cast once,
+    which autocast would do at every evaluation, with the same bits."""
+    modules = [m for net in nets for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    weights = {p: p.data for m in modules if bf16 for p in m.parameters(recurse=False)}
+    training = [net.training for net in nets]
     try:
+        for parameter, value in weights.items():
+            parameter.data = value.bfloat16()
         for net in nets:
             net.eval()
-            for module in net.modules() if bf16 else ():
-                if isinstance(module, nn.Linear | nn.Conv2d):
-                    for parameter in module.parameters(recurse=False):
-                        weights.append((parameter, parameter.data))
-                        parameter.data = parameter.data.bfloat16()
         yield
     finally:
-        for parameter, value in reversed(weights):
+        for parameter, value in weights.items():
             parameter.data = value
         for net, mode in zip(nets, training, strict=True):
             net.train(mode)
 
 
 def start_noise(seeds: Sequence[int], shape: tuple[int, ...], *, token: int = 0) -> Tensor:
-    """The initial noise (B, *shape), float32, of these seeds.
-
-    With a class token of `token` channels: flat rows of both, with the same noise for the latents.
-    """
+    """The initial noise (B, *shape), float32; with a class token flat rows of latents and token."""
     return _normal(seeds, shape, "start", token=token)
 
 
@@ -385,18 +293,18 @@ def labels_of(
         if labels is not None:
             raise ConfigError("labels were given to an unconditional model; leave them out")
         return None, "none"
+    rule = "given"
     if labels is None:
-        return tuple(seed % num_classes for seed in seeds), "balanced: seed modulo classes"
-    if isinstance(labels, str):
+        labels, rule = [seed % num_classes for seed in seeds], "balanced: seed modulo classes"
+    elif isinstance(labels, str):
         if labels != "random":
             raise ConfigError(f"labels are {labels!r}; expected classes, 'random' or none")
         rngs = (generator(seed, "sample", "label") for seed in seeds)
-        drawn = (int(torch.randint(num_classes, (), generator=rng)) for rng in rngs)
-        return tuple(drawn), "random: drawn by seed"
-    if isinstance(labels, int):
-        chosen, rule = (labels,) * len(seeds), f"all {labels}"
-    else:
-        chosen, rule = tuple(int(label) for label in labels), "given"
+        drawn = [int(torch.randint(num_classes, (), generator=rng)) for rng in rngs]
+        labels, rule = drawn, "random: drawn by seed"
+    elif isinstance(labels, int):
+        labels, rule = [labels] * len(seeds), f"all {labels}"
+    chosen = tuple(int(label) for label in labels)
     if len(chosen) != len(seeds):
         raise ConfigError(f"{len(chosen)} labels for {len(seeds)} seeds; give one label per seed")
     if wrong := [label for label in chosen if not 0 <= label < num_classes]:

@@ -11,11 +11,11 @@ Every kind is one formula, v_other + scale (v - v_other) at times within an inte
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from erw.errors import ConfigError
 from erw.sampling.solvers import Velocity
 
 ModelVelocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -27,73 +27,48 @@ _EDGE = 1e-6
 
 def conditional(model_velocity: ModelVelocity, y: Tensor | None) -> Velocity:
     """The velocity for fixed labels or representations `y` (B, ...), without guidance."""
-
-    def velocity(x: Tensor, t: float) -> Tensor:
-        return model_velocity(x, x.new_full((len(x),), t), y)
-
-    return velocity
+    return lambda x, t: model_velocity(x, x.new_full((len(x),), t), y)
 
 
-def guided(
-    velocity: Velocity,
-    other: Velocity,
-    *,
-    scale: float,
-    interval: tuple[float, float] = (0.0, 1.0),
-    channels: int | None = None,
-) -> Velocity:
-    """`velocity` guided away from `other` within `interval`, both ends included.
+def guided(velocity: Velocity, other: Velocity, **options: Any) -> Velocity:
+    """`velocity` guided away from `other`.
 
-    Outside the interval `other` is not evaluated. Only the first `channels` are guided (None: as
-    many as the state has); the rest, such as a DiT's variance, stay those of `velocity`.
-
-    Raises ConfigError when the interval is empty or not within [0, 1], or `channels` < 1.
+    Args:
+        scale: of guidance; 1: none.
+        interval: the times with guidance, both ends included; elsewhere `other` is not evaluated.
+        channels: only so many first ones are guided (None: as many as the state has); the rest,
+            such as a DiT's variance, stay those of `velocity`.
     """
-    return _guided(velocity, lambda x, t: (velocity(x, t), other(x, t)), scale, interval, channels)
+    return _guided(velocity, lambda x, t: (velocity(x, t), other(x, t)), **options)
 
 
 def classifier_free(
-    model_velocity: ModelVelocity,
-    y: Tensor,
-    null: int | Tensor,
-    *,
-    scale: float,
-    interval: tuple[float, float] = (0.0, 1.0),
-    channels: int | None = None,
+    model_velocity: ModelVelocity, y: Tensor, null: int | Tensor, **options: Any
 ) -> Velocity:
-    """Guidance away from the model's own velocity for the null class; see `guided`.
+    """Guidance away from the model's own velocity for the null class, in one batch of 2 B.
 
-    Inside the interval one batch of 2 B goes through the network, outside one of B. `y` (B, ...)
-    holds labels or representations, `null` is the value that stands for none.
+    `y` (B, ...) holds labels or representations, `null` is the value that stands for none; options
+    as `guided`.
     """
     nulls = torch.as_tensor(null, dtype=y.dtype, device=y.device).expand(y.shape)
-    labels = torch.cat([y, nulls])
-
-    def both(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        doubled = torch.cat([x, x])
-        v, v_null = model_velocity(doubled, doubled.new_full((len(doubled),), t), labels).chunk(2)
-        return v, v_null
-
-    return _guided(conditional(model_velocity, y), both, scale, interval, channels)
+    both = conditional(model_velocity, torch.cat([y, nulls]))
+    plain = conditional(model_velocity, y)
+    return _guided(plain, lambda x, t: both(torch.cat([x, x]), t).chunk(2), **options)
 
 
 def _guided(
     plain: Velocity,
-    both: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+    both: Callable[[Tensor, float], tuple[Tensor, ...]],
+    *,
     scale: float,
-    interval: tuple[float, float],
-    channels: int | None,
+    interval: tuple[float, float] = (0.0, 1.0),
+    channels: int | None = None,
 ) -> Velocity:
-    low, high = interval
-    if not 0 <= low <= high <= 1:
-        raise ConfigError(f"guidance interval {low}..{high}: give 0 <= low <= high <= 1")
-    if channels is not None and channels < 1:
-        raise ConfigError(f"guidance on {channels} channels: give 1 or more, or none for all")
     if scale == 1:
         return plain
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        if not low - _EDGE <= t <= high + _EDGE:
+        if not interval[0] - _EDGE <= t <= interval[1] + _EDGE:
             return plain(x, t)
         v, other = both(x, t)
         count = min(channels or x.shape[1], x.shape[1])

@@ -2,9 +2,7 @@
 
 While training, `RUN/previews/step-00001000.png` after every `log.preview` steps:
 
-    erw.train(run, out, at=preview_steps(run), evaluate=previewing(run, out))
-
-Drawing changes neither the weights nor the numbers of the run.
+    erw.train(run, out, at=watched_steps(run, run.log.preview), evaluate=previewing(run, out))
 """
 
 import io
@@ -18,49 +16,38 @@ from torch import Tensor
 
 from erw.config import Run, to_dict
 from erw.dist import World
-from erw.io import write_bytes, write_json
+from erw.io import write_bytes
 from erw.sampling.generation import Generation, generate
 from erw.sampling.save import png_path, read_images, read_png
+from erw.sampling.solvers import solver_for
 from erw.training.trained import Trained
 
 COUNT = 16
 FOLDER = "previews"
 SMALLEST = 72  # pixels: narrower images are enlarged to have room for their captions
-FONT = 11
+GAP = 4
 CAPTION = 18
-GREY = (128, 133, 143)
 
 
 def watched_steps(run: Run, every: int) -> tuple[int, ...]:
-    """Every so many steps of full training and the last one; none for 0.
-
-    Warm-up is left out: the later blocks have not begun to learn.
-    """
+    """Every so many steps of full training and the last one; none for 0."""
     steps = {*range(every, run.steps + 1, every), run.steps} if every else set()
     return tuple(sorted(step for step in steps if step > run.plan.warmup))
-
-
-def preview_steps(run: Run) -> tuple[int, ...]:
-    """The steps after which `log.preview` draws a picture."""
-    return watched_steps(run, run.log.preview)
 
 
 def previewing(
     run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
 ) -> Callable[[int, Trained, World], Sequence[dict[str, Any]]]:
     """`evaluate=` of `erw.train`: the first rank draws; `say` receives a line on each picture."""
+    solver_for(run.sample.solver, run.flow.objective)
 
     def preview(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         path = Path(out) / FOLDER / f"step-{step:08d}.png"
-        if not world.first or path.is_file():  # drawn before the run was stopped
-            return ()
-        options = to_dict(run.sample)
-        labels = spread(model.num_classes)
-        generation = generate(model, range(COUNT), labels, **options, precision="auto")
-        images = generation.collect().images
-        assert images is not None, "decoded by default"
-        write_picture(images, generation, path)
-        say(f"step {step}: {path}")
+        if world.first and not path.is_file():  # or it was drawn before the run was stopped
+            labels, options = spread(model.num_classes), to_dict(run.sample)
+            generation = generate(model, range(COUNT), labels, **options, precision="auto")
+            _write_picture(generation.collect().images, generation, path)
+            say(f"step {step}: {path}")
         return ()
 
     return preview
@@ -72,28 +59,22 @@ def write_preview(generation: Generation, out: str | Path) -> Path:
     if out.suffix == ".npz":
         images = next(read_images(out, rows=len(seeds)))
     else:
-        images = np.stack([read_png(png_path(out, seed)) for seed in seeds])
+        images = np.stack([read_png(png_path(out, seed))[0] for seed in seeds])
     path = out.with_name(f"{out.stem}-preview.png")
-    write_picture(torch.from_numpy(images).permute(0, 3, 1, 2), generation, path)
+    _write_picture(torch.from_numpy(images).permute(0, 3, 1, 2), generation, path)
     return path
 
 
-def write_picture(images: Tensor, generation: Generation, path: Path) -> None:
-    """The first images of a generation as a picture, with a JSON file of how they were made."""
-    names, count = generation.model.class_names, len(images)
-    labels = None if generation.labels is None else generation.labels[:count]
-    write_bytes(path, picture(images, labels, names))
-    meta = {"seeds": generation.seeds[:count], "labels": labels, "class_names": names}
-    write_json(path.with_suffix(".json"), meta | {"settings": generation.settings})
+def _write_picture(images: Tensor | None, generation: Generation, path: Path) -> None:
+    assert images is not None, "decoded by default"
+    write_bytes(path, picture(images, generation.labels, generation.model.class_names))
 
 
 def spread(num_classes: int, count: int = COUNT) -> list[int] | None:
     """`count` classes: all in turn, or evenly chosen where there are more; None: unconditional."""
     if not num_classes:
         return None
-    if num_classes <= count:
-        return [i % num_classes for i in range(count)]
-    return [i * num_classes // count for i in range(count)]
+    return [i * max(num_classes, count) // count % num_classes for i in range(count)]
 
 
 def picture(
@@ -102,34 +83,27 @@ def picture(
     names: Sequence[str] = (),
     *,
     columns: int = 4,
-    gap: int = 4,
 ) -> bytes:
     """Images uint8 (N, 3, H, W) row by row as PNG, captioned by the name or number of their class.
 
-    Gaps and the ground of captions are transparent, the letters a grey that reads on light and on
-    dark pages. Captions are cut to the image's width; images narrower than `SMALLEST` are enlarged
-    by a whole factor for them.
+    Gaps are transparent, letters a grey that reads on light and on dark pages.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    captions = [names[y] if names else f"class {y}" for y in labels or ()]
+    captions = [names[y] if names else f"class {y}" for y in (labels or ())[: len(images)]]
     factor, below = (-(-SMALLEST // images.shape[-1]), CAPTION) if captions else (1, 0)
     width, height = factor * images.shape[-1], factor * images.shape[-2]
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    size = (columns * (width + gap) - gap, rows * (height + below + gap) - gap)
-    canvas = Image.new("RGBA", size, (0, 0, 0, 0))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
-    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().contiguous().numpy()):
-        left, top = (i % columns) * (width + gap), (i // columns) * (height + below + gap)
-        cell = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(cell, (left, top))
+    size = columns * (width + GAP), -(-len(images) // columns) * (height + below + GAP)
+    canvas = Image.new("RGBA", (size[0] - GAP, size[1] - GAP))
+    for i, pixels in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        cell = Image.new("RGBA", (width, height + below))
+        cell.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
         if captions:
-            text = captions[i]
-            while len(text) > 1 and draw.textlength(text, font=font) > width:
-                text = text.removesuffix("…")[:-1] + "…"
-            middle = (left + width // 2, top + height + below // 2)
-            draw.text(middle, text, GREY, font, anchor="mm")
+            at = (1, height + below // 2)
+            ImageDraw.Draw(cell).text(at, captions[i], "#80858f", anchor="lm", font_size=11)
+        row, column = divmod(i, columns)
+        canvas.paste(cell, (column * (width + GAP), row * (height + below + GAP)))
     stream = io.BytesIO()
     canvas.save(stream, format="PNG", optimize=True)
     return stream.getvalue()

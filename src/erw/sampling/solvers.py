@@ -13,7 +13,6 @@ Sources: REPA (arXiv 2410.06940), section 2 and its samplers; SiT (arXiv 2401.08
 of DiT's chain improved DDPM (arXiv 2102.09672) and DDIM (arXiv 2010.02502).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -23,26 +22,22 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from erw import ddpm as diffusion
-from erw.config import nearest
-from erw.errors import ConfigError, NumericsError
+from erw import ddpm
+from erw.errors import ConfigError, NumericsError, nearest
 from erw.flow import LINEAR, Path, score_from_velocity, shifted
 
 Velocity = Callable[[Tensor, float], Tensor]
 """(x (B, ...), t) -> v (B, ...); a DiT gives noise and variance (B, 2C, ...) instead."""
-Noise = Callable[[int, Tensor], Tensor]
-"""(step number, x) -> standard normal numbers shaped like x."""
 
 
 class Step(NamedTuple):
-    """A finished step: its number from 0, its two times, the state it reached and the velocity at
-    t (for a DiT its output), both float64."""
+    """A finished step."""
 
-    number: int
+    number: int  # from 0
     t: float
     t_next: float
-    x: Tensor
-    velocity: Tensor
+    x: Tensor  # the state that it reached, float64
+    velocity: Tensor  # at t (of a DiT its output), float64
 
 
 Callback = Callable[[Step], None]
@@ -69,76 +64,36 @@ Rule = Callable[..., tuple[Tensor, Tensor]]
 """(x, at, **options) -> the next state and the velocity at (x, at.t); all float64."""
 
 
-Times = Callable[..., list[float]]
-"""(steps, *, shift=1.0) -> falling times from 1 to 0; `shift` as in `erw.flow.shifted`."""
-
-
 def uniform_times(steps: int, *, shift: float = 1.0) -> list[float]:
-    """`steps + 1` evenly spaced times from 1 to 0, then `erw.flow.shifted`.
-
-    Raises ConfigError when `steps` < 1 or `shift` is not above 0.
-    """
-    if steps < 1:
-        raise ConfigError(f"steps = {steps}: a sampler needs at least 1 step")
-    _check_shift(shift)
-    even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return shifted(even, shift).tolist()
+    """`steps + 1` evenly spaced times from 1 to 0, then `erw.flow.shifted`."""
+    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
 
 
 def sde_times(steps: int, *, last: float = 0.04, shift: float = 1.0) -> list[float]:
-    """`steps` evenly spaced times from 1 to `last`, then 0: the last step is long and noiseless.
-
-    `shift` moves the times between the two ends as `erw.flow.shifted` does. Raises ConfigError
-    when `steps` < 2, `last` is not between 0 and 1 or `shift` is not above 0.
-    """
+    """`steps` evenly spaced times from 1 to `last`, then 0: the last step is long and noiseless."""
     if steps < 2:
-        raise ConfigError(f"steps = {steps}: the SDE sampler needs at least 2 steps")
-    if not 0 < last < 1:
-        raise ConfigError(f"last = {last}: the last step of the SDE must be between 0 and 1")
-    _check_shift(shift)
+        raise ConfigError(f"steps is {steps}; the SDE needs 2 or more")
     end = shifted(torch.tensor(last, dtype=torch.float64), 1 / shift)
     even = torch.linspace(1, float(end), steps, dtype=torch.float64)
     return [*shifted(even, shift).tolist(), 0.0]
 
 
 def chain_times(steps: int, *, shift: float = 1.0) -> list[float]:
-    """The times (s + 1) / 1000 of `steps` evenly spaced steps s of DiT's chain of 1,000, then 0.
-
-    Raises ConfigError unless `steps` is within 2..1000, and for a shift: the chain has its times.
-    """
+    """The times (s + 1) / 1000 of `steps` evenly spaced steps s of DiT's chain of 1,000, then 0."""
     if shift != 1:
-        raise ConfigError(f"shift = {shift}: the times of DiT's chain cannot be shifted")
+        raise ConfigError(f"shift is {shift}; DiT's chain has times of its own")
     return [*((step + 1) / 1000 for step in reversed(_chain(steps).timesteps.tolist())), 0.0]
-
-
-def whole_interval(steps: int, *, shift: float = 1.0) -> list[float]:
-    """1 and 0: an adaptive solver needs no number of steps. Raises ConfigError for a shift."""
-    if shift != 1:
-        raise ConfigError(f"shift = {shift}: a solver that chooses its steps has no times to shift")
-    return [1.0, 0.0]
-
-
-def _check_shift(shift: float) -> None:
-    if not (math.isfinite(shift) and shift > 0):
-        raise ConfigError(f"shift = {shift}: the time shift must be above 0 (1 = none)")
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A rule with the times that it is used at, called as `solver(velocity, x, times)`.
-
-    Attributes:
-        rule: of one step.
-        times: number of steps -> times.
-        evaluations: number of steps -> how often the network is evaluated. None: the rule decides
-            from sample to sample (`adaptive`), so it is given one sample at a time.
-        objective: of the models that it samples.
-    """
+    """A rule with the times that it is used at, called as `solver(velocity, x, times)`."""
 
     rule: Rule
-    times: Times = uniform_times
+    times: Callable[..., list[float]] = uniform_times  # (steps, *, shift) -> from 1 to 0
     evaluations: Callable[[int], int] | None = lambda steps: steps
-    objective: Literal["flow", "ddpm"] = "flow"
+    """Steps -> evaluations of the network; None: the rule decides, for one sample at a time."""
+    objective: Literal["flow", "ddpm"] = "flow"  # of the models that it samples
 
     @property
     def adaptive(self) -> bool:
@@ -151,21 +106,15 @@ class Solver:
         times: Sequence[float],
         *,
         path: Path = LINEAR,
-        noise: Noise | None = None,
+        noise: Callable[[int, Tensor], Tensor] | None = None,
         callback: Callback | None = None,
         **options: float,
     ) -> Tensor:
-        """Carry x from times[0] to times[-1]; returns float64.
+        """Carry x (B, ...) from times[0] to times[-1]; returns float64.
 
-        The state is float64: that costs nothing next to the network, and 250 steps then add no
-        rounding of their own. Guidance wraps the velocity (`erw.sampling.guidance`).
-
-        Args:
-            x: state (B, ...) at times[0]; the velocity is called with its dtype.
-            times: falling, from `self.times`.
-            noise: for the SDE and DDPM; default: torch's global generator.
-            callback: called after every step.
-            options: of the rule: `atol` and `rtol` of dopri5, `eta` of ddim.
+        The velocity is called with x's dtype; the state is float64, so 250 steps add no rounding.
+        `noise` gives (step number, x) -> standard normal numbers as x. `options` are those of the
+        rule: `atol` and `rtol` of dopri5, `eta` of ddim.
         """
         dtype, x, previous = x.dtype, x.double(), None
         noise = noise or (lambda number, like: torch.randn_like(like))
@@ -190,8 +139,7 @@ def _euler(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 def _heun(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
     """Heun's second order step; the last one is an Euler step, as in REPA and EDM.
 
-    Each evaluation is guided at its own time. REPA decides about the second one by the time of the
-    first, which differs only where a guidance interval ends between the two.
+    Each evaluation is guided at its own time, where REPA guides both at that of the first.
     """
     ahead, v = _euler(x, at)
     if at.last:
@@ -201,11 +149,7 @@ def _heun(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 
 
 def _adams(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
-    """Two-step Adams-Bashforth: second order for one evaluation a step; the first is Euler's.
-
-    Each velocity is guided at its own time, so a step just past the end of a guidance interval
-    mixes both kinds.
-    """
+    """Two-step Adams-Bashforth: second order for one evaluation a step; the first is Euler's."""
     v, dt = at.velocity(x, at.t), at.t_next - at.t
     if (before := at.previous) is None:
         return x + dt * v, v
@@ -216,8 +160,7 @@ def _adams(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 def _euler_maruyama(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
     """dx = (v - w s / 2) dt + sqrt(w) dW with w(t) = 2 t and the score s; the last step has no dW.
 
-    REPA guides the drift, we guide the velocity. The drift is affine in v and the weights (scale,
-    1 - scale) of guidance sum to one, so the two are the same.
+    REPA guides the drift, which is affine in the guided v, so the two are the same.
     """
     v, w, dt = at.velocity(x, at.t), 2 * at.t, at.t_next - at.t
     score = score_from_velocity(v, x, torch.tensor(at.t, dtype=torch.float64), path=at.path)
@@ -228,13 +171,8 @@ def _euler_maruyama(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 def _dopri5(x: Tensor, at: At, *, atol: float = 1e-6, rtol: float = 1e-3) -> tuple[Tensor, Tensor]:
     """The first interval by Dormand and Prince's orders 5 and 4, those after it by Euler steps.
 
-    Its step sizes keep the root mean square over x of the estimated error within atol + rtol |x|,
-    so a sample would depend on its batch. Tolerances are those of SiT's released sampler, whose
-    last step overshoots the end and is interpolated; ours ends there.
-
-    Raises:
-        ConfigError: torchdiffeq is not installed.
-        NumericsError: no step is small enough, because the velocity is not finite or not smooth.
+    The estimated error's root mean square over the batch stays within atol + rtol |x|; SiT's
+    tolerances.
     """
     if at.number:
         return _euler(x, at)
@@ -250,13 +188,11 @@ def _dopri5(x: Tensor, at: At, *, atol: float = 1e-6, rtol: float = 1e-3) -> tup
         return v
 
     span = torch.tensor([at.t, at.t_next], dtype=torch.float64, device=x.device)
-    steps = {"step_t": span[1:]}
+    steps = {"step_t": span[1:]}  # it ends at t_next: the last step does not overshoot
     try:
         ends = odeint(slope, x, span, method="dopri5", atol=atol, rtol=rtol, options=steps)
     except AssertionError as error:
-        raise NumericsError(
-            f"dopri5 found no step small enough ({error}); is the velocity finite?"
-        ) from error
+        raise NumericsError(f"dopri5 found no step small enough ({error})") from error
     return ends[-1], slopes[0]
 
 
@@ -273,29 +209,27 @@ def _chained(
 
 
 @lru_cache(maxsize=8)
-def _chain(steps: int) -> diffusion.Chain:
-    return diffusion.respaced(diffusion.chain(), steps)
+def _chain(steps: int) -> ddpm.Chain:
+    return ddpm.respaced(ddpm.chain(), steps)
 
 
-euler = Solver(_euler)
-heun = Solver(_heun, evaluations=lambda steps: 2 * steps - 1)
-adams = Solver(_adams)
-euler_maruyama = Solver(_euler_maruyama, sde_times)
-dopri5 = Solver(_dopri5, whole_interval, evaluations=None)
-ddpm = Solver(partial(_chained, diffusion.ancestral_step), chain_times, objective="ddpm")
-ddim = Solver(partial(_chained, diffusion.ddim_step), chain_times, objective="ddpm")
-
-SOLVERS: dict[str, Solver] = dict(
-    euler=euler, heun=heun, adams=adams, euler_maruyama=euler_maruyama,
-    dopri5=dopri5, ddpm=ddpm, ddim=ddim,
-)  # fmt: skip
+SOLVERS: dict[str, Solver] = {
+    "euler": Solver(_euler),
+    "heun": Solver(_heun, evaluations=lambda steps: 2 * steps - 1),
+    "adams": Solver(_adams),
+    "euler_maruyama": Solver(_euler_maruyama, sde_times),
+    "dopri5": Solver(_dopri5, evaluations=None),
+    "ddpm": Solver(partial(_chained, ddpm.ancestral_step), chain_times, objective="ddpm"),
+    "ddim": Solver(partial(_chained, ddpm.ddim_step), chain_times, objective="ddpm"),
+}
 
 
-def check_solver(name: str, objective: str) -> None:
-    """Raise ConfigError for an unknown solver, or one of another objective."""
+def solver_for(name: str, objective: str) -> Solver:
+    """The solver. Raises ConfigError for an unknown one, or one of another objective."""
     if name not in SOLVERS:
         raise ConfigError(f"unknown solver {name!r}{nearest(name, SOLVERS)}")
     if SOLVERS[name].objective != objective:
         kind = "a flow model" if objective == "flow" else "a DiT, which predicts noise on a chain"
         fit = [other for other in SOLVERS if SOLVERS[other].objective == objective]
         raise ConfigError(f"solver {name!r} cannot draw {kind}; choose {', '.join(fit)}")
+    return SOLVERS[name]
