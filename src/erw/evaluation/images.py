@@ -168,15 +168,8 @@ def _of_generation(generation: Generation, what: str) -> ImageSet:
 
 
 def _of_npz(path: Path) -> ImageSet:
-<<<<<<< HEAD
-    _, height, width, _ = image_shape(path)
-    count = sum(len(block) for block in read_images(path))  # reading checks the sums, too
-=======
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}")
     shapes = [block.shape for block in read_images(path)]  # reading checks the sums, too
     count, (height, width) = sum(n for n, *_ in shapes), shapes[0][1:3] if shapes else (0, 0)
->>>>>>> 21c3988 (A solver may be any entry of SOLVERS; erw.generate takes the sampler's settings by name; previews and image files in half the code)
 
     def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         for block in read_images(path, rows=batch_size, first=first, stop=stop):

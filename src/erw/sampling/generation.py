@@ -209,16 +209,23 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
     if decode and len(model.latent_shape) == 1:
         raise ConfigError("an rdm makes representations and no images: give decode=False")
     if model.net.representation and not model.rdm:
-        raise ConfigError("no rdm draws them: train an rdm into the folder rdm of its run, or name it")
+        raise ConfigError("there is no rdm: train an rdm into the folder rdm of its run")
     if sample.guided_channels and model.net.class_token:
         raise ConfigError("guided_channels needs latents alone; with a class token use none")
     if weak and sample.guidance == 1:
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
     if sample.guidance != 1 and not (weak or model.num_classes or model.net.representation):
-        raise ConfigError(f"guidance {sample.guidance}: an unconditional model has no classes to guide by")
+        raise ConfigError("an unconditional model has no classes to guide by: give guidance 1")
     own, other = (
-        (m.latent_shape, m.num_classes, m.net.class_token, m.net.representation, m.run.flow.path)
-        for m in (model, weak or model)
+        (
+            m.latent_shape,
+            m.num_classes,
+            m.net.class_token,
+            m.net.representation,
+            flow.path,
+            flow.outputs,
+        )
+        for m, flow in ((m, m.run.flow) for m in (model, weak or model))
     )
     if own != other:
         raise ConfigError(f"autoguidance: latents, classes or path {other} differ from {own}")
