@@ -58,10 +58,13 @@ def scoring(
         generation = generate(
             model, range(options.samples), **sample, precision="auto", vae=options.vae
         )
-        ranks: dict[str, Any] = {"device": str(world.device), "world": world}
-        weights = options.weights
         scores = evaluate(
-            generation, reference=reference, metric=options.metric, weights=weights, **ranks
+            generation,
+            reference=reference,
+            metric=options.metric,
+            weights=options.weights,
+            device=str(world.device),
+            world=world,
         )
         if not world.first:
             return ()

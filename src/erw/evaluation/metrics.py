@@ -9,8 +9,7 @@
 | dc       | density_lite2, coverage_lite2  | the same                                           |
 
 Any distance goes with any of `SPACES`, and with any name that `erw.encoders.load_encoder` takes:
-"fd-dinov2", "kid-dinov3-b". `NAMED` are published metrics that fix both: fid, sfid, is, pr, kid,
-adm (the first four together) and cmmd.
+"fd-dinov2", "kid-dinov3-b". `NAMED` are published metrics that fix both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -73,24 +72,21 @@ def _ratio(pair: Pair) -> float:
     return _fd(pair) / least
 
 
-def _precision_recall(pair: Pair) -> tuple[float, float]:
-    k = NEIGHBOURS.get(pair.space, 3)
-    return precision_recall(pair.real.features, pair.fake.features, k=k)
-
-
 Distance = Callable[[Pair], float | tuple[float, float]]
 DISTANCES: dict[str, Distance] = {
     "fd": _fd,
     "fdr": _ratio,
-    "kid": lambda pair: kid(pair.real.features, pair.fake.features),
-    "mmd": lambda pair: cmmd(pair.real.features, pair.fake.features),
-    "pr": _precision_recall,
-    "dc": lambda pair: density_coverage(pair.real.features, pair.fake.features),
+    "kid": lambda p: kid(p.real.features, p.fake.features),
+    "mmd": lambda p: cmmd(p.real.features, p.fake.features),
+    "pr": lambda p: precision_recall(
+        p.real.features, p.fake.features, k=NEIGHBOURS.get(p.space, 3)
+    ),
+    "dc": lambda p: density_coverage(p.real.features, p.fake.features),
 }
 PUBLISHED: dict[str, Distance] = {
-    "fid": lambda pair: frechet_part("fid", pair.real, pair.fake),
-    "sfid": lambda pair: frechet_part("sfid", pair.real, pair.fake),
-    "is": lambda pair: score_of_classes(pair.fake, pair.extractor.encoder),
+    "fid": lambda p: frechet_part("fid", p.real, p.fake),
+    "sfid": lambda p: frechet_part("sfid", p.real, p.fake),
+    "is": lambda p: score_of_classes(p.fake, p.extractor.encoder),
     "cmmd": DISTANCES["mmd"],
 }
 SCORES = {"pr": ("precision", "recall"), "dc": ("density", "coverage"), "is": ("inception_score",)}
@@ -145,6 +141,9 @@ def extractors_of(
     device: str = "cpu",
 ) -> dict[str, Extractor]:
     """The networks that the metrics need, by space; `encoder` in place of the only one."""
+    from erw.encoders.registry import load_encoder
+    from erw.evaluation.inception import load_inception
+
     spaces = list(dict.fromkeys(metric.space for metric in metrics))
     files = dict(weights) if isinstance(weights, Mapping) else {INCEPTION: weights}
     if unused := [space for space, path in files.items() if path and space not in spaces]:
@@ -153,24 +152,14 @@ def extractors_of(
         raise ConfigError(f"metrics of {', '.join(spaces)} mix features: one encoder was given")
     extractors = {}
     for space in spaces:
-        keep = any(m.distance not in FROM_MOMENTS for m in metrics if m.space == space)
-        net, file = (encoder, "") if encoder else _load(space, files.get(space), device)
+        net, path, file = encoder, files.get(space), ""
+        if net is None and space == INCEPTION:
+            loaded = load_inception(path, device=device)
+            net, file = AdmFeatures(loaded.net), f"{loaded.file} sha256 {loaded.sha256}"
+        elif net is None:
+            entry, at, side = SPACES.get(space, space).partition("@")
+            net = load_encoder(entry + (f"={path}" if path else "") + at + side, device=device)
         weights_hash = hash_tensors(net) if isinstance(net, nn.Module) else net.name
+        keep = any(m.distance not in FROM_MOMENTS for m in metrics if m.space == space)
         extractors[space] = Extractor(net, weights_hash, file, keep)
     return extractors
-
-
-def _load(space: str, weights: str | Path | None, device: str) -> tuple[PooledEncoder, str]:
-    """The encoder of a space and the file of its weights with its hash ("": the package's own)."""
-    if space == INCEPTION:
-        from erw.evaluation.inception import load_inception
-
-        net = load_inception(weights, device=device)
-        return AdmFeatures(net), net.file
-    from erw.encoders.registry import load_encoder
-
-    name = SPACES.get(space, space)
-    if weights is not None:
-        entry, at, side = name.partition("@")
-        name = f"{entry}={weights}{at}{side}"
-    return load_encoder(name, device=device), ""
