@@ -92,7 +92,8 @@ def tars(paths: Sequence[Path]) -> Files:
     Of several archives, a key begins with the archive's name. Of members of equal path the last
     counts, as tar has it; links are left alone.
     """
-    places: dict[str, tuple[Path, str, int, int]] = {}  # archive, path inside, first byte, size
+    places: dict[str, tuple[Path, int, int]] = {}  # archive, first byte, size
+    names: dict[str, str] = {}  # paths inside
     common, links = os.path.commonpath([path.parent for path in paths]), 0
     for path in paths:
         prefix = f"{os.path.relpath(path, common)}/" if len(paths) > 1 else ""
@@ -101,23 +102,17 @@ def tars(paths: Sequence[Path]) -> Files:
                 name = member.name.removeprefix("./")
                 links += member.islnk() or member.issym()
                 if member.isfile():
-                    places[prefix + name] = (path, name, member.offset_data, member.size)
+                    names[prefix + name] = name
+                    places[prefix + name] = (path, member.offset_data, member.size)
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise DataError(
-                f"{path} is not a whole, uncompressed tar archive ({one_line(error)}): copy it "
-                "again, or uncompress it"
-            ) from error
-
-    def read(key: str) -> bytes:
-        path, _, start, size = places[key]
-        return _bytes(path, start, size)
-
+            what = f"is not a whole, uncompressed tar archive ({one_line(error)})"
+            raise DataError(f"{path} {what}: copy it again, or uncompress it") from error
     name = paths[0].parent.name if len(paths) > 1 else paths[0].name
     entries = {key: f"{size}\0" for key, (*_, size) in places.items()}
     notes = [f"{links} links inside archives are left alone"] if links else ()
     return Files(
-        paths[0], name, entries, read, lambda key: "{}!{}".format(*places[key]), notes,
-        lambda key: places[key][1],
+        paths[0], name, entries, lambda key: _bytes(*places[key]),
+        lambda key: f"{places[key][0]}!{names[key]}", notes, names.__getitem__,
     )  # fmt: skip
 
 
@@ -126,10 +121,8 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     with tarfile.open(path, "r:") as archive:
         for member in archive:
             if member.issparse():
-                raise DataError(
-                    f"{path}!{member.name} is stored without its empty blocks (tar --sparse), "
-                    "which is not read: pack it again without that option"
-                )
+                what = "is stored without its empty blocks (tar --sparse)"
+                raise DataError(f"{path}!{member.name} {what}: pack it again without that option")
             data = member.offset_data + member.size if member.isfile() else 0
             end = max(end, archive.offset, -(-data // 512) * 512)
             yield member

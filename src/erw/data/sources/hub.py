@@ -29,25 +29,23 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
     name, _, revision = path.partition("@") if remote else (root.name, "", "")
     files = _listed(name, revision) if remote else list(folder(root).entries)
     if remote and not revision and not any(ending(file) in PACKED for file in files):
-        revision = "refs/convert/parquet"
+        revision = "refs/convert/parquet"  # where the hub puts its Parquet copy
         files = _listed(name, revision)
     packed = [file for file in files if ending(file) in PACKED]
     if not packed:
         raise DataError(f"{path} has no Parquet, Arrow or tar files; give a folder of its images")
-    configs = []
+    available = sets(packed)
     if "README.md" in files:
         place = _fetched(name, revision, ["README.md"]) if remote else root
-        configs = _configs(place / "README.md")
-    available = _by_configs(configs, packed) or sets(packed)
+        available = _by_configs(place / "README.md", packed) or available
     fitting = [
         (one, part)
         for one, part in available
         if subset in (None, one) and (split is None or SPLITS.get(split, split) == part)
     ]
     if len(fitting) != 1:
-        requested = "/".join(filter(None, (subset, split)))
+        what = "several sets" if fitting else f"no set {'/'.join(filter(None, (subset, split)))}"
         names = ", ".join("/".join(filter(None, key)) for key in available)
-        what = f"no set {requested}" if requested and not fitting else "several sets"
         raise DataError(f"{name} has {what}: name one of {names} with --split or --subset")
     chosen = available[fitting[0]]
     root = _fetched(name, revision, chosen) if remote else root
@@ -65,33 +63,27 @@ def sets(files: Iterable[str]) -> Sets:
     return result
 
 
-def _by_configs(configs: Sequence[Any], files: Sequence[str]) -> Sets:
-    """Files by the `configs` of a README, which list patterns, each with a split."""
+def _by_configs(readme: Path, files: Sequence[str]) -> Sets:
+    """Files by the `configs` in the header of a README, which list patterns, each with a split."""
+    from huggingface_hub import metadata_load
+
     result: Sets = {}
-    for config in configs:
-        for entry in _as_list(config.get("data_files")):
-            entry = entry if isinstance(entry, dict) else {"path": entry}
-            split = entry.get("split", "train")
-            key = (str(config.get("config_name", "default")), str(SPLITS.get(split, split)))
-            patterns = _as_list(entry.get("path"))
-            if some := [file for file in files if any(fnmatch(file, p) for p in patterns)]:
-                result.setdefault(key, []).extend(some)
+    try:
+        for config in (metadata_load(readme) or {}).get("configs") or []:
+            for entry in _as_list(config.get("data_files")):
+                entry = entry if isinstance(entry, dict) else {"path": entry}
+                split = entry.get("split", "train")
+                key = (str(config.get("config_name", "default")), str(SPLITS.get(split, split)))
+                patterns = _as_list(entry.get("path"))
+                if some := [file for file in files if any(fnmatch(file, p) for p in patterns)]:
+                    result.setdefault(key, []).extend(some)
+    except Exception as error:  # of YAML's many types, too
+        raise DataError(f"the header of {readme} cannot be read ({one_line(error)})") from error
     return result
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value] if value else []
-
-
-def _configs(path: Path) -> list[Any]:
-    """`configs` in the header of a README."""
-    from huggingface_hub import metadata_load
-
-    try:
-        configs = (metadata_load(path) or {}).get("configs") or []
-        return [config for config in configs if isinstance(config, dict)]
-    except Exception as error:  # of YAML's many types, too
-        raise DataError(f"the header of {path} cannot be read ({one_line(error)})") from error
 
 
 def _listed(repo: str, revision: str) -> list[str]:
@@ -106,9 +98,7 @@ def _listed(repo: str, revision: str) -> list[str]:
         return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
 
 
-def _fetched(
-    repo: str, revision: str, files: list[str] | None, *, reason: Exception | None = None
-) -> Path:
+def _fetched(repo: str, revision: str, files: Any, *, reason: Exception | None = None) -> Path:
     """The folder in the hub's local cache with these files, downloaded where they are missing.
 
     `reason`: why the hub cannot be reached; what is there has to do.
@@ -120,8 +110,8 @@ def _fetched(
         folder = snapshot_download(repo, repo_type="dataset", revision=revision or None, **options)
         return Path(folder)
     except Exception as error:
-        reason = reason or error
+        what = f"({type(reason or error).__name__}: {one_line(reason or error)})"
+        how = "connect, log in, or download it elsewhere and give its folder"
         raise DataError(
-            f"data set {repo} on the Hugging Face hub cannot be fetched ({type(reason).__name__}: "
-            f"{one_line(reason)}); connect, log in, or download it elsewhere and give its folder"
+            f"data set {repo} on the Hugging Face hub cannot be fetched {what}; {how}"
         ) from error

@@ -176,7 +176,8 @@ def _of_tables(
         place, table = files.location(key), _parsed(files, key)
         try:
             rows = _rows(table, key, notes)
-            names = list(table.get("class_names") or ()) if isinstance(table, dict) else names
+            if isinstance(table, dict):
+                names = list(map(str, table.get("class_names") or ()))
         except (TypeError, ValueError, LookupError) as error:
             expected = 'expected "labels", null or a list of [path, label], or rows of "file_name"'
             raise DataError(f"{place}: {expected}") from error

@@ -150,7 +150,7 @@ def load_rasters(side: int) -> dict[str, np.ndarray]:
     """Every glyph, premultiplied RGBA uint8 (side, side, 4), by hexcode; drawn once per machine."""
     path = cache_home() / f"openmoji-{_VERSION}-{side}.npz"
     codes = [code for group in groups().values() for code in group]
-    pixels = np.empty(0)
+    pixels: np.ndarray = np.empty(0)
     with contextlib.suppress(Exception):  # missing, or damaged: it is made again
         pixels = np.load(io.BytesIO(path.read_bytes()))["pixels"]
     if pixels.shape != (len(codes), side, side, 4):

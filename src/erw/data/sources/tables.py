@@ -2,7 +2,6 @@
 
 import json
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -27,44 +26,34 @@ class Table(Source):
     An image column holds {"bytes", "path"} as `datasets` stores images, plain bytes, or paths,
     which are relative to the first file; a label column whole numbers or text, with class names
     from the metadata of `datasets` if it is there. `columns` names the two, or the first alone,
-    where neither usual names nor that metadata tell. Needs pyarrow (extra `parquet`).
+    where neither usual names nor that metadata tell.
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        *,
-        labelled: bool = True,
-        background: tuple[int, int, int] = WHITE,
-        columns: Sequence[str] = (),
-    ) -> None:
+        self, paths: Sequence[Path], *, labelled: bool = True,
+        background: tuple[int, int, int] = WHITE, columns: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         first, *others = self.paths = sorted(paths)
         self.name, self.background = first.parent.name if others else first.name, background
         self.notes = notes = list[str]()
         schema = _open(first)[0]
         self._image, label = _columns(first, schema, columns, labelled, notes)
-        names = _features(schema, "ClassLabel").get(label, [])
+        names = _features(schema, "ClassLabel").get(label or "", [])
         values: list[Any] = []
-        self._starts: list[int] = []  # the first row of each block
-        self._blocks: list[tuple[Path, int]] = []  # file, row group
+        self._places: list[tuple[Path, int, int]] = []  # file, row group and row in it
         for path in self.paths:
             schema, sizes, read = _open(path)
             if missing := {self._image, label} - {None, *schema.names}:
                 raise DataError(f"{path} has no column {missing.pop()}, as {first} has")
             kind = schema.field(self._image).type
             if not re.match(_CELLS, str(kind)):
-                raise DataError(
-                    f"{path}: image column {self._image} has type {kind}, expected bytes, path or "
-                    '{"bytes", "path"}; name another with --columns'
-                )
-            if (own := _features(schema, "ClassLabel").get(label, [])) != names:
-                raise DataError(
-                    f"{path} and {first} have different class names ({listed(own)}; "
-                    f"{listed(names)}): write both with one list, or take --classes none"
-                )
+                what = f"image column {self._image} has type {kind}, expected bytes or a path"
+                raise DataError(f"{path}: {what}; name another with --columns")
+            if (own := _features(schema, "ClassLabel").get(label or "", [])) != names:
+                what = f"different class names ({listed(own)}; {listed(names)})"
+                raise DataError(f"{path} and {first} have {what}: take --classes none")
             for group, size in enumerate(sizes):
-                self._starts.append(len(values))
-                self._blocks.append((path, group))
+                self._places += [(path, group, row) for row in range(size)]
                 values += read(group, label).to_pylist() if label else [None] * size
         place = f"{first}, column {label}" if label else str(first)
         self.class_names, numbers = classes(values, source=place, names=names)
@@ -75,7 +64,7 @@ class Table(Source):
         self._block = lru_cache(maxsize=4)(lambda path, group: _open(path)[2](group, self._image))
 
     def read(self, index: int) -> bytes:
-        path, group, row = self._place(index)
+        path, group, row = self._places[index]
         try:
             value = self._block(path, group)[row].as_py()
             if not isinstance(value, dict):
@@ -83,17 +72,11 @@ class Table(Source):
             if value.get("bytes") is None and value.get("path"):
                 return (self.paths[0].parent / value["path"]).read_bytes()
         except Exception as error:  # OSError, or one of Arrow's
-            raise Unreadable(f"damaged inside the table ({one_line(error, 120)})") from error
+            raise Unreadable(f"damaged inside the table ({one_line(error)})") from error
         return value.get("bytes") or b""
 
-    def _place(self, index: int) -> tuple[Path, int, int]:
-        """File, row group and row in it."""
-        block = bisect_right(self._starts, index) - 1
-        return *self._blocks[block], index - self._starts[block]
-
     def location(self, index: int) -> str:
-        path, group, row = self._place(index)
-        return f"{path}, row group {group}, row {row}"
+        return "{}, row group {}, row {}".format(*self._places[index])
 
 
 def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
@@ -116,11 +99,9 @@ def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
             mapped.seek(0)
             table = ipc.open_stream(mapped).read_all()
         return table.schema, [len(table)], lambda _, name: table.column(name)
-    except ImportError as error:
-        raise DataError(f'{path} needs pyarrow ({error}): pip install "erw[parquet]"') from error
-    except Exception as error:  # OSError, or one of Arrow's
+    except Exception as error:  # OSError, or one of Arrow's, or pyarrow is not installed
         kind = ending(path.name)[1:]
-        raise DataError(f"{path} cannot be read as {kind} ({one_line(error, 120)})") from error
+        raise DataError(f"{path} cannot be read as {kind} ({one_line(error)})") from error
 
 
 def _columns(
@@ -131,10 +112,9 @@ def _columns(
     usual = [name for name in _COLUMNS if name in names] or pictures[: len(pictures) == 1]
     image = (*columns[:1], *usual, None)[0]
     if missing := [name or "image" for name in (image, *columns) if name not in names]:
-        raise DataError(
-            f"{path} has no column {missing[0]}: found {', '.join(names)}; name the image and the "
-            "label column with --columns"
-        )
+        how = f"found {', '.join(names)}; name the image and the label column with --columns"
+        raise DataError(f"{path} has no column {missing[0]}: {how}")
+    assert image is not None
     if len(columns) > 1 or not labelled:
         return image, columns[1] if labelled else None
     rest = [name for name in names if name != image]
@@ -177,10 +157,8 @@ class Arrays(Source):
         shape, kind = self._images.shape, self._images.dtype
         grey = len(shape) == 3 and shape[2] not in (1, 3, 4)  # else one image: an axis is missing
         if kind != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)):
-            raise DataError(
-                f"{path} holds {kind} {shape}: expected uint8 (N, H, W, 3), also of one image, "
-                "or (N, H, W)"
-            )
+            expected = "expected uint8 (N, H, W, 3), also of one image, or (N, H, W)"
+            raise DataError(f"{path} holds {kind} {shape}: {expected}")
         if labels is None or not labelled:
             labels = np.full(shape[0], None)
         if labels.shape != shape[:1]:
