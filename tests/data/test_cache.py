@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from erw.data import Batch, Cache, open_source
 from erw.data.cache import map_columns
-from erw.data.images import adm_center_crop
+from erw.data.images import crop
 from erw.data.prepare import add_encoders
 from erw.data.quantize import FORMATS, pack, unpack
 from erw.data.writer import write_columns
@@ -46,7 +46,7 @@ def test_rows_are_what_the_networks_give(made: Parts) -> None:
     vae, encoder = load_vae(made.vae), load_encoder(ENCODER)
     rows = [23, 0, 8, 8]
     batch = cache.read(rows, features=[ENCODER])
-    squares = np.stack([adm_center_crop(source[i][0], 32) for i in rows])
+    squares = np.stack([crop(source[i][0], 32) for i in rows])
     images = torch.from_numpy(squares).permute(0, 3, 1, 2)
     with torch.no_grad():
         mean, std = vae.encode(images).chunk(2, 1)

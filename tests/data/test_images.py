@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erw.data.images import Unreadable, adm_center_crop, crop, decode
+from erw.data.images import Unreadable, crop, decode
 from erw.errors import DataError
 from helpers.parts import picture
 from helpers.reference import Golden
@@ -158,7 +158,7 @@ def test_bad_images_are_rejected_with_a_reason(data: bytes, reason: str) -> None
 @pytest.mark.parametrize("size", [64, 256])
 def test_adm_centre_crop_is_exact_to_the_pixel(golden: Golden, size: int) -> None:
     data = golden("adm_center_crop")
-    assert np.array_equal(adm_center_crop(data["image"], size), data[f"crop{size}"])
+    assert np.array_equal(crop(data["image"], size), data[f"crop{size}"])
 
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:
@@ -189,7 +189,7 @@ def test_random_crops_follow_their_seed_and_reach_every_corner() -> None:
 
 def test_a_thread_of_pixels_cannot_fill_the_memory() -> None:
     with pytest.raises(Unreadable, match="too long and thin"):
-        adm_center_crop(np.zeros((1, 60_000, 3), np.uint8), 256)
+        crop(np.zeros((1, 60_000, 3), np.uint8), 256)
 
 
 def test_an_unknown_crop_names_the_choices() -> None:

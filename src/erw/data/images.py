@@ -89,35 +89,20 @@ def _to_rgb(image: Any, data: bytes, background: tuple[int, int, int]) -> Any:
 def crop(image: np.ndarray, size: int, *, kind: str = "adm", seed: int = 0) -> np.ndarray:
     """uint8 (H, W, 3) to (size, size, 3), by one of `CROPS`.
 
-    "resize" squashes: the aspect ratio is lost. "random" is a square of a random place and scale,
-    which covers 0.8 to 1 of the short side, as in ADM; `seed` moves it.
-    """
-    from PIL import Image
-
-    if kind == "adm":
-        return adm_center_crop(image, size)
-    if kind == "resize":
-        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-    if kind == "random":
-        draw = np.random.Generator(np.random.Philox(seeded(seed, "crop")))
-        short = int(draw.integers(size, math.ceil(size / 0.8) + 1))
-        return _scaled_and_cut(image, size, short, draw.random(2))
-    raise DataError(f"unknown crop {kind!r}: choose one of {', '.join(CROPS)}")
-
-
-def adm_center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre crop of ADM (Dhariwal and Nichol 2021), to the pixel."""
-    return _scaled_and_cut(image, size, size)
-
-
-def _scaled_and_cut(image: np.ndarray, size: int, short: int, place: Any = ()) -> np.ndarray:
-    """Scale the short side to `short`, then cut `size` at `place` (0..1), or in the middle.
-
-    Halve with a box filter while the short side is at least twice `short`, then go on bicubically.
+    "adm" is the centre crop of ADM (Dhariwal and Nichol 2021), to the pixel: halve with a box
+    filter while the short side is at least twice `size`, go on bicubically, cut the middle.
+    "random" covers 0.8 to 1 of the short side at a random place, as in ADM; `seed` moves it.
+    "resize" squashes: the aspect ratio is lost.
     """
     from PIL import Image
 
     picture = Image.fromarray(image)
+    if kind not in CROPS:
+        raise DataError(f"unknown crop {kind!r}: choose one of {', '.join(CROPS)}")
+    if kind == "resize":
+        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+    draw = np.random.Generator(np.random.Philox(seeded(seed, "crop")))
+    short = size if kind == "adm" else int(draw.integers(size, math.ceil(size / 0.8) + 1))
     while min(picture.size) >= 2 * short:
         halved = (picture.width // 2, picture.height // 2)
         picture = picture.resize(halved, Image.Resampling.BOX)
@@ -128,5 +113,5 @@ def _scaled_and_cut(image: np.ndarray, size: int, short: int, place: Any = ()) -
     # Resizing only the box that is kept would be faster, but is not the same to the pixel.
     scaled = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     room = np.array([height - size, width - size])
-    top, left = (place * (room + 1)).astype(int) if len(place) else room // 2
+    top, left = room // 2 if kind == "adm" else (draw.random(2) * (room + 1)).astype(int)
     return scaled[top : top + size, left : left + size]

@@ -41,9 +41,7 @@ def open_source(
         split, subset: which one of a data set of the hub, or of a folder in its layout.
         columns: names of the image and the label column of tables, where they are unusual.
 
-    Raises:
-        FileNotFoundError: nothing is there.
-        DataError: no images, or labels that contradict each other.
+    Raises FileNotFoundError, or `DataError` for no images and labels that contradict each other.
     """
     if not isinstance(images, str | Path):
         return images

@@ -87,10 +87,9 @@ def zipped(path: Path) -> Files:
 
 
 def tars(paths: Sequence[Path]) -> Files:
-    """The files inside one or more uncompressed tar archives, whose headers are read once.
+    """The files inside uncompressed tar archives; of several, a key begins with the archive's name.
 
-    Of several archives, a key begins with the archive's name. Of members of equal path the last
-    counts, as tar has it; links are left alone.
+    Of members of equal path the last counts, as tar has it; links are left alone.
     """
     places: dict[str, tuple[Path, int, int]] = {}  # archive, first byte, size
     names: dict[str, str] = {}  # paths inside

@@ -53,10 +53,9 @@ def label_name(names: Sequence[str], notes: list[str], marked: Sequence[str] = (
 
 
 def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) -> Labels:
-    """Labels from one value an image: all numbers, all names, or all None (no classes).
+    """Labels from one value an image: all numbers, all names (`DataError` for a mix), or all None.
 
     `names` are the classes' names in order, where a file lists them; otherwise numbers are names.
-    Raises `DataError` for a value that is neither, is missing or not in the list, and for a mix.
     """
     if not values:
         raise DataError(f"{source} holds no images")
@@ -65,14 +64,11 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     if bare == len(values):
         return (), [0] * bare
     known = tuple(normalize("NFC", name) for name in names)
-    numbers: dict[Any, int] = {}
     kinds = {type(value) for value in values}
-    if kinds == {str}:
-        known = known or tuple(sorted(set(values)))
-        numbers = {name: number for number, name in enumerate(known)}
-    elif kinds == {int}:
-        known = known or tuple(map(str, range(max(values) + 1)))
-        numbers = {number: number for number in range(len(known))}
+    if not known and kinds in ({str}, {int}):
+        known = tuple(sorted(set(values)) if kinds == {str} else map(str, range(max(values) + 1)))
+    keys: Iterable[Any] = known if kinds == {str} else range(len(known))
+    numbers = {key: number for number, key in enumerate(keys)}
     wrong = [v for v in values if type(v) not in (int, str) or v not in numbers]
     if wrong:
         what = f"label {wrong[0]!r}, expected a class number from 0, or a name"
@@ -119,13 +115,10 @@ def _images(keys: Iterable[str]) -> list[str]:
 def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
     """The images of a WebDataset, each with its label file; {} if no image has one.
 
-    Files of one name up to the first dot make a sample; names that differ after it make one each if
-    each has a label file of its own (v1.0.jpg, v1.0.cls). Labels are NAME.cls, or NAME.json with a
-    label in it where the images lie in no class folders: there JSON may mean anything. Of several
-    images in a sample the one whose ending has one dot is meant.
+    Files of one name up to the first dot make a sample, or each image that has a label file of its
+    own (v1.0.jpg, v1.0.cls). Labels are NAME.cls, or NAME.json with a label in it where the images
+    lie in no class folders. Of several images in a sample the one with one dot is meant.
     """
-    if not any(ending(key) in (".cls", ".json") for key in files.entries):
-        return {}
     groups: dict[str, list[str]] = {}
     for key in files.entries:
         groups.setdefault(f"{dirname(key)}/{basename(key).partition('.')[0]}", []).append(key)

@@ -92,8 +92,28 @@ class OpenMojiSet(Source):
         return load_rasters(self.size * max(2, math.ceil(128 / self.size)))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Image `index`: an affine map at raster resolution, then a box filter down to `size`."""
+        from PIL import Image
+
         spec = self.composition(index)
-        return _draw(self._rasters[spec.hexcode], spec, self.size), spec.label
+        raster = self._rasters[spec.hexcode]
+        side = raster.shape[0]
+        angle, flip = math.radians(spec.angle), -1.0 if spec.flip else 1.0
+        cos, sin = math.cos(angle) / spec.scale, math.sin(angle) / spec.scale
+        centre = side / 2
+        ox, oy = centre + spec.shift[0] * side, centre + spec.shift[1] * side
+        # Pillow maps output to input: undo the shift, the rotation and scale, then the flip.
+        a, b, d, e = flip * cos, flip * sin, -sin, cos
+        matrix = (a, b, centre - a * ox - b * oy, d, e, centre - d * ox - e * oy)
+        glyph = Image.frombuffer("RGBa", (side, side), raster, "raw", "RGBa", 0, 1)
+        glyph = glyph.transform(
+            (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+        )
+        pixels = np.asarray(glyph.reduce(side // self.size), dtype=np.float32)
+        # Colours are premultiplied, so bilinear sampling leaves no dark fringe.
+        clear = 1 - pixels[..., 3:] / 255
+        image = pixels[..., :3] + clear * np.asarray(spec.background, dtype=np.float32)
+        return np.rint(image).clip(0, 255).astype(np.uint8), spec.label
 
     def composition(self, index: int) -> Composition:
         """The parameters of image `index`: a pure function of (seed, split, index)."""
@@ -123,27 +143,6 @@ class OpenMojiSet(Source):
         some = self.class_names if len(self.class_names) < len(groups()) else ()
         parts = (_VERSION, COMPOSITION, self.split, self.size, self.count, self.seed, *some)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-def _draw(raster: np.ndarray, spec: Composition, size: int) -> np.ndarray:
-    """Compose one image: affine map at raster resolution, then a box filter down to `size`."""
-    from PIL import Image
-
-    side = raster.shape[0]
-    angle, flip = math.radians(spec.angle), -1.0 if spec.flip else 1.0
-    cos, sin = math.cos(angle) / spec.scale, math.sin(angle) / spec.scale
-    centre = side / 2
-    ox, oy = centre + spec.shift[0] * side, centre + spec.shift[1] * side
-    # Pillow maps output to input: undo the shift, the rotation and scale, then the flip.
-    a, b, d, e = flip * cos, flip * sin, -sin, cos
-    matrix = (a, b, centre - a * ox - b * oy, d, e, centre - d * ox - e * oy)
-    glyph = Image.frombuffer("RGBa", (side, side), raster, "raw", "RGBa", 0, 1)
-    glyph = glyph.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    pixels = np.asarray(glyph.reduce(side // size), dtype=np.float32)
-    # Colours are premultiplied, so bilinear sampling leaves no dark fringe.
-    clear = 1 - pixels[..., 3:] / 255
-    image = pixels[..., :3] + clear * np.asarray(spec.background, dtype=np.float32)
-    return np.rint(image).clip(0, 255).astype(np.uint8)
 
 
 def load_rasters(side: int) -> dict[str, np.ndarray]:
