@@ -114,15 +114,12 @@ class Align:
 
     Attributes:
         name: of its loss in metrics.jsonl; unique within a plan.
-        block: whose output is aligned in full training, counted from 1; in warm-up it is the last
-            block that runs, `Plan.depth`.
-        target: `encoder` (every encoder that the run reads, averaged), `encoder:NAME` (one of them,
-            such as encoder:dinov2-b or encoder:vae:sd-vae-ft), `ema` (block `target_block` of the
-            EMA model), `block` (another block of the model, without gradient), or `none` (a loss
-            on the tokens alone).
+        block: whose output is aligned, counted from 1; in warm-up the last one that runs.
+        target: `encoder` (all that the run reads, averaged), `encoder:NAME` (one of them, such as
+            encoder:vae:sd-vae-ft-ema), `ema` (block `target_block` of the EMA model), `block`
+            (another block, without gradient), or `none` (a loss on the tokens alone).
         target_block: of `ema` and `block`.
-        projector: of `PROJECTORS`.
-        loss: of `ALIGN_LOSSES`.
+        projector, loss: of `PROJECTORS` and `ALIGN_LOSSES`.
         temperature: of the losses that have one; None: their default.
         normalize: what is done to the target first, of `TARGET_NORMS`.
         tokens: share of the tokens that are compared, drawn anew for every image and step.
@@ -190,12 +187,11 @@ class Phase:
     """What one step does.
 
     Attributes:
-        name: `warmup` or `full`.
         weights: what each loss weighs, by name; a loss without an entry is not computed.
         terms: active alignment terms.
-        stop_at: the forward ends after this block, later ones neither run nor train; None: all run.
-        clean: True: the input is the clean latent at t = 0; False: a noised one at a sampled time.
-        unlabelled: True: every label is the null class.
+        stop_at: the last block that runs and trains; None: all do.
+        clean: the input is the clean latent at t = 0, not a noised one at a sampled time.
+        unlabelled: every label is the null class.
         lr_scale: factor on the learning rate.
     """
 
@@ -227,9 +223,8 @@ class Phase:
     @property
     def taps(self) -> tuple[int, ...]:
         """All blocks whose output is needed."""
-        taps = {self.block(term) for term in self.terms}
-        taps |= {term.target_block or 0 for term in self.terms if term.target == "block"}
-        return tuple(sorted(taps))
+        targets = (term.target_block for term in self.terms if term.target == "block")
+        return tuple(sorted({*map(self.block, self.terms), *filter(None, targets)}))
 
     @property
     def trains(self) -> tuple[int | None, tuple[str, ...]]:
@@ -275,8 +270,6 @@ class Plan:
     def __post_init__(self) -> None:
         if isinstance(self.align, Schedule):
             object.__setattr__(self, "align", (Align(weight=self.align),))
-        elif isinstance(self.align, Align):
-            object.__setattr__(self, "align", (self.align,))
         check_ranges(self, "plan", warmup="[0, inf)", depth="[1, inf)", warmup_lr="(0, inf)")
         if self.warmup_batch is not None:
             check_ranges(self, "plan", warmup_batch="[1, inf)")
@@ -340,40 +333,23 @@ class Plan:
         return any(term.reads_encoder for term in self.active)
 
 
-SIT = Plan(align=())
-"""SiT: full training without alignment."""
-
-
 def repa(block: int, weight: float = 0.5) -> Plan:
     """REPA: full training with a constant alignment weight after a block."""
     return Plan(align=(Align(block=block, weight=constant(weight)),))
 
 
-REPA = repa(8)
-"""REPA as released: constant weight 0.5 after block 8 (B/2: block 4)."""
-
+SIT, REPA = Plan(align=()), repa(8)  # REPA as released; B/2: block 4
+# ERW, arXiv v1 (whether 4.0 decays is not stated) and v3 (its Table 4: constant).
 PAPER_V1 = Plan(
     warmup=100_000, depth=4, align=(Align(block=14, loss="nt_xent", weight=constant(4.0)),)
 )
-"""ERW, arXiv v1: depth 4, projection depth 14, weight 4.0 (decayed or not: not stated)."""
-
 PAPER_V3 = Plan(
     warmup=100_000, depth=5, align=(Align(block=18, loss="nt_xent", weight=constant(0.5)),)
 )
-"""ERW, arXiv v3: depth 5, projection depth 18, weight 0.5 (its Table 4: constant)."""
+# ERW's released defaults for SiT-XL/2 as intended: README's projection depth, bugs left out.
+RELEASED = Align(block=14, weight=half_life(6.0, over=50_000), warmup_weight=0.5)
+CODE_AS_RELEASED = Plan(warmup=10_000, depth=4, align=(RELEASED,), optimizer="fresh")
 
-CODE_AS_RELEASED = Plan(
-    warmup=10_000,
-    depth=4,
-    align=(Align(block=14, weight=half_life(6.0, over=50_000), warmup_weight=0.5),),
-    optimizer="fresh",
+PRESETS = dict(
+    sit=SIT, repa=REPA, paper_v1=PAPER_V1, paper_v3=PAPER_V3, code_as_released=CODE_AS_RELEASED
 )
-"""ERW's released defaults for SiT-XL/2 as intended: README's projection depth, bugs left out."""
-
-PRESETS = {
-    "sit": SIT,
-    "repa": REPA,
-    "paper_v1": PAPER_V1,
-    "paper_v3": PAPER_V3,
-    "code_as_released": CODE_AS_RELEASED,
-}
