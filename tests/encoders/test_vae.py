@@ -98,7 +98,7 @@ def test_vae_errors_name_the_cause(tmp_path: Path) -> None:
 
     config, _ = copy_of_shipped(tmp_path / "list")
     config.write_text("[]")
-    with pytest.raises(CheckpointError, match="holds a list: expected a JSON object"):
+    with pytest.raises(CheckpointError, match="is no JSON object"):
         load_vae(tmp_path / "list")
 
     config, _ = copy_of_shipped(tmp_path / "deeper")

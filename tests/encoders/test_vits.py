@@ -100,9 +100,9 @@ def test_a_bare_folder_tells_its_mean_and_deviation(tmp_path: Path) -> None:
         told.write_text(json.dumps({key: wrong}))
         with pytest.raises(CheckpointError, match=r"preprocessor_config\.json has .*3 numbers"):
             load_encoder(str(folder))
-    for text, line in (("[]", "holds a list"), ("{", "cannot be read as JSON")):
+    for text in ("[]", "{"):
         told.write_text(text)
-        with pytest.raises(CheckpointError, match=line):
+        with pytest.raises(CheckpointError, match="no JSON object"):
             load_encoder(str(folder))
 
 

@@ -16,8 +16,7 @@ from erw.encoders.pretrained import load_exactly, read_state
 from erw.errors import CheckpointError
 from erw.models.sit import Attention, sincos_2d
 
-PATCH = 16
-TRAINED_GRID = 14
+PATCH, TRAINED_GRID = 16, 14
 # name -> blocks, channels, attention heads
 SIZES = {"mocov3-b": (12, 768, 12), "mocov3-l": (24, 1024, 16)}
 _PREFIX = "module.base_encoder."
@@ -68,9 +67,8 @@ class _Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, qk_norm=None)
-        self.mlp = nn.ModuleDict(
-            {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
-        )
+        fc1, fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.ModuleDict({"fc1": fc1, "fc2": fc2})
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), None)

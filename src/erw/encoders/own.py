@@ -62,8 +62,7 @@ class VaeFeatures(PatchEncoder):
         if not hasattr(network, "mid_block"):
             raise ConfigError(f"VAE {vae.name} has no features: name an AutoencoderKL")
         super().__init__(f"vae:{vae.name}", patch=2 * vae.factor, stride=2 * vae.factor, side=side)
-        self.weight_hash = vae.weight_hash
-        self.network = network
+        self.weight_hash, self.network = vae.weight_hash, network
         self.dim = int(vae.network.config.block_out_channels[-1])
         self.eval().requires_grad_(False)
 
@@ -90,6 +89,5 @@ def imported(name: str) -> Encoder:
         hint = f"expected MODULE:FUNCTION, the module installed or in {folder}"
         raise ConfigError(f"encoder {name!r} raised {problem}; {hint}") from error
     if not isinstance(encoder, Encoder):
-        kind = type(encoder).__name__
-        raise ConfigError(f"encoder {name!r} gave a {kind}: expected an erw.encoders.Encoder")
+        raise ConfigError(f"encoder {name!r} gave a {type(encoder).__name__}: expected an Encoder")
     return encoder

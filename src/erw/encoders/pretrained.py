@@ -20,12 +20,9 @@ from erw.io import misfit
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `CheckpointError` for a file with anything else."""
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}: expected a JSON object")
-    return value
+        return dict(json.loads(path.read_text("utf-8")).items())
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no JSON object: {one_line(error)}") from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -19,8 +19,7 @@ from erw.encoders import pretrained
 from erw.encoders.base import check_images
 from erw.errors import CheckpointError, ConfigError
 
-Scaling = tuple[list[float], list[float]]
-"""Shift and scale, one value per channel."""
+Scaling = tuple[list[float], list[float]]  # shift and scale, one value per channel
 SHIPPED = Path(__file__).parent / "weights"
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
@@ -161,12 +160,11 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
 
     Raises `ConfigError` for an unknown name, `CheckpointError` for weights that do not fit.
     """
-    name = str(name_or_path)
+    name, revision = str(name_or_path), None
     kind, _, local = name.partition("=")
     if name == "none":
         one = torch.ones(3, 1, 1, device=device)
         return VAE("none", 3, 1, torch.zeros_like(one), one, "none", None)
-    revision = None
     if kind == "va-vae":
         if not local:
             raise CheckpointError("VA-VAE comes as a file (LightningDiT links it): va-vae=FILE")

@@ -125,9 +125,8 @@ class VisionTransformer(PatchEncoder):
     def __init__(
         self, name: str | None, *, side: int | None = None, weights: Path | None = None
     ) -> None:
-        families = list(FAMILIES.values())
-        if name:
-            families = [FAMILIES[re.sub(r"-(s|b|l|g|h|so400m)(?=-|$)", "", name)]]
+        stem = re.sub(r"-(s|b|l|g|h|so400m)(?=-|$)", "", name or "")
+        families = [FAMILIES[stem]] if name else list(FAMILIES.values())
         kind = weights and read_json(weights / "config.json").get("model_type")
         family = next((f for f in families if not weights or kind in f.types), None)
         if family is None:

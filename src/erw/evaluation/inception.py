@@ -206,16 +206,12 @@ def find_inception() -> Path:
     try:
         return download(url, home / first, sha256=SHA256)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}, or give its path (--weights FILE); fd-lite2 needs none"
-        ) from error
+        raise FileNotFoundError(f"{error}, or --weights FILE; fd-lite2 needs none") from error
 
 
 def load_inception(path: str | Path | None = None, *, device: str = "cpu") -> Inception:
     """The network with weights from a file of pytorch-fid or torch-fidelity, batch norms folded.
-
-    Raises FileNotFoundError without a file, CheckpointError for a damaged or another network's.
-    """
+    Raises FileNotFoundError without a file, CheckpointError for a damaged or another network's."""
     path = find_inception() if path is None else Path(path)
     state, net = read_state(path), Inception()
     # Files of before PyTorch 0.4 have no counters of batches, which nothing here reads.

@@ -119,10 +119,7 @@ RECIPES |= {
         "SiT-XL/2 conditioned on the class token, as RCG (arXiv 2312.03701) with DiT-XL/2: train "
         "with --out runs/rcg, rdm_in256 with --out runs/rcg/rdm, then erw sample runs/rcg",
     ),
-    "rdm_in256": (
-        RDM,
-        "RCG's model of representations: 12 residual blocks predict the clean one, 200 epochs",
-    ),
+    "rdm_in256": (RDM, "RCG's model of representations: 12 residual blocks, 200 epochs"),
     "rdm_in256_class": (
         RDM.replace(model=replace(RDM.model, num_classes=None)),
         "As rdm_in256, conditional on the class, through which images of a class are drawn",

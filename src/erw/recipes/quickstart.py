@@ -5,9 +5,8 @@ from dataclasses import replace
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
 from erw.plan import SIT, Align, Plan, constant, repa, stop_at
 
-CACHE = "cache/quickstart"
+CACHE, IMAGES = "cache/quickstart", 8192
 """The cache that `erw train` prepares where it is missing, with so many images."""
-IMAGES = 8192
 
 REPA = repa(4, 2.0)
 # A quarter of the rate and fresh moments: what a faster warm-up leaves behind slows later learning.
@@ -41,18 +40,12 @@ RDM = QUICKSTART.replace(
     sample=Sample(steps=50, solver="heun"),
 )
 RECIPES = {
-    "quickstart": (
-        QUICKSTART,
-        "ERW on the built-in images: 9 classes, 64 x 64, 64 tokens; about 5 minutes on 2 cores",
-    ),
+    "quickstart": (QUICKSTART, "ERW on the built-in images; about 5 minutes on 2 CPU cores"),
     "quickstart_repa": (
         QUICKSTART.replace(plan=REPA),
         "REPA as in quickstart: full training alone, with an alignment weight tuned for this data",
     ),
-    "quickstart_sit": (
-        QUICKSTART.replace(plan=SIT),
-        "SiT as in quickstart: full training alone, without alignment",
-    ),
+    "quickstart_sit": (QUICKSTART.replace(plan=SIT), "SiT as in quickstart: no alignment"),
     "quickstart_repa_stopped": (
         QUICKSTART.replace(plan=Plan(align=(Align(block=4, weight=stop_at(2.0, over=3750)),))),
         "REPA whose alignment ends after 3,750 steps (as in HASTE); for runs of about twice that",
@@ -61,10 +54,7 @@ RECIPES = {
         QUICKSTART.replace(plan=Plan(warmup=400, depth=2, align=(PAPER,))),
         "ERW as the paper (v3) has it, depths in proportion: clean inputs, NT-Xent, weight 0.5",
     ),
-    "debug": (
-        DEBUG,
-        "Twelve steps of a very small model through both phases, for tests and for reading along",
-    ),
+    "debug": (DEBUG, "Twelve steps of a very small model through both phases, for tests"),
     "quickstart_reg": (
         QUICKSTART.replace(model=replace(QUICKSTART.model, class_token="denoised"), plan=REPA),
         "REG as in quickstart: full training alone, with EfficientNet's pooled class token",
@@ -73,8 +63,5 @@ RECIPES = {
         QUICKSTART.replace(model=replace(QUICKSTART.model, class_token="given"), plan=SIT),
         "RCG as in quickstart, --out runs/rcg: images from representations; erw sample runs/rcg",
     ),
-    "quickstart_rdm": (
-        RDM,
-        "The representation diffusion model of quickstart_rcg, by class: --out runs/rcg/rdm",
-    ),
+    "quickstart_rdm": (RDM, "The representations of quickstart_rcg, by class: --out runs/rcg/rdm"),
 }
