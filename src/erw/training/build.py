@@ -70,12 +70,7 @@ def _features(run: Run, cache: Cache, token: str) -> tuple[str, ...]:
 
 
 def token_encoder(run: Run, cache: Cache) -> str:
-    """The encoder whose class token the run reads.
-
-    Raises:
-        ConfigError: the cache has several and none is named, or is named wrongly.
-        CacheError: the cache has none, or not that one.
-    """
+    """The encoder whose class token the run reads. Raises ConfigError or CacheError as `resolve`."""
     if run.data.class_token:
         cache.require(token=run.data.class_token)
         return run.data.class_token

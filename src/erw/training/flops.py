@@ -46,13 +46,11 @@ class Rate(NamedTuple):
 class Ledger:
     """The cost of a run by step, a function of its plan and not of its history.
 
-    From a cache each image is encoded once, so the teacher's cost is that of the distinct images
-    that steps with its features have used: it grows over the first epoch and then stands still.
-
     Attributes:
         plan, batch_size: decide how many images each step sees.
         rates: cost per image, in the order of steps; the last one goes on for ever.
-        teacher: FLOPs of all encoders' forward on one image.
+        teacher: FLOPs of all encoders' forward on one image. A cache encodes each image once, so it
+            is paid for the distinct images that steps with its features have used.
         rows: images in the cache.
     """
 

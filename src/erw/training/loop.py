@@ -66,10 +66,9 @@ def train(
     Args:
         run: the settings.
         out: folder for `recipe.json`, `metrics.jsonl`, `checkpoints/` and `ema.safetensors`.
-        at: steps after which `evaluate(step, model, world)` is called with the EMA model, which
-            lies in memory, in every process. The lines that it returns are written with step and
-            costs. Its time is not counted in `seconds`. It is called again when the run is resumed
-            at that very step.
+        at: steps after which `evaluate(step, model, world)` is called in every process, with the
+            EMA model, and again when the run is resumed at that very step. The lines that it
+            returns are written with step and costs. Its time is not counted in `seconds`.
         objective: in place of the one that the settings name.
         init: the model to begin with (`erw.interop.starting_point`); give the same to go on.
         progress: a bar to show progress on, its total in FLOPs; None: one of its own.
@@ -390,14 +389,9 @@ class Trainer:
 
 def make_optimizer(net: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW, fused. It leaves alone the parameters that have no gradient in a phase."""
-    return torch.optim.AdamW(
-        net.parameters(),
-        lr=optim.lr,
-        betas=optim.betas,
-        weight_decay=optim.weight_decay,
-        eps=optim.eps,
-        fused=True,
-    )
+    names = ("lr", "betas", "weight_decay", "eps")
+    options = {name: getattr(optim, name) for name in names}
+    return torch.optim.AdamW(net.parameters(), fused=True, **options)
 
 
 class Sums:

@@ -14,8 +14,8 @@ from erw.rng import seeded
 
 
 class Prediction(NamedTuple):
-    """A forward pass: the backbone's output (None after an early stop), hidden tokens by depth,
-    and for each active term its projected tokens, one (B, T, F) per target."""
+    """The backbone's output (None after an early stop), hidden tokens by depth, and each active
+    term's projected tokens, one (B, T, F) per target."""
 
     output: Tensor | None
     hidden: dict[int, Tensor]
@@ -88,8 +88,7 @@ class Network(nn.Module):
 def build_network(run: Run, dims: Mapping[str, int]) -> Network:
     """The network of a resolved run; `dims`: channels of each encoder's features.
 
-    The parameters are a function of the seed: the backbone's and the projectors' apart, so that
-    methods start from the same backbone.
+    Backbone and projectors are seeded apart, so that methods start from the same backbone.
     """
     model = build_model(run.model, outputs=run.flow.outputs, seed=run.seed)
     with torch.random.fork_rng(devices=[]):
@@ -111,11 +110,4 @@ def target_dims(term: Align, run: Run, dims: Mapping[str, int]) -> tuple[int, ..
     """Channels of a term's targets: one per encoder that it reads, or the model's width."""
     if not term.reads_encoder:
         return (run.model.width,)
-    return tuple(dims[name] for name in encoders_of(term, run))
-
-
-def encoders_of(term: Align, run: Run) -> tuple[str, ...]:
-    """Names of the encoders whose features are a term's targets."""
-    if not term.reads_encoder:
-        return ()
-    return (term.encoder,) if term.encoder else run.data.features
+    return tuple(dims[name] for name in ([term.encoder] if term.encoder else run.data.features))

@@ -35,10 +35,7 @@ Token = Literal["none", "denoised", "given", "generated"]
 
 
 class Objective(Protocol):
-    """One step of learning on this process's rows of the step's batch.
-
-    `ema` is the EMA model, called like a backbone, without gradients.
-    """
+    """Losses on this process's rows of a step's batch; `ema` is called like the backbone."""
 
     def __call__(
         self, net: Network, batch: Batch, phase: Phase, rng: Draws, *, ema: Backbone | None = None
@@ -76,7 +73,6 @@ class FlowMatching:
     def __call__(
         self, net: Network, batch: Batch, phase: Phase, rng: Draws, *, ema: Backbone | None = None
     ) -> Losses:
-        """Losses of this process's rows of the step's batch."""
         x = self.clean(batch, rng)
         if phase.clean:
             noised = flow.Noised(x, torch.zeros(len(x), device=x.device), x, x)
@@ -130,11 +126,8 @@ class FlowMatching:
 @dataclass(frozen=True)
 class Diffusion:
     """DiT's objective in place of flow matching: squared error of the noise plus the variational
-    bound that teaches the variance, at a random step of the chain for each image. Phases, alignment
-    and draws are those of `FlowMatching`; a clean input has step 0, the least noisy.
-
-    Attributes:
-        null_class, features, class_dropout: as there.
+    bound that teaches the variance, at a random step of the chain for each image. All else is as in
+    `FlowMatching`; a clean input has step 0, the least noisy.
     """
 
     null_class: int
@@ -144,7 +137,6 @@ class Diffusion:
     def __call__(
         self, net: Network, batch: Batch, phase: Phase, rng: Draws, *, ema: Backbone | None = None
     ) -> Losses:
-        """Losses of a network that gives 2 C channels."""
         x, chain = latents(batch, rng), _chain(rng.device)
         eps = rng.normal("noise", *x.shape[1:])
         if phase.clean:
@@ -228,7 +220,7 @@ def _targets(
 
 
 def chosen_tokens(h: Tensor, z: Tensor, u: Tensor, term: Align) -> tuple[Tensor, Tensor]:
-    """The share of tokens that a term compares, those with the smallest of u (B, T)."""
+    """The tokens that a term compares: those with the smallest of u (B, T)."""
     count = max(1, round(term.tokens * u.shape[1]))
     index = u.argsort(dim=1)[:, :count, None]
     return tuple(x.gather(1, index.expand(-1, -1, x.shape[2])) for x in (h, z))  # type: ignore[return-value]
@@ -240,8 +232,7 @@ def latents(batch: Batch, rng: Draws) -> Tensor:
 
 
 def labels(batch: Batch, phase: Phase, rng: Draws, *, null: int, dropout: float) -> Tensor:
-    """Labels (B,), some or (as the phase says) all of them replaced by the null class, the only one
-    of an unconditional model."""
+    """Labels (B,), some or (as the phase says) all replaced by the null class."""
     dropped = rng.uniform("label") < (1.0 if phase.unlabelled or not null else dropout)
     return torch.where(dropped, null, batch.labels)
 

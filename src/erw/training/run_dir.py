@@ -17,19 +17,13 @@ from erw.training.init import init_record
 from erw.training.trained import RDM, RECIPE, Trained, read_recipe
 
 MAY_CHANGE = ("steps", "data.cache", "log.", "sample.", "eval.")
-"""Settings that another start of the same run may change: they alter no step already made.
-
-A cache may lie elsewhere: what it holds is compared by its hash.
-"""
+"""Settings that another start of the same run may change: they alter no step already made. A cache
+may lie elsewhere: its content is compared by a hash."""
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; the system releases it however the process ends.
-
-    Raises:
-        FolderInUseError: another process holds it.
-    """
+    """Hold a run's folder. Raises FolderInUseError if another process does."""
     with lock(folder / ".lock") as free:
         if not free:
             raise FolderInUseError(
@@ -47,11 +41,9 @@ def claim(
     *,
     init: Trained | None = None,
 ) -> dict[str, Any]:
-    """The content of `recipe.json`, once the one in the folder proves to be of the same run.
+    """The content of `recipe.json`.
 
-    Raises:
-        CheckpointError: the folder holds another run, or other files; the first differences are
-        named.
+    Raises CheckpointError if the folder holds another run, naming differences, or other files.
     """
     recipe: dict[str, Any] = {
         "erw": erw.__version__,
