@@ -70,7 +70,7 @@ def _features(run: Run, cache: Cache, token: str) -> tuple[str, ...]:
 
 
 def token_encoder(run: Run, cache: Cache) -> str:
-    """The encoder whose class token the run reads. Raises ConfigError or CacheError as `resolve`."""
+    """The encoder whose class token the run reads. Raises as `resolve`."""
     if run.data.class_token:
         cache.require(token=run.data.class_token)
         return run.data.class_token

@@ -108,6 +108,11 @@ def fresh_projectors(run: Run, dims: Mapping[str, int]) -> nn.ModuleList:
 
 def target_dims(term: Align, run: Run, dims: Mapping[str, int]) -> tuple[int, ...]:
     """Channels of a term's targets: one per encoder that it reads, or the model's width."""
+    return tuple(dims[name] for name in encoders_of(term, run)) or (run.model.width,)
+
+
+def encoders_of(term: Align, run: Run) -> tuple[str, ...]:
+    """Names of the encoders whose features are a term's targets."""
     if not term.reads_encoder:
-        return (run.model.width,)
-    return tuple(dims[name] for name in ([term.encoder] if term.encoder else run.data.features))
+        return ()
+    return (term.encoder,) if term.encoder else run.data.features
