@@ -154,8 +154,8 @@ def extractors_of(
     for space in spaces:
         net, path, file = encoder, files.get(space), ""
         if net is None and space == INCEPTION:
-            loaded = load_inception(path, device=device)
-            net, file = AdmFeatures(loaded.net), f"{loaded.file} sha256 {loaded.sha256}"
+            inception = load_inception(path, device=device)
+            net, file = AdmFeatures(inception), inception.file
         elif net is None:
             entry, at, side = SPACES.get(space, space).partition("@")
             net = load_encoder(entry + (f"={path}" if path else "") + at + side, device=device)
