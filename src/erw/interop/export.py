@@ -20,8 +20,6 @@ from erw.interop.pretrained import PLAIN_FILE, REPO, open_model
 from erw.io import save_tensors, write_json
 from erw.training.trained import Trained
 
-FORMATS = ("diffusers", "safetensors")
-
 
 def export(
     source: str | Path | Trained,
@@ -42,21 +40,20 @@ def export(
         vae: the VAE by name or folder, instead of the model's own.
         checkpoint: of a run: last, best or a step, as for `erw.load`.
         repo: name on the hub for the model card.
-        options: how to read a released checkpoint: layout, num_heads, which, input_size.
+        options: how to read a released checkpoint, as for `erw.load_pretrained`.
 
     Raises:
         ConfigError: unknown format, or `out` is not empty.
         CheckpointError, FileNotFoundError: the source cannot be read, is a warm-up, or has no
             place in the format; its VAE is missing or does not fit.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"format is {format!r}; expected {', '.join(FORMATS)}")
+    if format not in ("diffusers", "safetensors"):
+        raise ConfigError(f"format is {format!r}; expected diffusers, safetensors")
     out = Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; export into a new folder, or delete it first")
-    model = source
-    if not isinstance(model, Trained):
-        model = open_model(model, checkpoint=checkpoint, **options)
+    if not isinstance(model := source, Trained):
+        model = open_model(source, checkpoint=checkpoint, **options)
     if model.missing:
         raise CheckpointError(
             f"{model.source} is a warm-up, {len(model.missing)} parameters are not in it: train on "

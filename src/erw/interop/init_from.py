@@ -16,19 +16,15 @@ from erw.training.checkpoint import paths
 from erw.training.network import encoders_of
 from erw.training.trained import Trained, is_run
 
-ARCHITECTURE = (
-    *("depth", "width", "heads", "patch", "rope", "qk_norm", "norm", "mlp", "adaln_shift"),
-    *("net", "class_token", "class_dim"),
-)
+OF_THE_RUN = ("projector", "input_size", "channels", "num_classes")
 
 
 def adopt(run: Run, model: Trained) -> Run:
     """The run with the architecture, path and prediction of the model that it begins with."""
-    taken, flow = {name: getattr(model.run.model, name) for name in ARCHITECTURE}, run.flow
-    if flow.objective == model.run.flow.objective:  # `starting_point` refuses another
-        theirs = model.run.flow
+    own, flow, theirs = {k: getattr(run.model, k) for k in OF_THE_RUN}, run.flow, model.run.flow
+    if flow.objective == theirs.objective:  # `starting_point` refuses another
         flow = dataclasses.replace(flow, path=theirs.path, prediction=theirs.prediction)
-    return run.replace(model=dataclasses.replace(run.model, **taken), flow=flow)
+    return run.replace(model=dataclasses.replace(model.run.model, **own), flow=flow)
 
 
 def starting_point(
@@ -61,8 +57,7 @@ def starting_point(
             )
     words = [model.origin or f"run {model.run.name} after {model.step} steps"]
     net, heads = copy.deepcopy(model.net), nn.ModuleList()
-    if TABLE in dict(net.named_parameters()):
-        table = net.get_parameter(TABLE)
+    if (table := dict(net.named_parameters()).get(TABLE)) is not None:
         rows, message = label_rows(model.class_names, len(table) - 1, class_names, num_classes)
         table.data = table.data[[*rows, len(table) - 1]]
         net.null_class = num_classes
@@ -70,13 +65,9 @@ def starting_point(
     if projectors:
         heads = _heads(model, run)
         words.append(f"with its alignment heads for {', '.join(_targets(run))}")
-    settings = model.run.replace(
-        model=dataclasses.replace(model.run.model, num_classes=net.null_class)
-    )
-    return dataclasses.replace(
-        model, net=net, run=settings, class_names=tuple(class_names), projectors=heads,
-        origin="; ".join(words),
-    )  # fmt: skip
+    sizes = dataclasses.replace(model.run.model, num_classes=net.null_class)
+    changes = {"run": model.run.replace(model=sizes), "class_names": tuple(class_names)}
+    return dataclasses.replace(model, net=net, projectors=heads, origin="; ".join(words), **changes)
 
 
 def label_rows(
@@ -127,7 +118,6 @@ def _heads_of_run(model: Trained) -> list[nn.Module]:
         stem = f"ema.projectors.{number}."
         own = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
         dim = len(own[max(own)]) if own else 0  # rows of the last layer
-        head = PROJECTORS[kind](run.model.width, run.model.projector, dim)
-        head.load_state_dict(own)
-        heads.append(head)
+        heads.append(PROJECTORS[kind](run.model.width, run.model.projector, dim))
+        heads[-1].load_state_dict(own)
     return heads

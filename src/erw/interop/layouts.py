@@ -151,14 +151,11 @@ def _from_diffusers(tensors: Mapping[str, Tensor], path: object) -> dict[str, Te
     left, net = dict(tensors), {}
     for mine, theirs in _diffusers_names(depth_of(left, stem="transformer_blocks")).items():
         parts = [left.pop(key) for key in theirs if key in left]
-        if ".attn.qkv." in mine and len(parts) == 3:
-            net[mine] = torch.cat(parts)
-        elif parts and any(not torch.equal(parts[0], other) for other in parts[1:]):
-            raise CheckpointError(
-                f"{path}: the copies of {mine} differ between blocks; erw's model has one for all"
-            )
-        elif parts:
-            net[mine] = parts[0]
+        qkv = ".attn.qkv." in mine
+        if not qkv and any(not torch.equal(parts[0], other) for other in parts[1:]):
+            raise CheckpointError(f"{path}: {mine} differs between blocks, erw has one for all")
+        if parts:
+            net[mine] = torch.cat(parts) if qkv else parts[0]
     return net | left  # what is left is unexpected, by its own name
 
 

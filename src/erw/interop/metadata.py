@@ -23,14 +23,6 @@ COST = ("step", "images", "flops_total", "flops_warmup", "flops_teacher", "secon
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaling:
-    """Shift and scale of each latent channel."""
-
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Metadata:
     """Contents of `erw.json`. `weights`: their hash. `origin`: what a released file was read as.
     `made_by`: versions. `data`, `spent`, `scores`: of a run. `begins_with`: what it fine-tuned."""
@@ -40,7 +32,7 @@ class Metadata:
     vae: str
     step: int = 0
     class_names: tuple[str, ...] = ()
-    scaling: Scaling | None = None
+    scaling: dict | None = None
     average: str = ""
     weights: str = ""
     origin: str = ""
@@ -82,7 +74,7 @@ def describe(model: Trained) -> Metadata:
         vae=public(model.vae),
         step=model.step,
         class_names=model.class_names,
-        scaling=from_dict(Scaling, model.scaling) if model.scaling else None,
+        scaling=model.scaling,
         average=model.average,
         weights=weights,
         origin=model.origin,

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from erw.align import Projector
-from erw.config import to_dict
 from erw.errors import CheckpointError, ConfigError, one_line
-from erw.interop.layouts import FLIPPED, TIMES, without_sigma
+from erw.interop.layouts import FLIPPED, SIGMA, TIMES, without_sigma
 from erw.interop.metadata import METADATA, read_metadata
 from erw.interop.released import check_fit, read_released
 from erw.interop.safe_load import FOLDER_FILE, read_weights
@@ -91,19 +90,16 @@ def from_pretrained(
         folder = _download(str(source), revision)
     meta = read_metadata(folder)
     run, names = meta.run, meta.class_names
-    file = next((folder / name for name in EXPORTED if (folder / name).is_file()), None)
-    if file is None:
-        raise CheckpointError(f"{folder} has no {' or '.join(EXPORTED)}; get it again")
+    exists = [folder / name for name in EXPORTED if (folder / name).is_file()]
+    file = (exists or [folder / PLAIN_FILE])[0]
     tensors = {k.removeprefix("net."): v for k, v in read_weights(file).tensors.items()}
     check_fit(tensors, run.model, outputs=run.flow.outputs, source=file)
     net = build_model(run.model, outputs=run.flow.outputs)
     net.load_state_dict(tensors)
     net.to(device).eval().requires_grad_(False)
-    if names and len(names) != net.null_class:
-        raise CheckpointError(
-            f"{folder / METADATA} names {len(names)} classes, the weights have {net.null_class}"
-        )
-    vae, scaling = meta.vae, to_dict(meta.scaling) if meta.scaling else None
+    if len(names) not in (0, net.null_class):
+        raise CheckpointError(f"{folder} names {len(names)} classes, of {net.null_class}")
+    vae, scaling = meta.vae, meta.scaling
     if (folder / "vae" / "config.json").is_file():  # which has the scaling too
         vae, scaling = str(folder / "vae"), None
     return Trained(
@@ -159,17 +155,14 @@ def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Ten
     of the time embedding absorbs. The last layer changes the sign of a velocity; noise, score and
     clean latent are the same in either direction.
     """
-    turned = dict(tensors)
-    first = tensors["t_embedder.mlp.0.weight"].double()
-    cos, sin = first.chunk(2, dim=1)
+    first = "t_embedder.mlp.0.weight"
+    cos, sin = tensors[first].double().chunk(2, dim=1)
     half = cos.shape[1]
-    omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=first.device) / half)
+    omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     c, s = omega.cos(), omega.sin()
-    turned["t_embedder.mlp.0.weight"] = torch.cat([cos * c + sin * s, cos * s - sin * c], 1).float()
-    for kind in ("weight", "bias"):
-        if negate and (name := f"final_layer.linear.{kind}") in turned:
-            turned[name] = -turned[name]
-    return turned
+    turned = {first: torch.cat([cos * c + sin * s, cos * s - sin * c], 1).float()}
+    turned |= {name: -tensors[name] for name in SIGMA if negate and name in tensors}
+    return {**tensors, **turned}
 
 
 def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.ModuleList:

@@ -61,13 +61,10 @@ def read_released(
     Args:
         which: averaged ("ema") or plain weights ("model") of a training checkpoint.
         num_heads: attention heads, where neither the width nor the shapes say it.
-        input_size: side of the latent, where it should be another than the file's; positions are
-            computed anew.
-        depth: blocks of the full model, for a warm-up's file without its last blocks; those start
-            fresh and are listed in `Trained.missing`.
-        prediction: output of a flow model's network, "velocity", "noise", "score" or "x", where
-            the file does not say it; default: velocity.
-        path_type: the path it was trained on, "linear", "cosine" (SiT's GVP) or "vp", likewise.
+        input_size: side of the latent; for another than the file's, positions are computed anew.
+        depth: blocks of the full model, for a warm-up's file; the others are `Trained.missing`.
+        prediction: of a flow model's network, "velocity" (default), "noise", "score" or "x".
+        path_type: it was trained on: "linear" (default), "cosine" (SiT's GVP) or "vp".
     """
     if layout not in ("auto", *LAYOUTS):
         raise ConfigError(f"layout is {layout!r}; expected auto, {', '.join(LAYOUTS)}")
@@ -123,7 +120,7 @@ def check_fit(
     classes = -1 if model.num_classes is None else model.num_classes
     if (
         model.net != "sit"
-        or min(side, channels, model.patch, classes + 1) < 1
+        or min(side, channels, classes + 1) < 1
         or (side // model.patch) ** 2 * model.width > MOST_POSITIONS
         or (model.depth != blocks and not optional)
     ):
@@ -166,10 +163,9 @@ def _model(
         if not value:
             raise CheckpointError(f"{path} of width {width} does not say it: give {option}=")
     assert shown and depth
-    if side**2 != tokens or heads not in (None, shown) or width % shown:
+    if side**2 != tokens or heads not in (None, shown):
         raise CheckpointError(
-            f"{path} has {tokens} tokens (expected a square), width {width} and {shown} heads "
-            f"(expected a divisor); num_heads is {heads}"
+            f"{path} has {tokens} tokens (a square is usual) and {shown} heads; num_heads: {heads}"
         )
     return Model(
         input_size=input_size,

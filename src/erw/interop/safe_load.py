@@ -81,7 +81,11 @@ def _read_pickle(path: Path) -> Any:
     inert = [(Inert, name) for name in names]
     try:
         if zipped := zipfile.is_zipfile(path):
-            _check_archive(path)
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.infolist()
+            total = sum(entry.file_size for entry in entries)
+            if total > path.stat().st_size or any(entry.compress_type for entry in entries):
+                raise CheckpointError(f"{path} is a compressed zip archive; it was not unpacked")
         with (
             torch.serialization.safe_globals(inert),  # type: ignore[arg-type]
             warnings.catch_warnings(action="ignore"),  # about a protocol newer than torch's own
@@ -100,18 +104,6 @@ def _read_pickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is truncated or no file of weights ({type(error).__name__}); get it again"
         ) from error
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive with compressed entries, or with more bytes than the file."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    total, size = sum(entry.file_size for entry in entries), path.stat().st_size
-    if total > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(
-            f"{path} is a zip archive of {total:,} bytes packed into {size:,}, which torch does "
-            "not write; it was not unpacked"
-        )
 
 
 def _unwrap(content: Any, path: Path, which: Which) -> Weights:

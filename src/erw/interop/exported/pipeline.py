@@ -74,39 +74,28 @@ class FlowPipeline(DiffusionPipeline):
         if guidance_scale != 1 and class_labels is None:
             raise ValueError("guidance_scale is not 1: give the class_labels to guide to")
         network, device = self.transformer.config.network, self._execution_device
-        y = torch.tensor(self._labels(class_labels, num_images, latents), device=device)
+        null = network["num_classes"]
+        known = {None: null} | self.labels | {n: n for n in range(null)}
+        if class_labels is None or isinstance(class_labels, int | str):
+            count = num_images or (1 if latents is None else len(latents))
+            class_labels = [class_labels] * count
+        if unknown := [label for label in class_labels if label not in known]:
+            raise ValueError(f"no class {unknown[0]!r}; 0 to {null - 1}, {', '.join(self.labels)}")
+        y = torch.tensor([known[label] for label in class_labels], device=device)
         shape = (len(y), *[network[k] for k in ("channels", "input_size", "input_size")])
         x = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents
-        if x.shape != shape:
-            raise ValueError(f"latents are {tuple(x.shape)}; expected {shape}")
-        x = x.to(device, torch.float32)
-        low, high = guidance_interval
+        if x.shape != shape or num_images not in (None, len(y)):
+            raise ValueError(f"latents {tuple(x.shape)}, {num_images} images: expected {shape}")
+        x, (low, high) = x.to(device, torch.float32), guidance_interval
         for t, t_next in self.progress_bar(list(pairwise(self._times(num_inference_steps)))):
             out = self._predict(x, t, y)
             if guidance_scale != 1 and low - 1e-6 <= t <= high + 1e-6:
-                null = self._predict(x, t, torch.full_like(y, network["num_classes"]))
-                c = guided_channels
-                out[:, :c] = null[:, :c] + guidance_scale * (out[:, :c] - null[:, :c])
+                plain, c = self._predict(x, t, torch.full_like(y, null)), guided_channels
+                out[:, :c] = plain[:, :c] + guidance_scale * (out[:, :c] - plain[:, :c])
             x = self._step(x, out, t, t_next)
         images = x if output_type == "latent" else self._decode(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _labels(self, labels: Any, count: int | None, latents: Tensor | None) -> list[int]:
-        """The class number of each image; `num_classes` is the null class."""
-        classes = self.transformer.config.network["num_classes"]
-        number = count or (1 if latents is None else len(latents))
-        if labels is None:
-            return [classes] * number
-        given = [labels] * number if isinstance(labels, int | str) else list(labels)
-        numbers = [self.labels.get(x, -1) if isinstance(x, str) else int(x) for x in given]
-        for label, n in zip(given, numbers, strict=True):
-            if not 0 <= n < classes:
-                known = ", ".join(self.labels) or "no names"
-                raise ValueError(f"no class {label!r}; expected 0 to {classes - 1}, or of {known}")
-        if count not in (None, len(numbers)):
-            raise ValueError(f"{len(numbers)} images by class_labels, {count} by num_images")
-        return numbers
 
     def _times(self, steps: int) -> list[float]:
         """Falling times from 1 to 0; a DiT's are evenly spaced steps of its chain of 1,000."""
