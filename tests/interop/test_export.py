@@ -17,7 +17,7 @@ from erw.config import Flow
 from erw.encoders import load_vae
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained
-from erw.interop.diffusers import transformer_code
+from erw.interop.export import transformer_code
 from erw.sampling.generation import start_noise
 from helpers.exported import DDPM, SCALING, SMALL, model, scaled_vae
 from helpers.parts import vae_folder

@@ -9,13 +9,11 @@ from torch import Tensor
 from erw.config import Model
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.layouts import LAYOUTS, OURS, STEPS, TIMES, positions, to_diffusers, without_sigma
-from erw.interop.pretrained import FILES
-from erw.interop.released import Released, read_released, unusual
+from erw.interop.pretrained import FILES, OPTIONS, Released, read_released, unusual
 from erw.io import save_tensors, write_file
 from erw.models import build_model
 from erw.training.trained import is_run, load
 
-OPTIONS = ("rope", "qk_norm", "norm", "mlp", "adaln_shift", "class_token")
 PLAIN: dict[str, Any] = {name: getattr(Model(), name) for name in OPTIONS}
 SUPPORTED = {  # options that a layout's own code can build; None: any value
     "dit": PLAIN,

@@ -1,24 +1,40 @@
-"""Export: a model as a folder that diffusers (see `erw.interop.diffusers`) or another erw loads,
-here or on the Hugging Face hub.
+"""Export: a model as a folder that plain diffusers or another erw loads, here or on the hub.
 
 DIR/erw.json, README.md      what it is and how it was made, for programs and as a model card
 DIR/model.safetensors        with --format safetensors; its VAE in vae/ if it has no public name
+
+Otherwise, with code that does not need erw:
+DIR/model_index.json, pipeline.py
+DIR/transformer/             config, weights, erw_transformer.py
+DIR/vae/                     its config has the shift and scale of latents
 """
 
+import copy
 import dataclasses
 import os
+import re
 import shutil
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from erw import __version__
 from erw.config import to_dict
-from erw.encoders.vae import load_vae
+from erw.encoders.vae import VAE, load_vae
 from erw.errors import CheckpointError, ConfigError, one_line
-from erw.interop.diffusers import save_vae, write_diffusers
 from erw.interop.metadata import METADATA, describe, known_vae, model_card, public, read_metadata
 from erw.interop.pretrained import PLAIN_FILE, REPO, open_model
 from erw.io import save_tensors, write_json
+from erw.models import SiT
+from erw.models.backbone import token_sizes
 from erw.training.trained import Trained
+
+PACKAGE = Path(__file__).parents[1]
+CODE = "erw_transformer"
+SOURCES = ("flow.py", "models/sit.py", "interop/exported/transformer.py")
 
 
 def export(
@@ -31,16 +47,13 @@ def export(
     repo: str = "",
     **options: Any,
 ) -> Path:
-    """Write a model into the folder `out`, whole or not at all.
+    """Write a model into the new folder `out`, whole or not at all.
 
     Args:
-        source: a loaded model, or the path of one, as for `open_model`.
-        out: a new or empty folder.
+        source: a loaded model, or the path of one; `checkpoint` and `options` as for `open_model`.
         format: "diffusers" or "safetensors" (see the module).
         vae: the VAE by name or folder, instead of the model's own.
-        checkpoint: of a run: last, best or a step, as for `erw.load`.
         repo: name on the hub for the model card.
-        options: how to read a released checkpoint, as for `erw.load_pretrained`.
 
     Raises:
         ConfigError: unknown format, or `out` is not empty.
@@ -52,8 +65,9 @@ def export(
     out = Path(out).expanduser()
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; export into a new folder, or delete it first")
-    if not isinstance(model := source, Trained):
-        model = open_model(source, checkpoint=checkpoint, **options)
+    model = source
+    if not isinstance(model, Trained):
+        model = open_model(model, checkpoint=checkpoint, **options)
     if model.missing:
         raise CheckpointError(
             f"{model.source} is a warm-up, {len(model.missing)} parameters are not in it: train on "
@@ -77,11 +91,11 @@ def export(
     tmp = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         if format == "diffusers":
-            write_diffusers(model, decoder, tmp)
+            _write_diffusers(model, decoder, tmp)
         else:
             save_tensors(tmp / PLAIN_FILE, dict(model.net.named_parameters()), {"format": "pt"})
         if decoder is not None:
-            save_vae(decoder, tmp / "vae")
+            _save_vae(decoder, tmp / "vae")
         write_json(tmp / METADATA, to_dict(meta))
         parameters = sum(p.numel() for p in model.net.parameters())
         text = model_card(meta, repo=repo, diffusers=format == "diffusers", parameters=parameters)
@@ -111,8 +125,7 @@ def push_to_hub(
 
     Raises:
         ConfigError: no such name, or `out` is missing for a loaded model.
-        CheckpointError: as `export`; or the hub refuses or cannot be reached. The folder is then
-            complete and can be pushed later.
+        CheckpointError: as `export`; or the hub refuses, and the folder can be pushed later.
     """
     if not REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is no repository on the hub; expected owner/name")
@@ -140,3 +153,55 @@ def push_to_hub(
             f"in (hf auth login), then: erw export {folder} --push {repo}"
         ) from error
     return str(info.commit_url).partition("/commit/")[0]
+
+
+def _write_diffusers(model: Trained, vae: VAE | None, folder: Path) -> None:
+    """Transformer and pipeline with their code."""
+    import diffusers
+
+    from erw.interop.exported.transformer import FlowTransformer
+
+    run = model.run
+    if run.model.needs_token:
+        raise CheckpointError(f"{run.name} has class tokens; choose --format safetensors")
+    sizes = {k: getattr(run.model, k) for k in signature(SiT).parameters if hasattr(run.model, k)}
+    sizes |= token_sizes(run.model) | {"out_channels": model.net.out_channels}
+    with torch.device("meta"):
+        transformer = FlowTransformer(sizes, run.flow.objective, run.flow.prediction, run.flow.path)
+    transformer.net = model.net
+    transformer.save_pretrained(folder / "transformer", max_shard_size="1TB")
+    (folder / "transformer" / f"{CODE}.py").write_text(transformer_code(), "utf-8")
+    shutil.copyfile(PACKAGE / "interop" / "exported" / "pipeline.py", folder / "pipeline.py")
+    index = {
+        "_class_name": ["pipeline", "FlowPipeline"],
+        "_diffusers_version": diffusers.__version__,
+        "transformer": [CODE, "FlowTransformer"],
+        "vae": ["diffusers", type(vae.network).__name__] if vae else [None, None],
+        "id2label": {str(i): name for i, name in enumerate(model.class_names)},
+        "shift": run.sample.shift,
+    }
+    write_json(folder / "model_index.json", index)
+
+
+def transformer_code() -> str:
+    """The network in one file: erw's sources one after another, without their imports of erw."""
+    text = "\n\n".join((PACKAGE / name).read_text("utf-8") for name in SOURCES)
+    text = re.sub(r"^from erw\.\S+ import (?:\([^)]*\)|.*)\n", "", text, flags=re.M)
+    head = f"{', '.join(SOURCES)} of erw {__version__} (Apache-2.0); needs torch and diffusers."
+    return f'"""{head}"""\n\nConfigError = ValueError\n\n{text}'
+
+
+def _save_vae(vae: VAE, folder: Path) -> None:
+    """A VAE as diffusers has it, with the shift and scale of its latents in its config."""
+    shift, scale = (
+        [float(str(np.float32(x))) for x in value.flatten().tolist()]  # 0.18215, not 0.1821500063
+        for value in vae.scaling
+    )
+    config: dict[str, Any] = {"shift_factor": None, "scaling_factor": 1.0}
+    config |= {"latents_mean": shift, "latents_std": [1 / x for x in scale]}
+    if len(set(shift)) == len(set(scale)) == 1:
+        config = {"shift_factor": shift[0], "scaling_factor": scale[0]}
+        config |= {k: None for k in ("latents_mean", "latents_std") if k in vae.network.config}
+    network = copy.deepcopy(vae.network).to(memory_format=torch.contiguous_format)
+    network.register_to_config(**config)
+    network.save_pretrained(folder)

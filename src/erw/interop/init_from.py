@@ -66,8 +66,10 @@ def starting_point(
         heads = _heads(model, run)
         words.append(f"with its alignment heads for {', '.join(_targets(run))}")
     sizes = dataclasses.replace(model.run.model, num_classes=net.null_class)
-    changes = {"run": model.run.replace(model=sizes), "class_names": tuple(class_names)}
-    return dataclasses.replace(model, net=net, projectors=heads, origin="; ".join(words), **changes)
+    settings, names, origin = model.run.replace(model=sizes), tuple(class_names), "; ".join(words)
+    return dataclasses.replace(
+        model, net=net, run=settings, class_names=names, projectors=heads, origin=origin
+    )
 
 
 def label_rows(

@@ -78,7 +78,7 @@ class FlowPipeline(DiffusionPipeline):
         known = {None: null} | self.labels | {n: n for n in range(null)}
         if class_labels is None or isinstance(class_labels, int | str):
             count = num_images or (1 if latents is None else len(latents))
-            class_labels = [class_labels] * count
+            class_labels = [class_labels] * count  # type: ignore[list-item]
         if unknown := [label for label in class_labels if label not in known]:
             raise ValueError(f"no class {unknown[0]!r}; 0 to {null - 1}, {', '.join(self.labels)}")
         y = torch.tensor([known[label] for label in class_labels], device=device)
