@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from erw.data.images import EXTENSIONS, WHITE
-from erw.data.sources.base import Source, ending, overview
-from erw.data.sources.files import Files, FileSource, folder, tars, zipped
+from erw.data.sources.files import FileSource, Source, folder, overview, tars, zipped
 from erw.data.sources.hub import PACKED, files_of
-from erw.data.sources.labels import CLASSES, SPLITS
+from erw.data.sources.labels import CLASSES, SPLITS, Files, ending
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.data.sources.tables import Arrays, Table
 from erw.errors import DataError

