@@ -137,7 +137,6 @@ def test_it_is_lazy() -> None:
         ({"solver": "hein"}, "did you mean heun"),
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 0}, "batch_size"),
-        ({"precision": "fp8"}, "precision"),
         ({"interval": (0.5, 0.2)}, "interval"),
         ({"model": trained(0), "labels": 1}, "unconditional"),
         ({"model": trained(0), "guidance": 2.0}, "unconditional"),

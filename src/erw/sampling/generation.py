@@ -190,14 +190,12 @@ def generate(
     _check(model, sample, autoguidance, decode=decode)
     if not seeds or batch_size < 1:
         raise ConfigError(f"no seeds, or batch_size {batch_size}: give at least 1 of each")
-    if precision not in ("fp32", "bf16", "auto"):
-        raise ConfigError(f"precision is {precision!r}; expected 'fp32', 'bf16' or 'auto'")
     chosen, rule = labels_of(labels, seeds, model.num_classes)
     nets = (model.net, autoguidance.net) if autoguidance else (model.net,)
     for block in chain(*(getattr(net, "blocks", [net]) for net in nets)) if compile else ():
         block.compile()
-    dtype, _ = precision_of(precision, next(model.net.parameters()).device)
-    bf16, decoder = dtype is torch.bfloat16, _decoder(model, vae) if decode else None
+    bf16 = precision_of(precision, next(model.net.parameters()).device)[0] is torch.bfloat16
+    decoder = _decoder(model, vae) if decode else None
     return Generation(model, seeds, chosen, rule, sample, autoguidance, bf16, batch_size, decoder)
 
 
@@ -216,19 +214,16 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
     if sample.guidance != 1 and not (weak or model.num_classes or model.net.representation):
         raise ConfigError("an unconditional model has no classes to guide by: give guidance 1")
-    own, other = (
-        (
-            m.latent_shape,
-            m.num_classes,
-            m.net.class_token,
-            m.net.representation,
-            flow.path,
-            flow.outputs,
+    if weak and _kind(weak) != _kind(model):
+        raise ConfigError(
+            f"autoguidance: latents, classes or path {_kind(weak)} differ from {_kind(model)}"
         )
-        for m, flow in ((m, m.run.flow) for m in (model, weak or model))
-    )
-    if own != other:
-        raise ConfigError(f"autoguidance: latents, classes or path {other} differ from {own}")
+
+
+def _kind(model: Trained) -> tuple[Any, ...]:
+    net, flow = model.net, model.run.flow
+    token = net.class_token, net.representation
+    return model.latent_shape, model.num_classes, token, flow.path, flow.outputs
 
 
 def predictor(model: Trained) -> ModelVelocity:
@@ -248,12 +243,10 @@ def representations(model: Trained, seeds: Sequence[int], labels: Tensor | None)
 
 def _decoder(model: Trained, vae: VAE | str | None) -> VAE:
     """The VAE, with the scaling that the model's data has measured where it has one."""
-    if isinstance(vae, VAE):
-        decoder, scales = vae, vae.scale is None
-    else:
-        device = next(model.net.parameters()).device
-        decoder, scales = load_vae(vae or model.vae, device=str(device)), True
-    return decoder.scaled(**model.scaling) if model.scaling and scales else decoder
+    scales = not isinstance(vae, VAE) or vae.scale is None
+    if not isinstance(vae, VAE):
+        vae = load_vae(vae or model.vae, device=str(next(model.net.parameters()).device))
+    return vae.scaled(**model.scaling) if model.scaling and scales else vae
 
 
 @contextmanager
@@ -288,19 +281,19 @@ def _normal(
     if token:
         parts = _normal(seeds, shape, *tags), _normal(seeds, (token,), *tags, "class token")
         return torch.cat([part.flatten(1) for part in parts], 1)
-    rows = [torch.randn(shape, generator=generator(seed, "sample", *tags)) for seed in seeds]
-    return torch.stack(rows)
+    rngs = [generator(seed, "sample", *tags) for seed in seeds]
+    return torch.stack([torch.randn(shape, generator=rng) for rng in rngs])
 
 
 def labels_of(
     labels: Labels, seeds: tuple[int, ...], num_classes: int
 ) -> tuple[tuple[int, ...] | None, str]:
     """The label of each seed, and the rule behind them in words."""
-    if not num_classes:
-        if labels is not None:
-            raise ConfigError("labels were given to an unconditional model; leave them out")
-        return None, "none"
+    if not num_classes and labels is not None:
+        raise ConfigError("labels were given to an unconditional model; leave them out")
     rule = "given"
+    if not num_classes:
+        return None, "none"
     if labels is None:
         labels, rule = [seed % num_classes for seed in seeds], "balanced: seed modulo classes"
     elif isinstance(labels, str):

@@ -47,8 +47,7 @@ def classifier_free(
 ) -> Velocity:
     """Guidance away from the model's own velocity for the null class, in one batch of 2 B.
 
-    `y` (B, ...) holds labels or representations, `null` is the value that stands for none; options
-    as `guided`.
+    `y` (B, ...) holds labels or representations, `null` stands for none; options as `guided`.
     """
     nulls = torch.as_tensor(null, dtype=y.dtype, device=y.device).expand(y.shape)
     both = conditional(model_velocity, torch.cat([y, nulls]))

@@ -54,7 +54,7 @@ def previewing(
 
 
 def write_preview(generation: Generation, out: str | Path) -> Path:
-    """The first images that `save.write` put into `out` as one picture next to it."""
+    """The first images that `write` put into `out` as one picture next to it."""
     out, seeds = Path(out), generation.seeds[:COUNT]
     if out.suffix == ".npz":
         images = next(read_images(out, rows=len(seeds)))

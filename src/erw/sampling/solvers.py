@@ -15,7 +15,7 @@ of DiT's chain improved DDPM (arXiv 2102.09672) and DDIM (arXiv 2010.02502).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -38,9 +38,6 @@ class Step(NamedTuple):
     t_next: float
     x: Tensor  # the state that it reached, float64
     velocity: Tensor  # at t (of a DiT its output), float64
-
-
-Callback = Callable[[Step], None]
 
 
 class At(NamedTuple):
@@ -107,7 +104,6 @@ class Solver:
         *,
         path: Path = LINEAR,
         noise: Callable[[int, Tensor], Tensor] | None = None,
-        callback: Callback | None = None,
         **options: float,
     ) -> Tensor:
         """Carry x (B, ...) from times[0] to times[-1]; returns float64.
@@ -126,8 +122,6 @@ class Solver:
             at = At(i, len(times) - 1, t, t_next, field, partial(noise, i), path, previous)
             x, v = self.rule(x, at, **options)
             previous = Step(i, t, t_next, x, v)
-            if callback:
-                callback(previous)
         return x
 
 
@@ -137,10 +131,7 @@ def _euler(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 
 
 def _heun(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
-    """Heun's second order step; the last one is an Euler step, as in REPA and EDM.
-
-    Each evaluation is guided at its own time, where REPA guides both at that of the first.
-    """
+    """Heun's second order step; the last one is an Euler step, as in REPA and EDM."""
     ahead, v = _euler(x, at)
     if at.last:
         return ahead, v
@@ -158,10 +149,7 @@ def _adams(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 
 
 def _euler_maruyama(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
-    """dx = (v - w s / 2) dt + sqrt(w) dW with w(t) = 2 t and the score s; the last step has no dW.
-
-    REPA guides the drift, which is affine in the guided v, so the two are the same.
-    """
+    """dx = (v - w s / 2) dt + sqrt(w) dW with w(t) = 2 t and the score s; the last step has no dW."""
     v, w, dt = at.velocity(x, at.t), 2 * at.t, at.t_next - at.t
     score = score_from_velocity(v, x, torch.tensor(at.t, dtype=torch.float64), path=at.path)
     mean = x + dt * (v - w / 2 * score)
@@ -169,11 +157,8 @@ def _euler_maruyama(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 
 
 def _dopri5(x: Tensor, at: At, *, atol: float = 1e-6, rtol: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """The first interval by Dormand and Prince's orders 5 and 4, those after it by Euler steps.
-
-    The estimated error's root mean square over the batch stays within atol + rtol |x|; SiT's
-    tolerances.
-    """
+    """The first interval by Dormand and Prince's orders 5 and 4 with SiT's tolerances, those after
+    it by Euler steps."""
     if at.number:
         return _euler(x, at)
     try:
@@ -208,7 +193,7 @@ def _chained(
     return mean, output
 
 
-@lru_cache(maxsize=8)
+@cache
 def _chain(steps: int) -> ddpm.Chain:
     return ddpm.respaced(ddpm.chain(), steps)
 
@@ -228,8 +213,7 @@ def solver_for(name: str, objective: str) -> Solver:
     """The solver. Raises ConfigError for an unknown one, or one of another objective."""
     if name not in SOLVERS:
         raise ConfigError(f"unknown solver {name!r}{nearest(name, SOLVERS)}")
-    if SOLVERS[name].objective != objective:
-        kind = "a flow model" if objective == "flow" else "a DiT, which predicts noise on a chain"
-        fit = [other for other in SOLVERS if SOLVERS[other].objective == objective]
-        raise ConfigError(f"solver {name!r} cannot draw {kind}; choose {', '.join(fit)}")
+    fit = [each for each, solver in SOLVERS.items() if solver.objective == objective]
+    if name not in fit:
+        raise ConfigError(f"solver {name} cannot draw flow.objective {objective}; choose {fit}")
     return SOLVERS[name]
