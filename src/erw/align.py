@@ -1,9 +1,7 @@
 """Alignment: bring a network's hidden tokens close to the features of a frozen vision encoder.
 
-| symbol | meaning                                            | shape     |
-| h      | hidden tokens after some block                     | (B, T, D) |
-| T(h)   | projected tokens, `Projector`                      | (B, T, F) |
-| z      | the encoder's patch features of the clean image    | (B, T, F) |
+    h (B, T, D) hidden tokens after some block     T(h) (B, T, F) projected by a `Projector`
+    z (B, T, F) the encoder's patch features of the clean image
 
 Source: REPA (arXiv 2410.06940) Eq. 8; ERW (arXiv 2504.10188) Eq. 13 and Eq. 40.
 """
@@ -11,7 +9,7 @@ Source: REPA (arXiv 2410.06940) Eq. 8; ERW (arXiv 2504.10188) Eq. 13 and Eq. 40.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,7 +20,6 @@ from erw.dist import current
 from erw.errors import ConfigError
 
 AlignLoss = Callable[..., Tensor]
-Negatives = Literal["image", "batch", "pooled"]
 
 
 def cosine(projected: Tensor, target: Tensor) -> Tensor:
@@ -37,7 +34,7 @@ def cosine(projected: Tensor, target: Tensor) -> Tensor:
 
 
 def nt_xent(
-    projected: Tensor, target: Tensor, *, temperature: float = 0.1, negatives: Negatives = "image"
+    projected: Tensor, target: Tensor, *, temperature: float = 0.1, negatives: str = "image"
 ) -> Tensor:
     """Normalised temperature-scaled cross entropy (InfoNCE) of tokens (B, T, F) and their targets.
 
@@ -73,7 +70,7 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _gathered(rows: Tensor) -> tuple[Tensor, int]:
-    """The rows of every rank, without gradient, and the index of this rank's first row."""
+    """The rows of every rank, and the index of this rank's first row."""
     world = current()
     if world.size == 1 or rows.is_meta:
         return rows, 0
@@ -99,8 +96,7 @@ ALIGN_LOSSES: dict[str, AlignLoss] = {
     "nt_xent_batch": partial(nt_xent, negatives="batch"),
     "nt_xent_pooled": partial(nt_xent, negatives="pooled"),
 }
-"""Name -> loss (projected (B, T, F), target (B, T, F)) -> scalar; add your own here. One with a
-keyword `temperature` can be given one."""
+"""Name -> loss (projected (B, T, F), target (B, T, F), temperature= where it has one) -> scalar."""
 
 PROJECTORS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "mlp": Projector,
@@ -160,9 +156,9 @@ class Aligned(nn.Module):
     Calling it passes everything on to the model, with three keywords taken out:
 
         targets: features (B, T, dim), or one tensor per encoder; None: the plain model, loss None.
-        at: another block for this call (warm-up and full training may tap different depths).
-        stop: True: blocks after `at` do not run, `out` is None, and they get no gradient. Not for
-            FSDP2, whose own post-forward hooks would be skipped.
+        at: another block for this call.
+        stop: True: blocks after `at` do not run, and `out` is None. Not for FSDP2, whose own
+            post-forward hooks would be skipped.
     """
 
     def __init__(
@@ -211,8 +207,6 @@ class Aligned(nn.Module):
             pass
         finally:
             handle.remove()
-        if not seen:
-            raise ConfigError(f"the block {path!r} did not run; tap another one")
         targets = (targets,) if isinstance(targets, Tensor) else targets
         pairs = zip(self.projectors, targets, strict=True)
         losses = [compare(self.loss, project(seen[-1]), z) for project, z in pairs]

@@ -2,12 +2,8 @@
 
     step 0 is the least noisy, step N - 1 the most; x_s = sqrt(abar_s) x + sqrt(1 - abar_s) eps
 
-| symbol  | meaning                                                                | shape        |
-| x       | clean latent                                                           | (B, C, H, W) |
-| eps     | standard normal noise                                                  | as x         |
-| step    | index into the chain, 0..N-1                                           | (B,) int64   |
-| output  | the network's noise prediction, then C channels that place the         | (B, 2C, H, W)|
-|         | variance between its two bounds: -1 is the lower, 1 the upper          |              |
+A network's output (B, 2C, H, W) is the noise prediction, then C channels that place the variance
+between its two bounds: -1 is the lower, 1 the upper.
 
 Sources: improved DDPM (arXiv 2102.09672), sections 2 and 3; DiT (arXiv 2212.09748), section 3.1;
 DDIM (arXiv 2010.02502), Eq. 12.

@@ -46,7 +46,6 @@ class World:
         return self.rank * each, (self.rank + 1) * each
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of `values` over all processes."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
@@ -54,13 +53,11 @@ class World:
         return values
 
     def any(self, flags: Tensor) -> Tensor:
-        """Elementwise: whether a flag (0 or 1) is up in any process."""
         if self.size > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return flags
 
     def agree(self, flag: bool) -> bool:
-        """Whether `flag` is up in any process."""
         if self.size == 1:
             return flag
         return bool(self.any(torch.tensor(float(flag), device=self.device)))

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from erw.errors import ConfigError
 
-WIDEST = 12**-0.5
-"""sigma_rel of gamma = 0, the plain mean."""
+WIDEST = 12**-0.5  # sigma_rel of gamma = 0, the plain mean
 
 
 class Ema:
@@ -42,16 +41,13 @@ class Ema:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Write the average into `module`."""
         for name, p in module.named_parameters():
             p.copy_(self.tensors[name])
 
 
 class PowerEmas:
-    """Averages of `module`'s parameters with power-function profiles of the widths `sigma_rels`.
-
-    `tensors[sigma_rel][name]` are float32; the first update takes the parameters as they are.
-    """
+    """Averages of `module`'s parameters with power-function profiles of the widths `sigma_rels`;
+    the first update takes the parameters as they are."""
 
     def __init__(self, module: nn.Module, sigma_rels: Sequence[float]) -> None:
         self.exponents = {sigma: exponent(sigma) for sigma in sigma_rels}
@@ -75,8 +71,6 @@ class Profile(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """Weights of stored averages, and the distance of their profile from the wanted one."""
-
     weights: Tensor  # (stored,) float64, of sum 1
     error: float  # share of the wanted profile's length in L2
 

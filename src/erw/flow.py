@@ -2,12 +2,8 @@
 
     t = 0 is data, t = 1 is noise           (as in REPA and ERW; SiT's own files run the other way)
 
-| symbol   | meaning                                  | shape        |
-| x        | clean latent (z_0 in the paper)          | (B, C, H, W) |
-| eps      | standard normal noise                    | as x         |
-| t        | time                                     | (B,)         |
-| x_t      | alpha(t) x + sigma(t) eps                | as x         |
-| v        | velocity alpha'(t) x + sigma'(t) eps     | as x         |
+    x (B, C, H, W) clean latent     eps noise     t (B,) time
+    x_t = alpha(t) x + sigma(t) eps     v = alpha'(t) x + sigma'(t) eps, the velocity
 
 On the linear path alpha = 1 - t and sigma = t, so v = eps - x. The variance-preserving path is
 SiT's: alpha = exp(-int beta / 2) with beta(t) = 0.1 + 19.9 t and sigma^2 = 1 - alpha^2.

@@ -4,9 +4,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from erw.errors import CheckpointError, DataError, one_line
 
@@ -34,15 +34,10 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
 
 
-def write_file(path: Path, put: Callable[[IO[bytes]], Any], *, sync: bool = True) -> None:
-    """Write what `put` writes into a file, whole or not at all. Raises OSError as `replacing`."""
-    with replacing(path, sync=sync) as tmp, open(tmp, "w+b") as file:
-        put(file)
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes, whole or not at all."""
-    write_file(path, lambda file: file.write(content))
+    with replacing(path) as tmp:
+        tmp.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,7 +86,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def tensor_header(path: Path) -> dict[str, str]:
-    """Header of a safetensors file, without its tensors. Raises as `load_tensors`."""
+    """Header of a safetensors file. Raises as `load_tensors`."""
     with _opened(path) as file:
         return file.metadata() or {}
 
@@ -137,8 +132,7 @@ def cache_home() -> Path:
 def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
     """`path`, downloaded from `url` unless it is there; `sha256`: the first digits of its hash.
 
-    Raises FileNotFoundError without a network or with ERW_OFFLINE=1, DataError when the server
-    sent another file.
+    Raises FileNotFoundError without a network, DataError when the server sent another file.
     """
     if path.exists():
         return path

@@ -112,14 +112,9 @@ def test_guidance_changes_the_image_only_inside_its_interval() -> None:
     assert torch.equal(plain, nowhere.latents)
 
 
-def test_bf16_stays_close_and_the_mode_is_given_back() -> None:
-    MODEL.net.train()
-    try:
-        single = generate(MODEL, range(4), steps=5).collect().latents
-        half = generate(MODEL, range(4), steps=5, precision="bf16").collect().latents
-        assert MODEL.net.training
-    finally:
-        MODEL.net.eval()
+def test_bf16_stays_close() -> None:
+    single = generate(MODEL, range(4), steps=5).collect().latents
+    half = generate(MODEL, range(4), steps=5, precision="bf16").collect().latents
     assert 0 < (single - half).norm() < 0.05 * single.norm()
 
 
@@ -145,7 +140,7 @@ def test_it_is_lazy() -> None:
         ({"shift": 2.0, "solver": "dopri5"}, "chooses its own times"),
         ({"guided_channels": 0, "guidance": 2.0}, "guided_channels is 0"),
         ({"autoguidance": MODEL}, "without effect"),
-        ({"autoguidance": trained(4), "guidance": 2.0}, "latents, classes or path"),
+        ({"autoguidance": trained(4), "guidance": 2.0}, "autoguidance by another kind"),
     ],
 )
 def test_bad_settings_say_so(settings: dict, message: str) -> None:

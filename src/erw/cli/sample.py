@@ -98,7 +98,7 @@ def sample(
     if first and preview:
         from erw.sampling.preview import write_preview
 
-        print(write_preview(generation, out))
+        print(write_preview(generation, written))
 
 
 def generation_of(model: Trained, sampler: Sample, draw: Draw) -> Generation:

@@ -10,7 +10,7 @@ from erw.config import Model
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.layouts import LAYOUTS, OURS, STEPS, TIMES, positions, to_diffusers, without_sigma
 from erw.interop.pretrained import FILES, OPTIONS, Released, read_released, unusual
-from erw.io import save_tensors, write_file
+from erw.io import replacing, save_tensors
 from erw.models import build_model
 from erw.training.trained import is_run, load
 
@@ -110,6 +110,7 @@ def write_weights(tensors: dict[str, Tensor], path: Path, settings: dict[str, st
         return
     content = {"ema": tensors, "args": settings} if settings else tensors
     try:
-        write_file(path, lambda file: torch.save(content, file))
+        with replacing(path) as tmp:
+            torch.save(content, tmp)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"could not write {path}: {error}") from error

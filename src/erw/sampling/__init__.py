@@ -4,7 +4,6 @@ from erw.sampling.generation import Generation as Generation
 from erw.sampling.generation import Samples as Samples
 from erw.sampling.generation import generate as generate
 from erw.sampling.guidance import classifier_free as classifier_free
-from erw.sampling.guidance import conditional as conditional
 from erw.sampling.guidance import guided as guided
 from erw.sampling.save import read_images as read_images
 from erw.sampling.save import write as write

@@ -26,7 +26,6 @@ from erw.sampling.guidance import ModelVelocity, classifier_free, conditional, g
 from erw.sampling.solvers import SOLVERS, Solver, Velocity, solver_for
 from erw.training.trained import Trained
 
-Precision = Literal["fp32", "bf16", "auto"]
 Labels = int | Sequence[int] | Tensor | Literal["random"] | None
 
 
@@ -68,15 +67,15 @@ class Generation:
     def collect(self) -> Samples:
         """All samples as one record on the CPU; each batch moves there before the next begins."""
         batches = [[x.cpu() if isinstance(x, Tensor) else x for x in batch] for batch in self]
-        seeds, *tensors = zip(*batches, strict=True)
+        _, *tensors = zip(*batches, strict=True)
         labels, latents, images = (None if x[0] is None else torch.cat(x) for x in tensors)
         assert latents is not None, "every batch has them"
-        return Samples(tuple(chain(*seeds)), labels, latents, images)
+        return Samples(self.seeds, labels, latents, images)
 
     def rows(self, keep: Callable[[int, int], bool]) -> "Generation":
         """The part whose (position, seed) pass `keep`, to divide the work or skip what exists."""
         chosen = [i for i, seed in enumerate(self.seeds) if keep(i, seed)]
-        labels = None if self.labels is None else tuple(self.labels[i] for i in chosen)
+        labels = self.labels and tuple(self.labels[i] for i in chosen)
         return replace(self, seeds=tuple(self.seeds[i] for i in chosen), labels=labels)
 
     @cached_property
@@ -86,8 +85,9 @@ class Generation:
         count, rdm = self.solver.evaluations, model.rdm if model.net.representation else None
         settings = {
             "recipe": model.run.name,
+            "step": model.step,
+            "weights": hash_tensors(model.net),
             "ema": model.ema,
-            **_identity(model),
             **to_dict(sample),
             "path": "linear betas" if self.solver.objective == "ddpm" else model.run.flow.path,
             "labels": self.label_rule,
@@ -95,7 +95,7 @@ class Generation:
             "vae": vae and vae.name,
             "vae_weights": vae and vae.weight_hash,
             "scaling": model.scaling,
-            "representations": rdm and _identity(rdm) | to_dict(rdm.run.sample),
+            "representations": rdm and {"step": rdm.step, "weights": hash_tensors(rdm.net)},
             "autoguidance": weak and weak.source,
             "autoguidance_step": weak and weak.step,
             "autoguidance_weights": weak and hash_tensors(weak.net),
@@ -113,8 +113,8 @@ class Generation:
         shape, token, path = model.latent_shape, model.net.class_token, PATHS[flow.path]
         if solver.adaptive:  # it ends where the prediction defines a velocity
             low, high = ends(flow.prediction, path)
-            times, options = [high, low, 0.0], {"atol": sample.atol, "rtol": sample.rtol}
-            times = times if low else [high, 0.0]
+            times = [high, low, 0.0] if low else [high, 0.0]
+            options = {"atol": sample.atol, "rtol": sample.rtol}
         else:
             times, options = solver.times(sample.steps, shift=sample.shift), {}
         nets = (model.net, self.autoguidance.net) if self.autoguidance else (model.net,)
@@ -144,10 +144,6 @@ class Generation:
         return conditional(own, None) if y is None else classifier_free(own, y, null, **options)
 
 
-def _identity(model: Trained) -> dict[str, Any]:
-    return {"step": model.step, "weights": hash_tensors(model.net)}
-
-
 def generate(
     model: Trained,
     seeds: Iterable[int],
@@ -159,7 +155,7 @@ def generate(
     batch_size: int = 64,
     vae: VAE | str | None = None,
     decode: bool = True,
-    precision: Precision = "fp32",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
     **sampler: Any,
 ) -> Generation:
     """Sample `model` at the given seeds, lazily: iterate over the result or `collect()` it.
@@ -174,7 +170,7 @@ def generate(
             evaluations), "euler_maruyama" (SDE), or "dopri5", which chooses its own steps within
             atol + rtol |x|; for a DiT "ddpm" or "ddim" (default).
         autoguidance: guide away from this smaller or less trained model of the same data.
-        compile: compile the network's blocks first; pays from some hundred images on.
+        compile: the network's blocks first; pays from some hundred images on.
         batch_size: images per forward pass, doubled by guidance.
         vae: decoder of the latents, by name or loaded; None: the model's own.
         decode: False leaves the images out.
@@ -215,12 +211,11 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
     if sample.guidance != 1 and not (weak or model.num_classes or model.net.representation):
         raise ConfigError("an unconditional model has no classes to guide by: give guidance 1")
     if weak and _kind(weak) != _kind(model):
-        raise ConfigError(
-            f"autoguidance: latents, classes or path {_kind(weak)} differ from {_kind(model)}"
-        )
+        raise ConfigError(f"autoguidance by another kind: {_kind(weak)}, not {_kind(model)}")
 
 
 def _kind(model: Trained) -> tuple[Any, ...]:
+    """Latents, classes, class token or representation, path, outputs."""
     net, flow = model.net, model.run.flow
     token = net.class_token, net.representation
     return model.latent_shape, model.num_classes, token, flow.path, flow.outputs
@@ -251,22 +246,17 @@ def _decoder(model: Trained, vae: VAE | str | None) -> VAE:
 
 @contextmanager
 def ready(*nets: nn.Module, bf16: bool) -> Iterator[None]:
-    """The networks in evaluation mode and, with `bf16`, the weights of their products cast once,
-    which autocast would do at every evaluation, with the same bits."""
+    """With `bf16`, the weights of the networks' products are cast once; autocast would do so at
+    every evaluation, with the same bits."""
     modules = [m for net in nets for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     weights = {p: p.data for m in modules if bf16 for p in m.parameters(recurse=False)}
-    training = [net.training for net in nets]
     try:
         for parameter, value in weights.items():
             parameter.data = value.bfloat16()
-        for net in nets:
-            net.eval()
         yield
     finally:
         for parameter, value in weights.items():
             parameter.data = value
-        for net, mode in zip(nets, training, strict=True):
-            net.train(mode)
 
 
 def start_noise(seeds: Sequence[int], shape: tuple[int, ...], *, token: int = 0) -> Tensor:
@@ -291,9 +281,9 @@ def labels_of(
     """The label of each seed, and the rule behind them in words."""
     if not num_classes and labels is not None:
         raise ConfigError("labels were given to an unconditional model; leave them out")
-    rule = "given"
     if not num_classes:
         return None, "none"
+    rule = "given"
     if labels is None:
         labels, rule = [seed % num_classes for seed in seeds], "balanced: seed modulo classes"
     elif isinstance(labels, str):

@@ -7,7 +7,6 @@ Every kind is one formula, v_other + scale (v - v_other) at times within an inte
 | classifier-free | the same model with the null class              | arXiv 2207.12598         |
 | autoguidance    | a weaker model with the same class              | arXiv 2406.02507, Eq. 3  |
 | representation  | the same model without its representation       | RCG, arXiv 2312.03701    |
-| any other       | whatever `guided` is given                      |                          |
 """
 
 from collections.abc import Callable
@@ -21,8 +20,7 @@ from erw.sampling.solvers import Velocity
 ModelVelocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x, t (B,), y) -> velocity."""
 
-# A step's time that is meant to be an end of the interval may differ from it in its last bit.
-_EDGE = 1e-6
+_EDGE = 1e-6  # a time that is meant to be an end of the interval may differ in its last bit
 
 
 def conditional(model_velocity: ModelVelocity, y: Tensor | None) -> Velocity:

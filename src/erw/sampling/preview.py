@@ -1,8 +1,6 @@
 """Previews: samples of the same seeds and classes each time, as one picture.
 
-While training, `RUN/previews/step-00001000.png` after every `log.preview` steps:
-
-    erw.train(run, out, at=watched_steps(run, run.log.preview), evaluate=previewing(run, out))
+erw.train(run, out, at=watched_steps(run, run.log.preview), evaluate=previewing(run, out))
 """
 
 import io
@@ -23,7 +21,6 @@ from erw.sampling.solvers import solver_for
 from erw.training.trained import Trained
 
 COUNT = 16
-FOLDER = "previews"
 SMALLEST = 72  # pixels: narrower images are enlarged to have room for their captions
 GAP = 4
 CAPTION = 18
@@ -42,7 +39,7 @@ def previewing(
     solver_for(run.sample.solver, run.flow.objective)
 
     def preview(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
-        path = Path(out) / FOLDER / f"step-{step:08d}.png"
+        path = Path(out) / "previews" / f"step-{step:08d}.png"
         if world.first and not path.is_file():  # or it was drawn before the run was stopped
             labels, options = spread(model.num_classes), to_dict(run.sample)
             generation = generate(model, range(COUNT), labels, **options, precision="auto")
@@ -53,14 +50,13 @@ def previewing(
     return preview
 
 
-def write_preview(generation: Generation, out: str | Path) -> Path:
+def write_preview(generation: Generation, out: Path) -> Path:
     """The first images that `write` put into `out` as one picture next to it."""
-    out, seeds = Path(out), generation.seeds[:COUNT]
-    if out.suffix == ".npz":
-        images = next(read_images(out, rows=len(seeds)))
-    else:
-        images = np.stack([read_png(png_path(out, seed))[0] for seed in seeds])
-    path = out.with_name(f"{out.stem}-preview.png")
+    paths = [png_path(out, seed) for seed in generation.seeds[:COUNT]]
+    single, path = out.suffix == ".npz", out.with_name(f"{out.stem}-preview.png")
+    images = (
+        next(read_images(out, rows=COUNT)) if single else np.stack([read_png(p)[0] for p in paths])
+    )
     _write_picture(torch.from_numpy(images).permute(0, 3, 1, 2), generation, path)
     return path
 
@@ -84,10 +80,8 @@ def picture(
     *,
     columns: int = 4,
 ) -> bytes:
-    """Images uint8 (N, 3, H, W) row by row as PNG, captioned by the name or number of their class.
-
-    Gaps are transparent, letters a grey that reads on light and on dark pages.
-    """
+    """Images uint8 (N, 3, H, W) row by row as PNG, captioned by the name or number of their class;
+    the ground is transparent, letters a grey that reads on light and on dark pages."""
     from PIL import Image, ImageDraw
 
     captions = [names[y] if names else f"class {y}" for y in (labels or ())[: len(images)]]
@@ -102,8 +96,7 @@ def picture(
         if captions:
             at = (1, height + below // 2)
             ImageDraw.Draw(cell).text(at, captions[i], "#80858f", anchor="lm", font_size=11)
-        row, column = divmod(i, columns)
-        canvas.paste(cell, (column * (width + GAP), row * (height + below + GAP)))
+        canvas.paste(cell, (i % columns * (width + GAP), i // columns * (height + below + GAP)))
     stream = io.BytesIO()
     canvas.save(stream, format="PNG", optimize=True)
     return stream.getvalue()

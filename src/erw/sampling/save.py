@@ -1,11 +1,9 @@
 """Generated images on disk: a folder of PNGs, or the `.npz` that ADM's evaluator reads.
 
-Both hold their settings and survive interruption: the same command makes the missing seeds only.
-Under torchrun every rank makes its share. Memory does not grow with the number of images.
+The same command makes the missing seeds only; under torchrun every rank makes its share.
 
     DIR/00000012.png        one image per seed; its label in a text chunk
     DIR/settings.json       how the images were made
-
     FILE.npz                arr_0 (N, H, W, 3) uint8; labels, seeds; settings (JSON)
     FILE.npz.parts/         finished images as a folder, until the file is complete
 """
@@ -44,7 +42,7 @@ def write(
     if len(set(generation.seeds)) != len(generation.seeds):
         raise DataError("a seed is given twice: files are named by seed, give each once")
     if generation.vae is None:
-        raise DataError("these samples are latents without a VAE: there are no images to write")
+        raise DataError("these samples are latents: there are no images to write")
     single = out.suffix == ".npz"
     folder = out.with_name(f"{out.name}.parts") if single else out
     if world.broadcast(lambda: _prepare(generation, folder, out if single else None)):
@@ -108,7 +106,6 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
 
 
 def png_path(folder: Path, seed: int) -> Path:
-    """The file of a seed's image."""
     return folder / f"{seed:08d}.png"
 
 
@@ -129,24 +126,22 @@ def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
         raise DataError(f"{owner} holds images that erw did not write: choose another --out")
     old = settings if old is None else old
     if changed := [name for name in settings | old if old.get(name) != settings.get(name)]:
-        raise DataError(
-            f"{owner} holds images of other settings: {changed[0]} was {old.get(changed[0])}, now "
-            f"{settings.get(changed[0])}; choose another --out or delete it"
-        )
+        was, now = old.get(changed[0]), settings.get(changed[0])
+        raise DataError(f"{owner}: {changed[0]} was {was}, now {now}; choose another --out")
     if owner == folder:
         write_json(folder / _SETTINGS, settings)
         return False
     with np.load(owner) as arrays:
-        ids = {name: arrays[name].tolist() for name in ("seeds", "labels") if name in arrays}
-    if ids != _ids(generation):
-        raise DataError(f"{file} holds other seeds or labels; choose another --out")
+        for name, values in _ids(generation).items():
+            if arrays[name].tolist() != list(values):
+                raise DataError(f"{file} holds other {name}; choose another --out")
     shutil.rmtree(folder, ignore_errors=True)
     return True
 
 
-def _ids(generation: Generation) -> dict[str, list[int]]:
-    labels = {} if generation.labels is None else {"labels": list(generation.labels)}
-    return {"seeds": list(generation.seeds), **labels}
+def _ids(generation: Generation) -> dict[str, tuple[int, ...]]:
+    ids = {"seeds": generation.seeds, "labels": generation.labels}
+    return {name: values for name, values in ids.items() if values is not None}
 
 
 def _join(generation: Generation, folder: Path, out: Path) -> None:

@@ -9,8 +9,7 @@ a solver of your own is one more entry:
 
     SOLVERS["midpoint"] = Solver(midpoint, evaluations=lambda steps: 2 * steps)
 
-Sources: REPA (arXiv 2410.06940), section 2 and its samplers; SiT (arXiv 2401.08740), section 2.4;
-of DiT's chain improved DDPM (arXiv 2102.09672) and DDIM (arXiv 2010.02502).
+Sources: REPA (arXiv 2410.06940), section 2 and its samplers; SiT (arXiv 2401.08740), section 2.4.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,10 +56,6 @@ class At(NamedTuple):
         return self.number == self.total - 1
 
 
-Rule = Callable[..., tuple[Tensor, Tensor]]
-"""(x, at, **options) -> the next state and the velocity at (x, at.t); all float64."""
-
-
 def uniform_times(steps: int, *, shift: float = 1.0) -> list[float]:
     """`steps + 1` evenly spaced times from 1 to 0, then `erw.flow.shifted`."""
     return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
@@ -86,7 +81,8 @@ def chain_times(steps: int, *, shift: float = 1.0) -> list[float]:
 class Solver:
     """A rule with the times that it is used at, called as `solver(velocity, x, times)`."""
 
-    rule: Rule
+    rule: Callable[..., tuple[Tensor, Tensor]]
+    """(x, at, **options) -> the next state and the velocity at (x, at.t); all float64."""
     times: Callable[..., list[float]] = uniform_times  # (steps, *, shift) -> from 1 to 0
     evaluations: Callable[[int], int] | None = lambda steps: steps
     """Steps -> evaluations of the network; None: the rule decides, for one sample at a time."""
@@ -106,11 +102,10 @@ class Solver:
         noise: Callable[[int, Tensor], Tensor] | None = None,
         **options: float,
     ) -> Tensor:
-        """Carry x (B, ...) from times[0] to times[-1]; returns float64.
+        """Carry x (B, ...) from times[0] to times[-1] in float64; the velocity gets x's dtype.
 
-        The velocity is called with x's dtype; the state is float64, so 250 steps add no rounding.
-        `noise` gives (step number, x) -> standard normal numbers as x. `options` are those of the
-        rule: `atol` and `rtol` of dopri5, `eta` of ddim.
+        `noise`: (step number, x) -> standard normal numbers as x; `options` of the rule: `atol`
+        and `rtol` of dopri5, `eta` of ddim.
         """
         dtype, x, previous = x.dtype, x.double(), None
         noise = noise or (lambda number, like: torch.randn_like(like))
@@ -149,7 +144,7 @@ def _adams(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 
 
 def _euler_maruyama(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
-    """dx = (v - w s / 2) dt + sqrt(w) dW with w(t) = 2 t and the score s; the last step has no dW."""
+    """dx = (v - w s / 2) dt + sqrt(w) dW with w(t) = 2 t and the score s; last step without dW."""
     v, w, dt = at.velocity(x, at.t), 2 * at.t, at.t_next - at.t
     score = score_from_velocity(v, x, torch.tensor(at.t, dtype=torch.float64), path=at.path)
     mean = x + dt * (v - w / 2 * score)

@@ -22,7 +22,7 @@ import resvg_py
 
 from erw.data.sources.files import Source
 from erw.errors import DataError
-from erw.io import cache_home, write_file
+from erw.io import cache_home, replacing
 
 ATTRIBUTION = (
     "All emojis designed by OpenMoji, the open-source emoji and icon project (openmoji.org). "
@@ -146,8 +146,9 @@ def load_rasters(side: int) -> dict[str, np.ndarray]:
         pixels = np.load(io.BytesIO(path.read_bytes()))["pixels"]
     if pixels.shape != (len(codes), side, side, 4):
         pixels = np.stack([_rasterise(code, side) for code in codes])
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-            write_file(path, lambda file: np.savez_compressed(file, pixels=pixels), sync=False)
+        # A cache that cannot be written only costs time.
+        with contextlib.suppress(OSError), replacing(path) as tmp, tmp.open("wb") as file:
+            np.savez_compressed(file, pixels=pixels)
     return dict(zip(codes, pixels, strict=True))
 
 
