@@ -389,7 +389,7 @@ def test_show_lists_and_prints_what_can_be_typed_again(erw: Erw, cache: Path) ->
 
 def test_eval_of_a_run_and_of_images(erw: Erw, run: Path, images: Path, tmp_path: Path) -> None:
     refused(erw("eval", run), "--reference")
-    refused(erw("eval", run, "--reference", images, "--metric", "fid"), "fid", "fd-lite2")
+    refused(erw("eval", run, "--reference", images, "--metric", "fid"), "fid", "--weights")
     refused(erw("eval", run, "--reference", tmp_path / "nowhere"), "nowhere")
     short = ["--seeds", "0:8", "--steps", "1", "--solver", "euler"]
     said = erw("eval", run, "--reference", images, *short)

@@ -128,9 +128,9 @@ def test_steps_and_several_watches() -> None:
     run = Run(steps=25, eval=Eval(every=10))
     assert watched_steps(run, run.eval.every) == (10, 20, 25) and watched_steps(run, 0) == ()
     seen: list[tuple[str, int]] = []
-    two = [
-        Watch({1, 2}, lambda s, *_: seen.append(("a", s))),
-        Watch({2}, lambda s, *_: seen.append(("b", s))),
+    two: list[Watch] = [
+        ({1, 2}, lambda s, *_: seen.append(("a", s))),
+        ({2}, lambda s, *_: seen.append(("b", s))),
     ]
     options = together(two)
     assert options["at"] == {1, 2}

@@ -4,15 +4,14 @@ Exit codes: 0 all well; 1 a bug of ours, with its traceback; 2 input that can be
 line on stderr; 3 a loss or gradient that is not finite; 130 interrupted, after saving.
 """
 
-from __future__ import annotations
-
 import errno
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import erw
 from erw.errors import ConfigError, ErwError, NumericsError
@@ -43,10 +42,10 @@ USAGE = (
 )
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 BAD_PATH = (
-    FileNotFoundError,
     FileExistsError,
-    NotADirectoryError,
+    FileNotFoundError,
     IsADirectoryError,
+    NotADirectoryError,
     PermissionError,
 )
 
@@ -83,16 +82,22 @@ def dispatch(args: list[str]) -> None:
     elif verb == "--completion":
         from erw.cli.settings import print_completion
 
-        modules = {verb: importlib.import_module(f"erw.cli.{verb}") for verb in VERBS}
-        names = {"eval": "evaluate"}
-        verbs = {verb: getattr(module, names.get(verb, verb)) for verb, module in modules.items()}
-        print_completion(verbs, rest[0] if rest else "bash")
-    elif verb in VERBS:
-        importlib.import_module(f"erw.cli.{verb}").main(rest)
-    else:
+        print_completion({v: function_of(v) for v in VERBS}, rest[0] if rest else "bash")
+    elif verb not in VERBS:
         from erw.config import nearest
 
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
+    elif main := getattr(importlib.import_module(f"erw.cli.{verb}"), "main", None):
+        main(rest)
+    else:
+        from erw.cli.settings import call
+
+        call(verb, function_of(verb), rest)
+
+
+def function_of(verb: str) -> Callable[..., Any]:
+    name = "evaluate" if verb == "eval" else verb
+    return getattr(importlib.import_module(f"erw.cli.{verb}"), name)  # type: ignore[no-any-return]
 
 
 def is_the_users(error: Exception) -> bool:
@@ -107,12 +112,10 @@ def is_the_users(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """The error in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        more = "; free some space, then run the same command again" * (error.errno in FULL_DISK)
-        return f"{where}{error.strerror}{more}"
-    return str(error)
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    more = "; free some space, then run the same command again" * (error.errno in FULL_DISK)
+    return f"{error.filename}: " * bool(error.filename) + error.strerror + more
 
 
 def fail(message: str, code: int) -> int:

@@ -1,16 +1,8 @@
 """`erw bench`: time training steps on this machine."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from erw.cli.settings import Recipe, Settings, call, recipe_of
+from erw.cli.settings import Recipe, Settings
 from erw.config import Run
 from erw.errors import ConfigError
-
-
-def main(args: Sequence[str]) -> None:
-    call("bench", bench, args, run=recipe_of("bench", args))
 
 
 def bench(recipe: Recipe, run: Settings[Run], *, tiny: bool = False, rounds: int = 10) -> None:
@@ -18,14 +10,13 @@ def bench(recipe: Recipe, run: Settings[Run], *, tiny: bool = False, rounds: int
 
     Args:
         recipe: its name.
-        run: its settings.
         tiny: its twin of a few seconds on a CPU.
         rounds: steps of each phase.
     """
-    if rounds < 1:
-        raise ConfigError(f"--rounds is {rounds}; expected 1 or more")
     from erw.study.bench import bench as measure
 
+    if rounds < 1:
+        raise ConfigError(f"--rounds is {rounds}; expected 1 or more")
     timings = measure(run, rounds=rounds)
     for t in timings:
         print(

@@ -1,16 +1,13 @@
-"""`erw cost`: what a recipe costs by part, and what it would need on a named accelerator."""
-
-from __future__ import annotations
+"""`erw cost`: what a recipe costs, and what it would need on a named accelerator."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from erw.cli.settings import Recipe, Settings, call, flops, recipe_of
+from erw.cli.settings import Recipe, Settings, call
 from erw.config import Run, nearest
 from erw.data.cache import Cache
 from erw.errors import CacheError, ConfigError
@@ -24,23 +21,15 @@ from erw.estimate import (
 )
 from erw.sampling.solvers import solver_for
 from erw.training.build import resolve
-from erw.training.flops import Ledger, cost_by_part, forward_flops
-from erw.training.network import Network, build_network
-
-IMAGENET = 1_281_167  # training images
+from erw.training.flops import Ledger, forward_flops
+from erw.training.network import build_network
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a recipe needs, by its cache or by what is assumed without one.
-
-    Attributes:
-        run: resolved.
-        dims: channels of each encoder's features.
-        teacher, encode: FLOPs of one image in the encoders and in the VAE's encoder.
-        rows: images in the cache.
-        origin: where this is from, in words.
-    """
+    """What a resolved run needs, by its cache or by what is assumed without one: the encoders'
+    channels, FLOPs of one image in them (teacher) and in the VAE (encode), images, and the source
+    of all this in words."""
 
     run: Run
     dims: Mapping[str, int]
@@ -49,16 +38,9 @@ class Parts:
     rows: int
     origin: str
 
-    @cached_property
-    def ledger(self) -> Ledger:
-        return Ledger.from_dims(self.run, self.dims, teacher=self.teacher, rows=self.rows)
-
 
 def main(args: Sequence[str]) -> None:
-    if "--to-target" in args:
-        call("cost", cost_to_target, args)
-    else:
-        call("cost", cost, args, run=recipe_of("cost", args))
+    call("cost", cost_to_target if "--to-target" in args else cost, args)
 
 
 def cost(
@@ -76,7 +58,6 @@ def cost(
 
     Args:
         recipe: its name.
-        run: its settings.
         tiny: its twin of a few seconds on a CPU.
         gpu: rtx3090, rtx4090, l40s, a100-40, a100, h100, h200 or b200.
         gpus: how many.
@@ -90,16 +71,37 @@ def cost(
     if gpus < 1 or not 0 < utilisation <= 1:
         raise ConfigError("--gpus must be 1 or more, --utilisation above 0 and at most 1")
     parts = by_cache(run) or assumed(run, teacher=teacher, image_size=image_size)
-    lines = [f"{run.name}: {parts.origin}", "", *by_part(parts), ""]
-    print("\n".join(lines + on_gpus(parts, gpu, gpus=gpus, utilisation=utilisation)))
+    run, chosen = parts.run, ACCELERATORS[gpu]
+    images = -(-run.data.batch_size // (gpus * run.optim.accumulate))
+    precision = "fp32" if run.optim.precision == "fp32" else "bf16"
+    with torch.device("meta"):
+        net = build_network(run, parts.dims)
+    need = rank_memory(
+        parameters=sum(p.numel() for p in net.parameters()),
+        images=images,
+        tokens=net.model.tokens,
+        width=run.model.width,
+        blocks=run.model.depth,
+        precision=precision,
+    )
+    fits = "fits" if need < 0.9 * chosen.memory else "does NOT fit: raise --optim.accumulate"
+
+    def hours(work: float) -> str:
+        return f"{seconds(work, chosen, count=gpus, utilisation=utilisation) / 3600:,.2f} h"
+
+    print(f"{run.name}: {parts.origin}", "", *by_part(parts), "", sep="\n")
+    print(f"on {gpus} x {gpu} at {utilisation:g} of its bf16 peak (`erw bench` measures):")
+    print(f"  memory      {need / 2**30:.1f} of {chosen.memory / 2**30:.0f} GiB a GPU", end="")
+    print(f", {images} images each in {precision}: {fits}")
+    print(f"  training    {hours(ledger(parts).spent(run.steps).total)}")
+    prepare = parts.rows * (parts.encode + parts.teacher)
+    print(f"  prepare     {hours(prepare)} for {parts.rows:,} images")
+    if work := sampling(run)[0]:
+        print(f"  50,000      {hours(50_000 * work)} to sample")
 
 
 def by_cache(run: Run) -> Parts | None:
-    """What the run needs by its cache; None where there is none.
-
-    Raises:
-        CacheError, ConfigError: it cannot be read, or does not fit the run.
-    """
+    """What the run needs by its cache; None where there is none."""
     try:
         cache = Cache.open(run.data.cache)
     except CacheError:
@@ -107,11 +109,10 @@ def by_cache(run: Run) -> Parts | None:
             raise
         return None
     run = resolve(run, cache)
-    encoders = dict.fromkeys((*run.data.features, *filter(None, [run.data.class_token])))
     return Parts(
         run=run,
         dims={name: spec.dim for name, spec in cache.features.items()},
-        teacher=sum(cache.features[name].flops for name in encoders),
+        teacher=Ledger.of(run, cache).teacher,
         encode=cache.vae["flops"],
         rows=len(cache),
         origin=f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}",
@@ -121,49 +122,47 @@ def by_cache(run: Run) -> Parts | None:
 def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     """What the run needs for ImageNet in latents like those of Stable Diffusion's VAE."""
     (dim, work), model = TEACHERS[teacher], run.model
-    size, channels = model.input_size or image_size // 8, model.channels or 4
     model = replace(
         model,
-        input_size=size,
-        channels=channels,
+        input_size=model.input_size or image_size // 8,
+        channels=model.channels or 4,
         class_dim=dim if model.needs_token else None,
         num_classes=1000 if model.num_classes is None else model.num_classes,
     )
     dims = {teacher: dim} if run.plan.reads_encoder else {}
-    data = replace(run.data, features=tuple(dims))
-    text = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at {image_size}"
-    text += f", latents {channels} x {size} x {size}, a VAE that costs what Stable Diffusion's does"
     reads = bool(dims) or model.needs_token
     return Parts(
-        run=run.replace(model=model, data=data),
+        run=run.replace(model=model, data=replace(run.data, features=tuple(dims))),
         dims=dims,
         teacher=work if reads else 0,
         encode=sd_encoder_flops(image_size),
-        rows=IMAGENET,
-        origin=text + f", teacher {teacher}" * reads,
+        rows=1_281_167,
+        origin=f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at {image_size}, "
+        "the VAE of Stable Diffusion" + f", teacher {teacher}" * reads,
     )
 
 
+def ledger(parts: Parts) -> Ledger:
+    return Ledger.from_dims(parts.run, parts.dims, teacher=parts.teacher, rows=parts.rows)
+
+
 def by_part(parts: Parts) -> list[str]:
-    """Lines on parameters, on FLOPs of an image and of a step, and on the whole run."""
-    run, plan = parts.run, parts.run.plan
-    step = cost_by_part(run, parts.dims, teacher=parts.teacher)
-    batch = run.data.batch_size
-    count, heads = parameters(parts)
-    spent = parts.ledger.spent(run.steps)
+    """Lines on parameters, on FLOPs of a step, and on the whole run."""
+    run, book = parts.run, ledger(parts)
+    with torch.device("meta"):
+        net = build_network(run, parts.dims)
+    count, heads = (sum(p.numel() for p in m.parameters()) for m in (net.model, net.projectors))
     lines = [
-        f"parameters    {count / 1e6:.1f} M" + f", projectors {heads / 1e6:.1f} M" * bool(heads),
-        f"full step     {flops(batch * (step.full + step.projector))}, {batch} images: network "
-        f"{flops(step.full)} an image" + f", projectors {flops(step.projector)}" * bool(heads),
+        f"parameters    {count / 1e6:.1f} M" + f", projectors {heads / 1e6:.1f} M" * bool(heads)
     ]
-    if plan.warmup:
-        warm = plan.warmup_batch or batch
-        lines.append(
-            f"warm-up step  {flops(warm * (step.warmup + step.projector))}, {warm} images: "
-            f"{plan.depth} of {run.model.depth} blocks, {flops(step.warmup)} an image"
-        )
+    for step in dict.fromkeys((run.plan.warmup, 0)) if run.plan.warmup else (0,):
+        rate, batch = book.rate(step), book.images(step + 1) - book.images(step)
+        name = "warm-up step" if rate.warmup else "full step"
+        work = f"{flops(batch * rate.trained)}, {batch} images of {flops(rate.trained)}"
+        lines.append(f"{name:<14}{work}")
     if parts.teacher:
         lines.append(f"teacher       {flops(parts.teacher)} an image, once each from a cache")
+    spent = book.spent(run.steps)
     return [
         *lines,
         f"run           {flops(spent.total)} in {run.steps:,} steps, of which warm-up "
@@ -171,37 +170,6 @@ def by_part(parts: Parts) -> list[str]:
         f"VAE           {flops(parts.encode)} to encode an image",
         f"sampling      {sampling(run)[1]}",
     ]
-
-
-def on_gpus(parts: Parts, gpu: str, *, gpus: int, utilisation: float) -> list[str]:
-    """Lines on memory and time with such accelerators."""
-    run, model, chosen = parts.run, parts.run.model, ACCELERATORS[gpu]
-    images = -(-run.data.batch_size // (gpus * run.optim.accumulate))
-    precision = "fp32" if run.optim.precision == "fp32" else "bf16"
-    need = rank_memory(
-        parameters=sum(parameters(parts)),
-        images=images,
-        tokens=network(parts).model.tokens,
-        width=model.width,
-        blocks=model.depth,
-        precision=precision,
-    )
-    fits = "fits" if need < 0.9 * chosen.memory else "does NOT fit: raise --optim.accumulate"
-
-    def hours(work: float) -> str:
-        took = seconds(work, chosen, count=gpus, utilisation=utilisation)
-        return f"{took / 3600:,.1f} h" if took >= 3600 else f"{took / 60:,.1f} min"
-
-    prepare = parts.rows * (parts.encode + parts.teacher)
-    lines = [
-        f"on {gpus} x {gpu} at {utilisation:g} of its bf16 peak (`erw bench` measures):",
-        f"  memory      {need / 2**30:.1f} of {chosen.memory / 2**30:.0f} GiB a GPU, {images} "
-        f"images each in {precision}: {fits}",
-        f"  training    {hours(parts.ledger.spent(run.steps).total)}",
-        f"  prepare     {hours(prepare)} for {parts.rows:,} images",
-    ]
-    work, _ = sampling(run)
-    return lines + ([f"  50,000      {hours(50_000 * work)} to sample"] if work else [])
 
 
 def sampling(run: Run) -> tuple[int, str]:
@@ -217,19 +185,11 @@ def sampling(run: Run) -> tuple[int, str]:
     return work, f"{flops(work)} an image: {evaluations} evaluations ({how.solver}{guided})"
 
 
-def parameters(parts: Parts) -> tuple[int, int]:
-    """Parameters of the network, and of the projectors."""
-    net = network(parts)
-    model, projectors = (
-        sum(p.numel() for p in part.parameters()) for part in (net.model, net.projectors)
-    )
-    return model, projectors
-
-
-def network(parts: Parts) -> Network:
-    """The network without memory."""
-    with torch.device("meta"):
-        return build_network(parts.run, parts.dims)
+def flops(count: float) -> str:
+    """1.5e12 -> "1.50 TFLOP"."""
+    units = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
+    unit = next((unit for unit, size in units.items() if count >= size), "M")
+    return f"{count / units.get(unit, 1e6):.2f} {unit}FLOP"
 
 
 def cost_to_target(
@@ -256,12 +216,9 @@ def cost_to_target(
     from erw.study.results import read_runs
 
     metric = metric.replace("-", "_")
-    runs = read_runs(to_target)
-    record = compare(runs, metric, over=over, target=target)
+    runs, options = read_runs(to_target), {"over": over, "target": target}
+    record = compare(runs, metric, **options)  # type: ignore[arg-type]
     print("\n".join(summary(record)))
     if out:
-        options: dict[str, Any] = {"over": over, "target": target}
-        paths = save_figure(
-            lambda theme: score_figure(runs, metric, theme, **options), out, data=record
-        )
-        print("\n".join(map(str, paths)))
+        draw: Any = lambda theme: score_figure(runs, metric, theme, **options)  # noqa: E731
+        print("\n".join(map(str, save_figure(draw, out, data=record))))

@@ -1,20 +1,13 @@
 """`erw export`: a folder that diffusers or another erw loads."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from erw.cli.convert import Read
-from erw.cli.settings import Settings, call
+from erw.cli.settings import Settings
 from erw.errors import ConfigError
-
-
-def main(args: Sequence[str]) -> None:
-    call("export", export, args)
 
 
 def export(
@@ -33,7 +26,6 @@ def export(
     Args:
         source: a run's folder, an exported folder, or a released checkpoint, which the settings
             below say how to read.
-        how: how the source is read.
         out: a new folder; with --push none: SOURCE-export.
         format: diffusers or safetensors.
         vae: another VAE than the model's own.
@@ -44,6 +36,7 @@ def export(
     from erw.interop.export import export as write
     from erw.interop.export import push_to_hub
 
+    # An exported folder and a run refuse options that they do not need: only what was given.
     options = {name: value for name, value in asdict(how).items() if value != getattr(Read, name)}
     given = {"format": format, "vae": vae, "checkpoint": checkpoint}
     options |= {k: v for k, v in given.items() if v not in ("", "diffusers", "last")}

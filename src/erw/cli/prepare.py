@@ -1,7 +1,5 @@
 """`erw prepare`: images in."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,86 +13,68 @@ from erw.data import on_the_fly
 from erw.data.prepare import add_encoders, estimate, read_spec
 from erw.data.prepare import prepare as encode
 from erw.data.prepare import verify as recheck
-from erw.data.sources import BUILT_IN, Source, open_source
+from erw.data.sources import BUILT_IN, open_source
 from erw.errors import ConfigError
 
+COMPOSING = ("count", "groups")
 READING = ("classes", "split", "subset", "columns")
 """Settings that say how images are found in IMAGES."""
-ADDED = ("features", "class_token", "batch_size", "workers", "device", "count", "seed", "groups")
+ADDED = ("features", "class_token", "batch_size", "workers")
 """Settings that --add-encoder takes; the rest is as the cache has it."""
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """How a cache is made.
+    """How a cache is made."""
 
-    Attributes:
-        vae: openmoji-f4c4, sd-vae-ft-ema, sdxl, sd3, flux, taesd, e2e-vavae, va-vae=FILE, a folder
-            as diffusers saves it, NAME=FOLDER for local weights, or none (plain pixels).
-        encoders: whose patch features are stored: NAME, NAME@SIDE, NAME=FOLDER for local weights,
-            or a folder as transformers saves it; docs/data.md lists the names.
-        image_size: side of the cropped square.
-        count: how many of the built-in images to compose (50,000); others are taken whole.
-        groups: which classes of the built-in images, such as flags food-drink; empty: all 9.
-        classes: labels from dataset.json or folders (auto), folders, the innermost folder, or none.
-        split: which part of a data set of the hub, or of a folder in its layout, such as train.
-        subset: which of its configurations, if it has several.
-        columns: names of the image and the label column of tables, where they are unusual.
-        crop: adm (centre, as ADM does), random, or resize.
-        features: how features are stored; int8 has one scale per token. None: as the cache has
-            them, else float16.
-        class_token: store the encoders' class tokens too, for REG and RCG.
-        flip: store the mirrored image as a second variant.
-        images: store the cropped images too, as a reference for evaluation.
-        rows_per_shard: images per shard; what is lost at most if this is stopped.
-        batch_size: images encoded at once.
-        precision: bfloat16 encodes under autocast. None: float32, with --online bfloat16.
-        seed: moves random crops, and the built-in images.
-        workers: threads that decode and crop; none: one per core, 8 at most.
-        device: where the encoders run; auto: a GPU if there is one.
-        strict: stop at the first unreadable image instead of listing it in rejected.jsonl.
-    """
-
+    # openmoji-f4c4, sd-vae-ft-ema, sdxl, sd3, flux, taesd, e2e-vavae, va-vae=FILE, a folder as
+    # diffusers saves it, NAME=FOLDER for local weights, or none (plain pixels).
     vae: str = "openmoji-f4c4"
+    # Whose patch features are stored: NAME, NAME@SIDE, NAME=FOLDER for local weights, or a folder
+    # as transformers saves it; docs/data.md lists the names.
     encoders: tuple[str, ...] = ("efficientnet-lite0",)
-    image_size: int = 64
-    count: int | None = None
-    groups: tuple[str, ...] = ()
+    image_size: int = 64  # side of the cropped square
+    count: int | None = None  # how many of the built-in images to compose; none: 50,000
+    groups: tuple[str, ...] = ()  # classes of the built-in images, as flags food-drink; empty: all
+    # Labels from dataset.json or folders (auto), folders, the innermost folder, or none.
     classes: Literal["auto", "folders", "leaf", "none"] = "auto"
-    split: str | None = None
-    subset: str | None = None
-    columns: tuple[str, ...] = ()
-    crop: Literal["adm", "random", "resize"] = "adm"
+    split: str | None = None  # part of a data set of the hub, or of a folder in its layout
+    subset: str | None = None  # which of its configurations, if it has several
+    columns: tuple[str, ...] = ()  # image and label column of tables, where they are unusual
+    crop: Literal["adm", "random", "resize"] = "adm"  # adm: the centre, as ADM does
+    # How features are stored; int8 has one scale per token. None: as the cache has, else float16.
     features: Literal["float16", "bfloat16", "int8"] | None = None
-    class_token: bool = False
-    flip: bool = False
-    images: bool = False
-    rows_per_shard: int = 1024
-    batch_size: int = 64
+    class_token: bool = False  # store the encoders' class tokens too, for REG and RCG
+    flip: bool = False  # store the mirrored image as a second variant
+    images: bool = False  # store the cropped images too, as a reference for evaluation
+    rows_per_shard: int = 1024  # images per shard; what is lost at most if this is stopped
+    batch_size: int = 64  # images encoded at once
+    # bfloat16 encodes under autocast. None: float32, with --online bfloat16.
     precision: Literal["float32", "bfloat16"] | None = None
-    seed: int = 0
-    workers: int | None = None
-    device: str = "auto"
-    strict: bool = False
+    seed: int = 0  # moves random crops, and the built-in images
+    workers: int | None = None  # threads that decode and crop; none: one per core, 8 at most
+    device: str = "auto"  # where the encoders run; auto: a GPU if there is one
+    strict: bool = False  # stop at the first unreadable image, not list it in rejected.jsonl
+
+    def reading(self, source: str) -> dict[str, Any]:
+        """Options of `open_source`, but for the seed."""
+        if source in BUILT_IN:
+            count = 50_000 if self.count is None else self.count
+            return {"size": self.image_size, "count": count, "groups": self.groups}
+        given = {name: getattr(self, name) for name in COMPOSING if getattr(self, name)}
+        return {name: getattr(self, name) for name in READING} | given
 
 
 def main(args: Sequence[str]) -> None:
-    how = defaults(args)
-    call("prepare", prepare, args, {"base": how}, how=how)
-
-
-def defaults(args: Sequence[str]) -> Prepare:
-    """The settings of the cache that --out names, where there is one."""
     source, out = peek("prepare", _names, args)
-    if not out or not (spec := read_spec(Path(out).expanduser())):
-        return Prepare()
-    same = ("image_size", "crop", "flip", "images", "rows_per_shard", "precision", "seed")
-    how = Prepare(
-        vae=spec.vae.name,
-        encoders=tuple(encoder.name for encoder in spec.encoders),
-        **{name: getattr(spec, name) for name in same},
-    )
-    return replace(how, count=spec.source.count) if source in BUILT_IN else how
+    how, spec = Prepare(), read_spec(Path(out).expanduser()) if out else None
+    if spec:  # the settings of the cache that --out names
+        same = ("image_size", "crop", "flip", "images", "rows_per_shard", "precision", "seed")
+        options = {name: getattr(spec, name) for name in same}
+        encoders = tuple(encoder.name for encoder in spec.encoders)
+        count = spec.source.count if source in BUILT_IN else None
+        how = replace(how, vae=spec.vae.name, encoders=encoders, count=count, **options)
+    call("prepare", prepare, args, {"base": how}, how=how)
 
 
 def _names(source: Positional[str | None] = None, *, out: str | None = None) -> Any:
@@ -114,8 +94,9 @@ def prepare(
 ) -> None:
     """Encode images into a cache; the same command resumes, and makes damaged shards again.
 
+    The defaults are the settings of the cache in --out, if there is one.
+
     Args:
-        how: settings; the defaults are those of the cache in --out, if there is one.
         source: a folder, zip or tar, WebDataset shards, Parquet, Arrow or NumPy files,
             hf:OWNER/NAME, a data set of the Hugging Face hub, or openmoji or openmoji-test, the
             built-in sets.
@@ -128,62 +109,33 @@ def prepare(
     """
     if verify:
         cache = recheck(out)
-        print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
-        return
+        return print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
     if source is None and not add_encoder:
         raise ConfigError("missing IMAGES, what to prepare; see erw prepare --help")
-    device = pick_device(how.device)
-    images = None if source is None else open_images(source, how)
+    device, settings = pick_device(how.device), asdict(how)
+    reading = how.reading(source or "")
+    seed = {"seed": how.seed} if source in BUILT_IN else {}
+    images: Any = None if source is None else open_source(source, **reading, **seed)
     if add_encoder:
-        changed = {name for name, value in asdict(how).items() if value != getattr(base, name)}
-        for name in (
-            sorted(changed - {*ADDED, *READING}) + ["online"] * online + ["dry-run"] * dry_run
-        ):
-            name = name.replace("_", "-")
-            raise ConfigError(f"--{name} does not go with --add-encoder: leave it out")
-        options = {name: getattr(how, name) for name in ADDED[:4]}
-        print(add_encoders(images, out, encoders=add_encoder, device=device, **options))
-        return
-    assert images is not None
-    composing = ("count", "groups", *READING)  # the source has taken them
-    options = {name: value for name, value in asdict(how).items() if name not in composing}
+        taken = {*ADDED, *READING, *COMPOSING, "seed", "device"}
+        changed = {name for name in settings.keys() - taken if settings[name] != vars(base)[name]}
+        for name in sorted(changed) + ["online"] * online + ["dry-run"] * dry_run:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} does not go with --add-encoder: leave it out")
+        options = {name: settings[name] for name in ADDED}
+        return print(add_encoders(images, out, encoders=add_encoder, device=device, **options))
+    if online and not dry_run:
+        same = ("vae", "encoders", "image_size", "crop", "flip", "seed", "class_token")
+        reading |= {name: settings[name] for name in same}
+        precision = how.precision or "bfloat16"
+        return print(repr(on_the_fly.write(str(source), out, precision=precision, **reading)))
+    options = {name: settings[name] for name in settings.keys() - {*COMPOSING, *READING}}
     options |= {"device": device, "precision": how.precision or "float32"}
-    if dry_run:
-        print(estimate(images, out, **options))
-    elif online:
-        print(repr(_online(str(source), out, how)))
-    else:
-        print(encode(images, out, **options))
-
-
-def open_images(source: str, how: Prepare) -> Source:
-    """The images named; the built-in ones are composed at the size asked for."""
-    if source in BUILT_IN:
-        return open_source(source, **_composing(how), seed=how.seed)
-    for name in ("groups", "count"):
-        if getattr(how, name):
-            raise ConfigError(f"--{name} is for the built-in images; leave it out for {source}")
-    return open_source(source, **{name: getattr(how, name) for name in READING})
-
-
-def _composing(how: Prepare) -> dict[str, Any]:
-    count = 50_000 if how.count is None else how.count
-    return {"size": how.image_size, "count": count, "groups": how.groups}
-
-
-def _online(source: str, out: str, how: Prepare) -> Any:
-    """A folder that encodes while training."""
-    options = {name: getattr(how, name) for name in READING}
-    if source in BUILT_IN:
-        options = _composing(how)
-        options = options if how.groups else {k: v for k, v in options.items() if k != "groups"}
-    same = ("vae", "encoders", "image_size", "crop", "flip", "seed", "class_token")
-    options |= {name: getattr(how, name) for name in same}
-    return on_the_fly.write(source, out, precision=how.precision or "bfloat16", **options)
+    print((estimate if dry_run else encode)(images, out, **options))
 
 
 def pick_device(name: str) -> str:
-    """`auto` as the device there is. Raises ConfigError for one that cannot be used."""
+    """`auto` as the device there is."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

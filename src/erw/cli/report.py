@@ -1,22 +1,9 @@
 """`erw report`: one page of a study or of training runs."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Annotated
-
-from tyro.conf import Positional, arg
-
-from erw.cli.settings import call
+from erw.cli.settings import RunDirs
 
 
-def main(args: Sequence[str]) -> None:
-    call("report", report, args)
-
-
-def report(
-    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN...")], *, out: str
-) -> None:
+def report(runs: RunDirs, *, out: str) -> None:
     """Write one self-contained page of a study or of training runs.
 
     Args:

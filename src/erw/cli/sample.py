@@ -1,73 +1,69 @@
 """`erw sample`: images out of a run; what other verbs need for that too."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from erw.cli.settings import Run, Settings, call, first, peek
+from erw.cli.settings import RunDir, Settings, call, first, peek
 from erw.config import Sample, nearest, to_dict
+from erw.data.sources import BUILT_IN
 from erw.dist import current, world
 from erw.errors import ConfigError
-from erw.interop import open_model
+from erw.interop import is_model, open_model
 from erw.log import Progress
 from erw.sampling import Generation, generate, write
 from erw.training import Trained
+from erw.training.trained import fitting_rdm, load
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What to draw, besides the sampler's settings.
+class Draw(Sample):
+    """What to draw, and how."""
 
-    Attributes:
-        seeds: one image each, such as 0:16 or 3,5,8:10.
-        labels: a class or one per seed, by number or name; random: drawn by seed; none: the
-            classes in turn.
-        autoguidance: guide away from this weaker model (a run, one of its checkpoints, or a
-            released file) instead of the null class.
-        batch_size: images at once; does not change them.
-        precision: bf16 runs the network under autocast.
-        compile: torch.compile of the network's blocks; pays from some hundred images on.
-        vae: decoder of the latents; none: the one that the run was trained with.
-        rdm: run that makes the representations, for a run that is given them; none: rdm in its
-            own folder.
-        checkpoint: last; best, by the scores taken while training; or a step that the run keeps.
-        layout: of a released file; auto tells it from keys and shapes.
-    """
-
-    seeds: str = "0:16"
-    labels: str | None = None
-    autoguidance: str | None = None
-    batch_size: int = 64
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    vae: str | None = None
-    rdm: str | None = None
-    checkpoint: str = "last"
-    layout: str = "auto"
+    seeds: str = "0:16"  # one image each, such as 0:16 or 3,5,8:10
+    labels: str | None = None  # a class or one a seed; random: by seed; none: classes in turn
+    autoguidance: str | None = None  # guide away from this weaker model, not from the null class
+    batch_size: int = 64  # images at once; does not change them
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 runs the network under autocast
+    compile: bool = False  # torch.compile of the blocks; pays from some hundred images on
+    vae: str | None = None  # decoder of the latents; none: the run's
+    rdm: str | None = None  # run that makes the representations; none: rdm in the run's own folder
+    checkpoint: str = "last"  # last; best, by scores while training; or a step that the run keeps
+    layout: str = "auto"  # of a released file; auto tells it from keys and shapes
 
 
 def main(args: Sequence[str]) -> None:
+    call_with_model("sample", sample, args, Draw())
+
+
+def call_with_model(
+    verb: str, function: Callable[..., None], args: Sequence[str], draw: Draw
+) -> None:
+    """Call a verb with the model that its first argument names, whose sampler is the default.
+
+    The model is None where the argument names images or results.
+    """
     with world():
-        model = None
-        if first("sample", args, "a run, or a released checkpoint,"):
-            model = peek("sample", open_run, args)
-        sampler = model.run.sample if model else Sample()
-        call("sample", sample, args, {"model": model}, sampler=sampler)
+        name = first(verb, args, "a run (or images)")
+        model = peek(verb, open_run, args) if name and is_model(name) else None
+        if name and model is None and not Path(name).exists() and name not in BUILT_IN:
+            raise FileNotFoundError(f"{name} is neither a run nor images; there is nothing there")
+        if model is not None:
+            draw = replace(draw, **to_dict(model.run.sample))
+        call(verb, function, args, {"model": model}, draw=draw)
 
 
-def open_run(run: Run, *, checkpoint: str = "last", layout: str = "auto") -> Trained:
+def open_run(run: RunDir, *, checkpoint: str = "last", layout: str = "auto") -> Trained:
     """The model that the options name, on this process's device."""
     return open_model(run, checkpoint=checkpoint, layout=layout, device=current().device)
 
 
 def sample(
-    run: Run,
-    sampler: Settings[Sample],
+    run: RunDir,
     draw: Settings[Draw],
-    model: Trained,
+    model: Trained | None,
     *,
     out: str,
     preview: bool = False,
@@ -78,20 +74,16 @@ def sample(
     Args:
         run: the folder that `erw train` wrote, one of its checkpoints, a file of `erw ema`, or a
             released checkpoint.
-        sampler: how images are drawn.
-        draw: which images.
         out: a folder of PNGs, or a file ending in .npz.
         preview: also the first 16 as one picture.
         dry_run: print all settings, draw nothing.
     """
-    generation = generation_of(model, sampler, draw)
+    generation = generation_of(model or open_model(run), draw)  # which says what is missing
     if dry_run:
-        print("\n".join(f"{name:<14}{value}" for name, value in generation.settings.items()))
-        print(f"{'images':<14}{len(generation)}")
-        return
-    first = current().first
-    title, count = f"sample {generation.settings['recipe']}", len(generation)
-    with Progress(title, count, unit="images", quiet=not first) as progress:
+        settings = generation.settings | {"images": len(generation)}
+        return print("\n".join(f"{name:<14}{value}" for name, value in settings.items()))
+    title, first = f"sample {generation.settings['recipe']}", current().first
+    with Progress(title, len(generation), unit="images", quiet=not first) as progress:
         written = write(generation, out, progress=progress.update)
     if first:
         print(written)
@@ -101,56 +93,40 @@ def sample(
         print(write_preview(generation, written))
 
 
-def generation_of(model: Trained, sampler: Sample, draw: Draw) -> Generation:
+def generation_of(model: Trained, draw: Draw) -> Generation:
     """The images that the options ask `erw.generate` for."""
     device = current().device
     if draw.rdm:
-        model = _with_rdm(model, draw.rdm)
+        if model.run.model.class_token != "given":
+            raise ConfigError("--rdm is for a run that is given representations: leave it out")
+        rdm = fitting_rdm(load(draw.rdm, device=device), model.run)
+        model = replace(model, rdm=rdm, class_names=rdm.class_names)
     labels: Any = draw.labels
     if labels not in (None, "random"):
-        numbers = [_label(text, model.class_names) for text in labels.split(",")]
+        numbers = [_label(text.strip(), model.class_names) for text in labels.split(",")]
         labels = numbers[0] if len(numbers) == 1 else numbers
-    weak = open_model(draw.autoguidance, device=device) if draw.autoguidance else None
+    same = [field.name for field in fields(Sample)] + ["batch_size", "precision", "compile", "vae"]
     return generate(
         model,
         seeds_of(draw.seeds),
         labels,
-        **to_dict(sampler),
-        autoguidance=weak,
-        batch_size=draw.batch_size,
-        precision=draw.precision,
-        compile=draw.compile,
-        vae=draw.vae,
+        autoguidance=open_model(draw.autoguidance, device=device) if draw.autoguidance else None,
+        **{name: getattr(draw, name) for name in same},
     )
 
 
-def _with_rdm(model: Trained, path: str) -> Trained:
-    """The run with its representations from the run at `path`."""
-    from erw.training.trained import fitting_rdm, load
-
-    if model.run.model.class_token != "given":
-        raise ConfigError("--rdm is for a run that is given representations: leave it out")
-    rdm = fitting_rdm(load(path, device=current().device), model.run)
-    return replace(model, rdm=rdm, class_names=rdm.class_names)
-
-
 def seeds_of(text: str) -> list[int]:
-    """3,5,8:10 -> [3, 5, 8, 9]. Raises ConfigError for anything else."""
+    """3,5,8:10 -> [3, 5, 8, 9]."""
     seeds: list[int] = []
     for part in text.split(","):
         if not (match := re.fullmatch(r"(\d+)(?::(\d+))?", part.strip())):
-            raise ConfigError(
-                f"--seeds: expected numbers and ranges such as 3,5,8:10, got {text!r}"
-            )
+            raise ConfigError(f"--seeds: expected numbers and ranges as in 3,5,8:10, got {text!r}")
         start = int(match[1])
         seeds += range(start, int(match[2])) if match[2] else [start]
     return seeds
 
 
 def _label(text: str, names: Sequence[str]) -> int:
-    text = text.strip()
-    if text.isdecimal():
-        return int(text)
-    if text not in names:
+    if not text.isdecimal() and text not in names:
         raise ConfigError(f"--labels: no class {text!r}{nearest(text, names)}")
-    return names.index(text)
+    return int(text) if text.isdecimal() else names.index(text)

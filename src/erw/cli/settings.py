@@ -1,7 +1,5 @@
 """The command line by tyro: a verb is a typed function, a settings record is its dotted options."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -16,16 +14,15 @@ import tyro
 from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from erw.config import Run as Config
-from erw.config import to_dict
+from erw.config import Run, to_dict
 from erw.errors import ConfigError
 
 T = TypeVar("T")
 Settings = Annotated[T, arg(name=""), FlagConversionOff]
 """A record whose fields are options; its switches take values too: --model.rope false."""
-
 Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
-Run = Annotated[Positional[str], arg(metavar="RUN")]
+RunDir = Annotated[Positional[str], arg(metavar="RUN")]
+RunDirs = Annotated[Positional[tuple[str, ...]], arg(metavar="RUN...")]
 RunOrImages = Annotated[Positional[str], arg(metavar="RUN|IMAGES")]
 
 HELP = {"-h", "--help"}
@@ -33,26 +30,6 @@ GIVEN = ("model", "start", "base")
 """Parameters of verbs that are no options: what has been read to learn the options' defaults."""
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 REGISTRY = ConstructorRegistry()
-
-
-def recipe_of(verb: str, args: Sequence[str]) -> Config:
-    """The recipe that `args` begin with, or its twin with --tiny.
-
-    `--plan.align.N.` with the number after the last alignment term adds a term: a copy of that one.
-    """
-    from erw.plan import Align
-    from erw.recipes import recipe, tiny
-
-    name = first(verb, args, "a recipe, such as quickstart (erw show lists them),")
-    run = recipe(name or "quickstart")
-    run = tiny(run) if "--tiny" in args else run
-    for word in args:
-        terms, count = run.plan.align, len(run.plan.align)
-        if word.startswith(f"--plan.align.{count}."):
-            last = terms[-1] if terms else Align(block=min(8, run.model.depth))
-            new = dataclasses.replace(last, name=f"align{count}" if terms else "align")
-            run = run.replace(plan=dataclasses.replace(run.plan, align=(*terms, new)))
-    return run
 
 
 def call(
@@ -66,21 +43,38 @@ def call(
 
     Args:
         given: the parameters in `GIVEN`.
-        defaults: take the place of the function's own.
+        defaults: take the place of the function's own; those of `run` are the recipe's.
 
     Raises:
         ConfigError: an option is unknown (the nearest is named), or its value is missing or wrong.
     """
+    if "recipe" in inspect.signature(function).parameters:
+        defaults = {"run": recipe_of(verb, args)} | defaults
     args = ["--help"] if HELP & set(args) else args
     _parse(verb, functools.partial(bound(function), **defaults), args)(**given)
 
 
-def first(verb: str, args: Sequence[str], what: str) -> str | None:
-    """The first argument, which the defaults of the others depend on; None: --help alone.
+def recipe_of(verb: str, args: Sequence[str]) -> Run:
+    """The recipe that `args` begin with, or its twin with --tiny.
 
-    Raises:
-        ConfigError: there is none.
+    `--plan.align.N.` with the number after the last alignment term adds a term: a copy of that one.
     """
+    from erw.plan import Align
+    from erw.recipes import recipe, tiny
+
+    run = recipe(first(verb, args, "a recipe (erw show lists them)") or "quickstart")
+    run = tiny(run) if "--tiny" in args else run
+    for word in args:
+        terms, count = run.plan.align, len(run.plan.align)
+        if word.startswith(f"--plan.align.{count}."):
+            last = terms[-1] if terms else Align(block=min(8, run.model.depth))
+            new = dataclasses.replace(last, name=f"align{count}" if terms else "align")
+            run = run.replace(plan=dataclasses.replace(run.plan, align=(*terms, new)))
+    return run
+
+
+def first(verb: str, args: Sequence[str], what: str) -> str | None:
+    """The first argument, which the defaults of the others depend on; None: --help alone."""
     if args and not args[0].startswith("-"):
         return args[0]
     if HELP & set(args):
@@ -117,37 +111,32 @@ def bound(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parse(verb: str, function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:
-    """What tyro makes of `args`, its boxed errors as one line."""
+    """What tyro makes of `args`; its box around an error becomes one line with the nearest name."""
     box = io.StringIO()
     options |= {"prog": f"erw {verb}", "registry": REGISTRY, "config": (FlagCreatePairsOff,)}
     try:
         with contextlib.redirect_stderr(box):
             return tyro.cli(function, args=args, **options)
     except SystemExit as end:
-        if end.code:
-            message = one_line(box.getvalue())
-            raise ConfigError(f"{message}; see erw {verb} --help") from None
-        raise
-
-
-def one_line(box: str) -> str:
-    """tyro's box around an error as one line: the message and the first of the near options."""
-    _, message, *more = re.split("[─-]{4,}", re.sub(r"\x1b\[[\d;]*m|[╭╮╰╯│]", "", box))
+        if not end.code:
+            raise
+    text = re.sub(r"\x1b\[[\d;]*m|[╭╮╰╯│]", "", box.getvalue())
+    _, message, *more = re.split("[─-]{4,}", text)
     near = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(more))
     message = re.sub(r"^Error parsing [^-]\S*: ", "", " ".join(message.split()))  # a record's own
-    return message.rstrip(".") + (f"; did you mean {near[1]}?" if near else "")
+    message = message.rstrip(".") + (f"; did you mean {near[1]}?" if near else "")
+    raise ConfigError(f"{message}; see erw {verb} --help")
 
 
 @REGISTRY.primitive_rule
 def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """`int | None` and the like: none, in any case, is None."""
+    """`int | None` and the like: none, in any case, is None; so is a positional left out."""
     kind, *others = getattr(info.type, "__args__", (None,))
     if kind not in (int, float, str) or others != [type(None)]:
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=f"{kind.__name__.upper()}|none",
-        # A positional argument that is left out arrives as an empty list.
         instance_from_str=lambda args: (
             None if not args[0] or args[0].lower() == "none" else kind(args[0])
         ),
@@ -183,25 +172,13 @@ def typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def as_options(record: Any) -> Iterator[str]:
+def as_options(record: Any, prefix: str = "--") -> Iterator[str]:
     """Every setting of a record, and of the records inside it, as it is typed."""
-    for name, value in _flat(to_dict(record)):
-        yield f"--{name.replace('_', '-')} {typed(value)}".rstrip()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
+    for name, value in (record if isinstance(record, dict) else to_dict(record)).items():
         if isinstance(value, tuple) and value and isinstance(value[0], dict):
             value = {str(i): inner for i, inner in enumerate(value)}
+        option = prefix + name.replace("_", "-")
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from as_options(value, f"{option}.")
         else:
-            yield f"{prefix}{name}", value
-
-
-def flops(count: float) -> str:
-    """1.5e12 -> "1.50 TFLOP"."""
-    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}FLOP"
-    return f"{count / 1e6:.2f} MFLOP"
+            yield f"{option} {typed(value)}".rstrip()

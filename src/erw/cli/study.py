@@ -1,7 +1,5 @@
 """`erw study`: train and compare methods at equal cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -9,8 +7,6 @@ from tyro.conf import Positional, arg
 
 from erw.cli.settings import Settings, as_options, call, first
 from erw.study.run import STUDIES, Study, run_study, study_plan
-
-OWN = ("--name", "--methods")  # what makes a study that study, and is no setting
 
 
 def main(args: Sequence[str]) -> None:
@@ -29,11 +25,12 @@ def study(
 
     Args:
         name: which study; `erw study` lists them.
-        plan: its settings.
         out: folder of the study.
         dry_run: print all settings, do nothing.
     """
-    if dry_run:
-        print("\n".join(line for line in as_options(plan) if line.split()[0] not in OWN))
+    if dry_run:  # name and methods make a study that study, and are no settings
+        print(
+            *(s for s in as_options(plan) if not s.startswith(("--name ", "--methods"))), sep="\n"
+        )
     else:
         print(run_study(plan, out))

@@ -1,10 +1,8 @@
 """`erw train`: train a recipe; the same command resumes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -12,19 +10,21 @@ from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
 from erw.config import Run
 from erw.dist import World, world
 from erw.errors import CacheError, ConfigError
+from erw.log import say
 from erw.sinks import sink as to_tracker
 from erw.training import Trained
 
+Watch = tuple[Collection[int], Callable[[int, Trained, World], Any]]
+"""What looks at a run while it trains: after which steps, and how."""
+
 
 def main(args: Sequence[str]) -> None:
-    run = recipe_of("train", args)
-    start = (
-        peek("train", starting_model, args) if any(a.startswith("--init") for a in args) else None
-    )
-    if start:
+    run, start = recipe_of("train", args), None
+    if any(word.startswith("--init") for word in args):
         from erw.interop import adopt
 
-        run = adopt(run, start)
+        start = peek("train", starting_model, args)
+        run = adopt(run, start) if start else run
     call("train", train, args, {"start": start}, run=run)
 
 
@@ -39,10 +39,8 @@ def starting_model(
     from erw.interop import open_model
     from erw.interop.pretrained import is_ours
 
-    if init is None:
-        return None
     options: dict[str, Any] = {"layout": init_layout, "num_heads": heads, "depth": depth}
-    return open_model(init, **({} if is_ours(init) else options))
+    return None if init is None else open_model(init, **({} if is_ours(init) else options))
 
 
 def train(
@@ -61,7 +59,6 @@ def train(
 
     Args:
         recipe: its name; `erw show` lists them.
-        run: its settings.
         out: folder of the run.
         tiny: its twin of a few seconds on a CPU.
         dry_run: print settings and cost, train nothing.
@@ -72,17 +69,22 @@ def train(
     if init_projectors and start is None:
         raise ConfigError("--init-projectors takes heads over from --init, which is missing")
     if dry_run:
-        from erw.cli.show import description
+        from erw.cli.show import show
 
-        print(description(run))
-        return
-    from erw.log import say
+        return show(recipe, run)
+    from erw.data.cache import Cache
+    from erw.interop import starting_point
     from erw.training import train as run_training
+    from erw.training.build import resolve
 
     with world() as here:
         _prepare_built_in(run)
-        if start is not None:
-            start = _adapted(start, run, projectors=init_projectors)
+        if start is not None:  # its classes and heads become those of the run's cache
+            cache = Cache.open(run.data.cache)
+            resolved = resolve(run, cache)
+            count = resolved.model.num_classes or 0
+            names = cache.class_names if count else ()
+            start = starting_point(start, resolved, names, count, projectors=init_projectors)
         write = to_tracker(run.log.to, run, out) if run.log.to and here.first else None
         watched = together(watches(run, out, say=say))
         result = run_training(run, out, init=start, sink=write, **watched)
@@ -94,7 +96,6 @@ def _prepare_built_in(run: Run) -> None:
     """Make the cache of the quickstart recipes where it is missing, or finish it."""
     from erw.data.cache import Cache
     from erw.data.prepare import prepare_builtin, read_spec
-    from erw.log import say
     from erw.recipes.quickstart import CACHE, IMAGES
 
     if run.data.cache != (CACHE,):
@@ -106,26 +107,6 @@ def _prepare_built_in(run: Run) -> None:
         count = spec.source.count if spec else IMAGES
         say(f"{CACHE} is missing or not finished: preparing {count:,} of the built-in images")
         prepare_builtin(CACHE, count=count, class_token=run.model.needs_token)
-
-
-def _adapted(model: Trained, run: Run, *, projectors: bool) -> Trained:
-    """The model to begin with, its classes and heads as the run's cache has them."""
-    from erw.data.cache import Cache
-    from erw.interop import starting_point
-    from erw.training.build import resolve
-
-    cache = Cache.open(run.data.cache)
-    resolved = resolve(run, cache)
-    count = resolved.model.num_classes or 0
-    names = cache.class_names if count else ()
-    return starting_point(model, resolved, names, count, projectors=projectors)
-
-
-class Watch(NamedTuple):
-    """What looks at a run while it trains: after which steps, and how."""
-
-    steps: Collection[int]
-    look: Callable[[int, Trained, World], Sequence[dict[str, Any]] | None]
 
 
 def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
@@ -147,21 +128,15 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
             f"images are drawn from representations, but there is no {RDM} in {out}: train it "
             f"first (--out {out}/{RDM}), or leave eval.every and log.preview at 0"
         )
-    chosen = []
-    if run.eval.every:
-        chosen.append(Watch(watched_steps(run, run.eval.every), scoring(run, out, say=say)))
-    if run.eval.loss:
-        chosen.append(Watch(watched_steps(run, run.eval.loss), validating(run, out, say=say)))
-    if run.log.preview:
-        chosen.append(Watch(watched_steps(run, run.log.preview), previewing(run, out, say=say)))
-    return chosen
+    looks = ((run.eval.every, scoring), (run.eval.loss, validating), (run.log.preview, previewing))
+    return [(watched_steps(run, n), make(run, out, say=say)) for n, make in looks if n]
 
 
 def together(watches: Sequence[Watch]) -> dict[str, Any]:
     """`at=` and `evaluate=` of `erw.train` for all of them; each is called at its own steps."""
 
     def look(step: int, model: Trained, world: World) -> list[dict[str, Any]]:
-        due = [watch.look for watch in watches if step in watch.steps]
+        due = [look for steps, look in watches if step in steps]
         return [line for look in due for line in look(step, model, world) or ()]
 
-    return {"at": {step for watch in watches for step in watch.steps}, "evaluate": look}
+    return {"at": {step for steps, _ in watches for step in steps}, "evaluate": look}

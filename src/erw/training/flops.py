@@ -4,7 +4,6 @@ A multiply-add is 2 FLOPs; matrix products, convolutions and attention count, fo
 as `torch.utils.flop_counter` has them. Whatever network, projector or loss runs is counted.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.models import build_model
-from erw.plan import SIT, Phase, Plan
+from erw.plan import Phase, Plan
 from erw.rng import Draws
 from erw.training.network import build_network
 from erw.training.objective import build_objective, total
@@ -107,26 +106,6 @@ class Ledger:
             middle = (low + high) // 2
             low, high = (middle, high) if self.spent(middle).total <= flops else (low, middle)
         return low
-
-
-class Cost(NamedTuple):
-    """FLOPs of one image in a step, forward and backward: the network in warm-up (0 without one)
-    and in full training, its projectors, and the encoders' forward."""
-
-    warmup: int
-    full: int
-    projector: int
-    teacher: int
-
-
-def cost_by_part(run: Run, dims: Mapping[str, int], *, teacher: int) -> Cost:
-    """What one image costs in the steps of a resolved run, by part."""
-    plan = run.plan
-    bare = run.replace(plan=SIT, data=dataclasses.replace(run.data, features=()))
-    full = step_flops(bare, {}, bare.phase(0))
-    projector = step_flops(run, dims, run.phase(plan.warmup)) - full if plan.active else 0
-    warmup = step_flops(run, dims, run.phase(0)) - projector if plan.warmup else 0
-    return Cost(warmup, full, projector, teacher)
 
 
 def step_flops(run: Run, dims: Mapping[str, int], phase: Phase) -> int:
