@@ -398,7 +398,7 @@ def test_eval_of_a_run_and_of_images(erw: Erw, run: Path, images: Path, tmp_path
     assert kept["count"] == 8 and kept["reference_count"] == 16 and kept["settings"]["steps"] == 1
     said = erw("memory", run, "--training", images, *short)
     assert said.code == 0 and said.out.startswith("least ")
-    refused(erw("memory", run, *short), "holds latents", "--images")
+    refused(erw("memory", run, *short), "holds no images", "--images")
     out = tmp_path / "scores.json"
     said = erw("eval", images / "cats", "--reference", images / "cats", "--out", out)
     assert said.code == 0 and abs(json.loads(out.read_text())["values"]["fd_lite2"]) < 1e-3
