@@ -120,7 +120,7 @@ def test_what_has_no_class_token_is_refused(stored: tuple[Path, Cache], tmp_path
         plain.read([0], token=ENCODER)
     with pytest.raises(CacheError, match="no class token of"):
         build.resolve(token_run(plain.path), plain)
-    with pytest.raises(ConfigError, match="class tokens are to be stored, but no encoder has none"):
+    with pytest.raises(ConfigError, match="no encoder has no class token"):
         make(folder, tmp_path / "none", "none", class_token=True)
     from erw.encoders.base import Encoder
 
