@@ -83,7 +83,7 @@ def test_adding_again_verifies_and_the_first_command_mends(made: TwoCaches, copy
     damage(copy / "shards" / "00002.1.safetensors")
     damage(copy / "shards" / "00001.safetensors")
     assert Cache.open(copy).verify() == ["00001.safetensors", "00002.1.safetensors"]
-    with pytest.raises(CacheError, match=r"shard 1 is damaged: make it again with the erw prep"):
+    with pytest.raises(CacheError, match=r"shard 1 is damaged or unfinished: make it again with the erw prep"):
         add(made.folder, copy)
     both = [load_encoder(ENCODER), load_encoder(OTHER)]
     make(made.folder, copy, made.vae, encoders=both)
@@ -122,7 +122,7 @@ def test_images_that_are_not_those_of_the_cache(
     with pytest.raises(CacheError, match=r"holds no images: give those that it was made of again"):
         add(None, copy)
     with pytest.raises(
-        CacheError, match=r"has other features already: enc.*format \(float16, now int8"
+        CacheError, match=r"begun with other settings: enc.*format \(float16, now int8"
     ):
         add(made.folder, copy, ENCODER, features="int8")
     with pytest.raises(CacheError, match="no cache at"):

@@ -74,7 +74,7 @@ def test_what_a_cache_says_about_itself(made: Parts) -> None:
     assert len(cache) == 24 and cache.class_names == CLASSES
     assert cache.latent_shape == (4, 8, 8) and cache.variants == 2
     spec = cache.features[ENCODER]
-    assert (spec.dim, spec.grid, spec.tokens) == (112, (4, 4), 16)
+    assert (spec.dim, spec.grid) == (112, (4, 4))
     assert spec.flops == load_encoder(ENCODER).flops(32) and cache.vae["flops"] > 0
     # Statistics of posterior samples, against the rows themselves.
     both = [cache.read(range(24), flipped=np.full(24, side)) for side in (False, True)]
@@ -185,10 +185,10 @@ def test_a_whole_cache_verifies(made: Parts) -> None:
 def test_a_shard_cut_short_or_missing_is_named(copy: Path) -> None:
     path = copy / "shards" / "00001.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CacheError, match=r"00001\.safetensors is cut short"):
+    with pytest.raises(CacheError, match=r"00001\.safetensors has \d+ of \d+ bytes"):
         Cache.open(copy)
     path.unlink()
-    with pytest.raises(CacheError, match=r"00001\.safetensors is missing"):
+    with pytest.raises(CacheError, match=r"00001\.safetensors has 0 of \d+ bytes"):
         Cache.open(copy)
 
 
@@ -202,7 +202,7 @@ def test_a_header_of_rubbish_is_an_error_of_ours(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is damaged"), ("[]", "is damaged"), ('{"version": 99}', "version 99")],
+    [("{", "cannot be read"), ("[]", "cannot be read"), ('{"version": 99}', "version is 99")],
 )
 def test_a_bad_manifest(copy: Path, text: str, message: str) -> None:
     (copy / "manifest.json").write_text(text)
@@ -214,10 +214,10 @@ def test_no_cache_and_an_unfinished_one(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"no cache at .*erw prepare"):
         Cache.open(tmp_path / "nothing")
     (copy / "manifest.json").unlink()
-    with pytest.raises(CacheError, match="an unfinished cache"):
+    with pytest.raises(CacheError, match="or an unfinished one"):
         Cache.open(copy)
     (copy / "prepare.json").unlink()
-    with pytest.raises(CacheError, match="is no cache"):
+    with pytest.raises(CacheError, match="no cache at"):
         Cache.open(copy)
 
 
@@ -226,7 +226,7 @@ def test_labels_out_of_range_are_found(copy: Path) -> None:
     manifest = json.loads(path.read_text())
     manifest["class_names"] = manifest["class_names"][:2]
     with pytest.raises(
-        CacheError, match=r"manifest.json is damaged \(its content does not match its checksum"
+        CacheError, match=r"manifest.json cannot be read \(its content does not match its checksum"
     ):
         path.write_text(json.dumps(manifest))
         Cache.open(copy)
@@ -318,5 +318,5 @@ def test_a_manifest_names_files_not_paths(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["shards"][0]["files"][0][0] = "../../00000.safetensors"
     write_checked(copy, manifest)
-    with pytest.raises(CacheError, match=r"damaged \(a path where the name of a file was expected"):
+    with pytest.raises(CacheError, match=r"cannot be read \(a path where the name of a file was expected"):
         Cache.open(copy)

@@ -198,7 +198,7 @@ def test_rejects_are_listed_and_skipped(made: SimpleNamespace, tmp_path: Path) -
     rows = [json.loads(line) for line in lines]
     assert [row["item"] for row in rows] == [0, 11, 23]
     assert rows[0]["path"].endswith("apple/000.png") and rows[0]["reason"] == "empty file"
-    assert "not an image" in rows[1]["reason"] and "truncated" in rows[2]["reason"]
+    assert "not an image" in rows[1]["reason"] and "runcated" in rows[2]["reason"]
     kept = [i for i in range(24) if i not in (0, 11, 23)]
     assert cache.columns(["item"], range(21))["item"].tolist() == kept
     expected = [open_source(tmp_path / "set")[i][1] for i in kept]

@@ -1,9 +1,9 @@
 """A prepared cache: latents' moments, teacher features and labels, read row by row."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from blake3 import blake3
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from erw.data.manifest import MANIFEST, SINGLE, Column, EncoderSpec, File, Manifest, shard_file
+from erw.data.manifest import MANIFEST, SINGLE, Column, File, Manifest, shard_file
 from erw.data.quantize import Packed, unpack
 from erw.errors import CacheError, one_line
 from erw.io import hash_file
@@ -41,22 +42,12 @@ class Batch(NamedTuple):
         features = (unpack(f) if isinstance(f, Packed) else f for f in moved.features)
         return moved._replace(features=tuple(features))
 
-    def pin(self) -> "Batch":
-        """The same rows in pinned memory, which a GPU copies while the CPU goes on."""
-        return self._each(Tensor.pin_memory)
-
     def rows(self, index: slice) -> "Batch":
         """Some of the rows."""
         return self._each(lambda x: x[index])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        def changed(x: Any) -> Any:
-            if isinstance(x, tuple):
-                parts = map(changed, x)
-                return Packed(*parts) if isinstance(x, Packed) else tuple(parts)
-            return None if x is None else change(x)
-
-        return Batch(*map(changed, self))
+        return tree_map_only(Tensor, change, self)
 
 
 class Part(NamedTuple):
@@ -67,11 +58,6 @@ class Part(NamedTuple):
     identity: str
     local: Callable[[File], Path]
 
-    @property
-    def encoders(self) -> dict[str, EncoderSpec]:
-        """What it stores, by the encoder's name."""
-        return {encoder.name: encoder for encoder in self.manifest.spec.encoders}
-
 
 class Cache:
     """Random access to the rows of one or more prepared caches; open it with `Cache.open`.
@@ -80,8 +66,7 @@ class Cache:
     scaled as the first cache's, the features that all of them have.
     """
 
-    threads = 2
-    """Reader threads. Two saturate memory bandwidth; more do not help."""
+    threads = 2  # that read: they saturate memory bandwidth
 
     def __init__(self, parts: Sequence[Part]) -> None:
         manifest = parts[0].manifest
@@ -95,13 +80,21 @@ class Cache:
         self.variants = 2 if self.spec.flip else 1
         self.scaling = manifest.scaling or None  # measured, where the VAE has none
         self.vae: dict[str, Any] = asdict(self.spec.vae) | manifest.scaling
-        self.features = {
-            name: encoder
-            for name, encoder in parts[0].encoders.items()
-            if all(name in part.encoders for part in parts)
-        }
+        encoders = [{e.name: e for e in part.manifest.spec.encoders} for part in parts]
+        common = set(encoders[0]).intersection(*encoders)
+        self.features = {name: e for name, e in encoders[0].items() if name in common}
+        alike = ["flip", "image_size", "latent_shape", "vae.weight_hash"]
+        alike += [f"encoders.{name}." for name in common]
         for part in parts[1:]:
-            _check_alike(parts[0], part, self.features)
+            differences = self.spec.differences(part.manifest.spec)
+            changed = [change for change in differences if change.startswith(tuple(alike))]
+            if bool(manifest.class_names) != bool(part.manifest.class_names):
+                changed.append("only one of them has classes")
+            if changed:
+                raise CacheError(
+                    f"{parts[0].where} and {part.where} cannot be read as one cache: "
+                    f"{', '.join(changed)}; prepare one of them again"
+                )
         self._columns = {k: v for part in self.spec.columns().values() for k, v in part.items()}
         self._shards = [
             (part, part.manifest.spec.columns(), shard, dict[str, Tensor]())
@@ -115,8 +108,7 @@ class Cache:
     def open(cls, path: str | Path | Sequence[str | Path]) -> "Cache":
         """Open a finished cache in a folder or at a URL, an online one, or several as one.
 
-        Raises:
-            CacheError: one is missing, unfinished or damaged, or several do not fit together.
+        Raises `CacheError` where one is unfinished or damaged, or they do not fit together.
         """
         paths = [path] if isinstance(path, str | Path) else list(path)
         if len(paths) == 1 and (Path(paths[0]).expanduser() / "online.json").is_file():
@@ -126,7 +118,10 @@ class Cache:
         cache = Cache([open_part(one) for one in paths])
         for part in cache.parts:
             for file in part.manifest.files if "://" not in part.where else ():
-                _check_size(part.local(file), file.bytes)
+                path = part.local(file)
+                size = path.stat().st_size if path.is_file() else 0
+                if size != file.bytes:
+                    raise CacheError(f"shard {path} has {size} of {file.bytes} bytes: {AGAIN}")
         return cache
 
     def __len__(self) -> int:
@@ -159,20 +154,17 @@ class Cache:
         flipped: np.ndarray | None = None,
         packed: bool = False,
     ) -> Batch:
-        """Rows by number, in the order given.
+        """Rows by number, in the order given, with the features of these encoders, the class token
+        of `token`, and the mirrored variant where `flipped` (bool, (B,)).
 
-        Args:
-            features: names of encoders.
-            token: the encoder whose class token is read.
-            flipped: bool (B,): rows of which the mirrored variant is read.
-            packed: leave features as they are stored until `Batch.to`, and everything in pinned
-                memory if there is a GPU.
+        `packed` leaves features as they are stored until `Batch.to`, and everything in pinned
+        memory if there is a GPU.
         """
         mirrored = flipped is not None and bool(flipped.any())
         self.require(encoders=features, token=token, flip=mirrored)
         names = ["label", "moments", *(f"features.{name}" for name in features)]
         names += [f"scale.{name}" for name in features if self.features[name].format == "int8"]
-        names += [f"class.{token}"] * bool(token)
+        names += [f"class.{token}"] if token else []
         columns = self.columns(names, indices, flipped)
         shift, scale = (torch.tensor(self.vae[k]).reshape(-1, 1, 1) for k in ("shift", "scale"))
         mean, std = columns["moments"].float().chunk(2, 1)
@@ -185,7 +177,7 @@ class Cache:
         )
         if not packed:
             return batch.to("cpu")
-        return batch.pin() if torch.cuda.is_available() else batch
+        return batch._each(Tensor.pin_memory) if torch.cuda.is_available() else batch
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
@@ -230,16 +222,16 @@ class Cache:
     def verify(self) -> list[str]:
         """Rehash every file; the names of those that are damaged, cut short or missing."""
 
-        def whole(part: Part, file: File) -> bool:
+        def damaged(pair: tuple[Part, File]) -> list[str]:
+            part, file = pair
             try:
-                return hash_file(part.local(file)) == file.blake3
+                return [] if hash_file(part.local(file)) == file.blake3 else [file.file]
             except (OSError, CacheError):
-                return False
+                return [file.file]
 
         files = [(part, file) for part in self.parts for file in part.manifest.files]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            good = pool.map(lambda pair: whole(*pair), files)
-            return [file.file for (_, file), good in zip(files, good, strict=True) if not good]
+            return [name for names in pool.map(damaged, files) for name in names]
 
     def require(
         self,
@@ -249,18 +241,18 @@ class Cache:
         token: str = "",
         flip: bool = False,
     ) -> None:
-        """Raise `CacheError` unless this cache has features of `encoders`, with so many `tokens`
-        each, the class token of the encoder `token`, and mirrored rows (`flip`)."""
+        """Raise `CacheError` unless it has features of `encoders`, of so many `tokens` each, the
+        class token of the encoder `token`, and mirrored rows (`flip`)."""
         for name in encoders:
             if name not in self.features:
                 cached = ", ".join(self.features) or "no encoder"
                 self._lacks(f"features of {cached}, not of {name}", f"--encoders {name}")
-            spec = self.features[name]
-            if tokens is not None and spec.tokens != tokens:
-                grid = f"{spec.grid[0]} x {spec.grid[1]}"
+            rows, columns = self.features[name].grid
+            if tokens not in (None, rows * columns):
                 raise CacheError(
-                    f"cache {self.where}: {name} gives {grid} = {spec.tokens} tokens an image, the "
-                    f"model has {tokens}: change the patch size, or the encoder's input (NAME@SIDE)"
+                    f"cache {self.where}: {name} gives {rows} x {columns} = {rows * columns} tokens"
+                    f" an image, the model has {tokens}: change the patch size, or the encoder's "
+                    "input (NAME@SIDE)"
                 )
         if token and not (token in self.features and self.features[token].class_dim):
             self._lacks(f"no class token of {token}", f"--encoders {token} --class-token")
@@ -305,11 +297,7 @@ def open_part(path: str | Path) -> Part:
 
 
 def map_columns(path: Path, columns: Mapping[str, Column], *, rows: int) -> dict[str, Tensor]:
-    """The mapped columns of a shard's file.
-
-    Raises:
-        CacheError: it is missing, damaged, or holds other columns than it should.
-    """
+    """The mapped columns of a shard's file. Raises `CacheError` unless it holds these."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -326,27 +314,3 @@ def map_columns(path: Path, columns: Mapping[str, Column], *, rows: int) -> dict
                 f"as the manifest says: {AGAIN}"
             )
     return mapped
-
-
-def _check_size(path: Path, expected: int) -> None:
-    size = path.stat().st_size if path.is_file() else 0
-    if size != expected:
-        kind = "cut short" if size else "missing"
-        raise CacheError(f"shard {path} is {kind} ({size} of {expected} bytes): {AGAIN}")
-
-
-def _check_alike(first: Part, part: Part, features: Collection[str]) -> None:
-    """Raise `CacheError` unless a further cache can be read as one with the first."""
-    one, two = (
-        replace(p.manifest.spec, encoders=tuple(p.encoders[name] for name in features))
-        for p in (first, part)
-    )
-    alike = ("encoders.", "flip", "image_size", "latent_shape", "vae.weight_hash")
-    changed = [change for change in one.differences(two) if change.startswith(alike)]
-    if bool(first.manifest.class_names) != bool(part.manifest.class_names):
-        changed.append("only one of them has classes")
-    if changed:
-        raise CacheError(
-            f"{first.where} and {part.where} cannot be read as one cache: {', '.join(changed)}; "
-            "prepare one of them again"
-        )

@@ -17,26 +17,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from blake3 import blake3
 
-from erw.data.sources import Source
 from erw.errors import CacheError
 from erw.io import write_text
-
-T = TypeVar("T")
 
 VERSION = 2
 MANIFEST, SETTINGS, REJECTED = "manifest.json", "prepare.json", "rejected.jsonl"
 CHECK = "check"  # of a manifest: the hash of the rest
 
+SINGLE = ("label", "item", "image")  # columns that a row has once, the others also mirrored
 Column = tuple[str, tuple[int, ...]]
 """Name of a column's torch dtype, and the shape of one row."""
-
-SINGLE = ("label", "item", "image")
-"""Columns that a row has once, also where the others have a mirrored variant."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +41,6 @@ class SourceSpec:
     name: str
     fingerprint: str
     count: int
-
-    @classmethod
-    def of(cls, source: Source) -> "SourceSpec":
-        return cls(source.name, source.fingerprint(), len(source))
 
 
 @dataclass(frozen=True)
@@ -79,11 +70,6 @@ class EncoderSpec:
     format: str
     class_dim: int = 0
     revision: str | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens per image."""
-        return math.prod(self.grid)
 
 
 @dataclass(frozen=True)
@@ -117,17 +103,14 @@ class CacheSpec:
         """The columns of a shard, by the part of its file's name (see `shard_file`)."""
         variants = (2,) if self.flip else ()
         channels, *sides = self.latent_shape
+        moments = ("float16", (*variants, 2 * channels, *sides))
         parts: dict[str, dict[str, Column]] = {
-            "": {
-                "label": ("int32", ()),
-                "item": ("int64", ()),
-                "moments": ("float16", (*variants, 2 * channels, *sides)),
-            }
+            "": {"label": ("int32", ()), "item": ("int64", ()), "moments": moments}
         }
         if self.images:
             parts["images"] = {"image": ("uint8", (3, self.image_size, self.image_size))}
         for number, encoder in enumerate(self.encoders):
-            name, tokens = encoder.name, (*variants, encoder.tokens)
+            name, tokens = encoder.name, (*variants, math.prod(encoder.grid))
             columns = parts[str(number)] = {}
             columns[f"features.{name}"] = (encoder.format, (*tokens, encoder.dim))
             if encoder.format == "int8":
@@ -138,34 +121,23 @@ class CacheSpec:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; `from_json` is the inverse."""
-        values = json.loads(json.dumps(asdict(self)))
-        for part in (values["vae"], *values["encoders"]):
-            for name in ("revision", "class_dim"):
-                if not part.get(name, True):
-                    del part[name]
-        return values
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "CacheSpec":
         """From the settings of a cache.
 
-        Raises:
-            CacheError: its features are stored in a way that is gone.
-            KeyError, TypeError: a value is missing.
+        Raises CacheError for features of a kind that is gone, KeyError or TypeError for damage.
         """
         for encoder in values["encoders"]:
             if "pca" in encoder or encoder["format"] == "float8":
                 raise CacheError(
-                    f"features of {encoder['name']} are stored as principal components or float8, "
-                    "which this erw does not read: make another cache with erw prepare IMAGES "
-                    "--features int8"
+                    f"features of {encoder['name']} are principal components or float8, which this "
+                    "erw does not read: make them anew with erw prepare IMAGES --features int8"
                 )
-        parts = {
-            "source": _record(SourceSpec, values["source"]),
-            "vae": _record(VaeSpec, values["vae"]),
-            "encoders": tuple(_record(EncoderSpec, encoder) for encoder in values["encoders"]),
-        }
-        return _record(cls, values | parts)
+        source, vae = _record(SourceSpec, values["source"]), _record(VaeSpec, values["vae"])
+        encoders = tuple(_record(EncoderSpec, encoder) for encoder in values["encoders"])
+        return _record(cls, values | {"source": source, "vae": vae, "encoders": encoders})
 
     def differences(self, new: "CacheSpec") -> list[str]:
         """Settings in which two caches differ, as "crop (adm, now resize)".
@@ -177,8 +149,7 @@ class CacheSpec:
             f"{key} ({before.get(key, 'none')}, now {after.get(key, 'none')})"
             for key in sorted(before.keys() | after.keys())
             if before.get(key) != after.get(key)
-            and not key.endswith((".flops", ".revision"))
-            and key != "vae.name"
+            and not key.endswith((".flops", ".revision", "vae.name"))
         ]
 
 
@@ -215,15 +186,12 @@ class Record:
     @staticmethod
     def read(folder: Path, index: int) -> "Record | None":
         """A shard's record with those of its files that are there in full size, or None."""
-
-        def whole(file: File) -> bool:
-            path = folder / file.file
-            return path.is_file() and path.stat().st_size == file.bytes
-
+        sizes = {path.name: path.stat().st_size for path in folder.glob(f"{index:05d}.*")}
         try:
             values = json.loads((folder / f"{index:05d}.json").read_text())
             shard = _shard(values["shard"])
-            shard = replace(shard, files=tuple(filter(whole, shard.files)))
+            files = tuple(file for file in shard.files if sizes.get(file.file) == file.bytes)
+            shard = replace(shard, files=files)
             return Record(shard, values["rejected"], values["latent_sums"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -262,17 +230,37 @@ class Manifest:
         write_text(out / MANIFEST, json.dumps(values, sort_keys=True, indent=1) + "\n")
 
     @staticmethod
+    def join(spec: CacheSpec, class_names: Sequence[str], records: Sequence[Record]) -> "Manifest":
+        """The manifest of the records of all shards, in order.
+
+        Raises `CacheError` for a channel without variance, which cannot be scaled by it.
+        """
+        sums = [record.latent_sums for record in records if record.shard.rows]
+        number = sum(s[2][0] for s in sums)
+        mean, square = (
+            [sum(column) / number for column in zip(*(s[k] for s in sums), strict=True)]
+            for k in (0, 1)
+        )
+        std = tuple(max(0.0, b - a * a) ** 0.5 for a, b in zip(mean, square, strict=True))
+        if spec.vae.scale is None and min(std) < 1e-6:  # at the least log-variance of a VAE
+            raise CacheError(
+                f"channel {std.index(min(std))} of the latents is the same everywhere: VAE "
+                f"{spec.vae.name} cannot be scaled by their deviation"
+            )
+        shards = tuple(record.shard for record in records)
+        rows, rejected = sum(s.rows for s in shards), sum(len(r.rejected) for r in records)
+        return Manifest(spec, rows, rejected, tuple(class_names), tuple(mean), std, shards)
+
+    @staticmethod
     def read(out: Path) -> "Manifest":
         """The manifest of the cache in a folder.
 
-        Raises:
-            CacheError: it is missing, damaged or of another version.
+        Raises `CacheError` if it is missing, damaged or of another version.
         """
         path = out / MANIFEST
         if not path.is_file():
-            state = "an unfinished cache" if (out / SETTINGS).exists() else "no cache"
-            state = f"{out} is {state}" if out.exists() else f"no cache at {out}"
-            raise CacheError(f"{state}: run erw prepare IMAGES --out {out}")
+            again = f"run erw prepare IMAGES --out {out}"
+            raise CacheError(f"no cache at {out}, or an unfinished one: {again}")
         return Manifest.parse(path.read_bytes(), where=str(path))
 
     @staticmethod
@@ -281,49 +269,18 @@ class Manifest:
         try:
             values = json.loads(text)
             if values["version"] != VERSION:
-                raise CacheError(f"it has version {values['version']}, this erw reads {VERSION}")
+                raise ValueError(f"its version is {values['version']}, this erw reads {VERSION}")
             if values.pop(CHECK) != _check(values):
                 raise ValueError("its content does not match its checksum")
             spec = CacheSpec.from_json(values["settings"])
             shards = tuple(map(_shard, values["shards"]))
-            manifest = _record(Manifest, values | {"spec": spec, "shards": shards})
-            if manifest.rows != (rows := sum(shard.rows for shard in shards)):
-                raise ValueError(f"{manifest.rows} rows, but {rows} in its shards")
-            return manifest
-        except CacheError as error:
-            raise CacheError(f"{where}: {error}") from None
+            if values["rows"] != (rows := sum(shard.rows for shard in shards)):
+                raise ValueError(f"{values['rows']} rows, but {rows} in its shards")
+            return _record(Manifest, values | {"spec": spec, "shards": shards})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CacheError(
-                f"{where} is damaged ({error}): remove it and run erw prepare again"
+                f"{where} cannot be read ({error}): remove it and run erw prepare again"
             ) from error
-
-
-def join(spec: CacheSpec, class_names: Sequence[str], records: Sequence[Record]) -> Manifest:
-    """The manifest of the records of all shards, in order.
-
-    Raises:
-        CacheError: a channel without variance cannot be scaled.
-    """
-    sums = [record.latent_sums for record in records if record.shard.rows]
-    number = sum(s[2][0] for s in sums)
-    mean, square = (
-        [sum(c) / number for c in zip(*(s[k] for s in sums), strict=True)] for k in (0, 1)
-    )
-    deviation = tuple(max(0.0, b - a * a) ** 0.5 for a, b in zip(mean, square, strict=True))
-    if spec.vae.scale is None and min(deviation) < 1e-6:  # at the least log-variance of a VAE
-        raise CacheError(
-            f"channel {deviation.index(min(deviation))} of the latents is the same everywhere: "
-            f"VAE {spec.vae.name} cannot be scaled by their deviation"
-        )
-    return Manifest(
-        spec=spec,
-        rows=sum(record.shard.rows for record in records),
-        rejected=sum(len(record.rejected) for record in records),
-        class_names=tuple(class_names),
-        latent_mean=tuple(mean),
-        latent_std=deviation,
-        shards=tuple(record.shard for record in records),
-    )
 
 
 def shard_file(index: int, part: str = "") -> str:
@@ -333,14 +290,12 @@ def shard_file(index: int, part: str = "") -> str:
 
 def size_table(spec: CacheSpec) -> str:
     """Bytes per image and in all of every column of a cache, one line each, and their sum."""
-    count, total = spec.source.count, 0
-    lines = [f"{'column':<34}{'shape':<24}{'bytes/image':>12}{'in all':>14}"]
-    for columns in spec.columns().values():
-        for name, (dtype, shape) in columns.items():
-            total += (size := column_bytes((dtype, shape)))
-            form = f"{'x'.join(map(str, shape))} {dtype}"
-            lines.append(f"{name:<34}{form:<24}{size:>12,}{readable(size * count):>14}")
-    return "\n".join([*lines, f"{'all':<58}{total:>12,}{readable(total * count):>14}"])
+    columns = [c for part in spec.columns().values() for c in part.items()]
+    sizes = {name: column_bytes(column) for name, column in columns}
+    return "\n".join(
+        f"{name:<34}{size:>12,} bytes an image{readable(size * spec.source.count):>14}"
+        for name, size in (sizes | {"all": sum(sizes.values())}).items()
+    )
 
 
 def column_bytes(column: Column) -> int:
@@ -364,9 +319,9 @@ def _shard(values: dict[str, Any]) -> Shard:
     return Shard(values["index"], values["rows"], files)
 
 
-def _record(kind: type[T], values: dict[str, Any]) -> T:
+def _record(kind: Any, values: dict[str, Any]) -> Any:
     """A record from JSON values, lists as tuples; keys of other versions are left out."""
-    known = {name: values[name] for name in kind.__dataclass_fields__ if name in values}  # type: ignore[attr-defined]
+    known = {name: values[name] for name in kind.__dataclass_fields__ if name in values}
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
 

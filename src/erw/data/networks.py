@@ -25,11 +25,7 @@ PIECE = 4  # images: enough for a matrix product, few enough for a core's cache
 
 
 class Networks:
-    """VAE (None where only features are made) and encoders, loaded where they are given by name.
-
-    Raises:
-        ConfigError: an unknown precision, or one encoder twice.
-    """
+    """VAE (None where only features are made) and encoders, loaded where they are given by name."""
 
     def __init__(self, vae: Any, encoders: Sequence[Any], *, precision: str, device: str) -> None:
         from erw.encoders import load_encoder, load_vae
@@ -48,7 +44,7 @@ class Networks:
     ) -> tuple[Tensor, ...]:
         """The outputs of a network, float32, for uint8 images (B, 3, H, W).
 
-        With a pool of `one_thread_each`, on a CPU, piece by piece in its threads.
+        On a CPU piece by piece in the threads of a pool of `one_thread_each`.
         """
         device = torch.device(self.device).type
         if pool and device == "cpu":
@@ -75,93 +71,66 @@ def cache_spec(
     source: Source,
     networks: Networks,
     *,
-    image_size: int,
-    crop: str,
-    rows_per_shard: int,
-    seed: int,
-    flip: bool,
-    images: bool,
-    **options: Any,
+    features: str | None = None,
+    class_token: bool = False,
+    like: CacheSpec | None = None,
+    **settings: Any,
 ) -> CacheSpec:
-    """The spec of a cache; `options` are those of `encoder_specs`.
+    """The spec of a cache; `settings`: those of `prepare` that are fields of a `CacheSpec`.
 
-    Raises:
-        ConfigError: a setting is impossible.
+    Raises ConfigError for an impossible setting.
     """
-    vae = networks.vae
-    _check_choice("crop", crop, CROPS)
-    if image_size < vae.factor or image_size % vae.factor:
+    defaults: dict[str, Any] = {"crop": "adm", "rows_per_shard": 1024, "flip": False}
+    settings = defaults | settings
+    vae, size = networks.vae, settings["image_size"]
+    _check_choice("crop", settings["crop"], CROPS)
+    if size < vae.factor or size % vae.factor:
         raise ConfigError(
-            f"image size {image_size} is no multiple of {vae.factor}, the factor of VAE {vae.name}"
+            f"image size {size} is no multiple of {vae.factor}, the factor of VAE {vae.name}"
         )
-    if rows_per_shard < 1:
-        raise ConfigError(f"rows_per_shard is {rows_per_shard}: expected at least 1")
-    side = image_size // vae.factor
-    one = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=networks.device)
+    if settings["rows_per_shard"] < 1:
+        raise ConfigError(f"rows_per_shard is {settings['rows_per_shard']}: expected at least 1")
+    one = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=networks.device)
+    flops, factor = counted_flops(lambda: vae.encode(one)), vae.factor
+    scale, shift = _plain(vae.scale), _plain(vae.shift)
     return CacheSpec(
-        source=SourceSpec.of(source),
+        source=SourceSpec(source.name, source.fingerprint(), len(source)),
         background=source.background,
-        crop=crop,
-        image_size=image_size,
-        rows_per_shard=rows_per_shard,
         precision=networks.precision,
-        seed=seed,
-        flip=flip,
-        images=images,
-        latent_shape=(vae.channels, side, side),
-        vae=VaeSpec(
-            name=vae.name,
-            weight_hash=vae.weight_hash,
-            factor=vae.factor,
-            scale=_plain(vae.scale),
-            shift=_plain(vae.shift),
-            flops=counted_flops(lambda: vae.encode(one)),
-            revision=getattr(vae, "revision", None),
-        ),
-        encoders=encoder_specs(networks, image_size=image_size, **options),
+        latent_shape=(vae.channels, size // factor, size // factor),
+        vae=VaeSpec(vae.name, vae.weight_hash, factor, scale, shift, flops, vae.revision),
+        encoders=encoder_specs(networks, size, features, class_token, like),
+        **settings,
     )
 
 
 def encoder_specs(
     networks: Networks,
-    *,
     image_size: int,
-    features: str | None = None,
-    class_token: bool = False,
-    like: CacheSpec | None = None,
+    features: str | None,
+    class_token: bool,
+    like: CacheSpec | None,
 ) -> tuple[EncoderSpec, ...]:
-    """The encoders' part of a spec.
-
-    Args:
-        features: one of `FORMATS`; None: as in the cache `like`, or float16.
-        class_token: store the class token of every encoder that has one; those in `like` stay.
-    """
+    """The encoders' part of a spec. `features` is one of `FORMATS`, or None: as in the cache
+    `like`, else float16. Class tokens are stored with `class_token`, and where `like` has them."""
+    encoders = networks.encoders.values()
     if features is not None:
         _check_choice("features", features, FORMATS)
-    encoders = networks.encoders.values()
     if class_token and not any(encoder.dim_class for encoder in encoders):
-        raise ConfigError(
-            f"{', '.join(networks.encoders) or 'no encoder'} has no class token to store: name an "
-            "encoder that has one, such as dinov2-b or efficientnet-lite0"
-        )
+        names = ", ".join(networks.encoders) or "no encoder"
+        raise ConfigError(f"{names} has no class token to store: name one that has, as dinov2-b")
     before = {encoder.name: encoder for encoder in (like.encoders if like else ())}
-    specs = []
-    for encoder in encoders:
-        old = before.get(encoder.name)
-        both = bool(encoder.dim_class) and (class_token or bool(old and old.class_dim))
-        specs.append(
-            EncoderSpec(
-                name=encoder.name,
-                weight_hash=weight_hash(encoder),
-                dim=encoder.dim,
-                grid=encoder.grid(image_size),
-                flops=encoder.flops(image_size, both=both),
-                format=features or (old.format if old else "float16"),
-                class_dim=encoder.dim_class if both else 0,
-                revision=getattr(encoder, "revision", None),
-            )
+
+    def spec(it: Any) -> EncoderSpec:
+        old = before.get(it.name)
+        token = it.dim_class if class_token or (old and old.class_dim) else 0
+        flops, form = it.flops(image_size, both=token > 0), features or (old and old.format)
+        grid, weights = it.grid(image_size), weight_hash(it)
+        return EncoderSpec(
+            it.name, weights, it.dim, grid, flops, form or "float16", token, it.revision
         )
-    return tuple(specs)
+
+    return tuple(map(spec, encoders))
 
 
 def weight_hash(module: Any) -> str:

@@ -46,11 +46,7 @@ class Online(Cache):
 
     @classmethod
     def open(cls, path: str | Path | Sequence[str | Path]) -> "Online":
-        """Open a folder that `write` made.
-
-        Raises:
-            CacheError: it is damaged, or the images have changed.
-        """
+        """Open a folder that `write` made. Raises `CacheError` where the images have changed."""
         path = Path(path if isinstance(path, str | Path) else path[0]).expanduser()
         try:
             settings = json.loads((path / ONLINE).read_text())
@@ -59,13 +55,12 @@ class Online(Cache):
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise CacheError(f"{path / ONLINE} is damaged ({error}): make it again") from error
         if source.fingerprint() != online.spec.source.fingerprint:
-            images = settings["where"]
-            raise CacheError(f"the images of {images} have changed since {path}: make another")
+            raise CacheError(f"the images of {settings['where']} have changed: make another {path}")
         return online
 
     @property
     def encoded(self) -> int:
-        """No bound: every image of every step is encoded, however often it was before."""
+        """No bound: every image of every step is encoded."""
         return 1 << 62
 
     def read(
@@ -77,24 +72,20 @@ class Online(Cache):
         flipped: np.ndarray | None = None,
         packed: bool = False,
     ) -> Batch:
-        """As `Cache.read`, but the rows are on the device of the networks.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
-        mirrored = torch.zeros(len(indices), dtype=torch.bool)
-        if flipped is not None:
-            mirrored = torch.from_numpy(flipped)
+        """As `Cache.read`, but on the device of the networks. Raises DataError for a bad image."""
+        sides = np.zeros(len(indices), bool) if flipped is None else flipped
+        mirrored = torch.from_numpy(sides)
         self.require(encoders=features, token=token, flip=bool(mirrored.any()))
         images, labels = self._load(indices)
         images[mirrored] = images[mirrored].flip(-1)
         networks = self._networks
         shift, scale = networks.vae.scaling
         mean, std = networks.run(networks.vae.encode, images)[0].chunk(2, 1)
-        outputs = {}
-        for name in {*features, token} - {""}:  # no other encoder runs
-            encoder = networks.encoders[name]
-            outputs[name] = networks.run(encoder.both if name == token else encoder, images)
+        encoders = {name: networks.encoders[name] for name in (*features, token) if name}
+        outputs = {  # no other encoder runs
+            name: networks.run(encoder.both if name == token else encoder, images)
+            for name, encoder in encoders.items()
+        }
         return Batch(
             (mean - shift) * scale,
             std * scale,
@@ -110,28 +101,25 @@ class Online(Cache):
     def _load(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Images, uint8 (B, 3, H, W), and labels, int64 (B,)."""
 
-        def load(index: int) -> tuple[np.ndarray, int]:
+        def load(index: int) -> tuple[Tensor, int]:
             try:
-                return cropped(self.source, index, self.spec)
+                image, label = cropped(self.source, int(index), self.spec)
             except Unreadable as error:
                 raise DataError(
                     f"{self.source.location(index)}: {error}; take it out, or prepare without "
                     "--online, which lists and skips such images"
                 ) from error
+            return torch.tensor(image).permute(2, 0, 1), label
 
-        loaded = list(self._pool.map(load, [int(index) for index in indices]))
-        shape = (-1, self.image_size, self.image_size, 3)
-        pixels = np.array([image for image, _ in loaded], dtype=np.uint8).reshape(shape)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        return images, torch.tensor([label for _, label in loaded], dtype=torch.int64)
+        images, labels = zip(*self._pool.map(load, indices), strict=True)
+        return torch.stack(images).contiguous(), torch.tensor(labels, dtype=torch.int64)
 
     @cached_property
     def _networks(self) -> Networks:
         """VAE and encoders, with the weights of the spec."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         vae, encoders = self._settings["vae"], self._settings["encoders"]
-        names = [encoders[spec.name] for spec in self.spec.encoders]
-        networks = Networks(vae, names, precision=self.spec.precision, device=device)
+        networks = Networks(vae, [*encoders.values()], precision=self.spec.precision, device=device)
         specs: tuple[VaeSpec | EncoderSpec, ...] = (self.spec.vae, *self.spec.encoders)
         loaded = (networks.vae, *networks.encoders.values())
         for spec, network in zip(specs, loaded, strict=True):
@@ -146,24 +134,19 @@ def write(
     *,
     vae: str,
     encoders: Sequence[str] = (),
-    image_size: int,
-    crop: str = "adm",
-    class_token: bool = False,
-    flip: bool = False,
     precision: str = "bfloat16",
     seed: int = 0,
     **options: Any,
 ) -> Online:
     """Make a folder that reads like a cache of these images but encodes while training.
 
-    Arguments are those of `prepare`, networks by name since every run loads them again; `options`
-    are those of `open_source`.
+    Arguments are those of `prepare`, networks by name; further `options` go to `open_source`.
 
-    Raises:
-        CacheError: `out` holds something else.
-        ConfigError: the VAE's scale is to be measured.
+    Raises CacheError where `out` holds something else, ConfigError for a VAE without a scale.
     """
     out = Path(out).expanduser()
+    taken = ("image_size", "crop", "class_token", "flip")
+    settings = {name: options.pop(name) for name in taken if name in options}
     if str(source) in BUILT_IN:
         options["seed"] = seed
     elif not str(source).startswith(HUB):
@@ -171,14 +154,9 @@ def write(
     images = open_source(str(source), **options)
     networks = Networks(vae, encoders, precision=precision, device="cpu")
     if networks.vae.scale is None:
-        raise ConfigError(
-            f"VAE {networks.vae.name} is scaled by what is measured while a cache is stored: leave "
-            "--online out, or put its statistics beside the weights"
-        )
-    spec = cache_spec(
-        images, networks, image_size=image_size, crop=crop, rows_per_shard=1, seed=seed,
-        class_token=class_token, flip=flip, images=True,
-    )  # fmt: skip
+        raise ConfigError(f"VAE {networks.vae.name} is scaled by measuring: leave --online out")
+    settings |= {"rows_per_shard": 1, "seed": seed, "images": True}
+    spec = cache_spec(images, networks, **settings)
     if (out / ONLINE).exists():
         online = Online.open(out)
         if changed := online.spec.differences(spec):
@@ -187,6 +165,6 @@ def write(
     if out.is_dir() and any(out.iterdir()):
         raise CacheError(f"{out} is not empty: choose another folder")
     names = dict(zip(networks.encoders, encoders, strict=True))
-    settings = {"where": str(source), "options": options, "vae": vae, "encoders": names}
-    write_json(out / ONLINE, settings | {"settings": spec.to_json()})
+    given = {"where": str(source), "options": options, "vae": vae, "encoders": names}
+    write_json(out / ONLINE, given | {"settings": spec.to_json()})
     return Online.open(out)

@@ -62,14 +62,11 @@ def _download(files: Any, root: str, url: str, file: File) -> Path:
 
 @contextmanager
 def _errors(name: str) -> Iterator[None]:
-    """Any file system's errors as `CacheError` in one line."""
+    """Any file system's errors, also those of botocore and aiohttp, as `CacheError` in one line."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise CacheError(f"{name} is not there: check the address, or prepare it first") from error
-    except ImportError as error:
-        hint = "pip install 'erw[remote]', or gcsfs for gs://"
-        raise CacheError(f"{name}: {one_line(error)}: {hint}") from error
-    except Exception as error:  # OSError, and those of botocore and aiohttp
-        hint = "check network, credentials and room on the disk"
-        raise CacheError(f"{name} cannot be read ({one_line(error)}): {hint}") from error
+    except Exception as error:
+        raise CacheError(
+            f"{name} cannot be read ({one_line(error)}): check address, network, credentials and "
+            "disk; s3:// and https:// need pip install 'erw[remote]', gs:// gcsfs"
+        ) from error

@@ -1,11 +1,11 @@
 """Images to the shards of a cache: cropped by threads ahead of encoding, one shard at a time."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,6 @@ from erw.log import Progress
 from erw.rng import seeded
 
 
-class Item(NamedTuple):
-    """One image of the source, cropped, or the reason why not."""
-
-    number: int
-    pixels: np.ndarray | None  # uint8 (size, size, 3)
-    label: int
-    reason: str = ""
-
-
 class StoredImages(Source):
     """The images in the rows of a cache, as a source: numbered as in the one it was made of."""
 
@@ -49,31 +40,23 @@ class StoredImages(Source):
         return self.cache.images([row])[0].permute(1, 2, 0).numpy(), int(self.labels[row])
 
 
+@dataclass
 class Writer:
-    """Makes the missing files of shards.
+    """Makes the missing files of a cache's shards in the folder `out`; see `prepare`."""
 
-    Args:
-        out: the cache's folder.
-        batch_size: images encoded at once.
-        workers: threads that decode and crop; by default one per core, at most 8.
-        strict: stop at the first bad image instead of rejecting it.
-    """
+    out: Path
+    spec: CacheSpec
+    source: Source
+    networks: Networks
+    batch_size: int
+    workers: int | None = None
+    strict: bool = False
 
-    def __init__(
-        self,
-        out: Path,
-        spec: CacheSpec,
-        source: Source,
-        networks: Networks,
-        *,
-        batch_size: int,
-        workers: int | None = None,
-        strict: bool = False,
-    ) -> None:
-        self.out, self.spec, self.source, self.networks = out, spec, source, networks
-        self.folder, self.parts = out / "shards", spec.columns()
-        self.batch_size, self.strict = batch_size, strict
-        self.workers = workers or min(8, os.cpu_count() or 1)
+    def __post_init__(self) -> None:
+        self.folder, self.parts = self.out / "shards", self.spec.columns()
+        # Stored images are cropped already: "adm" leaves those of the right size as they are.
+        stored = isinstance(self.source, StoredImages)
+        self._cropping = replace(self.spec, crop="adm") if stored else self.spec
 
     def missing(self, index: int) -> list[str]:
         """Parts of a shard that are to be made; without the latents' file, all of them."""
@@ -86,17 +69,21 @@ class Writer:
     def write(self, indices: Sequence[int], progress: Progress) -> None:
         """Make what is missing of these shards. The result depends on neither threads nor ranks."""
         todo = {index: parts for index in indices if (parts := self.missing(index))}
+        loaded = self.networks.encoders
+        lacking = {str(n) for n, e in enumerate(self.spec.encoders) if e.name not in loaded}
+        lacking |= {""} if self.networks.vae is None else set()
         for index, parts in todo.items():
-            if "" in parts and self.networks.vae is None:
+            if lacking.intersection(parts):
                 raise CacheError(
-                    f"{self.out}: shard {index} is damaged: make it again with the erw prepare "
-                    "that made the cache"
+                    f"{self.out}: shard {index} is damaged or unfinished: make it again with the "
+                    "erw prepare that made the cache, all its encoders named"
                 )
             remove_partial(self.folder, [shard_file(index, part) for part in parts])
         numbers = list(chain.from_iterable(self.spec.span(index) for index in todo))
         if numbers:
             self._load(numbers[0])  # sources build tables on first use, which one thread must do
-        items = prefetch(self._load, numbers, depth=64 * self.workers, threads=self.workers)
+        workers = self.workers or min(8, os.cpu_count() or 1)
+        items = prefetch(self._load, numbers, depth=64 * workers, threads=workers)
         with one_thread_each() as self._pool:
             for index, parts in todo.items():
                 span = islice(items, len(self.spec.span(index)))
@@ -108,16 +95,15 @@ class Writer:
                         "that, and run the same command again"
                     ) from error
 
-    def _load(self, number: int) -> Item:
-        # Stored images are cropped already: "adm" leaves those of the right size as they are.
-        kind = "adm" if isinstance(self.source, StoredImages) else self.spec.crop
+    def _load(self, number: int) -> tuple[int, np.ndarray | None, Any]:
+        """An image by its number: cropped, with its label; or None and the reason why not."""
         try:
-            return Item(number, *cropped(self.source, number, self.spec, kind=kind))
+            return number, *cropped(self.source, number, self._cropping)
         except Unreadable as error:
-            return Item(number, None, 0, str(error))
+            return number, None, str(error)
 
     def _write_shard(
-        self, index: int, parts: Sequence[str], items: Iterable[Item], progress: Progress
+        self, index: int, parts: Sequence[str], images: Iterable[Any], progress: Progress
     ) -> None:
         """Make some of a shard's files, then its record."""
         before, stored, rejected = None, None, list[tuple[int, str, str]]()
@@ -125,20 +111,14 @@ class Writer:
             latents = self.folder / shard_file(index)
             columns = map_columns(latents, self.parts[""], rows=before.shard.rows)
             stored = set(columns["item"].tolist())
-
-        def usable(item: Item) -> bool:
-            progress.update()
-            return self._usable(item, stored, rejected)
-
-        rows, batches = filter(usable, items), []
+        rows, batches = self._rows(images, stored, rejected, progress), []
         while batch := list(islice(rows, self.batch_size)):
             batches.append(self._encode(batch, parts))
         columns = {name: torch.cat([b[name] for b in batches]) for name in (batches or [{}])[0]}
         files = {file.file: file for file in (before.shard.files if before else ())}
         for part in parts if batches else ():
-            file = shard_file(index, part)
-            chosen = {name: columns[name] for name in self.parts[part]}
-            files[file] = write_columns(self.folder / file, chosen)
+            path = self.folder / shard_file(index, part)
+            files[path.name] = write_columns(path, {k: columns[k] for k in self.parts[part]})
         if before is None:
             sums = _latent_sums(columns["moments"]) if batches else []
             before = Record(Shard(index, len(columns.get("label", ())), ()), rejected, sums)
@@ -146,28 +126,37 @@ class Writer:
         whole = tuple(files[name] for name in names if name in files)
         replace(before, shard=replace(before.shard, files=whole)).write(self.folder)
 
-    def _usable(
-        self, item: Item, stored: set[int] | None, rejected: list[tuple[int, str, str]]
-    ) -> bool:
-        """Whether an image has a row: as it has in `stored`, else notes why not in `rejected`."""
-        path, classes = self.source.location(item.number), len(self.source.class_names)
-        if stored is not None and item.number not in stored:
-            return False
-        if item.pixels is None:
-            if stored is not None:
-                raise CacheError(f"{path} has changed since its row was stored: {item.reason}")
-            if self.strict:
-                raise DataError(f"{path}: {item.reason} (stopped because of --strict)")
-            rejected.append((item.number, path, item.reason))
-            return False
-        if not 0 <= item.label < max(1, classes):
-            raise DataError(f"{path} has label {item.label}, but there are {classes} classes")
-        return True
+    def _rows(
+        self,
+        images: Iterable[Any],
+        stored: set[int] | None,
+        rejected: list[tuple[int, str, str]],
+        progress: Progress,
+    ) -> Iterator[tuple[int, np.ndarray, int]]:
+        """Images that have a row: those in `stored`, or all that go not to `rejected`."""
+        classes = len(self.source.class_names)
+        for number, pixels, label in images:
+            progress.update()
+            if stored is not None and number not in stored:
+                continue
+            path = self.source.location(number)
+            if pixels is None and stored is not None:
+                raise CacheError(f"{path} has changed since its row was stored: {label}")
+            if pixels is None and self.strict:
+                raise DataError(f"{path}: {label} (stopped because of --strict)")
+            if pixels is None:
+                rejected.append((number, path, label))
+            elif not 0 <= label < max(1, classes):
+                raise DataError(f"{path} has label {label}, but there are {classes} classes")
+            else:
+                yield number, pixels, label
 
-    def _encode(self, batch: Sequence[Item], parts: Sequence[str]) -> dict[str, Tensor]:
+    def _encode(
+        self, rows: Sequence[tuple[int, np.ndarray, int]], parts: Sequence[str]
+    ) -> dict[str, Tensor]:
         """The columns of some rows, on the CPU."""
-        pixels = np.stack([item.pixels for item in batch if item.pixels is not None])
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        numbers, pixels, labels = zip(*rows, strict=True)
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
         def run(network: Any) -> list[Tensor]:
             variants = [images, images.flip(-1)] if self.spec.flip else [images]
@@ -177,8 +166,8 @@ class Writer:
 
         columns = {}
         if "" in parts:
-            columns["label"] = torch.tensor([item.label for item in batch], dtype=torch.int32)
-            columns["item"] = torch.tensor([item.number for item in batch], dtype=torch.int64)
+            columns["label"] = torch.tensor(labels, dtype=torch.int32)
+            columns["item"] = torch.tensor(numbers, dtype=torch.int64)
             (moments,) = run(self.networks.vae.encode)
             columns["moments"] = pack(moments, "float16", name="moments of latents").values
         if "images" in parts:
@@ -186,27 +175,22 @@ class Writer:
         for number, spec in enumerate(self.spec.encoders):
             if str(number) not in parts:
                 continue
-            if (name := spec.name) not in self.networks.encoders:
-                raise CacheError(f"features of {name} are missing from {self.out}: name it too")
-            encoder = self.networks.encoders[name]
+            encoder, name = self.networks.encoders[spec.name], spec.name
             tokens, *token = run(encoder.both if spec.class_dim else encoder)
             values, scale = pack(tokens, spec.format, name=f"features of {name}")
             columns[f"features.{name}"] = values
             if scale is not None:
                 columns[f"scale.{name}"] = scale
             for whole in token:
-                packed = pack(whole, "float16", name=f"class tokens of {name}")
-                columns[f"class.{name}"] = packed.values
+                columns[f"class.{name}"] = pack(whole, "float16", name=f"class of {name}").values
         return {name: column.cpu() for name, column in columns.items()}
 
 
-def cropped(
-    source: Source, number: int, spec: CacheSpec, *, kind: str | None = None
-) -> tuple[np.ndarray, int]:
+def cropped(source: Source, number: int, spec: CacheSpec) -> tuple[np.ndarray, int]:
     """An image as a cache has it, uint8 (size, size, 3), and its label. Raises `Unreadable`."""
     image, label = source[number]
     seed = seeded(spec.seed, number)
-    return crop(image, spec.image_size, kind=kind or spec.crop, seed=seed), label
+    return crop(image, spec.image_size, kind=spec.crop, seed=seed), label
 
 
 def write_columns(path: Path, columns: Mapping[str, Tensor]) -> File:
