@@ -83,7 +83,9 @@ def test_adding_again_verifies_and_the_first_command_mends(made: TwoCaches, copy
     damage(copy / "shards" / "00002.1.safetensors")
     damage(copy / "shards" / "00001.safetensors")
     assert Cache.open(copy).verify() == ["00001.safetensors", "00002.1.safetensors"]
-    with pytest.raises(CacheError, match=r"shard 1 is damaged or unfinished: make it again with the erw prep"):
+    with pytest.raises(
+        CacheError, match=r"shard 1 is damaged or unfinished: make it again with the erw prep"
+    ):
         add(made.folder, copy)
     both = [load_encoder(ENCODER), load_encoder(OTHER)]
     make(made.folder, copy, made.vae, encoders=both)

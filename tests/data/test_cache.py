@@ -318,5 +318,7 @@ def test_a_manifest_names_files_not_paths(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["shards"][0]["files"][0][0] = "../../00000.safetensors"
     write_checked(copy, manifest)
-    with pytest.raises(CacheError, match=r"cannot be read \(a path where the name of a file was expected"):
+    with pytest.raises(
+        CacheError, match=r"cannot be read \(a path where the name of a file was expected"
+    ):
         Cache.open(copy)
