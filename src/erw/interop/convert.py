@@ -36,14 +36,12 @@ def convert(
     than the velocity and a path other than the linear one are saved with the weights.
 
     Args:
-        source: what `load_pretrained` takes, or a run's folder.
+        source: a run's folder, or what `load_pretrained` takes, with its `options`.
         out: a file; its ending (.pt, .pth, .bin or .safetensors) picks the format.
-        options: how to read a released file, as for `load_pretrained`.
 
     Raises:
-        ConfigError: unknown layout.
-        CheckpointError, FileNotFoundError: the source cannot be read; the layout counts time
-            another way or cannot hold the network's options; the file cannot be written.
+        CheckpointError: as `load_pretrained`; the layout counts time another way or cannot hold
+            the network's options; the file cannot be written.
     """
     if to not in LAYOUTS:
         raise ConfigError(f"layout is {to!r}; expected {', '.join(LAYOUTS)}")
@@ -76,17 +74,12 @@ def convert(
 
 
 def _of_run(folder: Path) -> Released:
-    """A run of ours: a flow model counts time as REPA and ERW do.
-
-    Raises:
-        CheckpointError: it has another prediction or path than those two know.
-    """
+    """A run of ours: a flow model counts time as REPA and ERW do."""
     model = load(folder)
     run, net = model.run, model.net
     if run.flow.prediction != "velocity" or run.flow.path == "vp":
         raise CheckpointError(
-            f"{folder} {' on the '.join(unusual(run.flow))}; the released layouts of its time are "
-            "for the velocity on the linear or cosine path"
+            f"{folder} {', '.join(unusual(run.flow))}; the released layouts of its time do not"
         )
     if run.model.needs_token and not net.class_token:
         raise CheckpointError(f"{folder} works with representations; no released layout has them")

@@ -56,9 +56,8 @@ def export(
         repo: name on the hub for the model card.
 
     Raises:
-        ConfigError: unknown format, or `out` is not empty.
-        CheckpointError, FileNotFoundError: the source cannot be read, is a warm-up, or has no
-            place in the format; its VAE is missing or does not fit.
+        ConfigError, CheckpointError: unknown format, `out` is not empty; the source is a warm-up or
+            has no place in the format, or its VAE does not fit.
     """
     if format not in ("diffusers", "safetensors"):
         raise ConfigError(f"format is {format!r}; expected diffusers, safetensors")
@@ -117,15 +116,13 @@ def push_to_hub(
     """Export a model and upload the folder as the repository `repo`; returns its address.
 
     Args:
-        source: as `export` takes it; an exported folder is uploaded as it is.
+        source: as `export` takes it, with its `options`; an exported folder is uploaded as it is.
         repo: "owner/name"; created if it does not exist.
         out: the exported folder; default: next to the source, its name with "-export" appended.
         private: visibility of a new repository; None: the account's default.
-        options: as for `export`.
 
     Raises:
-        ConfigError: no such name, or `out` is missing for a loaded model.
-        CheckpointError: as `export`; or the hub refuses, and the folder can be pushed later.
+        ConfigError, CheckpointError: as `export`; or the hub refuses, and a push can be repeated.
     """
     if not REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is no repository on the hub; expected owner/name")

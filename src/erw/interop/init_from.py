@@ -38,15 +38,11 @@ def starting_point(
     """`model` adapted to a resolved `run` on data of `num_classes` classes named `class_names`.
 
     Label rows go by name where both sides have names; otherwise they stay where they are if there
-    are as many. A new class begins as the null class.
-
-    Args:
-        projectors: take over the alignment heads for the run's targets: by name from a run of
-            ours, by order from a released file.
+    are as many. A new class begins as the null class. With `projectors` the alignment heads for the
+    run's targets come along: by name from a run of ours, by order from a released file.
 
     Raises:
-        ConfigError: the run has another objective or prediction.
-        CheckpointError: the model has no heads, or none for one of the run's targets.
+        ConfigError, CheckpointError: the run has another objective, prediction or targets.
     """
     theirs, ours = model.run.flow, run.flow
     for name in ("objective", "prediction"):

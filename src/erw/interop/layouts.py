@@ -52,11 +52,8 @@ DIFFUSERS: dict[str, tuple[str, ...]] = {
 
 
 def detect_layout(weights: Weights, path: object) -> tuple[str, str]:
-    """(layout, the evidence in words) of a file, from its keys, shapes and settings.
-
-    Raises:
-        CheckpointError: no known layout, or two that look the same and mean different things.
-    """
+    """(layout, the evidence in words) of a file, from its keys, shapes and settings. Raises
+    CheckpointError: no known layout, or two that look the same and mean different things."""
     tensors, settings, keys = weights.tensors, weights.settings, " ".join(weights.tensors)
     if settings.get("layout") in LAYOUTS:
         return str(settings["layout"]), "as it says"
@@ -97,11 +94,7 @@ def unshifted(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> list[dict]:
-    """The tensors of a file by our names: the network's, the projectors' and the buffers.
-
-    Raises:
-        CheckpointError: a diffusers file whose blocks disagree on an embedder.
-    """
+    """The tensors of a file by our names: the network's, the projectors' and the buffers."""
     net = _from_diffusers(tensors, path) if layout == "diffusers-dit" else dict(tensors)
     projectors = {key: net.pop(key) for key in list(net) if key.startswith("projectors.")}
     buffers = {key: net.pop(key) for key in BUFFERS if key in net}

@@ -83,11 +83,8 @@ def describe(model: Trained) -> Metadata:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """`erw.json` of an exported folder.
-
-    Raises:
-        CheckpointError: missing, damaged, or written by a later version of erw.
-    """
+    """`erw.json` of an exported folder. Raises CheckpointError: missing, damaged, or of a later
+    version of erw."""
     path = folder / METADATA
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -102,13 +99,7 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def model_card(meta: Metadata, *, repo: str, diffusers: bool, parameters: int) -> str:
-    """Markdown with YAML front matter: what the model is, how it was made, what it scores.
-
-    Args:
-        repo: name on the hub, or "" where it has none yet.
-        diffusers: whether plain diffusers can load the folder.
-        parameters: of the transformer.
-    """
+    """Markdown with YAML front matter: what the model is, how it was made, what it scores."""
     from jinja2 import Template
 
     sample, usual, run = to_dict(meta.run.sample), to_dict(Sample()), to_dict(meta.run)

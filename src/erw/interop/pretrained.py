@@ -45,11 +45,8 @@ MOST_POSITIONS = 2**28  # numbers in the table of positions: far above any model
 
 @dataclass(frozen=True)
 class Released:
-    """A released file by our names, as stored: nothing is cast, turned or dropped.
-
-    `outputs`: numbers that the network gives for each one of the latent. `optional`: parameters
-    that a warm-up's file lacks. `origin`: what was read, in words.
-    """
+    """A released file by our names, as stored: nothing is cast, turned or dropped. It has `outputs`
+    numbers for each one of the latent; a warm-up lacks the `optional` parameters."""
 
     layout: str
     run: Run
@@ -78,15 +75,13 @@ def load_pretrained(
     Args:
         path: a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers DiT folder. Nothing in
             it is run.
-        layout: "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"; "auto" detects
-            it from keys and shapes, and asks where two layouts look the same.
+        layout: of `LAYOUTS`; "auto" detects it, and asks where two layouts look the same.
         projectors: False drops the alignment heads.
         options: what the file does not say, see `read_released`.
 
     Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: damaged, hostile, ambiguous, or not this layout's; missing, unexpected and
-            mis-shaped keys are listed.
+        FileNotFoundError, CheckpointError: missing, damaged, hostile, ambiguous, or not this
+            layout's; missing, unexpected and mis-shaped keys are listed.
     """
     file = read_released(path, layout, **options)
     tensors, run = file.net, file.run
@@ -109,24 +104,18 @@ def load_pretrained(
 def from_pretrained(
     source: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
 ) -> Trained:
-    """A model that `erw.export` or `erw.push_to_hub` wrote: a folder, or "owner/name" on the hub.
-
-    Only safetensors and JSON are fetched and read; code in the folder is not run.
-
-    Args:
-        revision: branch, tag or commit on the hub.
+    """A model that `erw.export` or `erw.push_to_hub` wrote: a folder, or "owner/name" on the hub
+    (`revision`: branch, tag or commit). Only safetensors and JSON are fetched; no code is run.
 
     Raises:
-        CheckpointError: no such folder or repository, the hub cannot be reached, or the export is
-            not complete.
+        CheckpointError: no such folder or repository, no connection, or an incomplete export.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = _download(str(source), revision)
     meta = read_metadata(folder)
-    run, names = meta.run, meta.class_names
-    exists = [folder / name for name in EXPORTED if (folder / name).is_file()]
-    file = (exists or [folder / PLAIN_FILE])[0]
+    run, names, (file, plain) = meta.run, meta.class_names, (folder / name for name in EXPORTED)
+    file = file if file.is_file() else plain
     tensors = {k.removeprefix("net."): v for k, v in read_weights(file).tensors.items()}
     check_fit(tensors, run.model, outputs=run.flow.outputs, source=file)
     net = build_model(run.model, outputs=run.flow.outputs)
@@ -150,12 +139,10 @@ def open_model(
     **options: Any,
 ) -> Trained:
     """The model at a path: a run (whatever `erw.load` takes), an exported folder, or a released
-    checkpoint, which `options` say how to read (see `load_pretrained`).
+    checkpoint, which `options` say how to read (see `load_pretrained`). Raises as those.
 
     Raises:
-        ConfigError: options for a run or an exported folder, which need none, or a checkpoint of
-            something that is no run.
-        CheckpointError, FileNotFoundError: as `erw.load`, `from_pretrained`, `load_pretrained`.
+        ConfigError: options or a checkpoint for what has none.
     """
     path = Path(path).expanduser()
     options = {k: v for k, v in options.items() if v not in (None, "auto")}
@@ -249,11 +236,7 @@ def check_fit(
     tensors: Mapping[str, Tensor], model: Model, *, outputs: int, source: Any, optional: Any = ()
 ) -> SiT:
     """The network that the tensors fit, on the meta device: settings from a file are checked before
-    they take memory. `optional`: parameters that may be missing.
-
-    Raises:
-        CheckpointError: lists what is missing, unexpected and of another shape.
-    """
+    they take memory. `optional`: parameters that may be missing. Raises CheckpointError."""
     side, channels, blocks = model.input_size or 0, model.channels or 0, depth_of(tensors)
     classes = -1 if model.num_classes is None else model.num_classes
     if (
@@ -324,11 +307,8 @@ def _model(
 
 
 def _has_positions(net: SiT, buffers: Mapping[str, Tensor], path: object) -> bool:
-    """Whether the positions stored in a file are for the network's resolution.
-
-    Raises:
-        CheckpointError: they are, but have other values than ours: not the frozen tables.
-    """
+    """Whether the positions stored in a file are for the network's resolution; refuses others than
+    the frozen tables."""
     rows = net.grid**2 + (net.class_token > 0)
     if "pos_embed" in buffers and buffers["pos_embed"].shape[1] != rows:
         return False
@@ -357,8 +337,7 @@ def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Ten
     """The weights of net(x, 1 - t), or of its negative, from those of net(x, t), up to rounding.
 
     The sinusoids of 1 - t are a fixed rotation and reflection of those of t, which the first layer
-    of the time embedding absorbs. The last layer changes the sign of a velocity; noise, score and
-    clean latent are the same in either direction.
+    of the time embedding absorbs. The last layer changes the sign of a velocity.
     """
     first = "t_embedder.mlp.0.weight"
     cos, sin = tensors[first].double().chunk(2, dim=1)

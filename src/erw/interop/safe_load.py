@@ -42,14 +42,11 @@ class Inert:
 
 
 def read_weights(path: str | Path, *, which: Which = "ema") -> Weights:
-    """The weights in a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers folder.
-
-    `which` picks averaged or plain weights where a file has both. Tensors may share memory with
-    the file: copy before changing them.
+    """The weights in a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers folder; `which`
+    picks averaged or plain ones. They may share memory with the file: copy before changing them.
 
     Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: damaged, hostile, or without weights.
+        FileNotFoundError, CheckpointError: missing, damaged, hostile, or without weights.
     """
     path = Path(path).expanduser()
     if path.is_dir():

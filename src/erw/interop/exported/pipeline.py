@@ -19,14 +19,8 @@ from torch import Tensor
 
 
 class FlowPipeline(DiffusionPipeline):
-    """Images from noise.
-
-    Args:
-        transformer: a `FlowTransformer`.
-        vae: AutoencoderKL or AutoencoderTiny; None: the latents are the pixels.
-        id2label: names by class number, as text; None or empty where there are none.
-        shift: of the times, s t / (1 + (s - 1) t).
-    """
+    """Images from noise, by a `FlowTransformer` and an AutoencoderKL or AutoencoderTiny; without a
+    VAE the latents are the pixels. `shift`: of the times, s t / (1 + (s - 1) t)."""
 
     model_cpu_offload_seq = "transformer->vae"
     _optional_components = ["vae"]  # noqa: RUF012 - the name and type are diffusers'
@@ -66,10 +60,6 @@ class FlowPipeline(DiffusionPipeline):
             generator: of the noise to start from.
             latents: that noise itself, (B, C, h, w).
             output_type: "pil", "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1], or "latent".
-
-        Raises:
-            ValueError: unknown classes, contradicting numbers of images, or guidance without
-                classes.
         """
         if guidance_scale != 1 and class_labels is None:
             raise ValueError("guidance_scale is not 1: give the class_labels to guide to")
