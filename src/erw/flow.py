@@ -68,7 +68,7 @@ def _vp_time(ratio: Tensor) -> Tensor:
     return (2 * c / (b + (b**2 + 4 * a * c).sqrt())).clamp(max=1.0)
 
 
-VP = Path(
+VP: Path = Path(
     name="vp",
     alpha=lambda t: _log_alpha(t).exp(),
     sigma=lambda t: (-torch.expm1(2 * _log_alpha(t))).sqrt(),

@@ -171,7 +171,7 @@ def test_every_prediction_on_every_path_draws_the_same_gaussian(
             torch.testing.assert_close(out, solve(plain, x, times, path=path), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in SOLVERS if not SOLVERS[name].adaptive])
+@pytest.mark.parametrize("name", [name for name in SOLVERS if SOLVERS[name].evaluations])
 def test_evaluations_and_times(name: str) -> None:
     chosen, calls = SOLVERS[name], []
 

@@ -8,4 +8,3 @@ from erw.sampling.guidance import guided as guided
 from erw.sampling.save import read_images as read_images
 from erw.sampling.save import write as write
 from erw.sampling.solvers import SOLVERS as SOLVERS
-from erw.sampling.solvers import Solver as Solver

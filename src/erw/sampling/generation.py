@@ -56,7 +56,7 @@ class Generation:
         return len(self.seeds)
 
     def __iter__(self) -> Iterator[Samples]:
-        size = 1 if self.solver.adaptive else self.batch_size
+        size = self.batch_size if self.solver.evaluations else 1
         for lo in range(0, len(self), size):
             yield self._batch(slice(lo, lo + size))
 
@@ -111,7 +111,7 @@ class Generation:
         device, flow = next(model.net.parameters()).device, model.run.flow
         labels = None if self.labels is None else torch.tensor(self.labels[rows], device=device)
         shape, token, path = model.latent_shape, model.net.class_token, PATHS[flow.path]
-        if solver.adaptive:  # it ends where the prediction defines a velocity
+        if solver.evaluations is None:  # it ends where the prediction defines a velocity
             low, high = ends(flow.prediction, path)
             times = [high, low, 0.0] if low else [high, 0.0]
             options = {"atol": sample.atol, "rtol": sample.rtol}
@@ -198,7 +198,7 @@ def generate(
 def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool) -> None:
     solver = solver_for(sample.solver, model.run.flow.objective)
     solver.times(sample.steps, shift=sample.shift)  # may refuse them
-    if solver.adaptive and sample.shift != 1:
+    if solver.evaluations is None and sample.shift != 1:
         raise ConfigError(f"{sample.solver} chooses its own times: leave shift at 1")
     if decode and len(model.latent_shape) == 1:
         raise ConfigError("an rdm makes representations and no images: give decode=False")
@@ -215,7 +215,6 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
 
 
 def _kind(model: Trained) -> tuple[Any, ...]:
-    """Latents, classes, class token or representation, path, outputs."""
     net, flow = model.net, model.run.flow
     token = net.class_token, net.representation
     return model.latent_shape, model.num_classes, token, flow.path, flow.outputs

@@ -74,11 +74,7 @@ def spread(num_classes: int, count: int = COUNT) -> list[int] | None:
 
 
 def picture(
-    images: Tensor,
-    labels: Sequence[int] | None = None,
-    names: Sequence[str] = (),
-    *,
-    columns: int = 4,
+    images: Tensor, labels: Sequence[int] | None = None, names: Sequence[str] = (), columns: int = 4
 ) -> bytes:
     """Images uint8 (N, 3, H, W) row by row as PNG, captioned by the name or number of their class;
     the ground is transparent, letters a grey that reads on light and on dark pages."""

@@ -109,7 +109,7 @@ def png_path(folder: Path, seed: int) -> Path:
     return folder / f"{seed:08d}.png"
 
 
-def read_png(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def read_png(path: Path) -> tuple[np.ndarray, dict[Any, Any]]:
     """The image (H, W, 3) uint8, and its texts."""
     from PIL import Image
 
@@ -147,8 +147,8 @@ def _ids(generation: Generation) -> dict[str, tuple[int, ...]]:
 def _join(generation: Generation, folder: Path, out: Path) -> None:
     """The PNGs of `folder` as one `.npz` in the order of the seeds, through a file on disk."""
     paths = [png_path(folder, seed) for seed in generation.seeds]
-    arrays = {name: np.asarray(values, np.int64) for name, values in _ids(generation).items()}
-    arrays["settings"] = np.asarray(json.dumps(generation.settings))
+    arrays: dict[str, Any] = dict(_ids(generation))
+    arrays["settings"] = json.dumps(generation.settings)
     shape = len(paths), *read_png(paths[0])[0].shape
     images = np.lib.format.open_memmap(folder / "arr_0.npy", "w+", np.uint8, shape)
     for i, path in enumerate(paths):

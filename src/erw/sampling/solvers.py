@@ -30,8 +30,6 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 
 class Step(NamedTuple):
-    """A finished step."""
-
     number: int  # from 0
     t: float
     t_next: float
@@ -87,10 +85,6 @@ class Solver:
     evaluations: Callable[[int], int] | None = lambda steps: steps
     """Steps -> evaluations of the network; None: the rule decides, for one sample at a time."""
     objective: Literal["flow", "ddpm"] = "flow"  # of the models that it samples
-
-    @property
-    def adaptive(self) -> bool:
-        return self.evaluations is None
 
     def __call__(
         self,
