@@ -62,14 +62,6 @@ def test_labels_at_line_ends_keep_their_distance(runs: list[RunResult]) -> None:
     assert all(b - a > 15 for a, b in itertools.pairwise(heights))
 
 
-@pytest.mark.parametrize("heights", [[0, 50], [10, 10], [10, 12, 40], [0, 0, 0], []])
-def test_spread_keeps_the_gap_and_the_mean(heights: list[float]) -> None:
-    moved = plots.spread(heights, gap=10)
-    assert all(b - a >= 10 - 1e-9 for a, b in itertools.pairwise(moved))
-    assert sum(moved) == pytest.approx(sum(heights))
-    assert heights != [0, 50] or moved == heights
-
-
 def test_axes_have_units_that_fit(runs: list[RunResult]) -> None:
     assert plots.cost_axis(runs, "flops") == (1e12, "training compute, TFLOP")
     assert plots.cost_axis(runs, "seconds") == (60.0, "training time, minutes")

@@ -100,24 +100,21 @@ def canvas(
 
 
 def label_ends(ax: Any, lines: Sequence[Line], *, gap: float = 16.0) -> None:
-    """The name of each line at its end, once, at least `gap` points apart vertically."""
+    """The name of each line right of all, once, above the axis and `gap` points apart or more."""
+    ax.autoscale_view()  # else transData has the limits of empty axes
     firsts = list({line.name: line for line in reversed(lines)}.values())
     # More than twelve do not fit below each other.
-    ends = [((line.xs[-1], line.ys[-1]), line) for line in firsts[:: -(-len(firsts) // 12)]]
-    ends.sort(key=lambda end: end[0][1])
-    heights = [float(ax.transData.transform(at)[1]) for at, _ in ends]
-    for (at, line), old, new in zip(ends, heights, spread(heights, gap=gap), strict=True):
-        options = {"weight": "bold", "va": "center", "annotation_clip": False, **POINTS}
-        ax.annotate(line.name, at, (9, new - old), color=line.color, **options)
-
-
-def spread(heights: Sequence[float], *, gap: float) -> list[float]:
-    """Rising heights moved so that neighbours are at least `gap` apart and their mean stays."""
-    moved = list(heights[:1])
+    ends = sorted(firsts[:: -(-len(firsts) // 12)], key=lambda line: line.ys[-1])
+    heights = [float(ax.transData.transform((line.xs[-1], line.ys[-1]))[1]) for line in ends]
+    moved = heights[:1]
     for height in heights[1:]:
         moved.append(max(height, moved[-1] + gap))
-    shift = (sum(heights) - sum(moved)) / max(1, len(moved))
-    return [height + shift for height in moved]
+    shift = (sum(heights) - sum(moved)) / max(1, len(moved))  # their mean stays
+    shift = max(shift, ax.bbox.y0 + gap / 2 - min(moved, default=0.0))
+    right = max((line.xs[-1] for line in ends), default=0.0)
+    for line, old, new in zip(ends, heights, moved, strict=True):
+        options = {"color": line.color, "weight": "bold", "va": "center", "annotation_clip": False}
+        ax.annotate(line.name, (right, line.ys[-1]), (9, new + shift - old), **POINTS, **options)
 
 
 def cost_axis(runs: Sequence[RunResult], over: str) -> tuple[float, str]:
