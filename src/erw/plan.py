@@ -119,7 +119,8 @@ class Align:
             encoder:vae:sd-vae-ft-ema), `ema` (block `target_block` of the EMA model), `block`
             (another block, without gradient), or `none` (a loss on the tokens alone).
         target_block: of `ema` and `block`.
-        projector, loss: of `PROJECTORS` and `ALIGN_LOSSES`.
+        projector: of `PROJECTORS`.
+        loss: of `ALIGN_LOSSES`.
         temperature: of the losses that have one; None: their default.
         normalize: what is done to the target first, of `TARGET_NORMS`.
         tokens: share of the tokens that are compared, drawn anew for every image and step.

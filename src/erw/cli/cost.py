@@ -28,14 +28,12 @@ from erw.training.network import build_network
 @dataclass(frozen=True)
 class Parts:
     """What a resolved run needs, by its cache or by what is assumed without one: the encoders'
-    channels, FLOPs of one image in them (teacher) and in the VAE (encode), images, and the source
-    of all this in words."""
+    channels, FLOPs of one image in the VAE, the ledger, and the source of all this in words."""
 
     run: Run
     dims: Mapping[str, int]
-    teacher: int
     encode: int
-    rows: int
+    ledger: Ledger
     origin: str
 
 
@@ -93,9 +91,10 @@ def cost(
     print(f"on {gpus} x {gpu} at {utilisation:g} of its bf16 peak (`erw bench` measures):")
     print(f"  memory      {need / 2**30:.1f} of {chosen.memory / 2**30:.0f} GiB a GPU", end="")
     print(f", {images} images each in {precision}: {fits}")
-    print(f"  training    {hours(ledger(parts).spent(run.steps).total)}")
-    prepare = parts.rows * (parts.encode + parts.teacher)
-    print(f"  prepare     {hours(prepare)} for {parts.rows:,} images")
+    print(f"  training    {hours(parts.ledger.spent(run.steps).total)}")
+    book = parts.ledger
+    prepare = hours(book.rows * (parts.encode + book.teacher))
+    print(f"  prepare     {prepare} for {book.rows:,} images")
     if work := sampling(run)[0]:
         print(f"  50,000      {hours(50_000 * work)} to sample")
 
@@ -109,14 +108,9 @@ def by_cache(run: Run) -> Parts | None:
             raise
         return None
     run = resolve(run, cache)
-    return Parts(
-        run=run,
-        dims={name: spec.dim for name, spec in cache.features.items()},
-        teacher=Ledger.of(run, cache).teacher,
-        encode=cache.vae["flops"],
-        rows=len(cache),
-        origin=f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}",
-    )
+    dims = {name: spec.dim for name, spec in cache.features.items()}
+    origin = f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}"
+    return Parts(run, dims, cache.vae["flops"], Ledger.of(run, cache), origin)
 
 
 def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
@@ -130,25 +124,17 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
         num_classes=1000 if model.num_classes is None else model.num_classes,
     )
     dims = {teacher: dim} if run.plan.reads_encoder else {}
+    run = run.replace(model=model, data=replace(run.data, features=tuple(dims)))
     reads = bool(dims) or model.needs_token
-    return Parts(
-        run=run.replace(model=model, data=replace(run.data, features=tuple(dims))),
-        dims=dims,
-        teacher=work if reads else 0,
-        encode=sd_encoder_flops(image_size),
-        rows=1_281_167,
-        origin=f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at {image_size}, "
-        "the VAE of Stable Diffusion" + f", teacher {teacher}" * reads,
-    )
-
-
-def ledger(parts: Parts) -> Ledger:
-    return Ledger.from_dims(parts.run, parts.dims, teacher=parts.teacher, rows=parts.rows)
+    ledger = Ledger.from_dims(run, dims, teacher=work * reads, rows=1_281_167)
+    origin = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at {image_size}, "
+    origin += "the VAE of Stable Diffusion" + f", teacher {teacher}" * reads
+    return Parts(run, dims, sd_encoder_flops(image_size), ledger, origin)
 
 
 def by_part(parts: Parts) -> list[str]:
     """Lines on parameters, on FLOPs of a step, and on the whole run."""
-    run, book = parts.run, ledger(parts)
+    run, book = parts.run, parts.ledger
     with torch.device("meta"):
         net = build_network(run, parts.dims)
     count, heads = (sum(p.numel() for p in m.parameters()) for m in (net.model, net.projectors))
@@ -160,8 +146,8 @@ def by_part(parts: Parts) -> list[str]:
         name = "warm-up step" if rate.warmup else "full step"
         work = f"{flops(batch * rate.trained)}, {batch} images of {flops(rate.trained)}"
         lines.append(f"{name:<14}{work}")
-    if parts.teacher:
-        lines.append(f"teacher       {flops(parts.teacher)} an image, once each from a cache")
+    if book.teacher:
+        lines.append(f"teacher       {flops(book.teacher)} an image, once each from a cache")
     spent = book.spent(run.steps)
     return [
         *lines,

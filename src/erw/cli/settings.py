@@ -129,38 +129,26 @@ def _parse(verb: str, function: Callable[..., Any], args: Sequence[str], **optio
 
 
 @REGISTRY.primitive_rule
-def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """`int | None` and the like: none, in any case, is None; so is a positional left out."""
-    kind, *others = getattr(info.type, "__args__", (None,))
-    if kind not in (int, float, str) or others != [type(None)]:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{kind.__name__.upper()}|none",
-        instance_from_str=lambda args: (
-            None if not args[0] or args[0].lower() == "none" else kind(args[0])
-        ),
-        is_instance=lambda value: value is None or isinstance(value, kind),
-        str_from_instance=lambda value: [typed(value)],
-    )
-
-
-@REGISTRY.primitive_rule
-def boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
-    """A switch with or without a value."""
-    if info.type is not bool:
+def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A switch with or without a value; `int | None` and the like, for which none is None."""
+    kind, *others = getattr(info.type, "__args__", (info.type,))
+    optional = kind in (int, float, str) and others == [type(None)]
+    if not optional and info.type is not bool:
         return None
 
-    def read(args: list[str]) -> bool:
-        if args and args[0].lower() not in TRUTH:
+    def read(args: list[str]) -> Any:
+        word = args[0].lower() if args and args[0] else ""  # a positional left out is [[]]
+        if optional:
+            return None if word in ("", "none") else kind(args[0])
+        if args and word not in TRUTH:
             raise ValueError(f"expected true or false, got {args[0]!r}")
-        return not args or TRUTH[args[0].lower()]
+        return not args or TRUTH[word]
 
     return PrimitiveConstructorSpec(
-        nargs=(0, 1),
-        metavar="true|false",
+        nargs=1 if optional else (0, 1),
+        metavar=f"{kind.__name__.upper()}|none" if optional else "true|false",
         instance_from_str=read,
-        is_instance=lambda value: isinstance(value, bool),
+        is_instance=lambda value: (optional and value is None) or isinstance(value, kind),
         str_from_instance=lambda value: [typed(value)],
     )
 
