@@ -128,8 +128,7 @@ def zipped(path: Path) -> Files:
     except (zipfile.BadZipFile, OSError) as error:
         message = f"{path} is not a whole zip archive ({one_line(error)}): copy it again"
         raise DataError(message) from error
-    # Of members of equal path the last counts, as unpacking would have it. Some tools write
-    # backslashes, or ./ in front.
+    # Of members of equal path the last counts, as in unpacking. Some tools write \, or ./ in front.
     infos = [info for info in archive.infolist() if not info.is_dir()]
     members = {m.filename.replace("\\", "/").removeprefix("./"): m for m in infos}
     entries = {key: f"{m.file_size}\0{m.CRC:08x}" for key, m in members.items()}

@@ -95,10 +95,7 @@ def _listed(repo: str, revision: str) -> list[str]:
 
 
 def _fetched(repo: str, revision: str, files: Any, *, reason: Exception | None = None) -> Path:
-    """The folder in the hub's local cache with these files.
-
-    They are downloaded where they are missing, unless there is a `reason` why that is not possible.
-    """
+    """The folder of these files in the hub's cache, downloaded unless for a `reason` not to."""
     from huggingface_hub import snapshot_download
 
     options: dict[str, Any] = {"revision": revision or None, "local_files_only": reason is not None}

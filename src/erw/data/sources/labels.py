@@ -20,8 +20,7 @@ Labels = tuple[tuple[str, ...], np.ndarray]  # names of classes; each image's nu
 
 CLASSES = ("auto", "folders", "leaf", "none")
 TABLES = ("dataset.json", "metadata.csv", "metadata.jsonl")
-# Names that mean a label, in JSON, tables and arrays. The first of `USUAL` that is there is taken;
-# of the others only one that is there alone.
+# Names that mean a label: the first of `USUAL` is taken, of the others only one that is alone.
 USUAL = ("label", "labels", "fine_label", "cls")
 OTHERS = (
     "class", "class_id", "class_label", "category", "category_id", "target", "targets", "y",
@@ -38,7 +37,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     ".jsonl": lambda text: [json.loads(line) for line in text.splitlines() if line.strip()],
     ".csv": lambda text: list(csv.DictReader(io.StringIO(text))),
 }
-# Beginnings of what systems put beside people's own files, and of all that is hidden.
 _SYSTEM = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found")
 
 

@@ -117,8 +117,7 @@ class OpenMojiSet(Source):
         # Straight from a hash, so that no library's generator can change the images.
         bits = np.frombuffer(hashlib.blake2b(key, digest_size=64).digest(), "<u8")
         glyph, scale, angle, dx, dy, flip, hue, tint = (bits / 2.0**64).tolist()
-        label = int(self.labels[index])
-        codes = self._glyphs[label]
+        codes = self._glyphs[label := int(self.labels[index])]
         # A glyph's drawing fills about 0.85 of its box; a large one stays near the middle.
         scale = 0.7 + 0.4 * scale
         room = max(0.04, (1 - 0.85 * scale) / 2)

@@ -57,8 +57,8 @@ class Table(Source):
                 values += read(group, label).to_pylist() if label else [None] * size
         place = f"{first}, column {label}" if label else str(first)
         self.class_names, self.labels = classes(values, source=place, names=names)
-        hashes = [f"{path.name} {hash_file(path)}\n" for path in self.paths]
-        self._fingerprint = digest([self.class_names, background, *columns], hashes)
+        lines = (f"{path.name} {hash_file(path)}\n" for path in self.paths)
+        self._fingerprint = digest([self.class_names, background, *columns], lines)
         # A few blocks are cached, since threads are asked for rows in order.
         self._block = lru_cache(maxsize=4)(lambda path, group: _open(path)[2](group, self._image))
 
