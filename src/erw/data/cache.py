@@ -121,7 +121,8 @@ class Cache:
                 path = part.local(file)
                 size = path.stat().st_size if path.is_file() else 0
                 if size != file.bytes:
-                    raise CacheError(f"shard {path} has {size} of {file.bytes} bytes: {AGAIN}")
+                    state = f"cut short or missing ({size} of {file.bytes} bytes)"
+                    raise CacheError(f"shard {path} is {state}: {AGAIN}")
         return cache
 
     def __len__(self) -> int:
