@@ -188,7 +188,9 @@ def test_a_shard_cut_short_or_missing_is_named(copy: Path) -> None:
     with pytest.raises(CacheError, match=r"00001\.safetensors is cut short .*\d+ of \d+ bytes"):
         Cache.open(copy)
     path.unlink()
-    with pytest.raises(CacheError, match=r"00001\.safetensors is cut short or missing .0 of \d+ bytes"):
+    with pytest.raises(
+        CacheError, match=r"00001\.safetensors is cut short or missing .0 of \d+ bytes"
+    ):
         Cache.open(copy)
 
 
