@@ -59,13 +59,13 @@ def mean_curve(
 
     Raises DataError if no step is common to all.
     """
-    tables = [{step: i for i, step in enumerate(curve.steps)} for curve in curves]
-    shared = tuple(step for step in curves[0].steps if all(step in table for table in tables))
+    shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
     if not shared:
         raise DataError("no step is scored in all seeds of a method: score them at the same steps")
-    rows = [[(c, table[step]) for c, table in zip(curves, tables, strict=True)] for step in shared]
-    costs = tuple(statistics.fmean(c.costs[i] for c, i in row) for row in rows)
-    return Curve(costs, tuple(of([c.values[i] for c, i in row]) for row in rows), shared)
+    rows = [[(c.costs[i], c.values[i]) for c in curves for i in (c.steps.index(step),)]
+            for step in shared]  # fmt: skip
+    costs, values = zip(*(zip(*row, strict=True) for row in rows), strict=True)
+    return Curve(tuple(map(statistics.fmean, costs)), tuple(map(of, values)), tuple(shared))
 
 
 def score_curves(runs: Sequence[RunResult], metric: str, *, over: str = "flops") -> list[Curve]:
@@ -110,11 +110,9 @@ def speed_ups(
 
 def _spread(mean: tuple[float, bool] | None, singles: Sequence[tuple[float, bool] | None]) -> Reach:
     values = [single[0] for single in singles if single]
-    high = max(values) if len(values) == len(singles) else None
+    low, high = min(values, default=None), max(values) if len(values) == len(singles) else None
     at_most = any(one[1] for one in (mean, *singles) if one)
-    return Reach(
-        mean and mean[0], min(values, default=None), high, at_most, len(values), len(singles)
-    )
+    return Reach(mean and mean[0], low, high, at_most, len(values), len(singles))
 
 
 def label_of(metric: str) -> str:
