@@ -202,7 +202,7 @@ def test_regs_files_are_loaded_and_written_back(tmp_path: Path) -> None:
     assert state["pos_embed"].shape == (1, 17, 64) and not state["pos_embed"][0, 0].any()
     path = save({"ema": state, "model": state, "steps": 3}, tmp_path / "4000000.pt")
     model = load_pretrained(path, num_heads=4)
-    assert model.origin.startswith("reg (") and "class token of 24" in model.origin
+    assert model.origin.startswith("reg (") and "class_dim 24" in model.origin
     x, token, t, y = inputs()
     want, want_token, seen = defined(state, x, token, t, y)
     tapped = model.net(model.net.join(x, token), t, y, tap=(2,))

@@ -221,7 +221,7 @@ def read_released(
         f"{layout} ({evidence}): {model.depth} x {model.width}, {model.heads} heads, "
         f"patch {model.patch}, latents {model.channels} x {side}, {model.num_classes} classes"
     ]
-    options = {name: getattr(model, name) for name in OPTIONS}
+    options = {name: getattr(model, name) for name in (*OPTIONS, "class_dim")}
     words += [f"{k} {v}" for k, v in options.items() if v != getattr(plain, k)]
     words += [f"weights {weights.wrapper}"] * bool(weights.wrapper)
     words += ["sigma channels dropped"] * (outputs > flow.outputs)
