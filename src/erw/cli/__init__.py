@@ -97,7 +97,7 @@ def dispatch(args: list[str]) -> None:
 
 def function_of(verb: str) -> Callable[..., Any]:
     name = "evaluate" if verb == "eval" else verb
-    return getattr(importlib.import_module(f"erw.cli.{verb}"), name)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(f"erw.cli.{verb}"), name)
 
 
 def is_the_users(error: Exception) -> bool:

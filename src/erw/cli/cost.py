@@ -27,12 +27,13 @@ from erw.training.network import build_network
 
 @dataclass(frozen=True)
 class Parts:
-    """What a resolved run needs, by its cache or by what is assumed without one: the encoders'
-    channels, FLOPs of one image in the VAE, the ledger, and the source of all this in words."""
+    """What a resolved run needs, by its cache or as assumed without one: the encoders' channels,
+    FLOPs of one image in the VAE, images, the ledger, and the source of all this in words."""
 
     run: Run
     dims: Mapping[str, int]
     encode: int
+    rows: int
     ledger: Ledger
     origin: str
 
@@ -92,9 +93,8 @@ def cost(
     print(f"  memory      {need / 2**30:.1f} of {chosen.memory / 2**30:.0f} GiB a GPU", end="")
     print(f", {images} images each in {precision}: {fits}")
     print(f"  training    {hours(parts.ledger.spent(run.steps).total)}")
-    book = parts.ledger
-    prepare = hours(book.rows * (parts.encode + book.teacher))
-    print(f"  prepare     {prepare} for {book.rows:,} images")
+    prepare = hours(parts.rows * (parts.encode + parts.ledger.teacher))
+    print(f"  prepare     {prepare} for {parts.rows:,} images")
     if work := sampling(run)[0]:
         print(f"  50,000      {hours(50_000 * work)} to sample")
 
@@ -110,7 +110,7 @@ def by_cache(run: Run) -> Parts | None:
     run = resolve(run, cache)
     dims = {name: spec.dim for name, spec in cache.features.items()}
     origin = f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}"
-    return Parts(run, dims, cache.vae["flops"], Ledger.of(run, cache), origin)
+    return Parts(run, dims, cache.vae["flops"], len(cache), Ledger.of(run, cache), origin)
 
 
 def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
@@ -129,7 +129,7 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     ledger = Ledger.from_dims(run, dims, teacher=work * reads, rows=1_281_167)
     origin = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at {image_size}, "
     origin += "the VAE of Stable Diffusion" + f", teacher {teacher}" * reads
-    return Parts(run, dims, sd_encoder_flops(image_size), ledger, origin)
+    return Parts(run, dims, sd_encoder_flops(image_size), ledger.rows, ledger, origin)
 
 
 def by_part(parts: Parts) -> list[str]:
@@ -202,8 +202,8 @@ def cost_to_target(
     from erw.study.results import read_runs
 
     metric = metric.replace("-", "_")
-    runs, options = read_runs(to_target), {"over": over, "target": target}
-    record = compare(runs, metric, **options)  # type: ignore[arg-type]
+    runs, options = read_runs(to_target), dict[str, Any](over=over, target=target)
+    record = compare(runs, metric, **options)
     print("\n".join(summary(record)))
     if out:
         draw: Any = lambda theme: score_figure(runs, metric, theme, **options)  # noqa: E731

@@ -75,7 +75,6 @@ def ema(
 
 
 def _files(out: str | None, widths: Sequence[float]) -> list[Path]:
-    """Where each average goes."""
     if out is None:
         raise ConfigError("missing --out; see erw ema --help")
     path = Path(out)

@@ -54,7 +54,7 @@ def memory(
         out: write OUT.json and OUT.png, the nearest samples above their training images.
     """
     given, size = images_of(source, model, draw, how.count)
-    sets = {"samples": image_set(given, what="samples")}
+    sets: dict[str, Any] = {"samples": image_set(given, what="samples")}
     if how.training is None and model is None:
         raise ConfigError("--training is missing: the images that were trained on")
     training: Any = how.training or (model and Cache.open(model.run.data.cache))

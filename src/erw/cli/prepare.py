@@ -114,7 +114,7 @@ def prepare(
         raise ConfigError("missing IMAGES, what to prepare; see erw prepare --help")
     device, settings = pick_device(how.device), asdict(how)
     reading = how.reading(source or "")
-    seed = {"seed": how.seed} if source in BUILT_IN else {}
+    seed: dict[str, Any] = {"seed": how.seed} if source in BUILT_IN else {}
     images: Any = None if source is None else open_source(source, **reading, **seed)
     if add_encoder:
         taken = {*ADDED, *READING, *COMPOSING, "seed", "device"}
