@@ -16,7 +16,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from erw.dist import current
 from erw.errors import ConfigError
 
 AlignLoss = Callable[..., Tensor]
@@ -71,12 +70,11 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 def _gathered(rows: Tensor) -> tuple[Tensor, int]:
     """The rows of every rank, and the index of this rank's first row."""
-    world = current()
-    if world.size == 1 or rows.is_meta:
+    if rows.is_meta or not (dist.is_available() and dist.is_initialized()):
         return rows, 0
-    parts = [torch.empty_like(rows) for _ in range(world.size)]
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts), world.rank * len(rows)
+    return torch.cat(parts), dist.get_rank() * len(rows)
 
 
 class Projector(nn.Sequential):

@@ -89,6 +89,7 @@ class Generation:
             "weights": hash_tensors(model.net),
             "ema": model.ema,
             **to_dict(sample),
+            "interval": list(sample.interval),
             "path": "linear betas" if self.solver.objective == "ddpm" else model.run.flow.path,
             "labels": self.label_rule,
             "precision": "bf16" if self.bf16 else "fp32",

@@ -127,7 +127,7 @@ def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
     old = settings if old is None else old
     if changed := [name for name in settings | old if old.get(name) != settings.get(name)]:
         was, now = old.get(changed[0]), settings.get(changed[0])
-        raise DataError(f"{owner}: {changed[0]} was {was}, now {now}; choose another --out")
+        raise DataError(f"{owner} has other settings: {changed[0]} was {was}, now {now}")
     if owner == folder:
         write_json(folder / _SETTINGS, settings)
         return False
