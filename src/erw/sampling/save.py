@@ -110,7 +110,6 @@ def png_path(folder: Path, seed: int) -> Path:
 
 
 def read_png(path: Path) -> tuple[np.ndarray, dict[Any, Any]]:
-    """The image (H, W, 3) uint8, and its texts."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -127,7 +126,8 @@ def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
     old = settings if old is None else old
     if changed := [name for name in settings | old if old.get(name) != settings.get(name)]:
         was, now = old.get(changed[0]), settings.get(changed[0])
-        raise DataError(f"{owner} has other settings: {changed[0]} was {was}, now {now}")
+        text = f"{changed[0]} was {was}, now {now}"
+        raise DataError(f"{owner} has other settings: {text}; choose another --out")
     if owner == folder:
         write_json(folder / _SETTINGS, settings)
         return False
