@@ -205,11 +205,9 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
         raise ConfigError("an rdm makes representations and no images: give decode=False")
     if model.net.representation and not model.rdm:
         raise ConfigError("there is no rdm: train an rdm into the folder rdm of its run")
-    if guided := sample.guided_channels:
-        if model.net.class_token or guided > model.latent_shape[0]:
-            raise ConfigError(
-                f"guided_channels {guided}: at most all of the latent's, no class token"
-            )
+    guided = sample.guided_channels or 0
+    if guided and (model.net.class_token or guided > model.latent_shape[0]):
+        raise ConfigError(f"guided_channels {guided}: at most the latent's, and no class token")
     if weak and sample.guidance == 1:
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
     if sample.guidance != 1 and not (weak or model.num_classes or model.net.representation):
