@@ -53,7 +53,7 @@ def test_an_added_encoder_is_as_if_it_had_always_been_there(
     folder = photos(tmp_path / "set")
     (folder / "bear" / "003.jpg").write_bytes(b"no image")
     both = [load_encoder(ENCODER), load_encoder(OTHER)]
-    how = {"flip": True, "images": True, "crop": "random", "precision": "bfloat16"}
+    how = {"flip": True, "images": True, "precision": "bfloat16"}
     at_once = make(folder, tmp_path / "both", made.vae, encoders=both, **how)
     outs = [tmp_path / "one", tmp_path / "two"]
     for out in outs:
@@ -172,10 +172,8 @@ def test_on_the_command_line(
     assert erw("prepare", made.folder, "--out", copy)[0] == 0
     code, _, err = erw("prepare", made.more, "--out", copy)
     assert code == 2 and "--data.cache A B reads both as one" in err
-    code, _, err = erw(
-        "prepare", made.folder, "--out", copy, "--add-encoder", OTHER, "--crop", "resize"
-    )
-    assert code == 2 and "--crop does not go with --add-encoder" in err
+    code, _, err = erw("prepare", made.folder, "--out", copy, "--add-encoder", OTHER, "--flip")
+    assert code == 2 and "--flip does not go with --add-encoder" in err
     code, out, _ = erw("prepare", made.folder, "--out", copy, "--add-encoder", OTHER)
     assert code == 0 and OTHER in out
     assert erw("prepare", "--out", copy, "--verify")[0] == 0

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from erw.data.images import Unreadable, crop, decode
-from erw.errors import DataError
 from helpers.parts import picture
 from helpers.reference import Golden
 
@@ -36,13 +35,13 @@ def test_every_mode_becomes_rgb() -> None:
     assert set(np.unique(decode(save(grey.convert("1"), "PNG")))) == {0, 255}
 
 
-def tiff(samples: list[int], bits: int, *, photometric: int = 1) -> bytes:
-    """A TIFF of one row, of a depth or photometric interpretation that Pillow cannot write."""
+def tiff(samples: list[int], bits: int) -> bytes:
+    """A TIFF of one row, of a depth that Pillow cannot write."""
     packed = sum(sample << bits * i for i, sample in enumerate(reversed(samples)))
     data = packed.to_bytes(len(samples) * bits // 8, "big")
     if bits == 16:
         data = np.array(samples, "<u2").tobytes()
-    tags = {256: len(samples), 257: 1, 258: bits, 259: 1, 262: photometric}
+    tags = {256: len(samples), 257: 1, 258: bits, 259: 1, 262: 1}
     tags |= {273: 8 + 2 + 9 * 12 + 4, 277: 1, 278: 1, 279: len(data)}
     rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4) + data
@@ -52,7 +51,6 @@ def test_deep_grey_keeps_its_range() -> None:
     seen = {
         "12 bits": decode(tiff([0, 0x7FF, 0x800, 0xFFF], 12)),
         "16 bits": decode(tiff([0, 0x7FFF, 0x8000, 0xFFFF], 16)),
-        "white is zero": decode(tiff([0xFFFF, 0x8000, 0x7FFF, 0], 16, photometric=0)),
     }
     for most in (4095, 65535):
         samples = np.array([0, most // 2, most // 2 + 1, most], ">u2").tobytes()
@@ -61,14 +59,8 @@ def test_deep_grey_keeps_its_range() -> None:
         assert image[0, :, 1].tolist() == [0, 127, 128, 255], what
 
 
-def test_deep_grey_shows_the_background_where_it_is_transparent() -> None:
-    bits = np.array([[1000, 1001, 65535]], np.uint16)
-    data = save(Image.fromarray(bits), "PNG", transparency=1000)
-    assert decode(data, background=(1, 2, 3)).tolist() == [[[1, 2, 3], [3] * 3, [255] * 3]]
-
-
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_shows_the_background(mode: str) -> None:
+def test_transparency_shows_white(mode: str) -> None:
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (80, 80, 80, 255))
     if mode == "P":
@@ -79,7 +71,6 @@ def test_transparency_shows_the_background(mode: str) -> None:
     else:
         data = save(image.convert(mode), "PNG")
     assert decode(data).tolist() == [[[255] * 3, [80] * 3]]
-    assert decode(data, background=(1, 2, 3)).tolist() == [[[1, 2, 3], [80] * 3]]
 
 
 def test_exif_orientation_is_applied() -> None:
@@ -100,25 +91,6 @@ def plain_png(row: bytes, width: int, depth: int, colour: int, *chunks: bytes) -
     data = zlib.compress(b"\0" + row)
     parts = [chunk(b"IHDR", head), *chunks, chunk(b"IDAT", data), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-@pytest.mark.parametrize(("depth", "key"), [(2, 1), (4, 1), (4, 15)])
-def test_a_transparent_grey_is_compared_at_the_depth_of_the_file(depth: int, key: int) -> None:
-    width = 1 << depth
-    bits = sum(grey << depth * (width - 1 - grey) for grey in range(width))
-    transparent = chunk(b"tRNS", struct.pack(">H", key))
-    data = plain_png(bits.to_bytes(width * depth // 8, "big"), width, depth, 0, transparent)
-    expected = [[grey * 255 // (width - 1)] * 3 for grey in range(width)]
-    expected[key] = [1, 2, 3]
-    assert decode(data, background=(1, 2, 3)).tolist() == [expected]
-
-
-def test_a_transparent_colour_of_16_bits_hides_that_colour_alone() -> None:
-    colours = [(0x1234, 0x5678, 0x9ABC), (0x1234, 0x5678, 0x9ABD), (0x34, 0x78, 0xBC)]
-    row = b"".join(struct.pack(">HHH", *colour) for colour in colours)
-    data = plain_png(row, 3, 16, 2, chunk(b"tRNS", struct.pack(">HHH", *colours[0])))
-    found = decode(data, background=(1, 2, 3)).tolist()
-    assert found == [[[1, 2, 3], [0x12, 0x56, 0x9A], [0, 0, 0]]]
 
 
 @pytest.mark.parametrize("kind", ["text", "profile"])
@@ -163,35 +135,15 @@ def test_adm_centre_crop_is_exact_to_the_pixel(golden: Golden, size: int) -> Non
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:
     image = picture(1, height=64, width=64)
-    for kind in ("adm", "resize"):
-        assert np.array_equal(crop(image, 64, kind=kind), image)
+    assert np.array_equal(crop(image, 64), image)
 
 
-@pytest.mark.parametrize("kind", ["adm", "resize", "random"])
 @pytest.mark.parametrize("shape", [(3, 500), (500, 3), (1, 1), (31, 33), (200, 100)])
-def test_any_shape_gives_a_square(kind: str, shape: tuple[int, int]) -> None:
+def test_any_shape_gives_a_square(shape: tuple[int, int]) -> None:
     image = picture(2, height=shape[0], width=shape[1])
-    assert crop(image, 32, kind=kind).shape == (32, 32, 3)
-
-
-def test_random_crops_follow_their_seed_and_reach_every_corner() -> None:
-    y, x = np.mgrid[0:48, 0:64]
-    image = np.stack([x * 4, y * 4, 0 * x], -1).astype(np.uint8)
-    assert np.array_equal(
-        crop(image, 32, kind="random", seed=3), crop(image, 32, kind="random", seed=3)
-    )
-    middles = np.array(
-        [crop(image, 32, kind="random", seed=s)[16, 16, :2] / 4.0 for s in range(300)]
-    )
-    assert middles[:, 0].min() < 22 and middles[:, 0].max() > 42  # x of the centre: 20..44
-    assert middles[:, 1].min() < 22 and middles[:, 1].max() > 26
+    assert crop(image, 32).shape == (32, 32, 3)
 
 
 def test_a_thread_of_pixels_cannot_fill_the_memory() -> None:
     with pytest.raises(Unreadable, match="too long and thin"):
         crop(np.zeros((1, 60_000, 3), np.uint8), 256)
-
-
-def test_an_unknown_crop_names_the_choices() -> None:
-    with pytest.raises(DataError, match="adm, resize, random"):
-        crop(picture(0), 32, kind="centre")

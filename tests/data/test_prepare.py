@@ -146,8 +146,8 @@ def test_damage_is_named_by_verify_and_made_again_by_the_same_command(
 def test_other_settings_are_named(made: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "settings"
     make(made.folder, out, made.vae)
-    with pytest.raises(CacheError, match=r"other settings: crop \(adm, now resize\)"):
-        make(made.folder, out, made.vae, crop="resize")
+    with pytest.raises(CacheError, match=r"other settings: flip \(False, now True\)"):
+        make(made.folder, out, made.vae, flip=True)
     with pytest.raises(CacheError, match=r"encoders.* \(\[\], now none\).*efficientnet"):
         make(made.folder, out, made.vae, encoder=True)
     other = vae_folder(tmp_path / "vae")
@@ -168,7 +168,6 @@ def test_a_folder_with_other_things_is_left_alone(made: SimpleNamespace, tmp_pat
     ("options", "message"),
     [
         ({"image_size": 30}, "no multiple of 4"),
-        ({"crop": "middle"}, "unknown crop 'middle'"),
         ({"features": "int3"}, "unknown features 'int3'"),
         ({"precision": "half"}, "unknown precision"),
         ({"rows_per_shard": 0}, "rows_per_shard"),
@@ -203,12 +202,6 @@ def test_rejects_are_listed_and_skipped(made: SimpleNamespace, tmp_path: Path) -
     assert cache.columns(["item"], range(21))["item"].tolist() == kept
     expected = [open_source(tmp_path / "set")[i][1] for i in kept]
     assert cache.read(range(21)).labels.tolist() == expected
-
-
-def test_strict_stops_at_the_first_bad_image(made: SimpleNamespace, tmp_path: Path) -> None:
-    spoil(photos(tmp_path / "set"))
-    with pytest.raises(DataError, match=r"apple/000\.png: empty file"):
-        make(tmp_path / "set", tmp_path / "out", made.vae, strict=True)
 
 
 def test_a_shard_of_nothing_but_rejects(made: SimpleNamespace, tmp_path: Path) -> None:

@@ -38,10 +38,9 @@ class Prepare:
     groups: tuple[str, ...] = ()  # classes of the built-in images, as flags food-drink; empty: all
     # Labels from dataset.json or folders (auto), folders, the innermost folder, or none.
     classes: Literal["auto", "folders", "leaf", "none"] = "auto"
-    split: str | None = None  # part of a data set of the hub, or of a folder in its layout
+    split: str | None = None  # part of a data set of the hub
     subset: str | None = None  # which of its configurations, if it has several
     columns: tuple[str, ...] = ()  # image and label column of tables, where they are unusual
-    crop: Literal["adm", "random", "resize"] = "adm"  # adm: the centre, as ADM does
     # How features are stored; int8 has one scale per token. None: as the cache has, else float16.
     features: Literal["float16", "bfloat16", "int8"] | None = None
     class_token: bool = False  # store the encoders' class tokens too, for REG and RCG
@@ -51,10 +50,9 @@ class Prepare:
     batch_size: int = 64  # images encoded at once
     # bfloat16 encodes under autocast. None: float32, with --online bfloat16.
     precision: Literal["float32", "bfloat16"] | None = None
-    seed: int = 0  # moves random crops, and the built-in images
+    seed: int = 0  # of the built-in images
     workers: int | None = None  # threads that decode and crop; none: one per core, 8 at most
     device: str = "auto"  # where the encoders run; auto: a GPU if there is one
-    strict: bool = False  # stop at the first unreadable image, not list it in rejected.jsonl
 
     def reading(self, source: str) -> dict[str, Any]:
         """Options of `open_source`, but for the seed."""
@@ -69,7 +67,7 @@ def main(args: Sequence[str]) -> None:
     source, out = peek("prepare", _names, args)
     how, spec = Prepare(), read_spec(Path(out).expanduser()) if out else None
     if spec:  # the settings of the cache that --out names
-        same = ("image_size", "crop", "flip", "images", "rows_per_shard", "precision", "seed")
+        same = ("image_size", "flip", "images", "rows_per_shard", "precision", "seed")
         options = {name: getattr(spec, name) for name in same}
         encoders = tuple(encoder.name for encoder in spec.encoders)
         count = spec.source.count if source in BUILT_IN else None
@@ -125,7 +123,7 @@ def prepare(
         options = {name: settings[name] for name in ADDED}
         return print(add_encoders(images, out, encoders=add_encoder, device=device, **options))
     if online and not dry_run:
-        same = ("vae", "encoders", "image_size", "crop", "flip", "seed", "class_token")
+        same = ("vae", "encoders", "image_size", "flip", "seed", "class_token")
         reading |= {name: settings[name] for name in same}
         precision = how.precision or "bfloat16"
         return print(repr(on_the_fly.write(str(source), out, precision=precision, **reading)))

@@ -14,7 +14,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from erw.data.images import CROPS
+from erw.data.images import WHITE
 from erw.data.manifest import CacheSpec, EncoderSpec, SourceSpec, VaeSpec
 from erw.data.quantize import FORMATS
 from erw.data.sources import Source
@@ -80,10 +80,9 @@ def cache_spec(
 
     Raises ConfigError for an impossible setting.
     """
-    defaults: dict[str, Any] = {"crop": "adm", "rows_per_shard": 1024, "flip": False}
+    defaults: dict[str, Any] = {"rows_per_shard": 1024, "flip": False}
     settings = defaults | settings
     vae, size = networks.vae, settings["image_size"]
-    _check_choice("crop", settings["crop"], CROPS)
     if size < vae.factor or size % vae.factor:
         raise ConfigError(
             f"image size {size} is no multiple of {vae.factor}, the factor of VAE {vae.name}"
@@ -95,7 +94,8 @@ def cache_spec(
     scale, shift = _plain(vae.scale), _plain(vae.shift)
     return CacheSpec(
         source=SourceSpec(source.name, source.fingerprint(), len(source)),
-        background=source.background,
+        background=WHITE,
+        crop="adm",
         precision=networks.precision,
         latent_shape=(vae.channels, size // factor, size // factor),
         vae=VaeSpec(vae.name, vae.weight_hash, factor, scale, shift, flops, vae.revision),

@@ -145,7 +145,7 @@ def write(
     Raises CacheError where `out` holds something else, ConfigError for a VAE without a scale.
     """
     out = Path(out).expanduser()
-    taken = ("image_size", "crop", "class_token", "flip")
+    taken = ("image_size", "class_token", "flip")
     settings = {name: options.pop(name) for name in taken if name in options}
     if str(source) in BUILT_IN:
         options["seed"] = seed

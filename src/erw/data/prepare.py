@@ -37,7 +37,6 @@ def prepare(
     encoders: Sequence[Any] = (),
     image_size: int,
     batch_size: int = 64,
-    crop: str = "adm",
     features: str | None = None,
     class_token: bool = False,
     flip: bool = False,
@@ -47,7 +46,6 @@ def prepare(
     seed: int = 0,
     device: str = "cpu",
     workers: int | None = None,
-    strict: bool = False,
     progress: bool = True,
 ) -> Cache:
     """Encode a source (see `open_source`) into a cache folder and open it.
@@ -65,13 +63,13 @@ def prepare(
     with world() as here:
         networks = Networks(vae, encoders, precision=precision, device=device)
         spec = cache_spec(
-            source, networks, image_size=image_size, crop=crop, rows_per_shard=rows_per_shard,
+            source, networks, image_size=image_size, rows_per_shard=rows_per_shard,
             features=features, class_token=class_token, like=read_spec(out), seed=seed, flip=flip,
             images=images,
         )  # fmt: skip
-        how: Any = {"batch_size": batch_size, "workers": workers, "strict": strict}
         with _locked(out, here, spec) as spec:
-            return _make(Writer(out, spec, source, networks, **how), here, progress=progress)
+            writer = Writer(out, spec, source, networks, batch_size, workers)
+            return _make(writer, here, progress=progress)
 
 
 def prepare_builtin(
@@ -136,7 +134,7 @@ def estimate(
 ) -> str:
     """Images, classes, FLOPs and bytes of the cache that `prepare` would make with its options."""
     networks = Networks(vae, encoders, precision=options["precision"], device="cpu")
-    hidden = ("precision", "batch_size", "workers", "device", "strict")
+    hidden = ("precision", "batch_size", "workers", "device")
     options = {name: value for name, value in options.items() if name not in hidden}
     spec = cache_spec(source, networks, like=read_spec(Path(out).expanduser()), **options)
     flops = (spec.vae.flops + sum(encoder.flops for encoder in spec.encoders)) * (1 + spec.flip)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from erw.data.cache import Cache, map_columns
-from erw.data.images import Unreadable, crop
+from erw.data.images import WHITE, Unreadable, crop
 from erw.data.loader import prefetch
 from erw.data.manifest import CacheSpec, File, Record, Shard, shard_file
 from erw.data.networks import Networks, one_thread_each
@@ -21,7 +21,6 @@ from erw.data.sources import Source
 from erw.errors import CacheError, CheckpointError, DataError, one_line
 from erw.io import hash_file, remove_partial, save_tensors
 from erw.log import Progress
-from erw.rng import seeded
 
 
 class StoredImages(Source):
@@ -50,13 +49,9 @@ class Writer:
     networks: Networks
     batch_size: int
     workers: int | None = None
-    strict: bool = False
 
     def __post_init__(self) -> None:
         self.folder, self.parts = self.out / "shards", self.spec.columns()
-        # Stored images are cropped already: "adm" leaves those of the right size as they are.
-        stored = isinstance(self.source, StoredImages)
-        self._cropping = replace(self.spec, crop="adm") if stored else self.spec
 
     def missing(self, index: int) -> list[str]:
         """Parts of a shard that are to be made; without the latents' file, all of them."""
@@ -98,7 +93,7 @@ class Writer:
     def _load(self, number: int) -> tuple[int, np.ndarray | None, Any]:
         """An image by its number: cropped, with its label; or None and the reason why not."""
         try:
-            return number, *cropped(self.source, number, self._cropping)
+            return number, *cropped(self.source, number, self.spec)
         except Unreadable as error:
             return number, None, str(error)
 
@@ -142,8 +137,6 @@ class Writer:
             path = self.source.location(number)
             if pixels is None and stored is not None:
                 raise CacheError(f"{path} has changed since its row was stored: {label}")
-            if pixels is None and self.strict:
-                raise DataError(f"{path}: {label} (stopped because of --strict)")
             if pixels is None:
                 rejected.append((number, path, label))
             elif not 0 <= label < max(1, classes):
@@ -188,9 +181,10 @@ class Writer:
 
 def cropped(source: Source, number: int, spec: CacheSpec) -> tuple[np.ndarray, int]:
     """An image as a cache has it, uint8 (size, size, 3), and its label. Raises `Unreadable`."""
+    if (spec.crop, spec.background) != ("adm", WHITE):
+        raise CacheError(f"crop {spec.crop} on {spec.background} is gone: prepare the images anew")
     image, label = source[number]
-    seed = seeded(spec.seed, number)
-    return crop(image, spec.image_size, kind=spec.crop, seed=seed), label
+    return crop(image, spec.image_size), label
 
 
 def write_columns(path: Path, columns: Mapping[str, Tensor]) -> File:

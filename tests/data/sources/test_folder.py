@@ -92,11 +92,10 @@ def test_a_zip_equals_its_folder(tmp_path: Path) -> None:
         assert np.array_equal(archive[i][0], folder[i][0]) and archive[i][1] == folder[i][1]
 
 
-def test_fingerprints_follow_names_sizes_labels_and_background(tmp_path: Path) -> None:
+def test_fingerprints_follow_names_sizes_and_labels(tmp_path: Path) -> None:
     folder = photos(tmp_path / "set", each=2)
     first = open_source(folder).fingerprint()
     assert open_source(folder).fingerprint() == first
-    assert open_source(folder, background=(0, 0, 0)).fingerprint() != first
     assert open_source(folder, classes="none").fingerprint() != first
     Image.fromarray(picture(50)).save(folder / "cup" / "extra.png")
     assert open_source(folder).fingerprint() != first

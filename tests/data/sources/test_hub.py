@@ -15,26 +15,10 @@ from erw.cli import main
 from erw.data import Cache, open_source
 from erw.data.sources.hub import sets
 from erw.errors import DataError
-from helpers.archives import png, shades, tar
 from helpers.hub import COMMIT, Hub, endpoint
 from helpers.parts import CLASSES, picture
 
 pyarrow = pytest.importorskip("pyarrow")
-HEADER = """---
-configs:
-- config_name: small
-  data_files:
-  - split: train
-    path: pictures/a-*
-  - split: test
-    path: [pictures/b-*]
-- config_name: large
-  data_files:
-  - split: train
-    path: "pictures/*"
----
-# A data set
-"""
 
 
 def photo(number: int) -> bytes:
@@ -84,23 +68,25 @@ def fetched(cache: Path, name: str, revision: str = "main") -> Path:
     return folder / "snapshots" / COMMIT
 
 
-def test_a_split_by_name_or_by_folder(offline: Path, tmp_path: Path) -> None:
+def test_a_split_by_name(offline: Path, tmp_path: Path) -> None:
     pushed(fetched(offline, "someone/pictures"))
     local = pushed(tmp_path / "copy")
-    for where in ("hf:someone/pictures", f"hf:{local}", local):
-        source = open_source(where, split="train")
-        assert len(source) == 7 and source.class_names == CLASSES
-        for i in range(7):
-            pixels, label = source[i]
-            assert label == i % 3 and np.array_equal(pixels, picture(i))
-        assert len(open_source(where, split="test")) == 2
-        with pytest.raises(DataError, match=r"several sets: name one of test, train with --split"):
-            open_source(f"hf:{str(where).removeprefix('hf:')}")
-        with pytest.raises(DataError, match="no set dev: name one of test, train"):
-            open_source(where, split="dev")
-    by_name, by_folder = (open_source(w, split="train") for w in ("hf:someone/pictures", local))
-    assert by_name.fingerprint() == by_folder.fingerprint()
-    assert (by_name.name, by_folder.name) == ("someone/pictures:train", "copy:train")
+    where = "hf:someone/pictures"
+    source = open_source(where, split="train")
+    assert len(source) == 7 and source.class_names == CLASSES
+    for i in range(7):
+        pixels, label = source[i]
+        assert label == i % 3 and np.array_equal(pixels, picture(i))
+    assert len(open_source(where, split="test")) == 2
+    with pytest.raises(DataError, match=r"several sets: name one of test, train with --split"):
+        open_source(where)
+    with pytest.raises(DataError, match="no set dev: name one of test, train"):
+        open_source(where, split="dev")
+    by_pattern = open_source(local / "data" / "train-*")
+    assert by_pattern.fingerprint() == source.fingerprint()
+    assert source.name == "someone/pictures:train"
+    with pytest.raises(DataError, match="is not on the hub, so it has no split"):
+        open_source(local, split="train")
 
 
 class DataHub(Hub):
@@ -159,22 +145,6 @@ def test_no_network_is_said_in_one_line(
         open_source("hf:nothing/of/the/kind")
 
 
-def test_a_header_tells_the_sets(offline: Path) -> None:
-    root = fetched(offline, "someone/told")
-    write(root / "pictures" / "a-0.parquet", range(0, 3))
-    write(root / "pictures" / "b-0.parquet", range(3, 8))
-    (root / "README.md").write_text(HEADER)
-    name = "hf:someone/told"
-    with pytest.raises(DataError, match="name one of small/train, small/test, large/train"):
-        open_source(name)
-    assert len(open_source(name, subset="small", split="train")) == 3
-    assert len(open_source(name, split="test")) == 5
-    assert len(open_source(name, subset="large")) == 8
-    (root / "README.md").write_text("---\nconfigs: [\n---\n")
-    with pytest.raises(DataError, match=r"header of .*README\.md cannot be read"):
-        open_source(name)
-
-
 def test_a_revision_and_the_hubs_own_parquet_copy(offline: Path) -> None:
     root = fetched(offline, "someone/scripted", "refs/convert/parquet")
     write(root / "default" / "train" / "0000.parquet", range(3))
@@ -198,12 +168,12 @@ def test_columns_with_unusual_names(tmp_path: Path, capsys: pytest.CaptureFixtur
         open_source(tmp_path / "loose", columns=("picture",))
     with pytest.raises(DataError, match=r"holds \.parquet and image files"):
         open_source(tmp_path)
-    args = ["prepare", f"hf:{tmp_path / 'set'}", "--columns", "picture", "kind", "--vae", "none"]
-    args += ["--out", str(tmp_path / "cache"), "--image-size", "16", "--split", "train"]
+    args = ["prepare", str(tmp_path / "set"), "--columns", "picture", "kind", "--vae", "none"]
+    args += ["--out", str(tmp_path / "cache"), "--image-size", "16"]
     assert main(args) == 0
     cache = Cache.open(tmp_path / "cache")
     assert len(cache) == 4 and cache.class_names == CLASSES
-    assert cache.manifest.spec.source.name == "set:train"
+    assert cache.manifest.spec.source.name == "set"
 
 
 def test_sets_by_their_paths() -> None:
@@ -229,13 +199,3 @@ def test_the_split_is_told_anywhere_in_a_files_name() -> None:
     assert {split: len(files) for (_, split), files in found.items()} == {
         "train": 3, "validation": 2, "test": 1
     }  # fmt: skip
-
-
-def test_a_readme_tells_the_sets_of_a_folder(tmp_path: Path) -> None:
-    tar(tmp_path / "a.tar", {"0.png": png(1), "0.cls": b"0"})
-    tar(tmp_path / "b.tar", {"0.png": png(2), "0.cls": b"0"})
-    header = "configs:\n- config_name: default\n  data_files:\n  - {split: train, path: a.tar}\n"
-    (tmp_path / "README.md").write_text(f"---\n{header}  - {{split: test, path: b.tar}}\n---\n")
-    with pytest.raises(DataError, match="several sets: name one of default/train, default/test"):
-        open_source(tmp_path)
-    assert shades(open_source(tmp_path, split="test")) == [(2, 0)]

@@ -6,10 +6,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from erw.data.images import EXTENSIONS, WHITE
+from erw.data.images import EXTENSIONS
 from erw.data.sources.files import FileSource, Source, folder, overview, tars, zipped
-from erw.data.sources.hub import PACKED, files_of
-from erw.data.sources.labels import CLASSES, SPLITS, Files, ending
+from erw.data.sources.hub import PACKED, files_of, sets
+from erw.data.sources.labels import CLASSES, Files, ending
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.data.sources.tables import Arrays, Table
 from erw.errors import DataError
@@ -21,9 +21,8 @@ HUB = "hf:"
 
 
 def open_source(
-    images: str | Path | Source, *, classes: str = "auto",
-    background: tuple[int, int, int] = WHITE, split: str | None = None, subset: str | None = None,
-    columns: Sequence[str] = (), **options: Any,
+    images: str | Path | Source, *, classes: str = "auto", split: str | None = None,
+    subset: str | None = None, columns: Sequence[str] = (), **options: Any,
 ) -> Source:  # fmt: skip
     """A source from a folder, an archive, a table, the hub, or the name of the built-in set.
 
@@ -33,11 +32,10 @@ def open_source(
             uint8 images in .npy or .npz; "hf:OWNER/NAME", a data set of the Hugging Face hub, at
             "@REVISION" if given; "openmoji" or "openmoji-test" (`options` go to `OpenMojiSet`), or
             a source, which is returned as it is.
-        classes: "auto": labels of a `dataset.json` (edm2, REPA), `metadata.csv` or WebDataset if
-            there are any, else as "folders"; "folders": the outermost folder with siblings names
+        classes: "auto": labels of a `dataset.json` (edm2, REPA) or WebDataset if there are any,
+            else as "folders"; "folders": the outermost folder with siblings names
             the class, at any depth below it; "leaf": the folder that holds the image; "none".
-        background: colour under transparent pixels.
-        split, subset: which one of a data set of the hub, or of a folder in its layout.
+        split, subset: which one of a data set of the hub.
         columns: names of the image and the label column of tables, where they are unusual.
 
     Raises FileNotFoundError, or `DataError` for no images and labels that contradict each other.
@@ -54,39 +52,34 @@ def open_source(
     paths, files = [path], None
     if str(images).startswith(HUB):
         name, paths = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
-    elif path.is_dir():
-        wanted = SPLITS.get(split or "")  # train/ beside test/ may hold loose images
-        same = [p for p in path.iterdir() if SPLITS.get(p.name.lower(), p) == wanted and p.is_dir()]
-        root = same[0] if len(same) == 1 and not subset else path
-        name, files = f"{path.name}:{split}" if root != path else "", folder(root)
-        endings = {ending(key) for key in files.entries}
-        kinds = sorted(endings & {*PACKED}) + ["image"] * bool(endings & EXTENSIONS)
-        if len(kinds) > 1:
-            raise DataError(
-                f"{root} holds {' and '.join(kinds)} files: move one kind away, or name one by a "
-                f"pattern such as '{root}/*{kinds[0]}'"
-            )
-        if kinds not in ([], ["image"]) or ((split or subset) and root == path):
-            name, paths = files_of(str(path), split=split, subset=subset)
-            name, files = name if split or subset else "", None
     elif split or subset:
-        raise DataError(f"{path} is no folder, so it has no split or subset")
+        raise DataError(
+            f"{path} is not on the hub, so it has no split or subset: give one's folder"
+        )
+    elif path.is_dir():
+        files = folder(path)
+        packed = [key for key in files.entries if ending(key) in PACKED]
+        kinds = sorted({ending(key) for key in packed})
+        kinds += ["image"] * any(ending(key) in EXTENSIONS for key in files.entries)
+        if len(kinds) > 1 or len(splits := sets(packed)) > 1:
+            what = " and ".join(kinds if len(kinds) > 1 else map("/".join, splits))
+            raise DataError(f"{path} holds {what} files: name one kind by a pattern, as '{path}/*'")
+        if packed:
+            name, paths, files = path.name, [path / key for key in packed], None
     elif not path.exists():
         paths = [Path(found) for found in sorted(glob(str(path)))]
     if not paths:
         raise FileNotFoundError(f"no images at {path} (built-in sets: {', '.join(BUILT_IN)})")
-    source = _open(sorted(paths), files, classes, background, columns)
+    source = _open(sorted(paths), files, classes, columns)
     source.name = name or source.name
     return source
 
 
-def _open(
-    paths: list[Path], files: Files | None, classes: str, background: Any, columns: Sequence[str]
-) -> Source:
+def _open(paths: list[Path], files: Files | None, classes: str, columns: Sequence[str]) -> Source:
     """The source in a folder's files, or in paths of one kind."""
     kinds = {"" if files else ending(path.name) for path in paths}
     if kinds <= {".parquet"} or kinds <= {".arrow"}:
-        return Table(paths, labelled=classes != "none", background=background, columns=columns)
+        return Table(paths, labelled=classes != "none", columns=columns)
     if columns:
         raise DataError(f"{paths[0]} is no table, so it has no columns {', '.join(columns)}")
     if len(paths) == 1 and kinds <= {".npy", ".npz"}:
@@ -98,4 +91,4 @@ def _open(
     if not files:
         packed = f"nor .npy or .npz, nor one or more of {', '.join(PACKED)}"
         raise DataError(f"{paths[0]} is neither a folder nor a zip archive of images, {packed}")
-    return FileSource(files, classes=classes, background=background)
+    return FileSource(files, classes=classes)

@@ -22,7 +22,6 @@ class Source:
     name: str
     class_names: tuple[str, ...]  # () without classes; every label is then 0
     labels: np.ndarray  # int32 (N,)
-    background: tuple[int, int, int] = WHITE
     notes: Sequence[str] = ()  # what was not used
     _fingerprint: str
 
@@ -31,7 +30,7 @@ class Source:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """uint8 (H, W, 3) and label. Raises `Unreadable` for a bad image."""
-        return decode(self.read(index), background=self.background), int(self.labels[index])
+        return decode(self.read(index)), int(self.labels[index])
 
     def read(self, index: int) -> bytes:
         """The encoded image `index`. Raises `Unreadable`."""
@@ -72,16 +71,14 @@ def overview(source: Source) -> list[str]:
 class FileSource(Source):
     """The images among some `Files`, in the order of their paths; see `open_source`."""
 
-    def __init__(
-        self, files: Files, *, classes: str = "auto", background: tuple[int, int, int] = WHITE
-    ) -> None:
-        self.files, self.background, self.name = files, background, files.name
+    def __init__(self, files: Files, *, classes: str = "auto") -> None:
+        self.files, self.name = files, files.name
         notes: list[str] = []
         self.keys, (self.class_names, self.labels) = find(files, classes, notes)
         self.notes = (*notes, *files.notes)
         pairs = zip(self.keys, self.labels, strict=True)
         lines = (f"{key}\0{files.entries[key]}\0{label}\n" for key, label in pairs)
-        self._fingerprint = digest([self.class_names, background], lines)
+        self._fingerprint = digest([self.class_names, WHITE], lines)
 
     def read(self, index: int) -> bytes:
         try:
@@ -171,9 +168,6 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     end = 0
     with tarfile.open(path, "r:") as archive:
         for member in archive:
-            if member.issparse():
-                what = "is stored without its empty blocks (tar --sparse)"
-                raise DataError(f"{path}!{member.name} {what}: pack it again without that option")
             data = member.offset_data + member.size if member.isfile() else 0
             end = max(end, archive.offset, -(-data // 512) * 512)
             yield member

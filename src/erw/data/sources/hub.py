@@ -1,17 +1,14 @@
-"""Data sets of the Hugging Face hub, or in its layout: which files make up a split.
+"""Data sets of the Hugging Face hub: which files make up a split, told by their paths.
 
-They are listed in the header of its README.md (`configs`) or told apart by their paths, as
-`datasets` does; a set in another form is read from the Parquet copy that the hub makes of it.
-Nothing of a set is run, and what was fetched stays in the hub's local cache.
+A set in another form is read from the Parquet copy that the hub makes of it. Nothing of a set is
+run, and what was fetched stays in the hub's local cache.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatch
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from erw.data.sources.files import folder
 from erw.data.sources.labels import SPLITS, ending
 from erw.errors import DataError, one_line
 
@@ -20,20 +17,13 @@ Sets = dict[tuple[str, str], list[str]]  # (subset, split) -> files
 
 
 def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, list[Path]]:
-    """Name and files of one split of OWNER/NAME, OWNER/NAME@REVISION or a local folder."""
-    root, remote = Path(path).expanduser(), not Path(path).expanduser().exists()
-    name, _, revision = path.partition("@") if remote else (root.name, "", "")
-    files = _listed(name, revision) if remote else list(folder(root).entries)
-    if remote and not revision and not any(ending(file) in PACKED for file in files):
+    """Name and files, downloaded, of one split of OWNER/NAME or OWNER/NAME@REVISION."""
+    name, _, revision = path.partition("@")
+    files = _listed(name, revision)
+    if not revision and not any(ending(file) in PACKED for file in files):
         revision = "refs/convert/parquet"  # where the hub puts its Parquet copy
         files = _listed(name, revision)
-    packed = [file for file in files if ending(file) in PACKED]
-    if not packed:
-        raise DataError(f"{path} has no Parquet, Arrow or tar files; give a folder of its images")
-    available = sets(packed)
-    if "README.md" in files:
-        place = _fetched(name, revision, ["README.md"]) if remote else root
-        available = _by_configs(place / "README.md", packed) or available
+    available = sets(file for file in files if ending(file) in PACKED)
     fitting = [
         (one, part)
         for one, part in available
@@ -43,8 +33,7 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
         what = "several sets" if fitting else f"no set {'/'.join(filter(None, (subset, split)))}"
         names = ", ".join("/".join(filter(None, key)) for key in available)
         raise DataError(f"{name} has {what}: name one of {names} with --split or --subset")
-    chosen = available[fitting[0]]
-    root = _fetched(name, revision, chosen) if remote else root
+    root = _fetched(name, revision, chosen := available[fitting[0]])
     return f"{name}:{'/'.join(filter(None, fitting[0]))}", [root / file for file in chosen]
 
 
@@ -57,29 +46,6 @@ def sets(files: Iterable[str]) -> Sets:
         subset = "/".join(f for f in folders if f not in SPLITS and f != "data")
         result.setdefault((subset, SPLITS[known[-1]] if known else "train"), []).append(file)
     return result
-
-
-def _by_configs(readme: Path, files: Sequence[str]) -> Sets:
-    """Files by the `configs` in the header of a README, which list patterns, each with a split."""
-    from huggingface_hub import metadata_load
-
-    result: Sets = {}
-    try:
-        for config in (metadata_load(readme) or {}).get("configs") or []:
-            for entry in _as_list(config.get("data_files")):
-                entry = entry if isinstance(entry, dict) else {"path": entry}
-                split = entry.get("split", "train")
-                key = (str(config.get("config_name", "default")), str(SPLITS.get(split, split)))
-                patterns = _as_list(entry.get("path"))
-                if some := [file for file in files if any(fnmatch(file, p) for p in patterns)]:
-                    result.setdefault(key, []).extend(some)
-    except Exception as error:  # of YAML's many types, too
-        raise DataError(f"the header of {readme} cannot be read ({one_line(error)})") from error
-    return result
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value] if value else []
 
 
 def _listed(repo: str, revision: str) -> list[str]:

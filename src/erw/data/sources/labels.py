@@ -1,7 +1,5 @@
 """Which class an image belongs to: every rule by which labels are found, in one place."""
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +17,7 @@ from erw.errors import DataError, one_line
 Labels = tuple[tuple[str, ...], np.ndarray]  # names of classes; each image's number, int32 (N,)
 
 CLASSES = ("auto", "folders", "leaf", "none")
-TABLES = ("dataset.json", "metadata.csv", "metadata.jsonl")
+TABLE = "dataset.json"
 # Names that mean a label: the first of `USUAL` is taken, of the others only one that is alone.
 USUAL = ("label", "labels", "fine_label", "cls")
 OTHERS = (
@@ -31,12 +29,6 @@ SPLITS = {
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
-_READERS: dict[str, Callable[[str], Any]] = {
-    ".cls": int,
-    ".json": json.loads,
-    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines() if line.strip()],
-    ".csv": lambda text: list(csv.DictReader(io.StringIO(text))),
-}
 _SYSTEM = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found")
 
 
@@ -97,13 +89,13 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
 def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     """The images among some files, sorted, and their labels by one of the rules `CLASSES`.
 
-    "auto" takes the first of tables, label files of a WebDataset, and folders. What looks like
-    labels and is not used goes to `notes`.
+    "auto" takes the first of dataset.json, label files of a WebDataset, and folders. What looks
+    like labels and is not used goes to `notes`.
     """
     sides = _samples(files, notes)
     images = sorted(sides) or _images(files.entries)
     used = {*images, *sides.values()}
-    rest = [key for key in files.entries if key not in used and basename(key) not in TABLES]
+    rest = [key for key in files.entries if key not in used and basename(key) != TABLE]
     if rest:
         kinds = Counter(ending(key) or "no ending" for key in rest).most_common(3)
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds)
@@ -113,14 +105,14 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
         raise DataError(f"no images in {files.root}: {what}; Pillow's image formats are read")
     values, names = _of_tables(files, images, notes) if rule == "auto" else (None, ())
     if values is None and sides and rule == "auto":
-        values = [side and _parsed(files, side, []) for _, side in sorted(sides.items())]
+        values = [side and _label(files, side, []) for _, side in sorted(sides.items())]
     if values is None and rule != "none":
         values = _of_folders(files, images, rule)
     folders = {dirname(files.inside(key)).lower() for key in images}
     splits = sorted({part for path in folders for part in path.split("/")} & SPLITS.keys())
     if len(splits) > 1:
         what = f"{' and '.join(splits)} look like splits and are read as one set"
-        notes.append(f"{what}: take one with --split {splits[-1]}")
+        notes.append(f"{what}: give the folder of one alone")
     return images, classes(values or [None] * len(images), source=str(files.root), names=names)
 
 
@@ -131,67 +123,67 @@ def _images(keys: Iterable[str]) -> list[str]:
 def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
     """The images of a WebDataset, each with its label file; {} if no image has one.
 
-    Files of one name up to the first dot make a sample, or each image that has a label file of its
-    own (v1.0.jpg, v1.0.cls). Labels are NAME.cls, or NAME.json with a label in it where the images
-    lie in no class folders. Of several images in a sample the one with one dot is meant.
+    Labels are NAME.cls, or NAME.json with a label in it where the images lie in no class folders.
+    An unlabelled image beside a labelled one of its sample (0.depth.png, 0.png) is left alone.
     """
-    groups: dict[str, list[str]] = {}
-    for key in files.entries:
-        groups.setdefault(f"{dirname(key)}/{basename(key).partition('.')[0]}", []).append(key)
-    samples = [keys for keys in groups.values() if _images(keys)]
-    last = {ending(key): key for keys in samples for key in keys}
-    flat = len({dirname(files.inside(key)) for keys in samples for key in keys}) == 1
+
+    def sample(key: str) -> str:
+        return f"{dirname(key)}/{basename(key).partition('.')[0]}"
+
+    images = _images(files.entries)
+    samples = set(map(sample, images))
+    last = {ending(key): key for key in files.entries if sample(key) in samples}
+    flat = len({dirname(files.inside(key)) for key in images}) == 1
     kind = ".cls" if ".cls" in last else ".json" if flat and ".json" in last else ""
-    if not kind or (kind == ".json" and _parsed(files, last[kind], notes) is None):
+    if not kind or (kind == ".json" and _label(files, last[kind], notes) is None):
         return {}
-    result: dict[str, str | None] = {}
-    for keys in samples:
-        sides = {splitext(key)[0]: key for key in keys if ending(key) == kind}
-        own = {image: sides.get(splitext(image)[0]) for image in _images(keys)}
-        if len({*own.values()} - {None}) < len(own):
-            images = [key for key in own if basename(key).count(".") == 1] or [*own]
-            if len(images) > 1 or len(sides) > 1:
-                several = listed([files.location(key) for key in (*images, *sides.values())])
-                raise DataError(f"one sample has several images or labels: {several}; leave one")
-            own = {images[0]: next(iter(sides.values()), None)}
-        result |= own
-    return result
+    sides = {splitext(key)[0]: key for key in files.entries if ending(key) == kind}
+    pairs = {image: sides.get(splitext(image)[0]) for image in images}
+    labelled = {sample(image) for image, side in pairs.items() if side}
+    return {image: side for image, side in pairs.items() if side or sample(image) not in labelled}
 
 
-def _parsed(files: Files, key: str, notes: list[str] | None = None) -> Any:
-    """What a file with labels holds; with `notes`, the label in a file beside an image."""
+def _parsed(files: Files, key: str) -> Any:
+    """What a file with labels holds: a number in .cls, else JSON."""
     try:
-        value = _READERS[ending(key)](files.read(key).decode("utf-8-sig"))
+        text = files.read(key).decode("utf-8-sig")
+        return int(text) if ending(key) == ".cls" else json.loads(text)
     except Exception as error:
         what = f"is not readable as {ending(key)[1:].upper()} ({one_line(error)})"
         raise DataError(f"{files.location(key)} {what}") from error
-    if notes is None or not isinstance(value, dict):
-        return value
-    return value.get(label_name(list(value), notes))
+
+
+def _label(files: Files, key: str, notes: list[str]) -> Any:
+    """The label in a file beside an image."""
+    value = _parsed(files, key)
+    return value.get(label_name(list(value), notes)) if isinstance(value, dict) else value
 
 
 def _of_tables(
     files: Files, images: Sequence[str], notes: list[str]
 ) -> tuple[list[Any] | None, Sequence[str]]:
-    """Values of dataset.json (edm2, REPA), metadata.csv and metadata.jsonl, and class names."""
+    """Values and class names of dataset.json (edm2, REPA)."""
     known: dict[str, Any] = {}
     names: Sequence[str] = ()
     used = ""
-    for key in (key for key in files.entries if basename(key) in TABLES):
+    for key in (key for key in files.entries if basename(key) == TABLE):
         place, table = files.location(key), _parsed(files, key)
-        try:
-            rows = _rows(table, key, notes)
-            if isinstance(table, dict):
-                names = list(map(str, table.get("class_names") or ()))
-        except (TypeError, ValueError, LookupError) as error:
-            expected = 'expected "labels", null or a list of [path, label], or rows of "file_name"'
-            raise DataError(f"{place}: {expected}") from error
-        if rows is None:
+        if "labels" not in table:
             notes.append(f"{place} names no labels and is left alone")
             continue
-        used, base = place, key[: key.rfind("/") + 1]
-        for path, value in rows:
-            path = normalize("NFC", str(path).replace("\\", "/").removeprefix("./"))
+        used, base, rows = place, key[: key.rfind("/") + 1], table["labels"]
+        try:
+            if rows in ([], {}):
+                raise ValueError
+            pairs = [
+                (str(p), v) for p, v in (rows.items() if isinstance(rows, dict) else rows or ())
+            ]
+            names = list(map(str, table.get("class_names") or ()))
+        except (TypeError, ValueError) as error:
+            expected = 'expected "labels": null or a list of [path, label]'
+            raise DataError(f"{place}: {expected}") from error
+        for path, value in pairs:
+            path = normalize("NFC", path.replace("\\", "/").removeprefix("./"))
             path = path if path.startswith(base) else base + path
             if known.setdefault(path, value) != value:
                 raise DataError(f"{place} gives {path} two labels: {known[path]} and {value}")
@@ -201,22 +193,6 @@ def _of_tables(
     if None in values:
         raise DataError(f"{used} has no label for {images[values.index(None)]}")
     return values, names
-
-
-def _rows(table: Any, key: str, notes: list[str]) -> list[Any] | None:
-    """(path, label) of every image in a table; None if it names no labels."""
-    if isinstance(table, dict):  # dataset.json
-        rows = table.get("labels")
-        if rows in ([], {}):
-            raise ValueError
-        if rows is None:
-            return [] if "labels" in table else None
-        return [(path, label) for path, label in (rows.items() if isinstance(rows, dict) else rows)]
-    label = label_name(list(table[0]), notes) if table else None
-    if label is None or "file_name" not in table[0]:
-        return None
-    numbers = key.endswith(".csv") and all(str(row[label]).isdecimal() for row in table)
-    return [(row["file_name"], int(row[label]) if numbers else row[label]) for row in table]
 
 
 def _of_folders(files: Files, images: Sequence[str], rule: str) -> list[str] | None:

@@ -30,11 +30,10 @@ class Table(Source):
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, labelled: bool = True,
-        background: tuple[int, int, int] = WHITE, columns: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self, paths: Sequence[Path], *, labelled: bool = True, columns: Sequence[str] = ()
+    ) -> None:
         first, *others = self.paths = sorted(paths)
-        self.name, self.background = first.parent.name if others else first.name, background
+        self.name = first.parent.name if others else first.name
         self.notes = notes = list[str]()
         schema = _open(first)[0]
         self._image, label = _columns(first, schema, columns, labelled, notes)
@@ -58,7 +57,7 @@ class Table(Source):
         place = f"{first}, column {label}" if label else str(first)
         self.class_names, self.labels = classes(values, source=place, names=names)
         lines = (f"{path.name} {hash_file(path)}\n" for path in self.paths)
-        self._fingerprint = digest([self.class_names, background, *columns], lines)
+        self._fingerprint = digest([self.class_names, WHITE, *columns], lines)
         # A few blocks are cached, since threads are asked for rows in order.
         self._block = lru_cache(maxsize=4)(lambda path, group: _open(path)[2](group, self._image))
 
