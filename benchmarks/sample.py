@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from erw.align import Projector
-from erw.interop.layouts import Parts, positions, to_layout
+from erw.interop.layouts import positions, to_diffusers
 from erw.models import SiT
 from erw.models.sit import SIZES
 from record import add_peer, begun, machine, summary, write
@@ -47,12 +47,12 @@ def weights(folder: Path, sizes: dict[str, int]) -> None:
         state = {key: p.detach() for key, p in net.named_parameters()}
         head = Projector(sizes["width"], 2048, 768)
         heads = {f"projectors.0.{key}": p.detach() for key, p in head.named_parameters()}
-        parts = Parts(state, heads, positions(net))
+        released = positions(net) | state
         if name == "sit":
-            torch.save({"ema": to_layout(parts, "repa")}, folder / "sit.pt")
+            torch.save({"ema": released | heads}, folder / "sit.pt")
         else:
-            torch.save(to_layout(parts, "dit"), folder / "dit.pt")
-            torch.save(to_layout(parts, "diffusers-dit"), folder / "dit-diffusers.pt")
+            torch.save(released, folder / "dit.pt")
+            torch.save(to_diffusers(state), folder / "dit-diffusers.pt")
     AutoencoderKL(
         block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, scaling_factor=0.18215,

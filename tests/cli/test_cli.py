@@ -193,7 +193,7 @@ def test_a_cache_that_is_cut_short(erw: Erw, cache: Path, tmp_path: Path) -> Non
     shard = next((short / "shards").glob("*.safetensors"))
     os.truncate(shard, shard.stat().st_size - 100)
     said = erw("train", "debug", "--out", tmp_path / "out", "--data.cache", short)
-    refused(said, shard.name, "bytes: run the same erw prepare again", "erw prepare")
+    refused(said, shard.name, "cut short or missing", "erw prepare")
     (short / "manifest.json").unlink()
     said = erw("train", "debug", "--out", tmp_path / "out", "--data.cache", short)
     refused(said, str(short), "erw prepare")
