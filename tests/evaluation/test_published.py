@@ -10,7 +10,8 @@ import pytest
 
 from erw.cli import main
 from erw.errors import DataError
-from erw.evaluation import inception, published
+from erw.evaluation import images as reference_names
+from erw.evaluation import inception
 from erw.evaluation.inception import find_inception
 from erw.io import download
 from helpers.images import save_pngs, stripes
@@ -23,7 +24,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
     folder = tmp_path / "served"
     folder.mkdir()
     monkeypatch.setenv("ERW_OFFLINE", "0")
-    monkeypatch.delenv("ERW_WEIGHTS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
@@ -35,9 +35,9 @@ def test_weights_come_by_name_and_only_once(
     served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder, url = served
-    name = next(iter(inception.FILES))
+    name = Path(inception.WEIGHTS).name
     (folder / name).write_bytes(b"weights" * 1000)
-    monkeypatch.setitem(inception.FILES, name, f"{url}/{name}")
+    monkeypatch.setattr(inception, "WEIGHTS", f"{url}/{name}")
     with pytest.raises(DataError, match=r"sent another file.*6726825d"):
         find_inception()
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
@@ -80,7 +80,7 @@ def test_reference_batches_come_by_name(
     folder, url = served
     name = "VIRTUAL_imagenet64_labeled.npz"
     np.savez(folder / name, arr_0=stripes(4).permute(0, 2, 3, 1).numpy())
-    monkeypatch.setitem(published.REFERENCES, name, f"{url}/{name}")
+    monkeypatch.setitem(reference_names.REFERENCES, name, f"{url}/{name}")
     images = str(save_pngs(tmp_path / "a", stripes(4)))
     assert main(["eval", images, "--reference", name]) == 0
     output = capsys.readouterr()

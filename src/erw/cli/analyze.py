@@ -30,13 +30,12 @@ class Analysis:
     metric: Literal["cknna", "cka", "probe", "knn"] = "cknna"
     cache: str | None = None  # images with features; none: the cache that the first run names
     images: str | None = None  # images in no cache: a folder, zip, table, or openmoji-test
-    encoder: str | None = None  # one of the cache's, or any, which is then run on the images
+    encoder: str | None = None  # one of the cache's; with --images any
     vae: str | None = None  # of images that are in no cache; none: the network's own
     times: tuple[float, ...] = (0.0,)  # noise times, 0 (clean) to 1 (noise alone)
     depths: tuple[int, ...] = ()  # after which blocks, from 1; empty: all
     count: int = 2000  # images; REPA has 10,000
     k: int = 10  # neighbours of cknna and knn
-    unbiased: bool = True  # the estimate of HSIC that cknna and cka take
     checkpoints: bool = True  # every checkpoint that a run keeps; false: its last weights alone
     checkpoint: str | None = None  # one alone: last, best, or a step
     layout: str = "auto"  # of a released checkpoint, where its keys leave it open
@@ -56,7 +55,7 @@ def analyze(runs: RunDirs, how: Settings[Analysis], *, out: str | None = None) -
     names = [Path(run).stem if Path(run).is_file() else Path(run).name for run in runs]
     if len(set(names)) < len(names):
         names = list(runs)
-    same = ("metric", "times", "depths", "k", "unbiased")
+    same = ("metric", "times", "depths", "k")
     options = {name: getattr(how, name) for name in same}
     points: list[dict[str, Any]] = []
     loaded: dict[Any, Material] = {}
@@ -79,7 +78,7 @@ def analyze(runs: RunDirs, how: Settings[Analysis], *, out: str | None = None) -
         place = f"{p['run']}  step {p['step']:<8} t {p['time']:<5g} depth {p['depth']:<3}"
         print(f"{place} {p['value']:.4f}")
     if how.metric in ("probe", "knn"):
-        value = METRICS[how.metric](images.target, images, how.k, how.unbiased)
+        value = METRICS[how.metric](images.target, images, how.k)
         record["reference"] = value
         print(f"{images.encoder} itself {value:.4f}")
     by_time = groupby(changes, lambda change: f"{change['run']}  t {change['time']:g}")

@@ -1,7 +1,6 @@
 """`erw eval`: scores of a run's samples, or of images from anywhere, against a reference."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from erw.cli.settings import RunOrImages, Settings
 from erw.data.sources import BUILT_IN
 from erw.dist import current
 from erw.errors import ConfigError
-from erw.evaluation.compare import differences, read_result
 from erw.evaluation.evaluate import evaluate as score_images
 from erw.evaluation.images import image_set, reference_images
 from erw.log import Progress
@@ -30,11 +28,10 @@ class Score:
     # Images: a folder, zip, .npz, cache with images, built-in set, or a reference batch of ADM's,
     # such as VIRTUAL_imagenet256_labeled.npz; none: built-in test images, for runs trained on such.
     reference: str | None = None
-    # fid, sfid, is, pr, kid of Inception's features; adm, the first four; cmmd; or fd-, fdr-,
-    # kid-, mmd-, pr-, dc- followed by lite0, lite2, dinov2, inception, or any encoder.
+    # fid, sfid, is, pr, kid of Inception's features; adm, the first four; cmmd; or fd-, kid-,
+    # mmd-, pr-, dc- followed by lite0, lite2, dinov2, inception, or any encoder.
     metric: Annotated[tuple[str, ...], arg(aliases=["--metrics"])] = ("fd-lite2",)
-    weights: tuple[str, ...] = ()  # file of Inception's; SPACE=PATH for others: docs/evaluation.md
-    validation: str | None = None  # held-out real images, which fdr is relative to
+    weights: str | None = None  # file of Inception's
     reference_count: int = 2000  # how many images of a built-in reference to compose
 
 
@@ -49,25 +46,19 @@ def evaluate(
     model: Trained | None,
     *,
     out: str | None = None,
-    against: str | None = None,
 ) -> None:
     """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl.
 
     Args:
         source: the folder of a run, whose samples are scored; or a folder, zip, .npz or cache of
-            images; or, with --against, a result of before: a file of --out, or a scores.jsonl.
+            images.
         out: write scores and how they were made as JSON.
-        against: another result; warns where it differs.
     """
-    other = read_result(against) if against else None
-    if source.endswith((".json", ".jsonl")):
-        if other is None:
-            raise ConfigError(f"{source} is a result: give another one to compare with, --against")
-        return print_scores(read_result(source), other)
     scores = scored(images_of(source, model, draw, score.reference_count), model, score)
     if not current().first:
         return
-    print_scores(scores, other)
+    for name, value in scores["values"].items():
+        print(f"{name:<20}{value:.4f}")
     line = json.dumps(scores) + "\n"
     if model is not None and Path(source).is_dir():
         with (Path(source) / "scores.jsonl").open("a", encoding="utf-8") as file:
@@ -90,32 +81,17 @@ def images_of(source: str, model: Trained | None, draw: Draw, count: int) -> tup
 
 def scored(images: tuple[Any, int | None], model: Trained | None, score: Score) -> dict[str, Any]:
     """The scores with everything that they depend on, as JSON values."""
-    world, (samples, size), given = current(), images, score.validation
-    options: Any = {"size": size, "count": score.reference_count}
+    world, (samples, size) = current(), images
     names = model.class_names if model else ()
-    reference = reference_images(score.reference, names, **options)
-    validation = None if given is None else reference_images(given, (), **options)
+    reference = reference_images(score.reference, names, size=size, count=score.reference_count)
     samples = image_set(samples)
-    pairs = [text.rpartition("=") for text in score.weights]
     with Progress("eval", samples.count or 0, unit="images", quiet=not world.first) as progress:
         return score_images(
             samples,
             reference=reference,
             metric=score.metric,
-            weights={space or "inception": path for space, _, path in pairs},
-            validation=validation,
+            weights=score.weights,
             device=str(world.device),
             world=world,
             progress=lambda count: progress.update(count * world.size),  # the others are as far
         ).to_dict()
-
-
-def print_scores(scores: dict[str, Any], other: dict[str, Any] | None) -> None:
-    """Print scores, with another result's where there is one; what differs goes to stderr."""
-    values = other["values"] if other else {}
-    for name, value in scores["values"].items():
-        print(f"{name:<20}{value:.4f}" + f"   against {values.get(name, 0):.4f}" * (name in values))
-    if other and not scores["values"].keys() & values.keys():
-        print("warning: the two results have no score in common", file=sys.stderr)
-    if other and (different := differences(scores, other)):
-        print(f"warning: not comparable: {'; '.join(different)}", file=sys.stderr)

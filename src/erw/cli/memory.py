@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from erw import __version__
 from erw.cli.eval import DRAW, images_of
 from erw.cli.sample import Draw, call_with_model
 from erw.cli.settings import RunOrImages, Settings
@@ -69,25 +68,25 @@ def memory(
     total = sum(one.count or 0 for one in sets.values())
     with Progress("memory", total, unit="images") as progress:
         near = nearest_images(**sets, encoder=encoder, progress=progress.update)
-    distances = near.to_dict(top=64)
-    nearest, suspicious = distances.pop("nearest"), distances.pop("suspicious")
-    for name, value in distances["samples"].items():
-        usual = distances["held_out"]
-        print(f"{name:<12}{value:.4f}" + (f"   held out {usual[name]:.4f}" if usual else ""))
-    if suspicious is not None:
-        print(f"{'suspicious':<12}{suspicious:.1%}   nearer than 99 % of held-out images")
+    for name, q in (("least", 0.0), ("median", 0.5)):
+        usual = "" if near.usual is None else f"   held out {near.usual.quantile(q):.4f}"
+        print(f"{name:<12}{near.distance.quantile(q):.4f}{usual}")
+    if near.suspicious is not None:
+        print(f"{'suspicious':<12}{near.suspicious:.1%}   nearer than 99 % of held-out images")
     if out is None:
         return
+    nearest = [
+        {"sample": i, "image": int(near.number[i]), "distance": float(near.distance[i])}
+        for i in near.distance.argsort().tolist()
+    ]
     record = {
         **{n: {"name": s.name, "hash": s.content, "count": s.count} for n, s in sets.items()},
         "encoder": encoder.name,
         "encoder_weights": hash_tensors(encoder),
-        "distance": "1 - cosine of pooled features",
         "nearest": nearest,
-        "suspicious": suspicious,
-        "distances": distances,
+        "suspicious": near.suspicious,
+        "usual": None if near.usual is None else near.usual.tolist(),
         "settings": sets["samples"].settings,
-        "versions": {"erw": __version__},
     }
     top = nearest[:8]
     texts = [""] * len(top) + [f"{pair['distance']:.3f}" for pair in top]

@@ -43,7 +43,7 @@ def call_with_model(
 ) -> None:
     """Call a verb with the model that its first argument names, whose sampler is the default.
 
-    The model is None where the argument names images or results.
+    The model is None where the argument names images.
     """
     with world():
         name = first(verb, args, "a run (or images)")

@@ -2,7 +2,6 @@
 
 from erw.evaluation.alignment import cka as cka
 from erw.evaluation.alignment import cknna as cknna
-from erw.evaluation.compare import differences as differences
 from erw.evaluation.distances import Moments as Moments
 from erw.evaluation.distances import density_coverage as density_coverage
 from erw.evaluation.distances import frechet as frechet

@@ -16,8 +16,6 @@ from typing import Any
 from erw.config import Run, to_dict
 from erw.data.cache import Cache
 from erw.dist import World
-from erw.errors import ConfigError
-from erw.evaluation.compare import differences
 from erw.evaluation.evaluate import Scores, evaluate
 from erw.evaluation.images import reference_images
 from erw.evaluation.metrics import extractors_of, metrics_of
@@ -41,10 +39,7 @@ def scoring(
     impossible metric, or missing weights, reference or cache.
     """
     options = run.eval
-    metrics = metrics_of(options.metric)
-    if any(metric.distance == "fdr" for metric in metrics):
-        raise ConfigError("fdr needs validation images: leave it to erw eval, after training")
-    extractors_of(metrics, weights=options.weights)
+    extractors_of(metrics_of(options.metric), weights=options.weights)
     cache = Cache.open(run.data.cache)
     reference = reference_images(
         options.reference, cache.class_names, size=cache.image_size, count=options.reference_count
@@ -95,16 +90,22 @@ def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:
     The first score decides. Weights whose score is not comparable are replaced.
     """
     name, value = next(iter(scores.values.items()))
-    result = scores.to_dict()
+    result = json.loads(json.dumps(scores.to_dict()))
     if path.exists():
         header = tensor_header(path)
         before = json.loads(header["score"])
-        comparable = name in before["values"] and not differences(result, before)
-        if comparable and not better(name, value, before["values"][name]):
+        if comparable(result, before) and not better(name, value, before["values"][name]):
             return int(header["step"]) == model.step
     header = {"step": str(model.step), "recipe": model.run.name, "score": json.dumps(result)}
     save_tensors(path, dict(model.net.named_parameters()), header)
     return True
+
+
+def comparable(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two results differ in nothing but the values and the model that made the images."""
+    free = {"values", "images", "images_hash", "recipe", "step", "weights", "versions"}
+    a, b = (result | (result["settings"] or {}) | {"settings": 0} for result in (one, other))
+    return all(a.get(name) == b.get(name) for name in (a.keys() | b.keys()) - free)
 
 
 def better(name: str, value: float, than: float) -> bool:

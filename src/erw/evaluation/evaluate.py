@@ -14,19 +14,16 @@ import torch
 
 from erw import __version__
 from erw.dist import World
-from erw.errors import ConfigError
-from erw.evaluation.adm import with_stated
 from erw.evaluation.features import (
     ALONE,
     Extractor,
     PooledEncoder,
     Progress,
-    Statistics,
     extract,
     extract_stored,
 )
-from erw.evaluation.images import Images, ImageSet, image_set, same_resolution
-from erw.evaluation.metrics import INCEPTION, Pair, Weights, extractors_of, metrics_of
+from erw.evaluation.images import Images, image_set, same_resolution
+from erw.evaluation.metrics import INCEPTION, Pair, extractors_of, metrics_of, with_stated
 from erw.io import cache_home
 
 
@@ -36,11 +33,11 @@ class Scores:
 
     Attributes:
         values: score by name.
-        images, reference, validation: their names, and hashes of their content; "" without.
+        images, reference: their names, and hashes of their content.
         resolution: (height, width) of the images, before the encoder's own resizing.
         settings: how the images were generated, where that is known.
         reference_statistics: "images", or "stated": the mean and covariance in ADM's `.npz`.
-        features: score -> its encoder, the hash of its weights, and name and SHA-256 of their file.
+        features: score -> its encoder, and the hash of its weights.
     """
 
     values: dict[str, float]
@@ -54,8 +51,6 @@ class Scores:
     settings: dict[str, Any] | None
     reference_statistics: str
     features: dict[str, dict[str, str]]
-    validation: str = ""
-    validation_hash: str = ""
     versions: dict[str, str] = field(
         default_factory=lambda: {"erw": __version__, "torch": torch.__version__}
     )
@@ -75,8 +70,7 @@ def evaluate(
     reference: Images,
     metric: str | Sequence[str] = "fd-lite2",
     encoder: PooledEncoder | None = None,
-    weights: Weights | None = None,
-    validation: Images | None = None,
+    weights: str | Path | None = None,
     batch_size: int = 64,
     cache: str | Path | None = None,
     device: str = "cpu",
@@ -91,8 +85,7 @@ def evaluate(
             covariance that a reference's `.npz` states are used for fid and sfid, as ADM does.
         metric: one or several, see `erw.evaluation.metrics`.
         encoder: the network itself in place of the one that `metric` names.
-        weights: file of the Inception network's weights, or space -> file or folder of weights.
-        validation: held-out real images, which FDr is relative to.
+        weights: file of the Inception network's weights.
         cache: folder for the reference's statistics; None: in the user's cache folder.
         world: the ranks that share the images; all call this, all get the scores.
         progress: is given the number of images after each batch of this rank.
@@ -101,10 +94,8 @@ def evaluate(
     NumericsError where they or their features are not finite.
     """
     metrics = metrics_of([metric] if isinstance(metric, str) else metric)
-    relative = {m.space for m in metrics if m.distance == "fdr"}
-    if relative and validation is None:
-        raise ConfigError("FDr is relative to held-out real images: give them (--validation)")
-    fake = image_set(images)
+    fake, real = image_set(images), image_set(reference, what="reference")
+    same_resolution(fake, real, "reference")
     folder = Path(cache) if cache is not None else cache_home() / "statistics"
     extractors: dict[str, Extractor] = {}
     # The first rank downloads missing weights before the others look for them.
@@ -113,20 +104,9 @@ def evaluate(
     )
     extractors = extractors or extractors_of(metrics, encoder, weights, device=device)
     options: dict[str, Any] = {"batch_size": batch_size, "world": world}
-
-    def opened(given: Images, what: str, *spaces: str) -> tuple[ImageSet, dict[str, Statistics]]:
-        other = image_set(given, what=what)
-        same_resolution(fake, other, what)
-        chosen = {space: extractors[space] for space in spaces}
-        return other, extract_stored(other, chosen, folder, **options)
-
-    real, expected = opened(reference, "reference", *extractors)
-    stated = False
+    expected, stated = extract_stored(real, extractors, folder, **options), False
     if INCEPTION in expected and str(reference).endswith(".npz"):
         expected[INCEPTION], stated = with_stated(expected[INCEPTION], Path(str(reference)))
-    held_out, validated = None, dict[str, Statistics]()
-    if relative and validation is not None:
-        held_out, validated = opened(validation, "validation set", *relative)
     extracted = extract(fake, list(extractors.values()), progress=progress, **options)
     statistics = dict(zip(extractors, extracted, strict=True))
 
@@ -135,10 +115,9 @@ def evaluate(
         features: dict[str, dict[str, str]] = {}
         for metric in metrics:
             space, one = metric.space, extractors[metric.space]
-            pair = Pair(expected[space], statistics[space], one, space, validated.get(space))
-            scores = metric.scores(pair)
+            scores = metric.scores(Pair(expected[space], statistics[space], one, space))
             values |= scores
-            meta = {"encoder": one.encoder.name, "weights": one.weights, "file": one.file}
+            meta = {"encoder": one.encoder.name, "weights": one.weights}
             features |= dict.fromkeys(scores, meta)
         return Scores(
             values=values,
@@ -152,8 +131,6 @@ def evaluate(
             settings=fake.settings,
             reference_statistics="stated" if stated else "images",
             features=features,
-            validation=held_out.name if held_out else "",
-            validation_hash=held_out.content if held_out else "",
         )
 
     return world.broadcast(score)

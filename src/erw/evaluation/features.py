@@ -39,11 +39,10 @@ class PooledEncoder(Protocol):
 
 
 class Extractor(NamedTuple):
-    """An encoder, the hash and file of its weights, and whether all its features are kept."""
+    """An encoder, the hash of its weights, and whether all its features are kept."""
 
     encoder: PooledEncoder
     weights: str = ""
-    file: str = ""
     keep: bool = False
 
     @property

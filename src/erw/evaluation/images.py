@@ -1,6 +1,7 @@
 """What can be scored, as uint8 batches: tensors, generations, files, caches."""
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,25 @@ from erw.data.cache import Cache
 from erw.data.images import Unreadable
 from erw.data.sources import BUILT_IN, FileSource, Source, open_source
 from erw.errors import ConfigError, DataError, NumericsError
-from erw.evaluation.published import REFERENCES, reference_batch
-from erw.io import hash_file
+from erw.io import cache_home, download, hash_file
 from erw.sampling.generation import Generation
 from erw.sampling.save import read_images, read_settings
 
 Reader = Callable[[int, int, int], Iterator[Tensor]]
+BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
+REFERENCES = {
+    path.rpartition("/")[2]: BATCHES + path
+    for path in (
+        "imagenet/64/VIRTUAL_imagenet64_labeled.npz",
+        "imagenet/128/VIRTUAL_imagenet128_labeled.npz",
+        "imagenet/256/VIRTUAL_imagenet256_labeled.npz",
+        "imagenet/512/VIRTUAL_imagenet512.npz",
+        "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz",
+        "lsun/cat/VIRTUAL_lsun_cat256.npz",
+        "lsun/horse/VIRTUAL_lsun_horse256.npz",
+    )
+}
+"""ADM's reference batches by name; they have no published hash."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +89,15 @@ def reference_images(
     if name in BUILT_IN:
         options: dict[str, Any] = {"size": size} if size else {}
         return open_source(name, count=count, **options)
-    if not Path(name).exists():
-        if name in REFERENCES:
-            return reference_batch(name)
+    if Path(name).exists():
+        return name
+    if name not in REFERENCES:
         raise FileNotFoundError(f"no reference at {name}: expected a folder, zip, .npz or cache")
-    return name
+    path = download(REFERENCES[name], cache_home() / "references" / name)
+    if not zipfile.is_zipfile(path):
+        path.unlink()
+        raise DataError(f"the download of {name} is damaged and was removed: try again")
+    return path
 
 
 def built_in(class_names: tuple[str, ...]) -> bool:

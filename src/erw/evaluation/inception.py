@@ -7,8 +7,6 @@ torch-fidelity, so that their weights load by name. Images enter as in ADM's eva
 Source: Szegedy et al. (arXiv 1512.00567); `evaluations/evaluator.py` of openai/guided-diffusion.
 """
 
-import hashlib
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +21,11 @@ from erw.io import cache_home, download
 
 SIDE = 299
 POOL, SPATIAL, LOGITS = 2048, 17 * 17 * 7, 1008
-FILES = {
-    "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/"
-    "download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    "weights-inception-2015-12-05-6726825d.pth": "https://github.com/toshas/torch-fidelity/"
-    "releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-}
-SHA256 = "6726825d"  # first digits, of both files
+WEIGHTS = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
+SHA256 = "6726825d"  # first digits
 
 Branches = dict[str, tuple]
 """name -> convolutions (channels, kernel), with two kernels side by side where there are two."""
@@ -141,8 +137,6 @@ class Mixed(nn.Module):
 class Inception(nn.Module):
     """The network; `load_inception` fills it with weights."""
 
-    file = ""  # name and SHA-256 of the weights' file
-
     def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2, pad=False)
@@ -196,15 +190,10 @@ def resize_tf1(images: Tensor, side: int) -> Tensor:
 
 
 def find_inception() -> Path:
-    """One of `FILES` in $ERW_WEIGHTS or the user's cache folder, or the first one, downloaded."""
-    home = cache_home() / "weights"
-    for folder in (Path(os.environ.get("ERW_WEIGHTS", home)), home):
-        for name in FILES:
-            if (folder / name).is_file():
-                return folder / name
-    first, url = next(iter(FILES.items()))
+    """The file of `WEIGHTS` in the user's cache folder, downloaded if necessary."""
     try:
-        return download(url, home / first, sha256=SHA256)
+        path = cache_home() / "weights" / Path(WEIGHTS).name
+        return download(WEIGHTS, path, sha256=SHA256)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or --weights FILE; fd-lite2 needs none") from error
 
@@ -218,6 +207,4 @@ def load_inception(path: str | Path | None = None, *, device: str = "cpu") -> In
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     load_exactly(net, counters | state, f"{path} is no Inception of 2015")
     net.fold()
-    with path.open("rb") as file:
-        net.file = f"{path.name} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
     return net.to(device)

@@ -5,8 +5,7 @@ So held-out images are compared with the same training images.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,37 +14,18 @@ from torch.nn import functional as F
 from erw.evaluation.features import PooledEncoder, Progress, pooled
 from erw.evaluation.images import Images, image_set
 
-QUANTILES = {"least": 0.0, "1%": 0.01, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}
 
-
-@dataclass(frozen=True)
-class Nearest:
+class Nearest(NamedTuple):
     """The number (N,) of the nearest training image of each sample, and its distance (N,).
 
     A distance is 1 - cosine of both images' features. `usual` has those of images that were not
     trained on; `suspicious` is the share of samples nearer than all but one percent of these.
     """
 
-    index: Tensor
+    number: Tensor
     distance: Tensor
     usual: Tensor | None = None
     suspicious: float | None = None
-
-    def to_dict(self, *, top: int = 16) -> dict[str, Any]:
-        """Distribution and the `top` nearest pairs, as JSON values."""
-
-        def spread(distance: Tensor) -> dict[str, float]:
-            return {name: distance.double().quantile(q).item() for name, q in QUANTILES.items()}
-
-        return {
-            "samples": spread(self.distance),
-            "held_out": None if self.usual is None else spread(self.usual),
-            "suspicious": self.suspicious,
-            "nearest": [
-                {"sample": i, "image": int(self.index[i]), "distance": float(self.distance[i])}
-                for i in self.distance.argsort()[:top].tolist()
-            ],
-        }
 
 
 def nearest_images(

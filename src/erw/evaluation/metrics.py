@@ -2,7 +2,6 @@
 
 | distance | scores of "...-lite2"          | of                                                 |
 | fd       | fd_lite2                       | Fréchet distance                                   |
-| fdr      | fdr_lite2                      | FD over the FD of held-out real images             |
 | kid      | kid_lite2                      | kernel distance, cubic kernel, unbiased            |
 | mmd      | mmd_lite2                      | kernel distance, Gaussian kernel, biased, x 1000   |
 | pr       | precision_lite2, recall_lite2  | k-nearest-neighbour balls                          |
@@ -10,19 +9,36 @@
 
 Any distance goes with any of `SPACES`, and with any name that `erw.encoders.load_encoder` takes:
 "fd-dinov2", "kid-dinov3-b". `NAMED` are published metrics that fix both.
+
+Of ADM's (`evaluations/evaluator.py` of openai/guided-diffusion) sFID takes the first 7 channels of
+`mixed_6/conv` (17 x 17 x 7 = 2,023), the others `pool_3`. A reference batch of ADM's
+(`VIRTUAL_*.npz`) holds 10,000 images, and the mean and covariance of the full data set: these are
+used for FID and sFID, the images for precision and recall (in float64).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from erw.config import nearest
 from erw.errors import ConfigError, DataError
-from erw.evaluation.adm import AdmFeatures, frechet_part, score_of_classes
-from erw.evaluation.distances import cmmd, density_coverage, frechet, kid, precision_recall
+from erw.evaluation.distances import (
+    Moments,
+    cmmd,
+    density_coverage,
+    frechet,
+    inception_score,
+    kid,
+    precision_recall,
+)
 from erw.evaluation.features import Extractor, PooledEncoder, Statistics
+from erw.evaluation.inception import POOL, SPATIAL, Inception, load_inception
 from erw.io import hash_tensors
 
 SPACES = {
@@ -41,17 +57,32 @@ INCEPTION = "inception"
 NEIGHBOURS = {"dinov2": 5}
 """k of precision and recall, else 3. dgm-eval (Stein et al., arXiv 2306.04675) has 5; it draws
 10,000 images of either side and leaves a ball's edge out."""
-Weights = str | Path | Mapping[str, str | Path]
+STATED = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
+"""What a reference batch may state: mean and covariance of `pool_3` and of spatial features."""
+
+
+class AdmFeatures(nn.Module):
+    """An encoder of `pool_3` and the spatial features, of which only the former are kept."""
+
+    name = "inception-2015-adm"
+    kept = POOL
+
+    def __init__(self, net: Inception) -> None:
+        super().__init__()
+        self.net = net
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, 2048 + 2023)."""
+        return torch.cat(self.net(images), 1)
 
 
 class Pair(NamedTuple):
-    """Both sides in one space, and held-out real images."""
+    """Both sides in one space."""
 
     real: Statistics
     fake: Statistics
     extractor: Extractor
     space: str
-    held_out: Statistics | None = None
 
 
 def _fd(pair: Pair) -> float:
@@ -60,22 +91,21 @@ def _fd(pair: Pair) -> float:
     return frechet(pair.real.moments.part(columns), pair.fake.moments.part(columns))
 
 
-def _ratio(pair: Pair) -> float:
-    """FD(images, reference) / FD(held-out images, reference); 1 is as good as real images.
+def _sfid(pair: Pair) -> float:
+    part = slice(POOL, POOL + SPATIAL)
+    return frechet(pair.real.moments.part(part), pair.fake.moments.part(part))
 
-    Source: Yang et al., Representation Fréchet Loss (arXiv 2604.28190), who average six spaces.
-    """
-    assert pair.held_out is not None
-    least = _fd(pair._replace(fake=pair.held_out))
-    if least <= 1e-9 * pair.real.moments.cov.trace().item():
-        raise DataError("the validation images are the reference itself: give held-out images")
-    return _fd(pair) / least
+
+def _inception_score(pair: Pair) -> float:
+    """Without the bias, in splits of 5,000 in the images' order."""
+    net = pair.extractor.encoder.net  # type: ignore[attr-defined]
+    parts = pair.fake.features.to(net.fc.weight.device).split(5000)
+    return inception_score(torch.cat([net.logits(part).cpu() for part in parts]))
 
 
 Distance = Callable[[Pair], float | tuple[float, float]]
 DISTANCES: dict[str, Distance] = {
     "fd": _fd,
-    "fdr": _ratio,
     "kid": lambda p: kid(p.real.features, p.fake.features),
     "mmd": lambda p: cmmd(p.real.features, p.fake.features),
     "pr": lambda p: precision_recall(
@@ -84,14 +114,14 @@ DISTANCES: dict[str, Distance] = {
     "dc": lambda p: density_coverage(p.real.features, p.fake.features),
 }
 PUBLISHED: dict[str, Distance] = {
-    "fid": lambda p: frechet_part("fid", p.real, p.fake),
-    "sfid": lambda p: frechet_part("sfid", p.real, p.fake),
-    "is": lambda p: score_of_classes(p.fake, p.extractor.encoder),
+    "fid": _fd,
+    "sfid": _sfid,
+    "is": _inception_score,
     "cmmd": DISTANCES["mmd"],
 }
 SCORES = {"pr": ("precision", "recall"), "dc": ("density", "coverage"), "is": ("inception_score",)}
 """Distance -> names of its scores, where it is not its own."""
-FROM_MOMENTS = ("fd", "fdr", "fid", "sfid")
+FROM_MOMENTS = ("fd", "fid", "sfid")
 """Distances that do not need the features of every image."""
 
 
@@ -136,30 +166,50 @@ def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
 def extractors_of(
     metrics: Sequence[Metric],
     encoder: PooledEncoder | None = None,
-    weights: Weights | None = None,
+    weights: str | Path | None = None,
     *,
     device: str = "cpu",
 ) -> dict[str, Extractor]:
-    """The networks that the metrics need, by space; `encoder` in place of the only one."""
+    """The networks that the metrics need, by space; `encoder` in place of the only one.
+
+    `weights` is a file of Inception's.
+    """
     from erw.encoders.registry import load_encoder
-    from erw.evaluation.inception import load_inception
 
     spaces = list(dict.fromkeys(metric.space for metric in metrics))
-    files = dict(weights) if isinstance(weights, Mapping) else {INCEPTION: weights}
-    if unused := [space for space, path in files.items() if path and space not in spaces]:
-        raise ConfigError(f"weights of {unused[0]} are without effect: no metric is of {unused[0]}")
+    if weights and INCEPTION not in spaces:
+        raise ConfigError(f"weights {weights} are without effect: no metric is of Inception")
     if encoder is not None and len(spaces) > 1:
         raise ConfigError(f"metrics of {', '.join(spaces)} mix features: one encoder was given")
     extractors = {}
     for space in spaces:
-        net, path, file = encoder, files.get(space), ""
+        net = encoder
         if net is None and space == INCEPTION:
-            inception = load_inception(path, device=device)
-            net, file = AdmFeatures(inception), inception.file
+            net = AdmFeatures(load_inception(weights, device=device))
         elif net is None:
-            entry, at, side = SPACES.get(space, space).partition("@")
-            net = load_encoder(entry + (f"={path}" if path else "") + at + side, device=device)
+            net = load_encoder(SPACES.get(space, space), device=device)
         weights_hash = hash_tensors(net) if isinstance(net, nn.Module) else net.name
         keep = any(m.distance not in FROM_MOMENTS for m in metrics if m.space == space)
-        extractors[space] = Extractor(net, weights_hash, file, keep)
+        extractors[space] = Extractor(net, weights_hash, keep)
     return extractors
+
+
+def with_stated(images: Statistics, path: Path) -> tuple[Statistics, bool]:
+    """Statistics of a `.npz`'s images, with the mean and covariance that the file states, and
+    whether it states any. Raises DataError where some are missing or not of this network."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stated = {name: arrays[name] for name in STATED if name in arrays.files}
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} states damaged statistics: {error}") from None
+    if not stated:
+        return images, False
+    shapes = {name: array.shape for name, array in stated.items()}
+    if shapes != STATED:
+        raise DataError(f"{path} states statistics of shapes {shapes}: expected {STATED}")
+    # The file states no count; its covariances are of full rank, so of more images than dimensions.
+    count = max(images.moments.count, POOL + SPATIAL + 1)
+    mu, sigma, mu_s, sigma_s = (torch.from_numpy(stated[name]).double() for name in STATED)
+    scatter = torch.block_diag(sigma, sigma_s).mul_(count - 1)
+    moments = Moments(count, torch.cat([mu, mu_s]), scatter)
+    return dataclasses.replace(images, moments=moments), True

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from erw import ddpm, flow
 from erw.config import nearest
 from erw.data.cache import Cache
-from erw.encoders.base import Encoder
 from erw.errors import ConfigError, DataError
 from erw.evaluation import alignment
 from erw.models.backbone import Backbone
@@ -57,33 +56,31 @@ class Point(NamedTuple):
     value: float
 
 
-def _aligned(measure: Callable[..., float], x: Tensor, images: Material, **options: Any) -> float:
-    a, b = (F.normalize(features.double(), dim=-1) for features in (x, images.target))
-    return measure(a, b, **options)
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.double(), dim=-1)
 
 
-METRICS: dict[str, Callable[[Tensor, Material, int, bool], float]] = {
-    "cknna": lambda x, images, k, un: _aligned(alignment.cknna, x, images, k=k, unbiased=un),
-    "cka": lambda x, images, _, un: _aligned(alignment.cka, x, images, unbiased=un),
-    "probe": lambda x, images, *_: alignment.linear_probe(x, images.labels),
-    "knn": lambda x, images, *_: alignment.knn_accuracy(x, images.labels),
+METRICS: dict[str, Callable[[Tensor, Material, int], float]] = {
+    "cknna": lambda x, images, k: alignment.cknna(_unit(x), _unit(images.target), k=k),
+    "cka": lambda x, images, _: alignment.cka(_unit(x), _unit(images.target)),
+    "probe": lambda x, images, _: alignment.linear_probe(x, images.labels),
+    "knn": lambda x, images, _: alignment.knn_accuracy(x, images.labels),
 }
-"""Name -> (mean tokens (n, D), images, neighbours, unbiased HSIC) -> value."""
+"""Name -> (mean tokens (n, D), images, neighbours of cknna) -> value."""
 
 
 def cknna(
     model: Trained,
     *,
     data: Cache | str | Path,
-    encoder: str | Encoder | None = None,
+    encoder: str | None = None,
     time: float = 0.0,
     count: int = 2000,
     **options: Any,
 ) -> dict[int, float]:
     """CKNNA of a model's blocks with an encoder: depth, counted from 1 -> value.
 
-    `data`, `encoder` and `count` as for `material`; REPA has 10,000 images. `options` (depths, k,
-    unbiased) as for `curve`.
+    `data`, `encoder` and `count` as for `material`; `options` (depths, k) as for `curve`.
     """
     images = material(data, encoder=encoder, count=count)
     return {p.depth: p.value for p in curve(model, images, times=(time,), **options)}
@@ -97,18 +94,17 @@ def curve(
     times: Sequence[float] = (0.0,),
     depths: Sequence[int] = (),
     k: int = 10,
-    unbiased: bool = True,
     name: str = "",
 ) -> Iterator[Point]:
     """A metric over noise times, 0 (clean) to 1 (noise alone), and depths (empty: all).
 
-    `k` neighbours are for cknna, the estimate of HSIC for it and cka; `name` is that of the run.
+    `k` neighbours are for cknna; `name` is that of the run.
     """
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
     for time in times:
         for depth, x in hidden_states(model, images, time=time, depths=depths).items():
-            yield Point(name, model.step, time, depth, METRICS[metric](x, images, k, unbiased))
+            yield Point(name, model.step, time, depth, METRICS[metric](x, images, k))
 
 
 @torch.no_grad()
@@ -166,39 +162,26 @@ def network_inputs(
 
 
 def material(
-    data: Cache | str | Path | Sequence[str],
-    *,
-    encoder: str | Encoder | None = None,
-    count: int = 2000,
+    data: Cache | str | Path | Sequence[str], *, encoder: str | None = None, count: int = 2000
 ) -> Material:
-    """`count` images of a cache with the features of one encoder, the same ones every time.
+    """`count` images of a cache with the features of one of its encoders (None: the first).
 
-    The encoder is one whose features the cache has (None: its first), or any other or its name,
-    which is then run on the images of a cache that was prepared with --images.
+    The same ones every time. Raises ConfigError where the cache has no such features.
     """
     cache = data if isinstance(data, Cache) else Cache.open(data)
     encoder = encoder or next(iter(cache.features), None)
-    if encoder is None:
-        raise ConfigError(f"cache {cache.where} holds no features: name an encoder")
+    if encoder not in cache.features:
+        raise ConfigError(
+            f"cache {cache.where} has no features of {encoder or 'any encoder'}: "
+            "add them with erw prepare --add-encoder"
+        )
     rows = torch.randperm(len(cache), generator=generator(0, "analysis"))[:count].sort().values
-    cached = [encoder] if isinstance(encoder, str) and encoder in cache.features else []
-    if isinstance(encoder, str) and not cached:
-        from erw.encoders.registry import load_encoder
-
-        encoder = load_encoder(encoder)
-    token = cached[0] if cached and cache.features[cached[0]].class_dim else ""
+    token = encoder if cache.features[encoder].class_dim else ""
     columns: dict[str, list[Tensor]] = {"latents": [], "labels": [], "target": [], "token": []}
     for part in rows.split(BATCH):
-        batch = cache.read(part.numpy(), features=cached, token=token)
-        if isinstance(encoder, Encoder):
-            tokens = encoder(cache.images(part.numpy()).to(encoder.device))
-        else:
-            tokens = batch.features[0]
-        parts = batch.mean, batch.labels, tokens.mean(1).float(), batch.token
+        batch = cache.read(part.numpy(), features=(encoder,), token=token)
+        parts = batch.mean, batch.labels, batch.features[0].mean(1).float(), batch.token
         for column, values in zip(columns.values(), parts, strict=True):
             column += [] if values is None else [values.cpu()]
-    return Material(
-        rows=tuple(rows.tolist()),
-        **{name: torch.cat(parts) for name, parts in columns.items() if parts},
-        encoder=encoder if isinstance(encoder, str) else encoder.name,
-    )
+    tensors = {name: torch.cat(parts) for name, parts in columns.items() if parts}
+    return Material(rows=tuple(rows.tolist()), encoder=encoder, **tensors)
