@@ -22,8 +22,8 @@ from erw.data.manifest import EncoderSpec
 from erw.dist import World
 from erw.models.sit import SIZES
 from erw.plan import Phase, repa
-from erw.training.build import resolve
 from erw.training.loop import Trainer
+from erw.training.network import resolve
 from erw.training.objective import build_objective
 
 Turn = Callable[[str, str], Tensor]

@@ -96,22 +96,10 @@ def test_published_presets() -> None:
     assert not plans.SIT.reads_encoder and plans.REPA.reads_encoder
 
 
-def test_plans_of_erw_0_1_are_read() -> None:
-    old = {
-        "warmup": 400,
-        "depth": 2,
-        "align": {"kind": "constant", "value": 2.0, "over": 0},
-        "align_depth": 4,
-        "loss": "nt_xent",
-        "temperature": 0.1,
-        "negatives": "batch",
-        "warmup_weight": 1.0,
-        "warmup_lr": 0.25,
-    }
-    run = from_dict(Run, {**to_dict(Run()), "plan": old})
-    weight = Schedule("constant", 2.0, floor=0.0)
-    term = Align(block=4, loss="nt_xent_batch", weight=weight)
-    assert run.plan == Plan(warmup=400, depth=2, align=(term,), warmup_lr=0.25)
+def test_a_run_of_erw_0_1_is_read_without_its_plan() -> None:
+    old = {"warmup": 400, "depth": 2, "align": {"kind": "constant", "value": 2.0, "over": 0}}
+    run = from_dict(Run, {**to_dict(Run()), "plan": old | {"align_depth": 4, "loss": "nt_xent"}})
+    assert run == Run(plan=Plan(align=()))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +114,7 @@ def test_plans_of_erw_0_1_are_read() -> None:
         (lambda: Align(temperature=0.0), "temperature is 0.0"),
         (lambda: Align(loss="cosin"), "did you mean cosine?"),
         (lambda: Align(target="teacher"), "expected encoder, encoder:NAME, ema, block or none"),
-        (lambda: Align(target="ema", phase="full"), "need one"),
+        (lambda: Align(target="ema", phase="full"), "need target_block"),
         (lambda: Align(target="none"), "needs phase full"),
         (lambda: Plan(warmup_batch=0), "plan.warmup_batch is 0"),
     ],

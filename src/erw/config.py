@@ -14,7 +14,7 @@ from erw.ema import exponent
 from erw.errors import ConfigError, check_ranges
 from erw.errors import nearest as nearest
 from erw.flow import PathName, Prediction, Times
-from erw.plan import Align, Phase, Plan, Schedule
+from erw.plan import Phase, Plan
 
 T = typing.TypeVar("T")
 
@@ -70,24 +70,14 @@ class Model:
     def __post_init__(self) -> None:
         if self.net == "rdm" and self.class_token != "none":
             raise ConfigError(
-                f"model.class_token {self.class_token} is for images; an rdm makes the class token "
-                "itself: leave it at none"
+                "model.class_token is for images; an rdm makes the class token itself"
             )
         sizes = ("depth", "width", "heads", "patch", "projector")
         check_ranges(self, "model", **dict.fromkeys(sizes, "[1, inf)"))
         if self.net == "sit" and self.width % self.heads:
-            raise ConfigError(
-                f"model.width {self.width} is not a multiple of model.heads {self.heads}"
-            )
-        if self.width % 4:
-            raise ConfigError(
-                f"model.width {self.width} is not a multiple of 4 (sin-cos positions)"
-            )
-        if self.rope and (self.width // self.heads) % 4:
-            raise ConfigError(
-                "model.rope needs width / heads to be a multiple of 4, "
-                f"got {self.width // self.heads}"
-            )
+            raise ConfigError(f"model.width {self.width} is not a multiple of model.heads")
+        if self.width % 4 or (self.rope and self.width // self.heads % 4):
+            raise ConfigError(f"model.width {self.width} (with rope / heads) is no multiple of 4")
 
 
 @dataclass(frozen=True)
@@ -119,7 +109,6 @@ class Data:
 class Flow:
     """The objective: the path from data to noise, training times, and what the network predicts.
 
-
     Attributes:
         objective: flow (SiT), or ddpm: DiT's noise prediction with learned variance on 1,000 steps
             of linear betas, for which the settings below have no other values.
@@ -143,17 +132,11 @@ class Flow:
         positive = {"direction": "[0, inf)", "token_weight": "[0, inf)"}
         check_ranges(self, "flow", shift="(0, inf)", **positive)
         if self.direction and self.prediction != "velocity":
-            raise ConfigError(
-                f"flow.direction compares velocities, but flow.prediction is {self.prediction}"
-            )
-        if self.objective == "flow":
-            return
+            raise ConfigError(f"flow.direction compares velocities, not {self.prediction}")
         for other in dataclasses.fields(self)[1:]:
-            if getattr(self, other.name) != other.default:
-                raise ConfigError(
-                    f"flow.{other.name} {getattr(self, other.name)} has no meaning with "
-                    f"flow.objective ddpm, whose chain is DiT's; leave it at {other.default}"
-                )
+            value = getattr(self, other.name)
+            if self.objective == "ddpm" and value != other.default:
+                raise ConfigError(f"flow.{other.name} {value} has no meaning with objective ddpm")
 
     @property
     def outputs(self) -> int:
@@ -332,41 +315,28 @@ class Run:
             if term.phase == "warmup" or not term.weight(0):
                 continue
             for key in ("block", "target_block"):
-                if (getattr(term, key) or 0) > blocks:
-                    raise ConfigError(
-                        f"plan.align {term.name}: {key} {getattr(term, key)} is deeper than the "
-                        f"model's {blocks} blocks"
-                    )
+                if (depth := getattr(term, key) or 0) > blocks:
+                    problem = f"{key} {depth} is deeper than the model's {blocks} blocks"
+                    raise ConfigError(f"plan.align {term.name}: {problem}")
         solver, objective = self.sample.solver, self.flow.objective
         if (solver in ("ddpm", "ddim")) != (objective == "ddpm"):
             raise ConfigError(
                 f"sample.solver {solver} cannot draw a model of flow.objective {objective}; "
                 "ddpm and ddim are the solvers of ddpm, the others those of flow"
             )
-        if self.flow.direction and (
-            self.model.class_token == "denoised" or self.model.net == "rdm"
-        ):
+        if self.flow.direction and self.model.needs_token and self.model.class_token != "given":
             raise ConfigError(
-                "flow.direction compares the velocities of latents alone: leave it at 0 where a "
-                "class token is denoised"
+                "flow.direction is for latents alone, not with class tokens: set it 0"
             )
         if objective == "ddpm" and self.model.needs_token:
-            raise ConfigError(
-                "class tokens and representations are learnt by flow matching: leave "
-                "flow.objective at flow"
-            )
+            raise ConfigError("class tokens need flow matching: leave flow.objective at flow")
         if self.model.net == "rdm" and plan.active:
             raise ConfigError("an rdm has no tokens to align: take the plan of SiT (plan.align=())")
         if plan.warmup > self.steps:
-            raise ConfigError(
-                f"plan.warmup {plan.warmup} is longer than the whole run of {self.steps} steps"
-            )
+            raise ConfigError(f"plan.warmup {plan.warmup} is longer than the whole run")
         for size in (self.data.batch_size, plan.warmup_batch or self.data.batch_size):
-            if size % self.optim.accumulate:
-                raise ConfigError(
-                    f"a batch of {size} images does not divide into {self.optim.accumulate} "
-                    "micro-batches (optim.accumulate)"
-                )
+            if size % (parts := self.optim.accumulate):
+                raise ConfigError(f"a batch of {size} does not divide into {parts} micro-batches")
 
     def phase(self, step: int) -> Phase:
         """The plan's phase of a step, its losses and their weights those of the run's objective."""
@@ -397,8 +367,8 @@ def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
     Raises:
         ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
     """
-    if kind is Plan and "align_depth" in values:
-        values = _upgraded(values)
+    if kind is Plan and "align_depth" in values:  # of erw 0.1: sampling needs no plan
+        values = {"align": ()}
     if kind is Data:
         values = {k: v for k, v in values.items() if k != "window"}  # of erw 0.1
     hints = typing.get_type_hints(kind)
@@ -421,35 +391,15 @@ def _value(hint: Any, value: Any, *, where: str) -> Any:
         if value not in args:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, args))}")
         return value
-    if origin is tuple and isinstance(value, str) and args == (str, ...):
+    if isinstance(value, str) and args == (str, ...):
         return (value,)
     if origin is tuple and isinstance(value, list | tuple):
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) == len(value):
             pairs = zip(inner, value, strict=True)
             return tuple(_value(a, v, where=where) for a, v in pairs)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int:
         return float(value)
-    if (
-        isinstance(hint, type)
-        and isinstance(value, hint)
-        and (hint is bool or type(value) is not bool)
-    ):
+    if type(value) is hint:
         return value
     raise ConfigError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
-
-
-def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
-    """A plan as erw 0.1 wrote it, with one alignment term in fields of its own."""
-    plan = dict(plan)
-    loss, negatives = plan.pop("loss", "cosine"), plan.pop("negatives", "image")
-    temperature = plan.pop("temperature", 0.1)
-    term = Align(
-        block=plan.pop("align_depth"),
-        loss=loss if loss == "cosine" or negatives == "image" else f"nt_xent_{negatives}",
-        temperature=None if loss == "cosine" or temperature == 0.1 else temperature,
-        weight=from_dict(Schedule, {"floor": 0.0, **plan["align"]}),
-        warmup_weight=plan.pop("warmup_weight", 1.0),
-    )
-    unaligned = not plan["warmup"] and not term.weight.value
-    return plan | {"align": [] if unaligned else [to_dict(term)]}

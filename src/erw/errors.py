@@ -24,10 +24,6 @@ class CheckpointError(ErwError, ValueError):
     """A checkpoint or weights file is missing, damaged or belongs to another model."""
 
 
-class FolderInUseError(CheckpointError):
-    """Another process is training in that folder."""
-
-
 class NumericsError(ErwError, ArithmeticError):
     """A loss or gradient is not finite."""
 

@@ -153,21 +153,20 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
 
 
 def misfit(tensors: Tensors, expected: Tensors, *, optional: Container[str] = ()) -> str:
-    """What keeps `tensors` from filling `expected`, which has the same names and shapes: a text of
-    one line, "" if nothing does. Names in `optional` may be missing."""
-    shapes = {
-        k: (tuple(tensors[k].shape), tuple(expected[k].shape)) for k in tensors if k in expected
-    }
+    """Why `tensors` do not fill `expected`, which has the same names and shapes, in one line; ""
+    if they do. Names in `optional` may be missing."""
+    both = [
+        (k, tuple(tensors[k].shape), tuple(expected[k].shape)) for k in tensors if k in expected
+    ]
     problems = {
-        "missing": [k for k in sorted(expected) if k not in tensors and k not in optional],
-        "unexpected": [k for k in sorted(tensors) if k not in expected],
-        "of another shape": [f"{k} {a} not {b}" for k, (a, b) in sorted(shapes.items()) if a != b],
+        "missing": [k for k in expected if k not in tensors and k not in optional],
+        "unexpected": [k for k in tensors if k not in expected],
+        "of another shape": [f"{k} {one} not {other}" for k, one, other in both if one != other],
     }
-    return "; ".join(
-        f"{len(names)} {problem}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-        for problem, names in problems.items()
-        if names
-    )
+    parts = {
+        f"{len(v)} {k}": sorted(v)[:6] + ["..."] * (len(v) > 6) for k, v in problems.items() if v
+    }
+    return "; ".join(f"{problem}: {', '.join(names)}" for problem, names in parts.items())
 
 
 def hash_file(path: Path) -> str:

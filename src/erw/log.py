@@ -31,8 +31,7 @@ class Metrics:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a metrics file; a last line without its end is left out.
 
-    Raises:
-        CheckpointError: a line in the middle is not JSON, or says no step.
+    Raises CheckpointError for a line in the middle that is not JSON, or has no step.
     """
     lines = path.read_text().split("\n")[:-1]
     out = []
@@ -41,23 +40,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             out.append(json.loads(line))
             out[-1]["step"] + 0
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}, line {number} is no JSON object with a step ({error}); the file was "
-                "changed by hand"
-            ) from error
+            problem = f"{path}, line {number} is no JSON object with a step ({error})"
+            raise CheckpointError(problem) from error
     return out
 
 
 class Progress:
     """A progress bar with time left on a terminal; a line every 15 seconds anywhere else.
 
-    The time left is judged from the work done since this process began, so what an earlier start
-    has done belongs into `done`. It is a context manager, so that an error ends the bar's line.
-
     Args:
-        title: stands first.
         total: all of the work, in `unit`s: steps, images, or FLOPs where steps differ in cost.
-        done: of `total`, behind us already.
+        done: of `total`, by an earlier start; the time left is judged from what follows.
         unit: of the rate that is shown ("images": 12.3 images/s); empty: no rate.
         quiet: show nothing (ranks other than the first).
     """

@@ -52,9 +52,7 @@ class Schedule:
             raise ConfigError(f"weight.kind is {self.kind!r}{nearest(self.kind, SCHEDULES)}")
         check_ranges(self, "weight", value="[0, inf)", floor="[0, inf)")
         if self.kind != "constant" and self.over <= 0:
-            raise ConfigError(
-                f"weight.over is {self.over}; {self.kind!r} needs a number of steps > 0"
-            )
+            raise ConfigError(f"weight.over is {self.over}; it needs a number of steps > 0")
 
     def __call__(self, k: int) -> float:
         """The weight k >= 0 steps after the end of warm-up."""
@@ -148,22 +146,14 @@ class Align:
             if (value := getattr(self, key)) not in known:
                 raise ConfigError(f"plan.align {key} is {value!r}{nearest(value, known)}")
         if self.target.partition(":")[0] not in ("encoder", "ema", "block", "none"):
-            raise ConfigError(
-                f"plan.align target is {self.target!r}; expected encoder, encoder:NAME, ema, block "
-                "or none"
-            )
+            known = "expected encoder, encoder:NAME, ema, block or none"
+            raise ConfigError(f"plan.align target is {self.target!r}; {known}")
         if (self.target in ("ema", "block")) != (self.target_block is not None):
-            raise ConfigError(
-                f"plan.align target {self.target} with target_block {self.target_block}: targets "
-                "ema and block need one, the others have none"
-            )
+            raise ConfigError("plan.align: targets ema and block need target_block, others none")
         if not self.reads_encoder and self.phase != "full":
-            raise ConfigError(
-                f"plan.align {self.name}: target {self.target} is no encoder: it needs phase full"
-            )
-        check_ranges(
-            self, "plan.align", block="[1, inf)", warmup_weight="(0, inf)", tokens="(0, 1]"
-        )
+            raise ConfigError(f"plan.align target {self.target}, no encoder, needs phase full")
+        check_ranges(self, "plan.align", block="[1, inf)", tokens="(0, 1]")
+        check_ranges(self, "plan.align", warmup_weight="(0, inf)")
         if self.temperature is not None:
             check_ranges(self, "plan.align", temperature="(0, inf)")
         if self.name in RESERVED:
@@ -212,10 +202,6 @@ class Phase:
     def reads_encoder(self) -> bool:
         """Whether a step needs the encoder's features."""
         return any(term.reads_encoder for term in self.terms)
-
-    def weight(self, name: str) -> float:
-        """What a loss weighs; 0 where it is not computed."""
-        return self.weights.get(name, 0.0)
 
     def block(self, term: Align) -> int:
         """The block whose output the term aligns."""
@@ -279,8 +265,7 @@ class Plan:
             raise ConfigError(f"plan.align names its terms {', '.join(names)}: each needs its own")
         if self.warmup and not any(term.phase != "full" for term in self.align):
             raise ConfigError(
-                f"plan.warmup {self.warmup} has nothing to learn: no term of plan.align is active "
-                "in warm-up; set plan.warmup 0, or add one with phase both"
+                "plan.warmup has nothing to learn: give plan.align a term, phase both"
             )
 
     def __call__(self, step: int) -> Phase:

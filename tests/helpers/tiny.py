@@ -97,7 +97,7 @@ if __name__ == "__main__":
     from erw.data.cache import Cache as Opened
     from erw.log import Progress
     from erw.training import train
-    from erw.training.build import resolve
+    from erw.training.network import resolve
     from erw.training.objective import build_objective
 
     parser = argparse.ArgumentParser()

@@ -16,9 +16,9 @@ from erw.dist import World
 from erw.io import tensor_header
 from erw.log import Progress, read_metrics
 from erw.training import train
-from erw.training.build import resolve
 from erw.training.checkpoint import paths
 from erw.training.loop import Result, Trainer
+from erw.training.network import resolve
 from erw.training.objective import build_objective
 
 HERE = World(0, 1, torch.device("cpu"))

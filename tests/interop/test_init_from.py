@@ -20,11 +20,11 @@ from erw.interop.init_from import TABLE, label_rows
 from erw.interop.safe_load import read_weights
 from erw.io import load_tensors
 from erw.models import SiT
-from erw.training import build, load
+from erw.training import load, network
 from erw.training.checkpoint import paths
-from erw.training.init import begin_with
 from erw.training.loop import Trainer
 from erw.training.objective import build_objective
+from erw.training.trained import begin_with
 from helpers import parts
 from helpers.reference import relative
 from helpers.released import LIGHTNING, peer, save
@@ -137,7 +137,7 @@ def test_a_warm_up_file_leaves_the_rest_fresh(tmp_path: Path) -> None:
 def test_network_and_average_begin_with_the_run(cache: Path, before: Path, tmp_path: Path) -> None:
     opened, data = open_model(before), Cache.open(cache)
     assert opened.class_names == data.class_names
-    run = build.resolve(adopt(tiny_run(cache), opened), data)
+    run = network.resolve(adopt(tiny_run(cache), opened), data)
     assert run.model.width == 48 and run.model.qk_norm
     init = starting_point(opened, run, data.class_names, data.num_classes)
     assert f"{data.num_classes} of {data.num_classes} classes by name" in init.origin

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from erw import generate, load
 from erw.models import BACKBONES, Tapped
 from erw.training import Ledger
-from erw.training.build import resolve
+from erw.training.network import resolve
 from helpers.tiny import tiny_run
 from helpers.training import InterruptAfter, assert_same_run, go, last
 

@@ -23,12 +23,11 @@ from erw.recipes import recipe, tiny
 from erw.rng import Draws, generator
 from erw.sampling import generate
 from erw.sampling.generation import representations
-from erw.training import FlowMatching, build, load
+from erw.training import FlowMatching, load, network
 from erw.training.flops import step_flops
-from erw.training.init import begin_with
 from erw.training.network import Network
 from erw.training.objective import total
-from erw.training.trained import RDM, Trained, fitting_rdm
+from erw.training.trained import RDM, Trained, begin_with, fitting_rdm
 from helpers.tiny import tiny_run
 from helpers.training import InterruptAfter, go
 
@@ -214,7 +213,7 @@ def test_erw_sample_draws_both(rcg: Path, tmp_path: Path) -> None:
 def test_a_given_run_starts_another(rcg: Path, cache: Path) -> None:
     start = load(rcg)
     held = Cache.open(cache)
-    run = build.resolve(image_run(cache, class_token="given"), held)
+    run = network.resolve(image_run(cache, class_token="given"), held)
     init = starting_point(start, run, held.class_names, 9)
     net = build_model(run.model)
     begin_with(net, init)
@@ -243,10 +242,10 @@ def test_unconditional_all_the_way(cache: Path, tmp_path: Path) -> None:
     assert again.num_classes == 0 and torch.equal(again.velocity(x, t), model.velocity(x, t))
 
     held = Cache.open(cache)
-    taught = build.resolve(image_run(cache), held)
+    taught = network.resolve(image_run(cache), held)
     init = starting_point(model, taught, held.class_names, 9)
     assert torch.equal(init.net.y_embedder.embedding_table.weight, table.expand(10, -1))
-    back = build.resolve(image_run(cache, num_classes=0), held)
+    back = network.resolve(image_run(cache, num_classes=0), held)
     init = starting_point(model, back, (), 0)
     assert init.net.y_embedder.embedding_table.weight.shape == (1, 32)
 

@@ -28,7 +28,7 @@ from erw.models import SiT
 from erw.plan import Phase, constant, repa
 from erw.rng import Draws
 from erw.sampling import generate
-from erw.training import FlowMatching, Ledger, build, load
+from erw.training import FlowMatching, Ledger, load, network
 from erw.training.network import Network
 from erw.training.objective import total
 from helpers.parts import ENCODER, make, photos
@@ -110,7 +110,7 @@ def test_added_and_joined_class_tokens(stored: tuple[Path, Cache], tmp_path: Pat
     assert made.read([3, 10], token=other).token.shape == (2, 1280)
     run = token_run(grown.path)
     with pytest.raises(ConfigError, match=r"has class tokens of .* choose one"):
-        build.resolve(run, made)
+        network.resolve(run, made)
 
 
 def test_what_has_no_class_token_is_refused(stored: tuple[Path, Cache], tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_what_has_no_class_token_is_refused(stored: tuple[Path, Cache], tmp_path
     with pytest.raises(CacheError, match=r"no class token of .*--class-token"):
         plain.read([0], token=ENCODER)
     with pytest.raises(CacheError, match="no class token of"):
-        build.resolve(token_run(plain.path), plain)
+        network.resolve(token_run(plain.path), plain)
     with pytest.raises(ConfigError, match="no encoder has no class token"):
         make(folder, tmp_path / "none", "none", class_token=True)
     from erw.encoders.base import Encoder
@@ -299,14 +299,14 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_teacher_is_paid_for_in_every_step(cache: Path) -> None:
     held = Cache.open(cache)
     run = with_term(token_run(cache), weight=constant(0.0))
-    resolved = build.resolve(run, held)
+    resolved = network.resolve(run, held)
     assert resolved.data.class_token == "efficientnet-lite0" and resolved.model.class_dim == 1280
     ledger, spec = Ledger.of(resolved, held), held.features["efficientnet-lite0"]
     assert all(rate.taught for rate in ledger.rates)
     assert ledger.spent(run.steps).teacher == len(held) * spec.flops > 0
     named = run.replace(data=dataclasses.replace(run.data, class_token="dinov2-b"))
     with pytest.raises(CacheError, match="no class token of dinov2-b"):
-        build.resolve(named, held)
+        network.resolve(named, held)
 
 
 def test_samples_follow_from_their_seeds(trained: Path) -> None:

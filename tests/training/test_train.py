@@ -18,8 +18,8 @@ from erw.errors import CheckpointError, ConfigError, NumericsError
 from erw.log import read_metrics
 from erw.recipes import names, recipe, tiny
 from erw.training import load
-from erw.training.build import resolve
 from erw.training.checkpoint import paths
+from erw.training.network import resolve
 from erw.training.objective import build_objective
 from helpers.tiny import tiny_run
 from helpers.training import assert_same_run, go, last, trainer

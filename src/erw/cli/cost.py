@@ -20,9 +20,8 @@ from erw.estimate import (
     seconds,
 )
 from erw.sampling.solvers import solver_for
-from erw.training.build import resolve
 from erw.training.flops import Ledger, forward_flops
-from erw.training.network import build_network
+from erw.training.network import build_network, resolve
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def train(
     from erw.data.cache import Cache
     from erw.interop import starting_point
     from erw.training import train as run_training
-    from erw.training.build import resolve
+    from erw.training.network import resolve
 
     with world() as here:
         _prepare_built_in(run)

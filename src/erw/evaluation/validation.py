@@ -23,7 +23,7 @@ from erw.evaluation.callback import Callback, is_written
 from erw.evaluation.images import built_in
 from erw.evaluation.probing import network_inputs
 from erw.rng import generator
-from erw.training import build
+from erw.training import network
 from erw.training.trained import Trained
 
 TIMES = tuple((i + 0.5) / 12 for i in range(12))
@@ -130,7 +130,7 @@ def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], torch.device],
     }
     if wrong := [what for what, good in fits.items() if not good]:
         raise ConfigError(f"eval.heldout {name} has {wrong[0]}: prepare it as {cache.where}")
-    token = build.token_encoder(run, cache) if run.model.needs_token else ""
+    token = network.token_encoder(run, cache) if run.model.needs_token else ""
     spread = np.arange(count) * len(other) // count  # a cache may be sorted by class
     old, new = _scaling(other), _scaling(cache)
 

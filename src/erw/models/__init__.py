@@ -3,6 +3,5 @@
 from erw.models.backbone import BACKBONES as BACKBONES
 from erw.models.backbone import Backbone as Backbone
 from erw.models.backbone import build_model as build_model
-from erw.models.backbone import parameter_count as parameter_count
 from erw.models.sit import SiT as SiT
 from erw.models.sit import Tapped as Tapped

@@ -102,9 +102,3 @@ def build_model(model: "Model", *, outputs: int = 1, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(seed, "init"))
         return BACKBONES[model.net](model, outputs)
-
-
-def parameter_count(model: "Model", *, outputs: int = 1) -> int:
-    """Parameters of the network of resolved settings."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in build_model(model, outputs=outputs).parameters())

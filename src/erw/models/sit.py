@@ -38,24 +38,13 @@ class Tapped(NamedTuple):
 class SiT(nn.Module):
     """Scalable interpolant transformer with adaLN-Zero and frozen sin-cos positions.
 
-    Args:
-        input_size, channels: of the latent; its height and width are equal.
-        patch: side of a patch.
-        depth, width, heads: blocks, channels, attention heads.
-        num_classes: classes; 0: unconditional. The null class is the last row of the label table.
-        rope: rotary positions in attention.
-        qk_norm: a norm on queries and keys, of the kind of `norm`.
-        norm: "layer" without gain, or "rms" with gain.
-        mlp: "gelu" of four times the width, or "swiglu" with as many weights.
-        adaln_shift: False: blocks are scaled and gated by the conditioning, not shifted.
+    Args: as in `erw.config.Model`, and
+
         out_channels: of the output; None: as the latent. DiT has noise and variance (`erw.ddpm`).
         class_token: channels of a class token that is denoised too; 0: none. The state x and its
             velocity are then rows (B, C H W + R), see `join` and `split`.
         representation: channels of representations (B, R) that y is in place of labels, zeros or
             None standing for none; 0: y are labels.
-
-    Raises:
-        ConfigError: patches do not tile the latent.
     """
 
     def __init__(
@@ -199,18 +188,13 @@ class PatchEmbed(nn.Module):
 class TimeEmbed(nn.Module):
     """Times (B,) to conditioning vectors (B, D)."""
 
-    frequencies = 256
-
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(self.frequencies, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         # In float32 whatever the weights are: half precision cannot tell neighbouring times apart.
-        frequencies = timestep_embedding(t, self.frequencies)
-        return self.mlp(frequencies.to(next(self.mlp.parameters()).dtype))
+        return self.mlp(timestep_embedding(t, 256).to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbed(nn.Module):
@@ -259,7 +243,8 @@ class Block(nn.Module):
         self.norm1 = make_norm(norm, width)
         self.attn = Attention(width, heads, qk_norm=norm if qk_norm else None)
         self.norm2 = make_norm(norm, width)
-        self.mlp = make_mlp(mlp, width)
+        # SwiGLU has three matrices, so two thirds of the hidden width.
+        self.mlp = SwiGlu(width, int(8 / 3 * width)) if mlp == "swiglu" else Mlp(width, 4 * width)
         parts = 6 if shift else 4  # shift, scale and gate, of attention and of the MLP
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, parts * width))
 
@@ -398,11 +383,6 @@ def make_norm(kind: NormKind, width: int) -> nn.Module:
     return nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
 
 
-def make_mlp(kind: MlpKind, width: int) -> nn.Module:
-    """Four times the width with GELU; SwiGLU, which has three matrices, two thirds of that."""
-    return SwiGlu(width, int(2 / 3 * (4 * width))) if kind == "swiglu" else Mlp(width, 4 * width)
-
-
 class RmsNorm(nn.RMSNorm):
     """Root-mean-square norm in float32, given back in the dtype that came in."""
 
@@ -461,14 +441,7 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 def grid_of(input_size: int, patch: int) -> int:
-    """Patches along a side of a latent; there are its square of tokens.
-
-    Raises:
-        ConfigError: patches do not tile the latent.
-    """
+    """Patches along a side of a latent. Raises ConfigError where they do not tile it."""
     if input_size % patch:
-        raise ConfigError(
-            f"patches of {patch} do not tile a latent of {input_size} x {input_size}; "
-            "choose model.patch among its divisors"
-        )
+        raise ConfigError(f"patches of {patch} do not tile a latent of {input_size} x {input_size}")
     return input_size // patch

@@ -33,9 +33,9 @@ from erw.recipes import recipe, tiny
 from erw.sampling.preview import COUNT, picture, previewing
 from erw.study.report import REFERENCE, report
 from erw.study.results import STUDY
-from erw.training.build import resolve
 from erw.training.flops import Ledger
 from erw.training.loop import train
+from erw.training.network import resolve
 from erw.training.trained import Trained
 
 METHODS = (("SiT", "quickstart_sit"), ("REPA", "quickstart_repa"), ("ERW", "quickstart"))

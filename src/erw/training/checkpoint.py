@@ -84,10 +84,13 @@ def load(
     parameters = dict(net.named_parameters())
     moments = {k: v for k, v in tensors.items() if k.startswith("optim.")}
     state = _state(net, ema, profiles)
-    check_fit(path, tensors, state | _expected(moments, parameters))
-    with torch.no_grad():
-        for name, value in state.items():
-            value.copy_(tensors[name])
+    trained = {key.removeprefix("optim.").rpartition(".")[0] for key in moments}
+    expected = state | {
+        f"optim.{name}.{moment}": torch.zeros(()) if moment == "step" else parameters[name]
+        for name in trained & parameters.keys()
+        for moment in ("step", "exp_avg", "exp_avg_sq")
+    }
+    copy(path, tensors, state, expected)
     optimizer.state.clear()
     for key, value in moments.items():
         name, moment = key.removeprefix("optim.").rsplit(".", 1)
@@ -95,22 +98,21 @@ def load(
     return position
 
 
-def fill(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Fill `net` with the tensors of the file at `path`. Raises CheckpointError as `check_fit`."""
-    parameters = dict(net.named_parameters())
-    check_fit(path, tensors, parameters)
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(tensors[name])
+@torch.no_grad()
+def copy(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    into: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Copy the tensors of the file at `path`.
 
-
-def check_fit(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError unless the tensors of a file have the expected names and shapes."""
-    if problems := misfit(tensors, expected):
-        raise CheckpointError(
-            f"{path} is from another model: {problems}; use the recipe that made it, or another "
-            "output folder"
-        )
+    Raises CheckpointError unless they have the names and shapes `expected`, those of `into`.
+    """
+    if problems := misfit(tensors, expected or into):
+        raise CheckpointError(f"{path} is from another model: {problems}; choose another --out")
+    for name, value in into.items():
+        value.copy_(tensors[name])
 
 
 def _state(net: nn.Module, ema: Ema, profiles: PowerEmas) -> dict[str, Tensor]:
@@ -120,13 +122,3 @@ def _state(net: nn.Module, ema: Ema, profiles: PowerEmas) -> dict[str, Tensor]:
         **{f"profile.{sigma:g}.": values for sigma, values in profiles.tensors.items()},
     }
     return {f"{prefix}{k}": v for prefix, values in groups.items() for k, v in values.items()}
-
-
-def _expected(moments: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """AdamW's moments of the parameters that have some; those not trained yet have none."""
-    names = {key.removeprefix("optim.").rpartition(".")[0] for key in moments} & parameters.keys()
-    return {
-        f"optim.{name}.{moment}": torch.zeros(()) if moment == "step" else parameters[name]
-        for name in names
-        for moment in ("step", "exp_avg", "exp_avg_sq")
-    }

@@ -19,25 +19,25 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from erw.config import Optim, Run
+from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader, prefetch
 from erw.dist import World, precision, unsynced, world
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
-from erw.io import save_tensors, tensor_header, write_json
+from erw.io import save_tensors, write_json
 from erw.log import Metrics, Progress
 from erw.models import build_model
 from erw.plan import Phase
 from erw.rng import Draws
 from erw.training import checkpoint, posthoc_ema, run_dir
-from erw.training.build import resolve
 from erw.training.checkpoint import Position
 from erw.training.flops import Ledger
-from erw.training.init import begin_with
-from erw.training.network import build_network, fresh_projectors
+from erw.training.network import build_network, fresh_projectors, resolve
 from erw.training.objective import Losses, Objective, build_objective, total
-from erw.training.trained import RECIPE, WEIGHTS, Trained, assembled
+from erw.training.trained import RECIPE, WEIGHTS, Trained, assembled, begin_with
+
+STOPPED = "stopped after step {}; the same command goes on from there"
 
 Callback = Callable[[int, Trained, World], Sequence[dict[str, Any]] | None]
 """(step, EMA model, processes) -> lines for `metrics.jsonl`, each with its `kind`."""
@@ -94,44 +94,60 @@ def train(
         objective = objective or build_objective(resolved)
         trainer = Trainer(resolved, cache, processes, out, recipe, objective)
         newest = checkpoint.paths(trainer.checkpoints)
-        start = trainer.load(newest[-1]) if newest else Position(0, 0.0, {})
+        parts = trainer.net, trainer.ema, trainer.profiles, trainer.optimizer
+        start = checkpoint.load(newest[-1], *parts) if newest else Position(0, 0.0, {})
         if init and not newest:
             trainer.begin_with(init)
         if start.step > run.steps:
             raise CheckpointError(
                 f"{out} is at step {start.step} already, past the {run.steps} requested"
             )
-        whole, done = ledger.spent(run.steps).total, ledger.spent(start.step).total
+        whole, done = ledger.spent(run.steps), ledger.spent(start.step).total
         bar = progress or stack.enter_context(
-            Progress(run.name, whole, done=done, quiet=not processes.first)
+            Progress(run.name, whole.total, done=done, quiet=not processes.first)
         )
-        _introduce(bar, trainer, ledger, newest[-1] if newest else None, init)
+        bar.say(
+            f"{run.name}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M "
+            f"parameters, {run.steps} steps of {run.flow.objective} on {cache!r}\n"
+            f"{processes.size} process(es) on {processes.device.type}, {trainer.dtype} "
+            f"({trainer.why_dtype})\n{whole.total:.3g} FLOPs: {whole.warmup / whole.total:.0%} "
+            f"warm-up, {whole.teacher / whole.total:.1%} teacher"
+        )
+        if newest:
+            bar.say(f"going on from {newest[-1]}")
+        elif init:
+            bar.say(f"begins with {init.source}: {init.origin}")
         metrics = None
         if processes.first:
             write_json(out / RECIPE, recipe)
             trainer.complete(start.step)
             metrics = Metrics(out / "metrics.jsonl", step=start.step)
-        sums, clock = Sums(start.sums, processes), Clock(start.seconds)
+        sums, began, paused = Sums(start.sums, processes), time.monotonic() - start.seconds, 0.0
+
+        def seconds() -> float:
+            """Of training, over stops and starts."""
+            return (paused or time.monotonic()) - began
 
         def record(line: dict[str, Any], step: int) -> None:
             """Write a line with what the run has cost up to `step`."""
             spent = {f"flops_{k}": v for k, v in ledger.spent(step)._asdict().items()}
             costs = {"step": step, "images": ledger.images(step), **spent}
-            whole = {"kind": line["kind"], **costs, "seconds": clock.read(), **line}
+            line = {"kind": line["kind"], **costs, "seconds": seconds(), **line}
             if metrics:
-                metrics.write(whole)
+                metrics.write(line)
                 if sink:
-                    sink(whole)
+                    sink(line)
 
         def pause(step: int) -> None:
             """Hand the EMA model of `step` to the caller, with the clock stopped."""
-            clock.stop()
+            nonlocal began, paused
+            paused = time.monotonic()
             if evaluate:
                 for line in evaluate(step, trainer.ema_model(step), processes) or ():
                     record(line, step)
             if processes.agree(interrupted.is_set()):
-                raise _stopped(step)
-            clock.go()
+                raise KeyboardInterrupt(STOPPED.format(step))
+            began, paused = began + time.monotonic() - paused, 0.0
 
         if newest and start.step in at:
             pause(start.step)
@@ -163,17 +179,16 @@ def train(
             stop = processes.agree(interrupted.is_set()) if meets else False
             if last or stop or done % run.log.checkpoint == 0:
                 trainer.stop_if_not_finite()
-                position = Position(done, clock.read(), sums.state())
+                position = Position(done, seconds(), sums.state())
                 if processes.first:
                     trainer.save(position)
                 processes.barrier()
-            if processes.first and trainer.snapshot_due(done):
-                trainer.stop_if_not_finite()
+            if processes.first:
                 trainer.snapshot(done)
             if done in at:
                 pause(done)
             if stop and not last:
-                raise _stopped(done)
+                raise KeyboardInterrupt(STOPPED.format(done))
         trainer.synced = trainer.net  # lets go of the group of processes, which ends next
     return Result(out, run.steps)
 
@@ -200,7 +215,9 @@ class Trainer:
         self.net = build_network(run, self.dims).to(self.device)
         self.ema = Ema(self.net, decay=run.optim.ema)
         self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
-        self.optimizer = make_optimizer(self.net, run.optim)
+        options = {key: getattr(run.optim, key) for key in ("lr", "betas", "weight_decay", "eps")}
+        # It leaves alone the parameters that have no gradient in a phase.
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), fused=True, **options)
         loader = partial(
             Loader, cache, seed=run.seed, token=run.data.class_token or "",
             stored=self.device.type != "cpu",
@@ -362,36 +379,17 @@ class Trainer:
         return assembled(net, self.recipe, self.out, step=step, source=str(self.out))
 
     def complete(self, step: int) -> None:
-        """Write what follows the checkpoint of `step`, if a kill came in between."""
-        if not step:
-            return
-        weights = self.out / WEIGHTS
-        if not weights.exists() or tensor_header(weights).get("step") != str(step):
+        """Write again what follows the checkpoint of `step`: a kill may have come in between."""
+        if step:
             self.save_weights(step)
-        averages = checkpoint.path_of(self.out / posthoc_ema.FOLDER, step)
-        if self.snapshot_due(step) and not averages.exists():
             self.snapshot(step)
 
-    def snapshot_due(self, step: int) -> bool:
-        """Whether `snapshot` is to be called after `step`."""
-        return step == self.run.steps or step % self.run.log.snapshot == 0
-
-    def load(self, path: Path) -> Position:
-        """Go back to a checkpoint."""
-        return checkpoint.load(path, self.net, self.ema, self.profiles, self.optimizer)
-
     def snapshot(self, step: int) -> None:
-        """Write the averages of `optim.ema_profiles` after `step`, for `erw ema`."""
-        t = step - self.run.plan.warmup
-        if self.profiles.tensors and t > 0:
+        """Write the averages of `optim.ema_profiles`, for `erw ema`, if they are due."""
+        t, due = step - self.run.plan.warmup, not step % self.run.log.snapshot
+        if (due or step == self.run.steps) and self.profiles.tensors and t > 0:
+            self.stop_if_not_finite()
             posthoc_ema.write(self.out, step, t, self.profiles)
-
-
-def make_optimizer(net: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW, fused. It leaves alone the parameters that have no gradient in a phase."""
-    names = ("lr", "betas", "weight_decay", "eps")
-    options = {name: getattr(optim, name) for name in names}
-    return torch.optim.AdamW(net.parameters(), fused=True, **options)
 
 
 class Sums:
@@ -427,24 +425,6 @@ class Sums:
         return {name: value / counts[name] for name, value in sums.items()}
 
 
-class Clock:
-    """Seconds of training, over stops and starts."""
-
-    def __init__(self, seconds: float) -> None:
-        self.before = seconds
-        self.go()
-
-    def read(self) -> float:
-        now = self.began if self.stopped else time.monotonic()
-        return self.before + now - self.began
-
-    def stop(self) -> None:
-        self.before, self.stopped = self.read(), True
-
-    def go(self) -> None:
-        self.began, self.stopped = time.monotonic(), False
-
-
 @contextmanager
 def _ctrl_c() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag that the loop looks at; a second one interrupts at once."""
@@ -462,29 +442,3 @@ def _ctrl_c() -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _stopped(step: int) -> KeyboardInterrupt:
-    """What Ctrl-C raises once the checkpoint of `step` is saved."""
-    return KeyboardInterrupt(f"stopped after step {step}; the same command goes on from there")
-
-
-def _introduce(
-    bar: Progress, trainer: Trainer, ledger: Ledger, newest: Path | None, init: Trained | None
-) -> None:
-    """Say what was decided, and why."""
-    run, processes = trainer.run, trainer.processes
-    millions = sum(p.numel() for p in trainer.model.parameters()) / 1e6
-    spent = ledger.spent(run.steps)
-    bar.say(
-        f"{run.name}: {type(trainer.model).__name__} of {millions:.1f} M parameters, {run.steps} "
-        f"steps of {run.flow.objective} on {trainer.cache!r}"
-    )
-    dtype = f"{str(trainer.dtype).removeprefix('torch.')} ({trainer.why_dtype})"
-    bar.say(f"{processes.size} process(es) on {processes.device.type}, {dtype}")
-    warmup, teacher = spent.warmup / spent.total, spent.teacher / spent.total
-    bar.say(f"{spent.total:.3g} FLOPs: {warmup:.0%} warm-up, {teacher:.1%} teacher")
-    if newest:
-        bar.say(f"going on from {newest}")
-    elif init:
-        bar.say(f"begins with {init.source}: {init.origin}")

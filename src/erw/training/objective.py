@@ -191,8 +191,10 @@ def alignment(
         values = []
         for h, z in zip(projected, targets, strict=True):
             z = TARGET_NORMS[term.normalize](z)
-            if term.tokens < 1:
-                h, z = chosen_tokens(h, z, rng.uniform(f"tokens {term.name}", h.shape[1]), term)
+            if term.tokens < 1:  # those with the smallest of uniform numbers
+                u = rng.uniform(f"tokens {term.name}", h.shape[1])
+                index = u.argsort(dim=1)[:, : max(1, round(term.tokens * h.shape[1])), None]
+                h, z = (x.gather(1, index.expand(-1, -1, x.shape[2])) for x in (h, z))
             values.append(compare(loss, h, z))
         losses[term.name] = torch.stack(values).mean()
     return losses
@@ -217,13 +219,6 @@ def _targets(
     with torch.no_grad():
         tapped = ema(tap=(term.target_block,), stop_at=term.target_block)
     return (tapped.hidden[term.target_block],)
-
-
-def chosen_tokens(h: Tensor, z: Tensor, u: Tensor, term: Align) -> tuple[Tensor, Tensor]:
-    """The tokens that a term compares: those with the smallest of u (B, T)."""
-    count = max(1, round(term.tokens * u.shape[1]))
-    index = u.argsort(dim=1)[:, :count, None]
-    return tuple(x.gather(1, index.expand(-1, -1, x.shape[2])) for x in (h, z))  # type: ignore[return-value]
 
 
 def latents(batch: Batch, rng: Draws) -> Tensor:

@@ -43,10 +43,7 @@ class Average(NamedTuple):
 
 
 def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> None:
-    """Store the averages after `step`, `t` updates, in a run's folder.
-
-    Raises NumericsError for a weight that float16 cannot hold.
-    """
+    """Store the averages after `step`, `t` updates. Raises NumericsError beyond float16."""
     tensors = {
         f"{sigma:g}.{name}": value.half()
         for sigma, values in profiles.tensors.items()
@@ -59,10 +56,7 @@ def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> None:
 
 
 def snapshots(folder: str | Path) -> list[Snapshot]:
-    """What a run has stored, oldest first.
-
-    Raises CheckpointError where there is none.
-    """
+    """What a run has stored, oldest first. Raises CheckpointError where there is nothing."""
     stored = []
     for path in paths(Path(folder) / FOLDER):
         header = tensor_header(path)
@@ -70,40 +64,34 @@ def snapshots(folder: str | Path) -> list[Snapshot]:
         stored.append(Snapshot(path, int(header["step"]), int(header["t"]), sigma_rels))
     if not stored:
         read_recipe(Path(folder))  # says so if it is no run at all
-        raise CheckpointError(
-            f"{folder} has stored no averages: train with --optim.ema_profiles 0.05 0.1"
-        )
+        raise CheckpointError(f"{folder} has no averages: train with --optim.ema_profiles 0.05 0.1")
     return stored
 
 
 def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None) -> Average:
     """The average of the profile `sigma_rel` after `step`, one with a snapshot; None: the last.
 
-    Reads the snapshots up to there once.
-
     Raises:
         ConfigError: no such width, or no snapshot at that step.
         CheckpointError: nothing stored, or a damaged file.
     """
-    every = snapshots(folder)
-    steps = [one.step for one in every]
-    last = steps[-1] if step is None else step
-    if last not in steps:
-        known = ", ".join(map(str, steps))
+    every = {one.step: one for one in snapshots(folder)}
+    last = max(every) if step is None else step
+    if last not in every:
+        known = ", ".join(map(str, every))
         raise ConfigError(f"{folder} has no snapshot at step {last}, but at {known}")
-    used = [one for one in every if one.step <= last]
+    used = [one for one in every.values() if one.step <= last]
     stored = [Profile(sigma, one.t) for one in used for sigma in one.sigma_rels]
     mixed = mix(stored, Profile(sigma_rel, used[-1].t))
     weights = iter(mixed.weights.tolist())
     total: dict[str, Tensor] = {}
     for one in used:
-        parts = {f"{sigma:g}": next(weights) for sigma in one.sigma_rels}
-        tensors = load_tensors(one.path)[0] if any(parts.values()) else {}
+        shares = {f"{sigma:g}.": next(weights) for sigma in one.sigma_rels}
+        tensors = load_tensors(one.path)[0] if any(shares.values()) else {}
         for key, value in tensors.items():  # "0.05.blocks.0...": the width has a point too
-            sigma = next(sigma for sigma in parts if key.startswith(f"{sigma}."))
-            if parts[sigma]:
-                name = key.removeprefix(f"{sigma}.")
-                total[name] = total.get(name, 0) + parts[sigma] * value.double()
+            prefix = next(prefix for prefix in shares if key.startswith(prefix))
+            name = key.removeprefix(prefix)
+            total[name] = total.get(name, 0) + shares[prefix] * value.double()
     averaged = {name: value.float() for name, value in total.items()}
     return Average(averaged, last, tuple(stored), mixed)
 

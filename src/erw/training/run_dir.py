@@ -10,11 +10,10 @@ import torch
 import erw
 from erw.config import Run, from_dict, to_dict
 from erw.data.cache import Cache
-from erw.errors import CheckpointError, FolderInUseError
+from erw.errors import CheckpointError
 from erw.io import lock
 from erw.training.flops import Ledger
-from erw.training.init import init_record
-from erw.training.trained import RDM, RECIPE, Trained, read_recipe
+from erw.training.trained import RDM, RECIPE, Trained, init_record, read_recipe
 
 MAY_CHANGE = ("steps", "data.cache", "log.", "sample.", "eval.")
 """Settings that another start of the same run may change: they alter no step already made. A cache
@@ -23,12 +22,10 @@ may lie elsewhere: its content is compared by a hash."""
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder. Raises FolderInUseError if another process does."""
+    """Hold a run's folder. Raises CheckpointError if another process does."""
     with lock(folder / ".lock") as free:
         if not free:
-            raise FolderInUseError(
-                f"another process is training in {folder}; wait for it, or choose another --out"
-            )
+            raise CheckpointError(f"another process is training in {folder}: choose another --out")
         yield
 
 
@@ -54,8 +51,7 @@ def claim(
             "identity": cache.identity,
             "rows": len(cache),
             "vae": cache.vae["name"],
-            # Where the cache measured it: samples are decoded with the same.
-            "scaling": getattr(cache, "scaling", None),
+            "scaling": getattr(cache, "scaling", None),  # if measured: samples are decoded with it
             "class_names": list(cache.class_names),
         },
         "cost": {"teacher": ledger.teacher, "rates": [rate._asdict() for rate in ledger.rates]},

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from erw import flow
 from erw.config import Run, from_dict
 from erw.errors import CheckpointError, ConfigError
-from erw.io import load_tensors, tensor_header
+from erw.io import hash_tensors, load_tensors, misfit, tensor_header
 from erw.models import build_model
-from erw.training.checkpoint import fill, paths, step_of
+from erw.training.checkpoint import copy, paths, step_of
 
 RECIPE, WEIGHTS, BEST = "recipe.json", "ema.safetensors", "best.safetensors"
 RDM = "rdm"
@@ -98,7 +98,7 @@ def load(
     recipe, tensors, header = _read(file)
     run = from_dict(Run, recipe["resolved"])
     net = build_model(run.model, outputs=run.flow.outputs)
-    fill(net, tensors, file)
+    copy(file, tensors, dict(net.named_parameters()))
     folder = path if path.is_dir() else path.parent
     folder = folder.parent if folder.name == "checkpoints" else folder
     return assembled(
@@ -140,10 +140,8 @@ def fitting_rdm(rdm: Trained, run: Run) -> Trained:
     """
     makes = rdm.run.data.class_token if rdm.run.model.net == "rdm" else "no representations"
     if makes != run.data.class_token:
-        raise CheckpointError(
-            f"{rdm.source} makes {makes}, but {run.name} is given {run.data.class_token}; train "
-            "one on the same cache"
-        )
+        given = run.data.class_token
+        raise CheckpointError(f"{rdm.source} makes {makes}, but {run.name} is given {given}")
     return rdm
 
 
@@ -166,10 +164,8 @@ def _named(folder: Path, checkpoint: str) -> Path:
     files = {name: path for name, path in files.items() if path.exists()}
     files |= {str(step_of(path)): path for path in paths(folder / "checkpoints")}
     if checkpoint not in files:
-        raise CheckpointError(
-            f"{folder} has no checkpoint {checkpoint!r}, but {', '.join(files) or 'none at all'}; "
-            "the best is kept by --eval.every, more steps by --log.keep"
-        )
+        known = ", ".join(files) or "none at all"
+        raise CheckpointError(f"{folder} has no checkpoint {checkpoint!r}, but {known}")
     return files[checkpoint]
 
 
@@ -201,7 +197,34 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         recipe: dict[str, Any] = json.loads(path.read_text())
         recipe["run"], recipe["resolved"], recipe["cache"]["vae"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error!r}); train into another folder"
-        ) from error
+        raise CheckpointError(f"{path} is damaged ({error!r})") from error
     return recipe
+
+
+def init_record(model: Trained) -> dict[str, str]:
+    """What `recipe.json` says of the model that a run begins with."""
+    identity = hash_tensors(model.net) + "-heads" * bool(len(model.projectors))
+    return {"source": model.source, "identity": identity, "message": model.origin}
+
+
+@torch.no_grad()
+def begin_with(net: nn.Module, model: Trained, *, projectors: nn.Module | None = None) -> None:
+    """Copy the model's parameters into the transformer `net`, except those that its file did not
+    have, and its alignment heads, if it has any, into `projectors`.
+
+    Raises CheckpointError if they do not fit; the first few differences are named.
+    """
+    pairs = [(model.net, net, "leave out the --model settings, or use a cache with its channels")]
+    if len(model.projectors) and projectors is not None:
+        pairs.append((model.projectors, projectors, "leave out --init-projectors"))
+    for source, into, hint in pairs:
+        optional = model.missing if into is net else frozenset()
+        tensors = {k: p for k, p in source.named_parameters() if k not in optional}
+        parameters = dict(into.named_parameters())
+        if problems := misfit(tensors, parameters, optional=optional):
+            what = "it" if into is net else "its alignment heads"
+            raise CheckpointError(
+                f"{model.source} cannot start this run, {what} do not fit: {problems}; {hint}"
+            )
+        for name, value in tensors.items():
+            parameters[name].copy_(value)
