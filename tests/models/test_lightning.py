@@ -71,7 +71,7 @@ def test_a_released_file_samples_with_its_latents_statistics(
     asked = ["sample", str(file), "--out", str(out), "--vae", vae, "--seeds", "0:2"]
     assert main([*asked, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    for text in ("249", "euler", "shift", "3.33", "(0.0, 0.89)"):
+    for text in ("249", "euler", "shift", "3.33", "[0.0, 0.89]"):
         assert text in said
     assert main([*asked, "--steps", "3", "--guidance", "2", "--labels", "7,9"]) == 0
     model = load_pretrained(file)
