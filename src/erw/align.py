@@ -119,10 +119,8 @@ TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 def compare(loss: AlignLoss, projected: Tensor, target: Tensor) -> Tensor:
     """`loss` of two tensors; ConfigError where their shapes differ."""
     if projected.shape != target.shape:
-        raise ConfigError(
-            f"projected tokens {tuple(projected.shape)} do not match the encoder's features "
-            f"{tuple(target.shape)} (batch, tokens, dim): choose another patch or encoder grid"
-        )
+        one, other = tuple(projected.shape), tuple(target.shape)
+        raise ConfigError(f"projected tokens {one} do not match the encoder's features {other}")
     return loss(projected, target)
 
 
@@ -141,7 +139,6 @@ class Aligned(nn.Module):
     """Any transformer, untouched, with an alignment loss on the output of one of its blocks.
 
     Args:
-        model: the network.
         at: module path of the block, such as "transformer_blocks.7"; a forward hook taps it.
         width: channels of the tapped tokens.
         dim: channels of the encoder's features; a sequence for several encoders at once.
@@ -151,12 +148,9 @@ class Aligned(nn.Module):
         select: picks the image tokens (B, T, width) from what the block returns. Default: a tensor
             itself, of a tuple (joint text-image blocks of SD3 and Flux) the last element.
 
-    Calling it passes everything on to the model, with three keywords taken out:
-
-        targets: features (B, T, dim), or one tensor per encoder; None: the plain model, loss None.
-        at: another block for this call.
-        stop: True: blocks after `at` do not run, and `out` is None. Not for FSDP2, whose own
-            post-forward hooks would be skipped.
+    Calling it passes everything on to the model but `targets`, features (B, T, dim) or one tensor
+    per encoder (None: the plain model), `at`, another block for this call, and `stop`: blocks after
+    it do not run, and `out` is None (not for FSDP2, whose post-forward hooks would be skipped).
     """
 
     def __init__(
@@ -191,8 +185,7 @@ class Aligned(nn.Module):
         def tap(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if learning and not torch.is_grad_enabled():
                 raise ConfigError(
-                    f"the block {path!r} runs without gradients, so alignment cannot teach it; "
-                    "with gradient checkpointing, use the kind with use_reentrant=False"
+                    f"block {path!r} has no gradients: checkpoint use_reentrant=False"
                 )
             seen.append(self.select(output))
             if stop:
@@ -212,7 +205,6 @@ class Aligned(nn.Module):
 
 
 def _image_tokens(output: Any) -> Tensor:
-    """The image tokens in what a block returns: the tensor itself, or a tuple's last tensor."""
     tokens = output[-1] if isinstance(output, tuple) and output else output
     if not isinstance(tokens, Tensor):
         raise ConfigError(

@@ -38,10 +38,7 @@ class World:
     def share(self, total: int) -> tuple[int, int]:
         """This process's rows lo:hi of a global batch. Raises ConfigError unless it divides."""
         if total % self.size:
-            raise ConfigError(
-                f"a batch of {total} images does not divide over {self.size} processes; "
-                "choose a multiple for data.batch_size (and plan.warmup_batch)"
-            )
+            raise ConfigError(f"a batch of {total} does not divide over {self.size} processes")
         each = total // self.size
         return self.rank * each, (self.rank + 1) * each
 
@@ -58,7 +55,7 @@ class World:
         return flags
 
     def agree(self, flag: bool) -> bool:
-        if self.size == 1:
+        if self.size == 1:  # a device would wait
             return flag
         return bool(self.any(torch.tensor(float(flag), device=self.device)))
 

@@ -73,10 +73,8 @@ def save_tensors(path: Path, tensors: Tensors, header: Mapping[str, str] | None 
             save_file(values, tmp, metadata=dict(header or {}))
             tmp.chmod(mode)  # safetensors makes a file that nobody else may read
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"could not write {path} ({one_line(error)}); earlier files are untouched: free some "
-            "room and run the same command again"
-        ) from error
+        problem = f"could not write {path} ({one_line(error)}); earlier files are untouched"
+        raise CheckpointError(problem) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -101,9 +99,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or not safetensors ({one_line(error)}); get it again"
-        ) from error
+        problem = f"{path} is truncated or not safetensors ({one_line(error)}); get it again"
+        raise CheckpointError(problem) from error
 
 
 @contextlib.contextmanager

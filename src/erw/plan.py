@@ -7,9 +7,10 @@ Source: ERW (arXiv 2504.10188), section 3.3, Eq. 13, 14 and 40.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -69,41 +70,17 @@ class Schedule:
 def _end_of(schedule: Schedule) -> int | None:
     if schedule(FOREVER) > 0:
         return None
-    low, high = -1, FOREVER  # positive at low, 0 at high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if schedule(middle) > 0 else (low, middle)
-    return high
+    return bisect_left(range(FOREVER), True, key=lambda k: schedule(k) <= 0)
 
 
-def constant(value: float) -> Schedule:
-    """The same weight throughout (REPA: 0.5)."""
-    return Schedule("constant", value)
-
-
-def half_life(value: float, *, over: int) -> Schedule:
-    """value * 2^(-k / over); ERW's released code has over = 50,000."""
-    return Schedule("half_life", value, over)
-
-
-def exponential(value: float, *, over: int) -> Schedule:
-    """value * exp(-k / over), the paper's form; no version of it gives tau = over."""
-    return Schedule("exponential", value, over)
-
-
-def cosine_decay(value: float, *, over: int) -> Schedule:
-    """Half a cosine from value to 0 over `over` steps, then 0."""
-    return Schedule("cosine", value, over)
-
-
-def linear_decay(value: float, *, over: int) -> Schedule:
-    """A straight line from value to 0 over `over` steps, then 0."""
-    return Schedule("linear", value, over)
-
-
-def stop_at(value: float, *, over: int) -> Schedule:
-    """value for `over` steps, then 0 (HASTE's early stop)."""
-    return Schedule("stop_at", value, over)
+# A schedule of each kind: half_life(2.0, over=500). ERW's released code halves over 50,000 steps;
+# no version of the paper gives its exponential's. HASTE stops early.
+constant = partial(Schedule, "constant")
+half_life = partial(Schedule, "half_life")
+exponential = partial(Schedule, "exponential")
+cosine_decay = partial(Schedule, "cosine")
+linear_decay = partial(Schedule, "linear")
+stop_at = partial(Schedule, "stop_at")
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,6 @@ class RepresentationEmbed(nn.Module):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        self.dim = dim
         self.rep_embedder = nn.Linear(dim, width)
         self.fake_latent = nn.Parameter(0.02 * torch.randn(dim))
 

@@ -4,6 +4,7 @@ A multiply-add is 2 FLOPs; matrix products, convolutions and attention count, fo
 as `torch.utils.flop_counter` has them. Whatever network, projector or loss runs is counted.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -99,13 +100,7 @@ class Ledger:
 
     def steps_for(self, flops: float) -> int:
         """The largest number of steps whose total cost is at most `flops`."""
-        low, high = 0, 1
-        while self.spent(high).total <= flops:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.spent(middle).total <= flops else (low, middle)
-        return low
+        return bisect_right(range(2**40), flops, key=lambda step: self.spent(step).total) - 1
 
 
 def step_flops(run: Run, dims: Mapping[str, int], phase: Phase) -> int:

@@ -157,23 +157,16 @@ def _features(run: Run, cache: Cache, token: str) -> tuple[str, ...]:
         return ()
     if not (run.data.features or cache.features):
         raise ConfigError(
-            f"the plan aligns with an encoder, but the cache {cache.where} holds no features; "
-            "prepare it with --encoders, or train a recipe of SiT"
+            f"the plan aligns, but the cache {cache.where} holds no features: prepare --encoders"
         )
     denoised = run.model.class_token == "denoised"
     named = dict.fromkeys(name for name in encoders if name)
     default = (token,) if denoised else named if all(encoders) else cache.features
     features = run.data.features or tuple(default)
     if denoised and features != (token,):
-        raise ConfigError(
-            f"data.features is {', '.join(features)}, but the class token is of {token}, and REG "
-            "aligns both with one encoder; leave it out, or train without alignment"
-        )
+        raise ConfigError(f"data.features is {', '.join(features)}, but REG's token is of {token}")
     if missing := [name for name in named if name not in features]:
-        raise ConfigError(
-            f"plan.align has target encoder:{missing[0]}, which is not among the encoders that the "
-            f"run reads ({', '.join(features)}); add it to data.features"
-        )
+        raise ConfigError(f"plan.align has target encoder:{missing[0]}: add it to data.features")
     return features
 
 

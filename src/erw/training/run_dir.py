@@ -70,9 +70,9 @@ def claim(
             one, two = (start.get("source", "fresh weights") for start in starts)
             different.append(f"what it begins with: {one} (there) against {two}")
         if different:
+            what = "; ".join(different[:4])
             raise CheckpointError(
-                f"{folder} holds another run, which differs in {'; '.join(different[:4])}; "
-                "choose another --out, or give the same settings to go on with it"
+                f"{folder} holds another run, which differs in {what}; change --out"
             )
     elif folder.exists() and any(
         path.name != RDM and not path.name.startswith(".") for path in folder.iterdir()
