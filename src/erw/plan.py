@@ -123,8 +123,8 @@ class Align:
             if (value := getattr(self, key)) not in known:
                 raise ConfigError(f"plan.align {key} is {value!r}{nearest(value, known)}")
         if self.target.partition(":")[0] not in ("encoder", "ema", "block", "none"):
-            known = "expected encoder, encoder:NAME, ema, block or none"
-            raise ConfigError(f"plan.align target is {self.target!r}; {known}")
+            kinds = "expected encoder, encoder:NAME, ema, block or none"
+            raise ConfigError(f"plan.align target is {self.target!r}; {kinds}")
         if (self.target in ("ema", "block")) != (self.target_block is not None):
             raise ConfigError("plan.align: targets ema and block need target_block, others none")
         if not self.reads_encoder and self.phase != "full":
