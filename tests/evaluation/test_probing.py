@@ -28,7 +28,7 @@ from erw.rng import generator
 from erw.sampling.generation import start_noise
 from erw.study.knowledge import axes_of, history, lines_over
 from erw.training import Trained, load
-from helpers.parts import ENCODER, make, photos, vae_folder
+from helpers.parts import make, photos, vae_folder
 from helpers.tiny import tiny_run
 from helpers.training import go
 
@@ -179,8 +179,9 @@ def test_runs_of_one_step_each_are_one_history() -> None:
     assert len(lines_over([*points, {"run": "r9", "step": 3, **point}], "step")) == 4
 
 
-def test_images_in_no_cache_and_a_released_checkpoint(tmp_path: Path) -> None:
-    """A folder of photos through VAE and encoder on the way is what a cache of it would give."""
+def test_a_released_checkpoint_needs_a_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     vae, images = vae_folder(tmp_path / "vae"), photos(tmp_path / "photos")
     stored = make(images, tmp_path / "cache", vae, encoder=True)
     torch.manual_seed(0)
@@ -188,22 +189,10 @@ def test_images_in_no_cache_and_a_released_checkpoint(tmp_path: Path) -> None:
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
     torch.save(net.state_dict() | {"pos_embed": net.pos_embed}, tmp_path / "net.pt")
-    file = [str(tmp_path / "net.pt"), "--layout", "repa", "--num-heads", "2"]
-    ways = {
-        "cache": ["--cache", str(stored.path)],
-        "images": ["--images", str(images), "--encoder", ENCODER, "--vae", str(vae)],
-    }
-    values = {}
-    for name, way in ways.items():
-        stem = tmp_path / name
-        asked = ["analyze", *file, *way, "--times", "0.3", "--metric", "cka", "--out", str(stem)]
-        assert main(asked) == 0
-        record = json.loads(stem.with_suffix(".json").read_text())
-        values[name] = [p["value"] for p in record["points"]]
-    assert (
-        values["cache"] == pytest.approx(values["images"], abs=1e-3) and len(values["cache"]) == 3
-    )
-    assert main(["analyze", *file]) == main(["analyze", *file, "--images", str(images)]) == 2
+    file = ["analyze", str(tmp_path / "net.pt"), "--layout", "repa", "--num-heads", "2"]
+    assert main([*file, "--cache", str(stored.path), "--times", "0.3", "--metric", "cka"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(file) == 2 and "give --cache" in capsys.readouterr().err
 
 
 def test_a_dit_is_shown_the_step_of_its_chain() -> None:

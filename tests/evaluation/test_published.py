@@ -5,12 +5,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from erw.cli import main
 from erw.errors import DataError
-from erw.evaluation import images as reference_names
 from erw.evaluation import inception
 from erw.evaluation.inception import find_inception
 from erw.io import download
@@ -67,26 +65,3 @@ def test_a_failed_download_is_one_line(
     assert main(["eval", images, "--reference", images, "--metrics", "fid"]) == 2
     line = capsys.readouterr().err
     assert "pt_inception" in line and "--weights FILE" in line and line.count("\n") == 1
-    reference = "VIRTUAL_imagenet256_labeled.npz"
-    assert main(["eval", images, "--reference", reference]) == 2
-    line = capsys.readouterr().err
-    assert f"put it at {tmp_path}" in line and line.count("\n") == 1
-
-
-def test_reference_batches_come_by_name(
-    served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    folder, url = served
-    name = "VIRTUAL_imagenet64_labeled.npz"
-    np.savez(folder / name, arr_0=stripes(4).permute(0, 2, 3, 1).numpy())
-    monkeypatch.setitem(reference_names.REFERENCES, name, f"{url}/{name}")
-    images = str(save_pngs(tmp_path / "a", stripes(4)))
-    assert main(["eval", images, "--reference", name]) == 0
-    output = capsys.readouterr()
-    assert output.out.startswith("fd_lite2") and f"downloading {url}/{name}" in output.err
-    (tmp_path / "home" / "erw" / "references" / name).unlink()
-    (folder / name).write_bytes((folder / name).read_bytes()[:-100])
-    assert main(["eval", images, "--reference", name]) == 2
-    assert "damaged" in capsys.readouterr().err
-    assert not (tmp_path / "home" / "erw" / "references" / name).exists()

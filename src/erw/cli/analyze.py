@@ -4,14 +4,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from erw.cli.settings import RunDirs, Settings
-from erw.data.on_the_fly import write
-from erw.data.sources import BUILT_IN
 from erw.dist import current
-from erw.encoders.vae import load_vae
 from erw.errors import ConfigError
 from erw.evaluation.probing import METRICS, Material, curve, material
 from erw.interop import load_pretrained
@@ -29,9 +25,7 @@ class Analysis:
     # cknna and cka compare with an encoder; probe and knn are accuracies of classes.
     metric: Literal["cknna", "cka", "probe", "knn"] = "cknna"
     cache: str | None = None  # images with features; none: the cache that the first run names
-    images: str | None = None  # images in no cache: a folder, zip, table, or openmoji-test
-    encoder: str | None = None  # one of the cache's; with --images any
-    vae: str | None = None  # of images that are in no cache; none: the network's own
+    encoder: str | None = None  # one of the cache's; none: its first
     times: tuple[float, ...] = (0.0,)  # noise times, 0 (clean) to 1 (noise alone)
     depths: tuple[int, ...] = ()  # after which blocks, from 1; empty: all
     count: int = 2000  # images; REPA has 10,000
@@ -58,13 +52,14 @@ def analyze(runs: RunDirs, how: Settings[Analysis], *, out: str | None = None) -
     same = ("metric", "times", "depths", "k")
     options = {name: getattr(how, name) for name in same}
     points: list[dict[str, Any]] = []
-    loaded: dict[Any, Material] = {}
+    images: Material | None = None
     with Progress("analyze", len(runs)) as progress:
         for run, name in zip(runs, names, strict=True):
             for model in models_of(run, how):
-                images = material_for(model, how, loaded)
+                images = images or material_for(model, how)
                 points += [p._asdict() for p in curve(model, images, **options, name=name)]
             progress.update()
+    assert images is not None, "a run has a checkpoint"
     changes = history(points)
     record = {
         **asdict(how),
@@ -100,28 +95,9 @@ def models_of(run: str, how: Analysis) -> Iterator[Trained]:
         yield load(run, checkpoint=checkpoint, device=device)
 
 
-def material_for(model: Trained, how: Analysis, loaded: dict[Any, Material]) -> Material:
-    """Latents and features for a network, loaded once for all networks with the same latents."""
-    vae = how.vae or model.vae
-    key = how.images and (vae, model.latent_shape)
-    if key in loaded:
-        return loaded[key]
-    if how.images is None:
-        cache: Any = how.cache or (model.run.data.cache if is_run(model.source) else None)
-        if cache is None:
-            raise ConfigError("a released checkpoint names no images: give --cache or --images")
-        loaded[key] = material(cache, encoder=how.encoder, count=how.count)
-        return loaded[key]
-    encoder = how.encoder or next(iter(model.run.data.features), None)
-    if encoder is None:
-        raise ConfigError("--images needs --encoder, whose features are compared with")
-    if model.scaling:
-        raise ConfigError("this run's latents are scaled as its cache measured: give --cache")
-    size = model.latent_shape[-1] * load_vae(vae).factor
-    options: dict[str, Any] = {"vae": vae, "encoders": (encoder,), "image_size": size}
-    if how.images in BUILT_IN:
-        options |= {"size": size, "count": how.count}
-    with TemporaryDirectory() as folder:  # read as if from a cache, encoded on the way
-        images = write(how.images, folder, precision="float32", **options)
-        loaded[key] = material(images, count=how.count)
-    return loaded[key]
+def material_for(model: Trained, how: Analysis) -> Material:
+    """Latents and features of the cache that the options, or the first run, name."""
+    cache: Any = how.cache or (model.run.data.cache if is_run(model.source) else None)
+    if cache is None:
+        raise ConfigError("a released checkpoint names no images: give --cache")
+    return material(cache, encoder=how.encoder, count=how.count)

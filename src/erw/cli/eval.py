@@ -25,8 +25,8 @@ DRAW = Draw(seeds="0:2000")
 class Score:
     """What is compared."""
 
-    # Images: a folder, zip, .npz, cache with images, built-in set, or a reference batch of ADM's,
-    # such as VIRTUAL_imagenet256_labeled.npz; none: built-in test images, for runs trained on such.
+    # Images: a folder, zip, .npz (such as ADM's reference batches), cache with images or built-in
+    # set; none: built-in test images, for runs trained on such.
     reference: str | None = None
     # fid, sfid, is, pr, kid of Inception's features; adm, the first four; cmmd; or fd-, kid-,
     # mmd-, pr-, dc- followed by lite0, lite2, dinov2, inception, or any encoder.

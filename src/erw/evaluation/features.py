@@ -134,20 +134,17 @@ def extract_stored(
         for space, one in extractors.items():
             with contextlib.suppress(CheckpointError):
                 stored, _ = load_tensors(paths[space])
-                features = stored.get("features", torch.empty(0))
-                if len(features) or not one.keep:
+                if len(stored["features"]) or not one.keep:
                     moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
-                    statistics[space] = Statistics(moments, features)
+                    statistics[space] = Statistics(moments, stored["features"])
         return [space for space in extractors if space not in statistics]
 
     missing = world.broadcast(look)
     some = [extractors[space] for space in missing]
     new = extract(images, some, batch_size=batch_size, world=world) if missing else []
     for space, made in zip(missing, new, strict=True):
-        statistics[space] = made
-        tensors = {"count": torch.tensor(made.moments.count), "features": made.features}
-        tensors |= {"mean": made.moments.mean, "scatter": made.moments.scatter}
-        with contextlib.suppress(CheckpointError):  # a full disk only costs time the next time
-            if world.first:
-                save_tensors(paths[space], tensors)
+        statistics[space], moments = made, made.moments
+        if world.first:
+            tensors = {"mean": moments.mean, "scatter": moments.scatter, "features": made.features}
+            save_tensors(paths[space], tensors | {"count": torch.tensor(moments.count)})
     return statistics

@@ -1,7 +1,6 @@
 """What can be scored, as uint8 batches: tensors, generations, files, caches."""
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +15,11 @@ from erw.data.cache import Cache
 from erw.data.images import Unreadable
 from erw.data.sources import BUILT_IN, FileSource, Source, open_source
 from erw.errors import ConfigError, DataError, NumericsError
-from erw.io import cache_home, download, hash_file
+from erw.io import hash_file
 from erw.sampling.generation import Generation
 from erw.sampling.save import read_images, read_settings
 
 Reader = Callable[[int, int, int], Iterator[Tensor]]
-BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
-REFERENCES = {
-    path.rpartition("/")[2]: BATCHES + path
-    for path in (
-        "imagenet/64/VIRTUAL_imagenet64_labeled.npz",
-        "imagenet/128/VIRTUAL_imagenet128_labeled.npz",
-        "imagenet/256/VIRTUAL_imagenet256_labeled.npz",
-        "imagenet/512/VIRTUAL_imagenet512.npz",
-        "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz",
-        "lsun/cat/VIRTUAL_lsun_cat256.npz",
-        "lsun/horse/VIRTUAL_lsun_horse256.npz",
-    )
-}
-"""ADM's reference batches by name; they have no published hash."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,7 @@ def image_set(images: Images, *, what: str = "images") -> ImageSet:
 def reference_images(
     name: str | None, class_names: tuple[str, ...], *, size: int | None, count: int
 ) -> Images:
-    """The images to compare with: a path, a built-in set composed at `size`, or ADM's by name.
+    """The images to compare with: a path, or a built-in set composed at `size`.
 
     Without a name, runs on the built-in images are compared with the built-in test set. Raises
     ConfigError for other runs, FileNotFoundError where nothing is at the path.
@@ -89,15 +74,9 @@ def reference_images(
     if name in BUILT_IN:
         options: dict[str, Any] = {"size": size} if size else {}
         return open_source(name, count=count, **options)
-    if Path(name).exists():
-        return name
-    if name not in REFERENCES:
+    if not Path(name).exists():
         raise FileNotFoundError(f"no reference at {name}: expected a folder, zip, .npz or cache")
-    path = download(REFERENCES[name], cache_home() / "references" / name)
-    if not zipfile.is_zipfile(path):
-        path.unlink()
-        raise DataError(f"the download of {name} is damaged and was removed: try again")
-    return path
+    return name
 
 
 def built_in(class_names: tuple[str, ...]) -> bool:

@@ -17,7 +17,6 @@ used for FID and sFID, the images for precision and recall (in float64).
 """
 
 import dataclasses
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -197,11 +196,8 @@ def extractors_of(
 def with_stated(images: Statistics, path: Path) -> tuple[Statistics, bool]:
     """Statistics of a `.npz`'s images, with the mean and covariance that the file states, and
     whether it states any. Raises DataError where some are missing or not of this network."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            stated = {name: arrays[name] for name in STATED if name in arrays.files}
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} states damaged statistics: {error}") from None
+    with np.load(path, allow_pickle=False) as arrays:
+        stated = {name: arrays[name] for name in STATED if name in arrays.files}
     if not stated:
         return images, False
     shapes = {name: array.shape for name, array in stated.items()}
