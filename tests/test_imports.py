@@ -29,7 +29,6 @@ LAYERS = [
     "ema",
     "config",
     "models",
-    "estimate",
     "encoders",
     "data",
     "sinks",

@@ -129,7 +129,6 @@ def refused(said: Said, *words: str, code: int = 2) -> None:
         ("prepare openmoji --out x --precision half", ["--precision", "'float32'"]),
         ("prepare openmoji --out x --image-size 62", ["62", "4"]),
         ("prepare openmoji --out x --count 0", ["0", "at least 1"]),
-        ("prepare openmoji --out x --device nowhere", ["nowhere", "cpu"]),
         ("sample", ["run"]),
         ("sample nowhere --out x", ["nowhere"]),
         ("report nowhere --out x.html", ["nowhere"]),
@@ -137,7 +136,6 @@ def refused(said: Said, *words: str, code: int = 2) -> None:
         ("eval", ["run"]),
         ("eval nowhere", ["nowhere"]),
         ("eval openmoji-test", ["--reference"]),
-        ("bench debug --rounds 0", ["--rounds is 0"]),
         ("study", ["demo"]),
         ("study dmo --out x", ["dmo", "did you mean demo"]),
         ("study demo --out x --samples 1", ["samples is 1"]),
@@ -402,9 +400,7 @@ def test_eval_of_a_run_and_of_images(erw: Erw, run: Path, images: Path, tmp_path
     assert said.code == 0 and abs(json.loads(out.read_text())["values"]["fd_lite2"]) < 1e-3
 
 
-def test_bench_and_report(erw: Erw, trained: Path, cache: Path, tmp_path: Path) -> None:
-    said = erw("bench", "debug", "--data.cache", cache, "--rounds", "1")
-    assert said.code == 0 and "warmup" in said.out and "full" in said.out and "images/s" in said.out
+def test_report(erw: Erw, trained: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert erw("report", trained, "--out", page).code == 0 and page.exists()
 

@@ -120,7 +120,7 @@ def test_every_metric_of_a_run_from_the_command_line(
 ) -> None:
     stem = tmp_path / "plots" / "curve"
     asked = ["analyze", str(run), "--metric", "cknna", "--times", "0", "0.5", "--out", str(stem)]
-    assert main([*asked, "--count", "24", "--k", "5", "--checkpoints"]) == 0
+    assert main([*asked, "--count", "24", "--k", "5"]) == 0
     record = json.loads(stem.with_suffix(".json").read_text())
     assert record["metric"] == "cknna" and record["count"] == 24
     steps = sorted({p["step"] for p in record["points"]})

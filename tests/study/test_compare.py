@@ -1,30 +1,21 @@
 """The comparison: log-linear cost to a target, shares of compute, their spread and the words."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 
-from erw.cli import main
 from erw.errors import DataError
 from erw.study.compare import (
     cost_to_target,
     flops_unit,
     mean_curve,
-    reach,
     score_curves,
     speed_up,
     speed_ups,
 )
 from erw.study.results import Curve, by_method, read_runs
-from helpers.synthetic_study import (
-    SCORES,
-    lines_of,
-    train_line,
-    write_run,
-    write_study,
-)
+from helpers.synthetic_study import SCORES, train_line, write_run, write_study
 
 COSTS = (10.0, 20.0, 40.0, 80.0)
 FID = "fid"
@@ -64,20 +55,6 @@ def test_higher_is_better_where_it_is() -> None:
     assert found == (pytest.approx(31.7), False)
 
 
-def test_a_reach_has_the_extremes_of_its_seeds() -> None:
-    target = 400 - 30 * math.log(31.7)
-    found = reach([line(397), line(400), line(403)], target, metric=FID)
-    assert found.value == pytest.approx(31.7) and found.reached == found.tries == 3
-    ends = (31.7 * math.exp(-3 / 30), 31.7 * math.exp(3 / 30))
-    assert (found.low, found.high) == pytest.approx(ends)
-
-
-def test_not_reached_is_an_answer() -> None:
-    found = reach([line(400), line(409), line(418)], 400 - 30 * math.log(78), metric=FID)
-    assert found.value is None and found.high is None and found.reached == 1
-    assert found.low == pytest.approx(78), "the luckiest seed alone gets there"
-
-
 def test_speed_up_of_lines_is_exact() -> None:
     found = speed_up([line(370)], [line(400)], metric=FID)
     assert found.value == pytest.approx(math.exp(-1)) and found.tries == 1
@@ -105,28 +82,14 @@ def test_power_laws_have_a_closed_form(tmp_path: Path) -> None:
     assert not ratio.at_most
 
 
-def test_units_fit() -> None:
-    assert flops_unit(3e15) == (1e15, "PFLOP") and flops_unit(5.0) == (1e9, "GFLOP")
-
-
-def test_cost_to_target_from_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = write_study(tmp_path / "study", seeds=3)
-    stem = tmp_path / "plots" / "target"
-    options = ["cost", "--to-target", str(study), "--target", "200", "--out", str(stem)]
-    assert main(options) == 0
-    text = capsys.readouterr().out
-    assert "linear in log(cost)" in text and "ERW to SiT's" in text and "3 of 3" in text
-    record = json.loads(stem.with_suffix(".json").read_text())
-    assert len(record["reached"]) == 3 and len(record["speed_ups"]) == 3
-    assert stem.with_name("target-dark.svg").stat().st_size > 1000
-    assert main(["cost", "--to-target", str(study), "--metric", "fid"]) == 2
-    assert "has no score fid; it has fd_lite2" in capsys.readouterr().err
-    assert main(["cost", "--to-target", str(tmp_path / "nowhere")]) == 2
+def test_a_missing_score_is_named(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", pictures=False)
+    with pytest.raises(DataError, match="has no score fid; it has fd_lite2"):
+        score_curves(read_runs([study]), "fid")
     unscored = write_run(tmp_path / "plain", "SiT", [train_line(10, "SiT", 0)])
     with pytest.raises(DataError, match=r"train with --eval\.every"):
         score_curves(read_runs([unscored]), "fd_lite2")
-    run = write_run(tmp_path / "run", "SiT", lines_of("SiT", 0))
-    assert main(["cost", "--to-target", str(run), "--over", "epochs", "--target", "300"]) == 0
-    assert "epochs (one seed" in capsys.readouterr().out
+
+
+def test_units_fit() -> None:
+    assert flops_unit(3e15) == (1e15, "PFLOP") and flops_unit(5.0) == (1e9, "GFLOP")

@@ -117,24 +117,9 @@ def test_one_command_writes_what_every_verb_loads(
     for args, words in (
         (["--sigma-rel", "0.5", "--out", str(out)], "(0, 0.2887]"),
         (["--sigma-rel", "0.1", "0.2", "--out", str(out)], "a folder for several"),
-        (["--sigma-rel", "0.1"], "missing --out"),
         (["--sigma-rel", "wide", "--out", str(out)], "--sigma-rel"),
     ):
         assert main(["ema", str(run), *args]) == 2
         assert words in capsys.readouterr().err
     assert main(["ema", str(tmp_path), "--sigma-rel", "0.1", "--out", str(out)]) == 2
     assert "recipe.json" in capsys.readouterr().err
-
-
-def test_a_sweep_scores_every_width(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "sweep"
-    draw = ["--seeds", "0:8", "--steps", "1", "--solver", "euler", "--reference-count", "8"]
-    widths = ["0.05", "0.1", "0.2"]
-    args = ["ema", str(run), "--sigma-rel", *widths, "--out", str(out), "--score", *draw]
-    assert main(args) == 0
-    assert capsys.readouterr().out.count("fd_lite2") == 3
-    record = json.loads((out / "sweep.json").read_text())
-    assert [point["sigma_rel"] for point in record["points"]] == [0.05, 0.1, 0.2]
-    assert (out / "sweep-light.svg").exists() and (out / "sigma-0.2.safetensors").exists()

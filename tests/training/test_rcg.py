@@ -205,8 +205,6 @@ def test_erw_sample_draws_both(rcg: Path, tmp_path: Path) -> None:
     assert main([*args, "--labels", load(rcg).class_names[2]]) == 0
     assert len(list(out.glob("*.png"))) == 3
     assert "representations" in json.loads((out / "settings.json").read_text())
-    elsewhere = ["--rdm", str(rcg / RDM), "--out", str(tmp_path / "more")]
-    assert main([*args, *elsewhere]) == 0
     assert main(["sample", str(rcg / RDM), "--out", str(tmp_path / "none")]) == 2
 
 

@@ -30,8 +30,7 @@ class Analysis:
     depths: tuple[int, ...] = ()  # after which blocks, from 1; empty: all
     count: int = 2000  # images; REPA has 10,000
     k: int = 10  # neighbours of cknna and knn
-    checkpoints: bool = True  # every checkpoint that a run keeps; false: its last weights alone
-    checkpoint: str | None = None  # one alone: last, best, or a step
+    checkpoint: str = "all"  # all that a run keeps, or one: last, best, or a step
     layout: str = "auto"  # of a released checkpoint, where its keys leave it open
     num_heads: int | None = None  # likewise, where neither width nor shapes say it
 
@@ -90,8 +89,8 @@ def models_of(run: str, how: Analysis) -> Iterator[Trained]:
     if not is_run(run):
         yield load_pretrained(run, how.layout, num_heads=how.num_heads, device=device)
         return
-    kept = [str(step_of(path)) for path in paths(Path(run) / "checkpoints") if how.checkpoints]
-    for checkpoint in [how.checkpoint] if how.checkpoint else kept or ["last"]:
+    kept = [str(step_of(path)) for path in paths(Path(run) / "checkpoints")] or ["last"]
+    for checkpoint in kept if how.checkpoint == "all" else [how.checkpoint]:
         yield load(run, checkpoint=checkpoint, device=device)
 
 

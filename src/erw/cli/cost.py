@@ -1,44 +1,70 @@
-"""`erw cost`: what a recipe costs, and what it would need on a named accelerator."""
+"""`erw cost`: FLOPs of a recipe, and the memory and time that it needs on a named accelerator.
 
-from collections.abc import Mapping, Sequence
+* memory of a rank = 20 bytes a parameter (weight, gradient, two moments of AdamW, EMA, all float32)
+  + 2 bytes a parameter under bf16 (autocast's copies) + activations: 48 bytes (bf16) or 80
+  (float32) for each token, channel and block that runs, counted from what a training step of our
+  SiT keeps for its backward. Fused attention keeps no scores. Checkpointing and compiling lower it;
+  buffers of libraries, about 1 GiB, and fragmentation come on top.
+* time = FLOPs / (accelerators x peak x utilisation). The peak is the maker's, dense bf16; 0.4 is
+  what well-tuned transformers of this size reach.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
 import torch
 
-from erw.cli.settings import Recipe, Settings, call
+from erw.cli.settings import Recipe, Settings
 from erw.config import Run, nearest
 from erw.data.cache import Cache
 from erw.errors import CacheError, ConfigError
-from erw.estimate import (
-    ACCELERATORS,
-    TEACHERS,
-    UTILISATION,
-    rank_memory,
-    sd_encoder_flops,
-    seconds,
-)
-from erw.sampling.solvers import solver_for
-from erw.training.flops import Ledger, forward_flops
-from erw.training.network import build_network, resolve
+from erw.study.compare import amount
+from erw.training.flops import Ledger
+from erw.training.network import Network, build_network, resolve
+
+STATE_BYTES = 20
+CAST_BYTES = {"bf16": 2, "fp32": 0}
+ACTIVATION_BYTES = {"bf16": 48, "fp32": 80}
+UTILISATION = 0.4
+GIB = 2**30
+
+
+class Accelerator(NamedTuple):
+    """Dense bf16 peak in FLOP/s and memory in bytes, by the maker's data sheet."""
+
+    peak: float
+    memory: int
+
+
+ACCELERATORS = {
+    "rtx3090": Accelerator(71e12, 24 * GIB),
+    "rtx4090": Accelerator(165e12, 24 * GIB),
+    "l40s": Accelerator(362e12, 48 * GIB),
+    "a100-40": Accelerator(312e12, 40 * GIB),
+    "a100": Accelerator(312e12, 80 * GIB),
+    "h100": Accelerator(989e12, 80 * GIB),
+    "h200": Accelerator(989e12, 141 * GIB),
+    "b200": Accelerator(2250e12, 180 * GIB),
+}
+TEACHERS = {
+    "dinov2-s": (384, 12_247_123_968),
+    "dinov2-b": (768, 46_322_454_528),
+    "dinov2-l": (1024, 162_023_964_672),
+}
+"""name -> channels of the patch tokens and FLOPs of one image."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a resolved run needs, by its cache or as assumed without one: the encoders' channels,
-    FLOPs of one image in the VAE, images, the ledger, and the source of all this in words."""
+    """A resolved run, its network on the meta device, its ledger, and the source of these."""
 
     run: Run
-    dims: Mapping[str, int]
-    encode: int
-    rows: int
+    net: Network
     ledger: Ledger
     origin: str
-
-
-def main(args: Sequence[str]) -> None:
-    call("cost", cost_to_target if "--to-target" in args else cost, args)
 
 
 def cost(
@@ -48,54 +74,42 @@ def cost(
     tiny: bool = False,
     gpu: str = "h100",
     gpus: int = 8,
-    utilisation: float = UTILISATION,
     teacher: str = "dinov2-b",
-    image_size: int = 256,
 ) -> None:
-    """Print parameters, FLOPs, memory and time of a recipe; --to-target RUNS...: what a score cost.
+    """Print parameters, FLOPs, memory and time of a recipe.
 
     Args:
         recipe: its name.
         tiny: its twin of a few seconds on a CPU.
         gpu: rtx3090, rtx4090, l40s, a100-40, a100, h100, h200 or b200.
         gpus: how many.
-        utilisation: share of the GPU's bf16 peak that is used.
         teacher: without a cache: dinov2-s, dinov2-b or dinov2-l.
-        image_size: without a cache: side, for a VAE of factor 8.
     """
     for name, value, table in (("gpu", gpu, ACCELERATORS), ("teacher", teacher, TEACHERS)):
         if value not in table:
             raise ConfigError(f"--{name}: unknown {value!r}{nearest(value, table)}")
-    if gpus < 1 or not 0 < utilisation <= 1:
-        raise ConfigError("--gpus must be 1 or more, --utilisation above 0 and at most 1")
-    parts = by_cache(run) or assumed(run, teacher=teacher, image_size=image_size)
+    if gpus < 1:
+        raise ConfigError(f"--gpus is {gpus}; expected 1 or more")
+    parts = by_cache(run) or assumed(run, teacher)
     run, chosen = parts.run, ACCELERATORS[gpu]
     images = -(-run.data.batch_size // (gpus * run.optim.accumulate))
     precision = "fp32" if run.optim.precision == "fp32" else "bf16"
-    with torch.device("meta"):
-        net = build_network(run, parts.dims)
     need = rank_memory(
-        parameters=sum(p.numel() for p in net.parameters()),
+        parameters=sum(p.numel() for p in parts.net.parameters()),
         images=images,
-        tokens=net.model.tokens,
+        tokens=parts.net.model.tokens,
         width=run.model.width,
         blocks=run.model.depth,
         precision=precision,
     )
     fits = "fits" if need < 0.9 * chosen.memory else "does NOT fit: raise --optim.accumulate"
 
-    def hours(work: float) -> str:
-        return f"{seconds(work, chosen, count=gpus, utilisation=utilisation) / 3600:,.2f} h"
-
     print(f"{run.name}: {parts.origin}", "", *by_part(parts), "", sep="\n")
-    print(f"on {gpus} x {gpu} at {utilisation:g} of its bf16 peak (`erw bench` measures):")
+    print(f"on {gpus} x {gpu} at {UTILISATION:g} of its bf16 peak:")
     print(f"  memory      {need / 2**30:.1f} of {chosen.memory / 2**30:.0f} GiB a GPU", end="")
     print(f", {images} images each in {precision}: {fits}")
-    print(f"  training    {hours(parts.ledger.spent(run.steps).total)}")
-    prepare = hours(parts.rows * (parts.encode + parts.ledger.teacher))
-    print(f"  prepare     {prepare} for {parts.rows:,} images")
-    if work := sampling(run)[0]:
-        print(f"  50,000      {hours(50_000 * work)} to sample")
+    hours = parts.ledger.spent(run.steps).total / (chosen.peak * UTILISATION * gpus) / 3600
+    print(f"  training    {hours:,.2f} h")
 
 
 def by_cache(run: Run) -> Parts | None:
@@ -109,15 +123,15 @@ def by_cache(run: Run) -> Parts | None:
     run = resolve(run, cache)
     dims = {name: spec.dim for name, spec in cache.features.items()}
     origin = f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}"
-    return Parts(run, dims, cache.vae["flops"], len(cache), Ledger.of(run, cache), origin)
+    return Parts(run, _on_meta(run, dims), Ledger.of(run, cache), origin)
 
 
-def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
-    """What the run needs for ImageNet in latents like those of Stable Diffusion's VAE."""
+def assumed(run: Run, teacher: str) -> Parts:
+    """What the run needs for ImageNet at 256 in latents like those of Stable Diffusion's VAE."""
     (dim, work), model = TEACHERS[teacher], run.model
     model = replace(
         model,
-        input_size=model.input_size or image_size // 8,
+        input_size=model.input_size or 32,
         channels=model.channels or 4,
         class_dim=dim if model.needs_token else None,
         num_classes=1000 if model.num_classes is None else model.num_classes,
@@ -126,17 +140,22 @@ def assumed(run: Run, *, teacher: str, image_size: int) -> Parts:
     run = run.replace(model=model, data=replace(run.data, features=tuple(dims)))
     reads = bool(dims) or model.needs_token
     ledger = Ledger.from_dims(run, dims, teacher=work * reads, rows=1_281_167)
-    origin = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at {image_size}, "
+    origin = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at 256, "
     origin += "the VAE of Stable Diffusion" + f", teacher {teacher}" * reads
-    return Parts(run, dims, sd_encoder_flops(image_size), ledger.rows, ledger, origin)
+    return Parts(run, _on_meta(run, dims), ledger, origin)
+
+
+def _on_meta(run: Run, dims: Mapping[str, int]) -> Network:
+    with torch.device("meta"):
+        return build_network(run, dims)
 
 
 def by_part(parts: Parts) -> list[str]:
     """Lines on parameters, on FLOPs of a step, and on the whole run."""
     run, book = parts.run, parts.ledger
-    with torch.device("meta"):
-        net = build_network(run, parts.dims)
-    count, heads = (sum(p.numel() for p in m.parameters()) for m in (net.model, net.projectors))
+    flops = partial(amount, over="flops")
+    modules = parts.net.model, parts.net.projectors
+    count, heads = (sum(p.numel() for p in m.parameters()) for m in modules)
     lines = [
         f"parameters    {count / 1e6:.1f} M" + f", projectors {heads / 1e6:.1f} M" * bool(heads)
     ]
@@ -152,58 +171,12 @@ def by_part(parts: Parts) -> list[str]:
         *lines,
         f"run           {flops(spent.total)} in {run.steps:,} steps, of which warm-up "
         f"{flops(spent.warmup)}, teacher {flops(spent.teacher)}",
-        f"VAE           {flops(parts.encode)} to encode an image",
-        f"sampling      {sampling(run)[1]}",
     ]
 
 
-def sampling(run: Run) -> tuple[int, str]:
-    """FLOPs of drawing one latent, and how, in words; 0 where the solver chooses its own steps."""
-    how, (low, high) = run.sample, run.sample.interval
-    solver = solver_for(how.solver, run.flow.objective)
-    if solver.evaluations is None:
-        return 0, f"not known: {how.solver} chooses its own steps"
-    evaluations, times = solver.evaluations(how.steps), solver.times(how.steps, shift=how.shift)
-    share = sum(low <= t <= high for t in times[:-1]) / how.steps if how.guidance != 1 else 0.0
-    work = round(forward_flops(run) * evaluations * (1 + share))
-    guided = f", guided in {share:.0%}" if share else ", no guidance"
-    return work, f"{flops(work)} an image: {evaluations} evaluations ({how.solver}{guided})"
-
-
-def flops(count: float) -> str:
-    """1.5e12 -> "1.50 TFLOP"."""
-    units = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
-    unit = next((unit for unit, size in units.items() if count >= size), "M")
-    return f"{count / units.get(unit, 1e6):.2f} {unit}FLOP"
-
-
-def cost_to_target(
-    *,
-    to_target: tuple[str, ...],
-    metric: str = "fd_lite2",
-    target: float | None = None,
-    over: Literal["flops", "epochs", "images", "steps", "seconds"] = "flops",
-    out: str | None = None,
-) -> None:
-    """Print the cost to a target and speed-ups with their spread.
-
-    Args:
-        to_target: a study's folder, or folders of runs that were scored while training
-            (--eval.every), several of which are seeds of one method if they differ in nothing else.
-        metric: name of the score: fd_lite2 in studies, any that a run was scored with.
-        target: the score to reach; none: each method's final score alone, by the others.
-        over: the cost; epochs gives E@FID-k where the metric is fid.
-        out: write OUT.json and the figure, OUT-light.svg and others.
-    """
-    from erw.study.compare import summary
-    from erw.study.compare import to_target as compare
-    from erw.study.plots import save_figure, score_figure
-    from erw.study.results import read_runs
-
-    metric = metric.replace("-", "_")
-    runs, options = read_runs(to_target), dict[str, Any](over=over, target=target)
-    record = compare(runs, metric, **options)
-    print("\n".join(summary(record)))
-    if out:
-        draw: Any = lambda theme: score_figure(runs, metric, theme, **options)  # noqa: E731
-        print("\n".join(map(str, save_figure(draw, out, data=record))))
+def rank_memory(
+    *, parameters: int, images: int, tokens: int, width: int, blocks: int, precision: str = "bf16"
+) -> int:
+    """Bytes of one rank in training, by the model above; `images` are those of a micro-batch."""
+    state = parameters * (STATE_BYTES + CAST_BYTES[precision])
+    return state + images * tokens * width * blocks * ACTIVATION_BYTES[precision]

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from tyro.conf import Positional, arg
 
 from erw.cli.settings import Settings, call, peek
@@ -14,6 +13,7 @@ from erw.data.prepare import add_encoders, estimate, read_spec
 from erw.data.prepare import prepare as encode
 from erw.data.prepare import verify as recheck
 from erw.data.sources import BUILT_IN, open_source
+from erw.dist import current
 from erw.errors import ConfigError
 
 COMPOSING = ("count", "groups")
@@ -52,7 +52,6 @@ class Prepare:
     precision: Literal["float32", "bfloat16"] | None = None
     seed: int = 0  # of the built-in images
     workers: int | None = None  # threads that decode and crop; none: one per core, 8 at most
-    device: str = "auto"  # where the encoders run; auto: a GPU if there is one
 
     def reading(self, source: str) -> dict[str, Any]:
         """Options of `open_source`, but for the seed."""
@@ -110,12 +109,12 @@ def prepare(
         return print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
     if source is None and not add_encoder:
         raise ConfigError("missing IMAGES, what to prepare; see erw prepare --help")
-    device, settings = pick_device(how.device), asdict(how)
+    device, settings = str(current().device), asdict(how)
     reading = how.reading(source or "")
     seed: dict[str, Any] = {"seed": how.seed} if source in BUILT_IN else {}
     images: Any = None if source is None else open_source(source, **reading, **seed)
     if add_encoder:
-        taken = {*ADDED, *READING, *COMPOSING, "seed", "device"}
+        taken = {*ADDED, *READING, *COMPOSING, "seed"}
         changed = {name for name in settings.keys() - taken if settings[name] != vars(base)[name]}
         for name in sorted(changed) + ["online"] * online + ["dry-run"] * dry_run:
             option = name.replace("_", "-")
@@ -130,15 +129,3 @@ def prepare(
     options = {name: settings[name] for name in settings.keys() - {*COMPOSING, *READING}}
     options |= {"device": device, "precision": how.precision or "float32"}
     print((estimate if dry_run else encode)(images, out, **options))
-
-
-def pick_device(name: str) -> str:
-    """`auto` as the device there is."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from None
-    return name

@@ -15,7 +15,6 @@ from erw.interop import is_model, open_model
 from erw.log import Progress
 from erw.sampling import Generation, generate, write
 from erw.training import Trained
-from erw.training.trained import fitting_rdm, load
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class Draw(Sample):
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 runs the network under autocast
     compile: bool = False  # torch.compile of the blocks; pays from some hundred images on
     vae: str | None = None  # decoder of the latents; none: the run's
-    rdm: str | None = None  # run that makes the representations; none: rdm in the run's own folder
     checkpoint: str = "last"  # last; best, by scores while training; or a step that the run keeps
     layout: str = "auto"  # of a released file; auto tells it from keys and shapes
 
@@ -67,7 +65,6 @@ def sample(
     *,
     out: str,
     preview: bool = False,
-    dry_run: bool = False,
 ) -> None:
     """Draw images from a run or a released file; the same command makes what is missing.
 
@@ -76,12 +73,8 @@ def sample(
             released checkpoint.
         out: a folder of PNGs, or a file ending in .npz.
         preview: also the first 16 as one picture.
-        dry_run: print all settings, draw nothing.
     """
     generation = generation_of(model or open_model(run), draw)  # which says what is missing
-    if dry_run:
-        settings = generation.settings | {"images": len(generation)}
-        return print("\n".join(f"{name:<14}{value}" for name, value in settings.items()))
     title, first = f"sample {generation.settings['recipe']}", current().first
     with Progress(title, len(generation), unit="images", quiet=not first) as progress:
         written = write(generation, out, progress=progress.update)
@@ -96,11 +89,6 @@ def sample(
 def generation_of(model: Trained, draw: Draw) -> Generation:
     """The images that the options ask `erw.generate` for."""
     device = current().device
-    if draw.rdm:
-        if model.run.model.class_token != "given":
-            raise ConfigError("--rdm is for a run that is given representations: leave it out")
-        rdm = fitting_rdm(load(draw.rdm, device=device), model.run)
-        model = replace(model, rdm=rdm, class_names=rdm.class_names)
     labels: Any = draw.labels
     if labels not in (None, "random"):
         numbers = [_label(text.strip(), model.class_names) for text in labels.split(",")]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from erw.errors import DataError
 from erw.evaluation.callback import HIGHER
-from erw.study.results import Curve, RunResult, by_method
+from erw.study.results import Curve, RunResult
 
 LABELS = {"fd_lite2": "FD-Lite2", "fid": "FID", "sfid": "sFID", "kid": "KID"}
 
@@ -77,14 +77,6 @@ def score_curves(runs: Sequence[RunResult], metric: str, *, over: str = "flops")
     return [run.curve("values", metric, over=over) for run in runs]
 
 
-def reach(curves: Sequence[Curve], target: float, *, metric: str) -> Reach:
-    """The cost at which the seeds of one method reach a score."""
-    mean, *singles = (
-        cost_to_target(c, target, metric=metric) for c in (mean_curve(curves), *curves)
-    )
-    return _spread(mean, singles)
-
-
 def speed_up(ours: Sequence[Curve], theirs: Sequence[Curve], *, metric: str) -> Reach:
     """At what share of their whole cost our curves reach their final score."""
 
@@ -118,51 +110,6 @@ def _spread(mean: tuple[float, bool] | None, singles: Sequence[tuple[float, bool
 def label_of(metric: str) -> str:
     """How a score is written: "FD-Lite2" for "fd_lite2"."""
     return LABELS.get(metric, metric.replace("_", " "))
-
-
-def to_target(
-    runs: Sequence[RunResult], metric: str, *, over: str, target: float | None
-) -> dict[str, Any]:
-    """Costs to the target and the speed-ups of methods by those before them, as JSON values."""
-    curves = {
-        name: score_curves(group, metric, over=over) for name, group in by_method(runs).items()
-    }
-    record: dict[str, Any] = {"metric": metric, "over": over, "target": target, "reached": {}}
-    if target is not None:
-        for name, some in curves.items():
-            record["reached"][name] = reach(some, target, metric=metric)._asdict()
-    record["speed_ups"] = [
-        {"method": method, "against": against, "ratio": ratio._asdict()}
-        for (method, against), ratio in speed_ups(curves, metric=metric).items()
-    ]
-    record["curves"] = {name: [c._asdict() for c in some] for name, some in curves.items()}
-    return record
-
-
-def summary(record: Mapping[str, Any]) -> list[str]:
-    """The outcome of `to_target` in lines."""
-    over, metric, target = record["over"], label_of(record["metric"]), record["target"]
-
-    def line(head: str, result: Mapping[str, Any], text: Callable[[float], str]) -> str:
-        value, low, high = (
-            "not reached" if result[key] is None else text(result[key])
-            for key in ("value", "low", "high")
-        )
-        most = "at most " if result["at_most"] and result["value"] else ""
-        seeds = f"({low} to {high}; {result['reached']} of {result['tries']})"
-        return f"  {head:<24}{most}{value} {seeds if result['tries'] > 1 else '(one seed)'}"
-
-    lines = ["score linear in log(cost) between points; brackets: extremes over seeds"]
-    if target is not None:
-        lines.append(f"{metric} {target:g} is reached after:")
-    for name, cost in record["reached"].items():
-        lines.append(line(name, cost, lambda value: amount(value, over)))
-    if record["speed_ups"]:
-        lines.append(f"another's final {metric} after this share of the {over} that it took there:")
-    for item in record["speed_ups"]:
-        head = f"{item['method']} to {item['against']}'s"
-        lines.append(line(head, item["ratio"], lambda value: f"{value:.2f}x"))
-    return lines
 
 
 def amount(value: float, over: str) -> str:
