@@ -19,7 +19,7 @@ from erw.errors import ConfigError
 COMPOSING = ("count", "groups")
 READING = ("classes", "split", "subset", "columns")
 """Settings that say how images are found in IMAGES."""
-ADDED = ("features", "class_token", "batch_size", "workers")
+ADDED = ("features", "class_token", "batch_size")
 """Settings that --add-encoder takes; the rest is as the cache has it."""
 
 
@@ -51,7 +51,6 @@ class Prepare:
     # bfloat16 encodes under autocast. None: float32, with --online bfloat16.
     precision: Literal["float32", "bfloat16"] | None = None
     seed: int = 0  # of the built-in images
-    workers: int | None = None  # threads that decode and crop; none: one per core, 8 at most
 
     def reading(self, source: str) -> dict[str, Any]:
         """Options of `open_source`, but for the seed."""
@@ -98,8 +97,7 @@ def prepare(
             hf:OWNER/NAME, a data set of the Hugging Face hub, or openmoji or openmoji-test, the
             built-in sets.
         out: folder of the cache.
-        add_encoder: add features of these encoders to the cache, from the same IMAGES or those
-            that it stores.
+        add_encoder: add features of these encoders to the cache, from the same IMAGES.
         verify: only recheck every hash of the cache.
         online: store nothing, encode in training.
         dry_run: only count images and bytes.
@@ -107,12 +105,12 @@ def prepare(
     if verify:
         cache = recheck(out)
         return print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
-    if source is None and not add_encoder:
+    if source is None:
         raise ConfigError("missing IMAGES, what to prepare; see erw prepare --help")
     device, settings = str(current().device), asdict(how)
-    reading = how.reading(source or "")
+    reading = how.reading(source)
     seed: dict[str, Any] = {"seed": how.seed} if source in BUILT_IN else {}
-    images: Any = None if source is None else open_source(source, **reading, **seed)
+    images = open_source(source, **reading, **seed)
     if add_encoder:
         taken = {*ADDED, *READING, *COMPOSING, "seed"}
         changed = {name for name in settings.keys() - taken if settings[name] != vars(base)[name]}

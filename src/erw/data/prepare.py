@@ -22,7 +22,7 @@ from erw.data.manifest import (
 )
 from erw.data.networks import Networks, cache_spec, encoder_specs
 from erw.data.sources import Source, open_source, overview
-from erw.data.writer import StoredImages, Writer
+from erw.data.writer import Writer
 from erw.dist import World, world
 from erw.errors import CacheError, ConfigError, DataError
 from erw.io import lock, write_json, write_text
@@ -45,7 +45,6 @@ def prepare(
     precision: str = "float32",
     seed: int = 0,
     device: str = "cpu",
-    workers: int | None = None,
     progress: bool = True,
 ) -> Cache:
     """Encode a source (see `open_source`) into a cache folder and open it.
@@ -68,7 +67,7 @@ def prepare(
             images=images,
         )  # fmt: skip
         with _locked(out, here, spec) as spec:
-            writer = Writer(out, spec, source, networks, batch_size, workers)
+            writer = Writer(out, spec, source, networks, batch_size)
             return _make(writer, here, progress=progress)
 
 
@@ -86,7 +85,7 @@ def prepare_builtin(
 
 
 def add_encoders(
-    source: Source | str | Path | None,
+    source: Source | str | Path,
     out: str | Path,
     *,
     encoders: Sequence[Any],
@@ -94,21 +93,18 @@ def add_encoders(
     class_token: bool = False,
     batch_size: int = 64,
     device: str = "cpu",
-    workers: int | None = None,
     progress: bool = True,
 ) -> Cache:
     """Add features of more encoders to a finished cache and open it.
 
     The cache stays readable meanwhile, and then is as if it had always had them. Running it again
-    resumes. `source` is what the cache was made of, or None: the images in its rows, if it was made
-    with `images`. The rest is as for `prepare`. Raises CacheError for other images.
+    resumes. `source` is what the cache was made of: other images raise CacheError. The rest is as
+    for `prepare`.
     """
     out = _local(out)
     before = Manifest.read(out).spec
-    if source is None and not before.images:
-        raise CacheError(f"{out} holds no images: give those that it was made of again")
-    given: Any = StoredImages(Cache.open(out)) if source is None else open_source(source)
-    if source is not None and given.fingerprint() != before.source.fingerprint:
+    given = open_source(source)
+    if given.fingerprint() != before.source.fingerprint:
         raise CacheError(
             f"{given.name} ({len(given)} images) is not what {out} was made of, or has changed "
             f"since: expected {before.source.name} ({before.source.count} images)"
@@ -117,7 +113,7 @@ def add_encoders(
         networks = Networks(None, encoders, precision=before.precision, device=device)
         new = encoder_specs(networks, before.image_size, features, class_token, like=before)
         with _locked(out, here, replace(before, encoders=new), adding=True) as spec:
-            writer = Writer(out, spec, given, networks, batch_size=batch_size, workers=workers)
+            writer = Writer(out, spec, given, networks, batch_size)
             return _make(writer, here, progress=progress)
 
 
@@ -134,7 +130,7 @@ def estimate(
 ) -> str:
     """Images, classes, FLOPs and bytes of the cache that `prepare` would make with its options."""
     networks = Networks(vae, encoders, precision=options["precision"], device="cpu")
-    hidden = ("precision", "batch_size", "workers", "device")
+    hidden = ("precision", "batch_size", "device")
     options = {name: value for name, value in options.items() if name not in hidden}
     spec = cache_spec(source, networks, like=read_spec(Path(out).expanduser()), **options)
     flops = (spec.vae.flops + sum(encoder.flops for encoder in spec.encoders)) * (1 + spec.flip)
@@ -184,9 +180,6 @@ def _locked(out: Path, here: World, new: CacheSpec, *, adding: bool = False) -> 
                 raise CacheError(f"another process is preparing {out}: wait until it has finished")
             before = read_spec(out)
             spec = agreed(before) if before else new
-            if (out / MANIFEST).exists() and len(Manifest.read(out).shards) != spec.shards:
-                how = "grown with --append by an earlier version, which can only be read"
-                raise CacheError(f"{out} was {how}: prepare its images anew in other folders")
             if spec != before:
                 write_json(out / SETTINGS, spec.to_json())
             return spec

@@ -18,8 +18,6 @@ from erw.data.manifest import MANIFEST, File, Manifest
 from erw.errors import CacheError, one_line
 from erw.io import cache_home, hash_file, lock
 
-TRIES = 3
-
 
 def open_remote(url: str) -> Part:
     """A finished cache at a URL; fsspec's file system finds credentials and addresses.
@@ -45,18 +43,17 @@ def _download(files: Any, root: str, url: str, file: File) -> Path:
     if path.is_file():
         return path
     with lock(folder / f".{file.blake3}.lock", wait=True), _errors(f"{url}/{file.file}"):
-        for _ in range(TRIES):
-            if path.is_file():  # another process has downloaded it meanwhile
-                return path
-            try:
-                files.get_file(f"{root}/{file.file}", str(tmp))
-                if hash_file(tmp) == file.blake3:
-                    return tmp.rename(path)
-            finally:
-                tmp.unlink(missing_ok=True)
+        if path.is_file():  # another process has downloaded it meanwhile
+            return path
+        try:
+            files.get_file(f"{root}/{file.file}", str(tmp))
+            if hash_file(tmp) == file.blake3:
+                return tmp.rename(path)
+        finally:
+            tmp.unlink(missing_ok=True)
     raise CacheError(
-        f"shard {file.file} arrived damaged from {url} {TRIES} times: check the original with "
-        "erw prepare --verify and upload it again"
+        f"shard {file.file} arrived damaged from {url}: try again, or check the original with "
+        "erw prepare --verify and upload it"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw.data.cache import Cache, map_columns
+from erw.data.cache import map_columns
 from erw.data.images import WHITE, Unreadable, crop
 from erw.data.loader import prefetch
 from erw.data.manifest import CacheSpec, File, Record, Shard, shard_file
@@ -23,22 +23,6 @@ from erw.io import hash_file, remove_partial, save_tensors
 from erw.log import Progress
 
 
-class StoredImages(Source):
-    """The images in the rows of a cache, as a source: numbered as in the one it was made of."""
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache, self.name, self.class_names = cache, cache.path.name, cache.class_names
-        stored = cache.columns(["item", "label"], range(len(cache)))
-        self.labels = stored["label"].numpy()
-        self._rows = {item: row for row, item in enumerate(stored["item"].tolist())}
-
-    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
-        if number not in self._rows:
-            raise Unreadable("rejected when the cache was made")
-        row = self._rows[number]
-        return self.cache.images([row])[0].permute(1, 2, 0).numpy(), int(self.labels[row])
-
-
 @dataclass
 class Writer:
     """Makes the missing files of a cache's shards in the folder `out`; see `prepare`."""
@@ -48,7 +32,6 @@ class Writer:
     source: Source
     networks: Networks
     batch_size: int
-    workers: int | None = None
 
     def __post_init__(self) -> None:
         self.folder, self.parts = self.out / "shards", self.spec.columns()
@@ -77,7 +60,7 @@ class Writer:
         numbers = list(chain.from_iterable(self.spec.span(index) for index in todo))
         if numbers:
             self._load(numbers[0])  # sources build tables on first use, which one thread must do
-        workers = self.workers or min(8, os.cpu_count() or 1)
+        workers = min(16, os.cpu_count() or 1)
         items = prefetch(self._load, numbers, depth=64 * workers, threads=workers)
         with one_thread_each() as self._pool:
             for index, parts in todo.items():

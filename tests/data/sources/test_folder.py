@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from erw.data.images import Unreadable
-from erw.data.sources import FileSource, Source, open_source, overview
+from erw.data.sources import FileSource, Source, open_source
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.errors import DataError
 from helpers.archives import png, shades, tar
@@ -73,17 +73,6 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     assert len(open_source(tmp_path / "set")) == 6
 
 
-def test_a_link_gives_way_to_the_folder_it_leads_to(tmp_path: Path) -> None:
-    (tmp_path / "deep" / "zebra").mkdir(parents=True)
-    (tmp_path / "deep" / "zebra" / "0.png").write_bytes(png(1))
-    (tmp_path / "deep" / "ape").mkdir()
-    (tmp_path / "deep" / "ape" / "0.png").write_bytes(png(2))
-    os.symlink(tmp_path / "deep" / "zebra", tmp_path / "deep" / "alias")
-    os.symlink(tmp_path / "deep" / "zebra", tmp_path / "animal")
-    source = open_source(tmp_path)
-    assert source.class_names == ("ape", "zebra") and shades(source) == [(2, 0), (1, 1)]
-
-
 def test_a_zip_equals_its_folder(tmp_path: Path) -> None:
     folder = open_source(photos(tmp_path / "set", each=3))
     archive = open_source(zipped(tmp_path / "set", tmp_path / "set.zip"))
@@ -145,7 +134,7 @@ def test_a_file_that_vanished_is_rejected(tmp_path: Path) -> None:
         source[1]
 
 
-def test_a_link_to_nothing_and_an_empty_folder_are_told(tmp_path: Path) -> None:
+def test_a_link_to_nothing_is_rejected_and_an_empty_folder_is_no_class(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
     (tmp_path / "a" / "1.png").write_bytes(png(1))
@@ -153,7 +142,6 @@ def test_a_link_to_nothing_and_an_empty_folder_are_told(tmp_path: Path) -> None:
     (tmp_path / "c" / "2.png").symlink_to(tmp_path / "gone.png")
     source = open_source(tmp_path)
     assert source.class_names == ("a", "c")
-    assert "1 empty folders are no classes (such as b)" in overview(source)
     with pytest.raises(Unreadable, match="No such file"):
         source[2]
 

@@ -76,11 +76,6 @@ def test_texts_are_looked_up_in_the_list_of_names(tmp_path: Path, encoded: bool)
 def test_labels_by_other_names_are_taken_where_there_is_one(tmp_path: Path, name: str) -> None:
     columns = {"image": [png(0), png(1)], name: [1, 0]}
     assert labels(Table([write(tmp_path / "x.parquet", columns)])) == [1, 0]
-    both = write(tmp_path / "y.parquet", columns | {"class_id": [0, 0]})
-    table = Table([both])
-    assert table.class_names == ()
-    (note,) = table.notes
-    assert name in note and "class_id" in note and "may be labels and are not used" in note
 
 
 def test_files_with_other_class_names_are_refused(tmp_path: Path) -> None:

@@ -73,9 +73,8 @@ class FileSource(Source):
 
     def __init__(self, files: Files, *, classes: str = "auto") -> None:
         self.files, self.name = files, files.name
-        notes: list[str] = []
+        self.notes = notes = list[str]()
         self.keys, (self.class_names, self.labels) = find(files, classes, notes)
-        self.notes = (*notes, *files.notes)
         pairs = zip(self.keys, self.labels, strict=True)
         lines = (f"{key}\0{files.entries[key]}\0{label}\n" for key, label in pairs)
         self._fingerprint = digest([self.class_names, WHITE], lines)
@@ -91,30 +90,24 @@ class FileSource(Source):
 
 
 def folder(root: Path) -> Files:
-    """The files below a folder, links followed: each real folder once, by its real path first."""
+    """The files below a folder, links followed, each real folder once."""
     entries: dict[str, str] = {}
-    roots, seen, empty, errors = [str(root)], set[str](), list[str](), list[OSError]()
-    for top in roots:  # links join the end while they are found
-        for path, folders, names in os.walk(top, onerror=errors.append):
-            if (real := os.path.realpath(path)) in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if not hidden(name))
-            roots += [p for f in folders if os.path.islink(p := os.path.join(path, f))]
-            prefix = os.path.join(os.path.relpath(path, root), "").removeprefix("./")
-            if prefix and not folders and all(map(hidden, names)):
-                empty.append(prefix[:-1])
-            for name in names:
-                file = os.path.join(path, name)  # a link to nothing fails when it is read
-                size = os.path.getsize(file) if os.path.exists(file) else 0
-                entries[prefix + name] = f"{size}\0"
+    seen, errors = set[str](), list[OSError]()
+    for path, folders, names in os.walk(root, onerror=errors.append, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not hidden(name))
+        prefix = os.path.join(os.path.relpath(path, root), "").removeprefix("./")
+        for name in names:
+            file = os.path.join(path, name)  # a link to nothing fails when it is read
+            entries[prefix + name] = f"{os.path.getsize(file) if os.path.exists(file) else 0}\0"
     if errors:
         raise errors[0]
-    notes = [f"{len(empty)} empty folders are no classes (such as {min(empty)})"] if empty else ()
     return Files(
         root, root.resolve().name, entries, lambda key: (root / key).read_bytes(),
-        lambda key: str(root / key), notes,
+        lambda key: str(root / key),
     )  # fmt: skip
 
 
@@ -142,13 +135,12 @@ def tars(paths: Sequence[Path]) -> Files:
     """
     places: dict[str, tuple[Path, int, int]] = {}  # archive, first byte, size
     names: dict[str, str] = {}  # paths inside
-    common, links = os.path.commonpath([path.parent for path in paths]), 0
+    common = os.path.commonpath([path.parent for path in paths])
     for path in paths:
         prefix = f"{os.path.relpath(path, common)}/" if len(paths) > 1 else ""
         try:
             for member in _members(path):
                 name = member.name.removeprefix("./")
-                links += member.islnk() or member.issym()
                 if member.isfile():
                     names[prefix + name] = name
                     places[prefix + name] = (path, member.offset_data, member.size)
@@ -157,10 +149,9 @@ def tars(paths: Sequence[Path]) -> Files:
             raise DataError(f"{path} {what}: copy it again, or uncompress it") from error
     name = paths[0].parent.name if len(paths) > 1 else paths[0].name
     entries = {key: f"{size}\0" for key, (*_, size) in places.items()}
-    notes = [f"{links} links inside archives are left alone"] if links else ()
     return Files(
         paths[0], name, entries, lambda key: _bytes(*places[key]),
-        lambda key: f"{places[key][0]}!{names[key]}", notes, names.__getitem__,
+        lambda key: f"{places[key][0]}!{names[key]}", names.__getitem__,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ Labels = tuple[tuple[str, ...], np.ndarray]  # names of classes; each image's nu
 
 CLASSES = ("auto", "folders", "leaf", "none")
 TABLE = "dataset.json"
-# Names that mean a label: the first of `USUAL` is taken, of the others only one that is alone.
+# Names that mean a label, the likeliest first.
 USUAL = ("label", "labels", "fine_label", "cls")
 OTHERS = (
     "class", "class_id", "class_label", "category", "category_id", "target", "targets", "y",
@@ -41,23 +41,18 @@ class Files:
     entries: dict[str, str]  # path inside -> size and checksum; becomes sorted, without hidden ones
     read: Callable[[str], bytes]
     location: Callable[[str], str]  # the place of a file, for messages
-    notes: Sequence[str] = ()  # what cannot be read
     inside: Callable[[str], str] = str  # the path whose folders may name the class
 
     def __post_init__(self) -> None:
         self.entries = {k: self.entries[k] for k in sorted(self.entries) if not hidden(k)}
 
 
-def label_name(names: Sequence[str], notes: list[str], marked: Sequence[str] = ()) -> str | None:
-    """Which name means the label: a usual one, one `marked` as such, or the only other one."""
-    if usual := [name for name in USUAL if name in names]:
-        return usual[0]
-    others = marked or [name for name in OTHERS if name in names]
-    if len(marked) > 1:
+def label_name(names: Sequence[str], marked: Sequence[str] = ()) -> str | None:
+    """Which name means the label: a usual one, the one `marked` as such, or another likely one."""
+    usual = [name for name in USUAL if name in names]
+    if not usual and len(marked) > 1:
         raise DataError(f"several ClassLabel columns ({', '.join(marked)}): name one by --columns")
-    if len(others) > 1:
-        notes.append(f"{' and '.join(others)} may be labels and are not used: rename one to label")
-    return others[0] if len(others) == 1 else None
+    return next((name for name in (*usual, *marked, *OTHERS) if name in names), None)
 
 
 def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) -> Labels:
@@ -92,7 +87,7 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     "auto" takes the first of dataset.json, label files of a WebDataset, and folders. What looks
     like labels and is not used goes to `notes`.
     """
-    sides = _samples(files, notes)
+    sides = _samples(files)
     images = sorted(sides) or _images(files.entries)
     used = {*images, *sides.values()}
     rest = [key for key in files.entries if key not in used and basename(key) != TABLE]
@@ -105,7 +100,7 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
         raise DataError(f"no images in {files.root}: {what}; Pillow's image formats are read")
     values, names = _of_tables(files, images, notes) if rule == "auto" else (None, ())
     if values is None and sides and rule == "auto":
-        values = [side and _label(files, side, []) for _, side in sorted(sides.items())]
+        values = [side and _label(files, side) for _, side in sorted(sides.items())]
     if values is None and rule != "none":
         values = _of_folders(files, images, rule)
     folders = {dirname(files.inside(key)).lower() for key in images}
@@ -120,7 +115,7 @@ def _images(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if ending(key) in EXTENSIONS]
 
 
-def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
+def _samples(files: Files) -> dict[str, str | None]:
     """The images of a WebDataset, each with its label file; {} if no image has one.
 
     Labels are NAME.cls, or NAME.json with a label in it where the images lie in no class folders.
@@ -135,7 +130,7 @@ def _samples(files: Files, notes: list[str]) -> dict[str, str | None]:
     last = {ending(key): key for key in files.entries if sample(key) in samples}
     flat = len({dirname(files.inside(key)) for key in images}) == 1
     kind = ".cls" if ".cls" in last else ".json" if flat and ".json" in last else ""
-    if not kind or (kind == ".json" and _label(files, last[kind], notes) is None):
+    if not kind or (kind == ".json" and _label(files, last[kind]) is None):
         return {}
     sides = {splitext(key)[0]: key for key in files.entries if ending(key) == kind}
     pairs = {image: sides.get(splitext(image)[0]) for image in images}
@@ -153,10 +148,10 @@ def _parsed(files: Files, key: str) -> Any:
         raise DataError(f"{files.location(key)} {what}") from error
 
 
-def _label(files: Files, key: str, notes: list[str]) -> Any:
+def _label(files: Files, key: str) -> Any:
     """The label in a file beside an image."""
     value = _parsed(files, key)
-    return value.get(label_name(list(value), notes)) if isinstance(value, dict) else value
+    return value.get(label_name(list(value))) if isinstance(value, dict) else value
 
 
 def _of_tables(

@@ -34,9 +34,8 @@ class Table(Source):
     ) -> None:
         first, *others = self.paths = sorted(paths)
         self.name = first.parent.name if others else first.name
-        self.notes = notes = list[str]()
         schema = _open(first)[0]
-        self._image, label = _columns(first, schema, columns, labelled, notes)
+        self._image, label = _columns(first, schema, columns, labelled)
         names = _features(schema, "ClassLabel").get(label or "", [])
         values: list[Any] = []
         self._places: list[tuple[Path, int, int]] = []  # file, row group and row in it
@@ -99,9 +98,7 @@ def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
         raise DataError(f"{path} cannot be read as {kind} ({one_line(error)})") from error
 
 
-def _columns(
-    path: Path, schema: Any, columns: Sequence[str], labelled: bool, notes: list[str]
-) -> tuple[Any, Any]:
+def _columns(path: Path, schema: Any, columns: Sequence[str], labelled: bool) -> tuple[Any, Any]:
     """The image and the label column: as given, by their usual names, by their features."""
     names, pictures = schema.names, list(_features(schema, "Image"))
     usual = [name for name in _COLUMNS if name in names] or pictures[: len(pictures) == 1]
@@ -112,7 +109,7 @@ def _columns(
     if len(columns) > 1 or not labelled:
         return image, columns[1] if labelled else None
     rest = [name for name in names if name != image]
-    return image, label_name(rest, notes, list(_features(schema, "ClassLabel")))
+    return image, label_name(rest, list(_features(schema, "ClassLabel")))
 
 
 def _features(schema: Any, kind: str) -> dict[str, list[Any]]:
@@ -132,14 +129,13 @@ class Arrays(Source):
 
     def __init__(self, path: Path, *, labelled: bool = True) -> None:
         self.name = path.name
-        self.notes = notes = list[str]()
         labels = None
         try:
             if ending(path.name) == ".npz":
                 with path.open("rb") as file, np.load(file) as arrays:
                     image = next((name for name in _ARRAYS if name in arrays), "images")
                     self._images = arrays[image]
-                    label = label_name([name for name in arrays if name != image], notes)
+                    label = label_name([name for name in arrays if name != image])
                     labels = arrays[label] if label else None
             else:
                 self._images = np.load(path, mmap_mode="r")
