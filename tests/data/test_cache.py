@@ -300,9 +300,7 @@ def test_several_caches_read_as_one(tmp_path: Path) -> None:
             Cache.open([tmp_path / "first", other.path])
 
 
-def test_a_cache_of_the_version_before_is_read_but_not_changed(
-    parts: TwoCaches, tmp_path: Path
-) -> None:
+def test_a_cache_of_the_version_before_is_read_but_not_changed(tmp_path: Path) -> None:
     """Made by it: two images, two appended to them, and an encoder added later; int8, flipped."""
     path = Path(__file__).parents[1] / "golden" / "cache_format_2"
     cache = Cache.open(path)
@@ -314,8 +312,10 @@ def test_a_cache_of_the_version_before_is_read_but_not_changed(
     sums = [x.double().sum().item() for x in (batch.mean, *batch.features)]
     assert sums == pytest.approx([-16.271560668945312, 1231.2744098305702, -852.4117813110352])
     copy = shutil.copytree(path, tmp_path / "copy")
-    with pytest.raises(CacheError, match="is not what .*copy was made of"):
-        add_encoders(parts.folder, copy, encoders=["efficientnet-lite0@64"], progress=False)
+    with pytest.raises(CacheError, match=r"is not what .*copy was made of"):
+        add_encoders(
+            photos(tmp_path / "set"), copy, encoders=["efficientnet-lite0@64"], progress=False
+        )
 
 
 def test_a_manifest_names_files_not_paths(copy: Path) -> None:

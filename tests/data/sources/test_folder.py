@@ -109,9 +109,9 @@ def test_missing_empty_and_imageless_folders(tmp_path: Path) -> None:
 def test_other_files_are_counted(tmp_path: Path) -> None:
     (photos(tmp_path, each=1) / "cup" / "readme.txt").write_text("x")
     source = open_source(tmp_path)
-    assert isinstance(source, FileSource) and source.notes == (
-        "1 other files are left alone (1 .txt)",
-    )
+    assert isinstance(source, FileSource) and source.notes == [
+        "1 other files are left alone (1 .txt)"
+    ]
 
 
 def test_the_built_in_set_by_name() -> None:
