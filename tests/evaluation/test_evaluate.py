@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from erw.data.sources.openmoji import OpenMojiSet
@@ -64,10 +63,7 @@ def test_a_generation_carries_its_settings_into_the_score(tmp_path: Path) -> Non
     record = json.loads(json.dumps(direct.to_dict()))
     assert record["settings"]["solver"] == "heun" and record["settings"]["steps"] == 2
     assert record["settings"] == read.to_dict()["settings"] == pngs.to_dict()["settings"]
-    assert (
-        record["features"]["fd_lite2"]["encoder"] == "pixels"
-        and record["versions"]["torch"] == torch.__version__
-    )
+    assert record["features"]["fd_lite2"]["encoder"] == "pixels"
 
 
 def test_reference_statistics_are_kept_by_content(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:
 
 def comparable(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two results differ in nothing but the values and the model that made the images."""
-    free = {"values", "images", "images_hash", "recipe", "step", "weights", "versions"}
+    free = {"values", "images", "images_hash", "recipe", "step", "weights", "erw", "torch"}
     a, b = (result | (result["settings"] or {}) | {"settings": 0} for result in (one, other))
     return all(a.get(name) == b.get(name) for name in (a.keys() | b.keys()) - free)
 

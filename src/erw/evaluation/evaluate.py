@@ -6,13 +6,10 @@ metrics "fid" and "adm" give it. `erw.evaluation.metrics` has the table.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from erw import __version__
 from erw.dist import World
 from erw.evaluation.features import (
     ALONE,
@@ -51,9 +48,6 @@ class Scores:
     settings: dict[str, Any] | None
     reference_statistics: str
     features: dict[str, dict[str, str]]
-    versions: dict[str, str] = field(
-        default_factory=lambda: {"erw": __version__, "torch": torch.__version__}
-    )
 
     def __getitem__(self, name: str) -> float:
         """A score by its name, "fd_lite2" or "fd-lite2"."""

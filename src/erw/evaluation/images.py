@@ -24,11 +24,8 @@ Reader = Callable[[int, int, int], Iterator[Tensor]]
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size (height, width), ready to be read.
-
-    `content` is a hash of them, or of everything they follow from; `read` gets the first image, the
-    one to stop before, and the batch size; `settings` say how they were generated, where known.
-    """
+    """Images of one size (height, width); `read` gets the first image, the one to stop before, and
+    the batch size. `content` is a hash of them, or of everything they follow from."""
 
     name: str
     count: int
