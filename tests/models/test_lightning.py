@@ -56,7 +56,7 @@ def test_files_without_shift_there_and_back(tmp_path: Path) -> None:
 
 
 def test_a_released_file_samples_with_its_latents_statistics(
-    small: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Reference, tmp_path: Path
 ) -> None:
     """From the command line: the file, VA-VAE beside latents_stats.pt, the released sampler."""
     z = torch.randn(1, 4, 8, 8)
