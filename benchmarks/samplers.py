@@ -96,7 +96,7 @@ def erw(spec: dict[str, Any]) -> Turn:
         model = load_pretrained(folder / "dit.pt", "dit")
         options |= {"solver": "ddim"}
     else:
-        model = load_pretrained(folder / "sit.pt", "repa")
+        model = load_pretrained(folder / "sit.pt", "repa", projectors=False)
         options |= {"solver": "euler", "interval": (0.0, spec["high"])}
     options |= {"vae": load_vae(str(folder / "vae")), "batch_size": spec["batch"]}
 

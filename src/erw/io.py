@@ -149,14 +149,14 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
     return path
 
 
-def misfit(tensors: Tensors, expected: Tensors) -> str:
+def misfit(tensors: Tensors, expected: Tensors, *, optional: Container[str] = ()) -> str:
     """Why `tensors` do not fill `expected`, which has the same names and shapes, in one line; ""
-    if they do."""
+    if they do. Names in `optional` may be missing."""
     both = [
         (k, tuple(tensors[k].shape), tuple(expected[k].shape)) for k in tensors if k in expected
     ]
     problems = {
-        "missing": [k for k in expected if k not in tensors],
+        "missing": [k for k in expected if k not in tensors and k not in optional],
         "unexpected": [k for k in tensors if k not in expected],
         "of another shape": [f"{k} {one} not {other}" for k, one, other in both if one != other],
     }

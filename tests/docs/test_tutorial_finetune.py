@@ -56,6 +56,7 @@ def test_its_variations_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     third = [*commands()[3], "--tiny", "--steps", "4"]
     for name, more in {
         "warm": ["--plan.warmup", "2"],
+        "heads": ["--init-projectors", "--plan.align.0.weight.value", "1"],
         "bare": ["--model.num-classes", "0"],
     }.items():
         assert main([*third, *more, "--out", f"runs/{name}"]) == 0, more
@@ -64,3 +65,5 @@ def test_its_variations_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     start = ["--init", "runs/bare", "--data.cache", "cache/large", "--out", "runs/large"]
     assert main([*third, *start]) == 0
     assert load("runs/large").latent_shape[-1] == 32 and load("runs/large").num_classes == 1
+    assert main(["export", "runs/heads", "--out", "two"]) == 0
+    assert "with its alignment heads" in Path("two/README.md").read_text()

@@ -26,6 +26,7 @@ from erw.evaluation.probing import (
 from erw.models import SiT
 from erw.rng import generator
 from erw.sampling.generation import start_noise
+from erw.study.knowledge import axes_of, history, lines_over
 from erw.training import Trained, load
 from helpers.parts import make, photos, vae_folder
 from helpers.tiny import tiny_run
@@ -146,7 +147,9 @@ def test_the_u_of_figure_5_is_one_command(
     go(run.replace(log=log), out)
     asked = ["analyze", str(out), "--metric", "cknna", "--count", "24", "--k", "5"]
     assert main([*asked, "--out", str(stem)]) == 0
+    assert "of 4 blocks fall and come back over steps" in capsys.readouterr().out
     record = json.loads(stem.with_suffix(".json").read_text())
+    assert [(h["depth"], h["time"]) for h in record["history"]] == [(d, 0) for d in (1, 2, 3, 4)]
     for name in ("u-light.png", "u-step-dark.svg", "u-step.json"):
         assert (tmp_path / name).stat().st_size > 500
     last = {p["depth"]: p["value"] for p in record["points"] if p["step"] == 12}
@@ -154,6 +157,26 @@ def test_the_u_of_figure_5_is_one_command(
     assert main([*asked, "--checkpoint", "8", "--out", str(stem)]) == 0
     record = json.loads(stem.with_suffix(".json").read_text())
     assert {p["step"] for p in record["points"]} == {8}
+    assert not record["history"]
+
+
+def test_a_u_comes_back() -> None:
+    def change(*values: float) -> list[dict[str, Any]]:
+        point = {"run": "a", "time": 0.0, "depth": 1}
+        return history([point | {"step": i, "value": v} for i, v in enumerate(values, start=1)])
+
+    assert change(0.5, 0.4) == []
+    (falls,), (bends,), (hardly,) = (change(0.9, *v) for v in ((0.5, 0.4), (0.4, 0.6), (0.4, 0.42)))
+    assert not falls["u_shaped"] and not hardly["u_shaped"]
+    assert bends["u_shaped"] and bends["step"] == 2 and bends["lowest"] == 0.4
+
+
+def test_runs_of_one_step_each_are_one_history() -> None:
+    point = {"time": 0.0, "depth": 1, "value": 1.0}
+    points = [{"run": f"r{s}", "step": s, **point} for s in (3, 1, 2)]
+    (line,) = lines_over(points, "step")
+    assert line.xs == (1, 2, 3) and axes_of(points) == ["step"]
+    assert len(lines_over([*points, {"run": "r9", "step": 3, **point}], "step")) == 4
 
 
 def test_a_released_checkpoint_needs_a_cache(

@@ -53,7 +53,7 @@ def write_study(out: Path, *, seeds: int = 1, points: int = 4, pictures: bool = 
                     png(64, 64, (40 * seed, 255 * i // points, list(SCORES).index(method)))
                 )
     study = {"study": {"title": "Synthetic study", "small": False, "samples": 500}}
-    study |= {"runs": names}
+    study |= {"runs": names, "versions": {"diffusers": "0.42"}, "hardware": {"cores": 2}}
     (out / "study.json").write_text(json.dumps(study))
     if pictures:
         (out / "reference.png").write_bytes(png(64, 64, (200, 180, 60)))

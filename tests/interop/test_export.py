@@ -168,9 +168,13 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         erw.export(token, tmp_path / "a")
     with pytest.raises(CheckpointError, match="has 4 latent channels, the model 3"):
         erw.export(model(channels=3), tmp_path / "a")
+    early = {k: v for k, v in peer().items() if not k.startswith(("final_layer", "blocks.3"))}
+    path = save(early, tmp_path / "warm.pt")
+    with pytest.raises(CheckpointError, match=r"is a warm-up, .* train on from it"):
+        erw.export(path, tmp_path / "a", layout="erw", num_heads=4, depth=4)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         erw.export(tmp_path / "nowhere", tmp_path / "a")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]  # nothing half-written
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "warm.pt"]  # nothing half-written
 
 
 def broken(folder: Path, change: object) -> None:

@@ -36,7 +36,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
 
 def test_pushed_and_read_again(hub: type[Hub], tmp_path: Path) -> None:
     first = model()
-    url = erw.push_to_hub(erw.export(first, tmp_path / "out", repo="me/mine"), "me/mine")
+    url = erw.push_to_hub(first, "me/mine", out=tmp_path / "out")
     assert url.startswith("http://127.0.0.1:") and url.endswith("/me/mine")
     there = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
     assert hub.files.keys() == there and "pipeline.py" in there
@@ -64,6 +64,8 @@ def test_without_a_network_the_folder_is_left(
     assert "could not push" in capsys.readouterr().err
     assert main(["export", str(folder), "--push", "mine"]) == 2
     assert "expected owner/name" in capsys.readouterr().err
+    assert main(["export", str(folder), "--push", "me/mine", "--vae", "none"]) == 2
+    assert "is exported already; leave out vae" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"there is no folder me/mine, and the hub's"):
         erw.from_pretrained("me/mine")
 
@@ -114,5 +116,5 @@ def test_the_card_of_a_released_file(tmp_path: Path) -> None:
     assert "diffusers" not in text.split("---")[2] and '"optim"' not in text
     with pytest.raises(ConfigError, match="says itself what it is; leave out num_heads"):
         erw.export(folder, tmp_path / "b", num_heads=4)
-    with pytest.raises(CheckpointError, match="was not exported by erw"):
-        erw.push_to_hub(tmp_path, "me/mine")
+    with pytest.raises(ConfigError, match="out= is missing"):
+        erw.push_to_hub(found, "me/mine")

@@ -15,10 +15,13 @@ from erw.dist import World
 from erw.errors import CheckpointError, ConfigError
 from erw.flow import velocity_from
 from erw.interop import adopt, load_pretrained, open_model, starting_point
+from erw.interop.export import export
 from erw.interop.init_from import TABLE, label_rows
 from erw.interop.safe_load import read_weights
+from erw.io import load_tensors
 from erw.models import SiT
 from erw.training import load, network
+from erw.training.checkpoint import paths
 from erw.training.loop import Trainer
 from erw.training.objective import build_objective
 from erw.training.trained import begin_with
@@ -112,6 +115,25 @@ def test_other_classes_and_another_resolution(tmp_path: Path) -> None:
     assert torch.equal(net(x, t, torch.tensor([0, 1])), small.net(x, t))
 
 
+def test_a_warm_up_file_leaves_the_rest_fresh(tmp_path: Path) -> None:
+    state = {k: v for k, v in peer().items() if not k.startswith(("final_layer", "blocks.3"))}
+    path = save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="give depth="):
+        open_model(path, layout="erw", num_heads=4)
+    start = open_model(path, layout="erw", num_heads=4, depth=6)
+    run = adopt(tiny_run("none"), start)
+    assert run.model.depth == 6
+    init = starting_point(start, run, (), 1000)
+    torch.manual_seed(1)
+    net = SiT(input_size=8, num_classes=1000, **architecture(run))
+    fresh = net.get_parameter("blocks.3.attn.qkv.weight").clone()
+    begin_with(net, init)
+    assert torch.equal(net.get_parameter("blocks.3.attn.qkv.weight"), fresh)
+    assert torch.equal(
+        net.get_parameter("blocks.2.attn.qkv.weight"), state["blocks.2.attn.qkv.weight"]
+    )
+
+
 def test_network_and_average_begin_with_the_run(cache: Path, before: Path, tmp_path: Path) -> None:
     opened, data = open_model(before), Cache.open(cache)
     assert opened.class_names == data.class_names
@@ -156,6 +178,54 @@ def started(cache: Path, init: str | Path, out: Path, *more: str) -> int:
     args = ["train", "debug", "--out", str(out), "--data.cache", str(cache), "--init", str(init)]
     args += ["--steps", "2", "--plan.warmup", "1", "--optim.precision", "fp32"]
     return main([*args, *more])
+
+
+def test_heads_are_taken_over_when_asked_for(
+    cache: Path, before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the average, by encoder; a recorded run is not gone on with under the other name."""
+    out, flag = tmp_path / "a", "--init-projectors"
+    assert started(cache, before, out, flag, "--model.patch", "8", "--optim.lr", "1e-30") == 0
+    assert "with its alignment heads for efficientnet-lite0" in capsys.readouterr().err
+    heads = [
+        {
+            k: v
+            for k, v in load_tensors(paths(run / "checkpoints")[-1])[0].items()
+            if "ema.proj" in k
+        }
+        for run in (before, out)
+    ]
+    assert len(heads[0]) == 6
+    for name, value in heads[0].items():
+        assert torch.equal(heads[1][name], value), name
+    assert started(cache, before, out, "--model.patch", "8", "--optim.lr", "1e-30") == 2
+    assert "what it begins with" in capsys.readouterr().err
+
+    assert started(cache, before, tmp_path / "b", flag, "--model.projector", "16") == 2
+    said = capsys.readouterr().err
+    assert "0.2.bias (32,) not (16,)" in said and "leave out --init-projectors" in said
+    unaligned = ["--plan.warmup", "0", "--plan.align.0.weight.value", "0"]
+    assert started(cache, before, tmp_path / "c", flag, *unaligned) == 2
+    assert "the run aligns with nothing" in capsys.readouterr().err
+    folder = export(before, tmp_path / "folder", format="safetensors")
+    assert started(cache, folder, tmp_path / "d", flag) == 2
+    assert "has alignment heads for 0 without names" in capsys.readouterr().err
+    assert started(cache, folder, tmp_path / "d") == 0  # an exported folder starts a run too
+    assert main(["train", "debug", "--out", str(out), "--data.cache", str(cache), flag]) == 2
+    assert "--init-projectors takes heads over from --init" in capsys.readouterr().err
+
+
+def test_heads_of_a_released_file(tmp_path: Path) -> None:
+    state = peer(projector=True)
+    model = load_pretrained(save(state, tmp_path / "a.pt"), num_heads=4)
+    run = adopt(tiny_run("none"), model)
+    run = run.replace(data=dataclasses.replace(run.data, features=("dinov2-b",)))
+    heads = starting_point(model, run, (), 1000, projectors=True).projectors.state_dict()
+    assert heads.keys() == {f"0.{i}.{k}" for i in (0, 2, 4) for k in ("weight", "bias")}
+    assert torch.equal(heads["0.2.weight"], state["projectors.0.2.weight"])
+    run = run.replace(data=dataclasses.replace(run.data, features=("dinov2-b", "clip-l")))
+    with pytest.raises(CheckpointError, match="has alignment heads for 1 without names"):
+        starting_point(model, run, (), 1000, projectors=True)
 
 
 def test_to_no_classes_to_other_ones_and_to_another_size(

@@ -53,6 +53,8 @@ def test_flow_models_in_our_convention(golden: Golden, tmp_path: Path, name: str
     assert relative(v, sign * data[key]) < 2e-6  # float32 rounding; measured: 7e-7 or less
     tapped = model.net(data["x"], t, data["y"], tap=(2,))
     assert torch.equal(tapped.velocity, v)
+    if layout == "repa":
+        assert relative(model.projectors[0](tapped.hidden[2]), data["z_tilde"]) < 1e-5
     convert(path, tmp_path / "back.pt", to=layout, layout=layout, num_heads=4)
     same(torch.load(tmp_path / "back.pt"), torch.load(path))
 
@@ -147,14 +149,15 @@ def test_wrappers_prefixes_and_arguments(tmp_path: Path) -> None:
     wrapped = {"model": other, "ema": state, "opt": {"state": {}}, "args": args, "steps": 7}
     path = save(wrapped, tmp_path / "0400000.pt")
     model = load_pretrained(path, num_heads=4)
-    assert "weights ema" in model.origin
+    assert "weights ema" in model.origin and "1 projector" in model.origin
     assert model.run.flow.path == "cosine"
     convert(path, tmp_path / "back.pt", to="repa", num_heads=4)
     same(torch.load(tmp_path / "back.pt")["ema"], state)
     again = load_pretrained(tmp_path / "back.pt", num_heads=4)
     assert again.run.flow.path == "cosine" and again.origin.startswith("repa")
+    path = save({"model": other, "ema": state, "args": args}, tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="pos_embed is not the frozen table"):
-        load_pretrained(save(other | {}, tmp_path / "b.pt"), num_heads=4)  # + 1 on positions too
+        load_pretrained(path, num_heads=4, which="model")  # + 1 on positions too
     bare = load_pretrained(save(other | {}, tmp_path / "c.pt"), num_heads=4, input_size=16)
     assert bare.latent_shape == (4, 16, 16)
 
@@ -170,7 +173,7 @@ def test_arguments_tell_sit_from_dit(tmp_path: Path) -> None:
         assert model.origin.startswith(f"{layout} (")
         assert model.net.out_channels == (8 if layout == "dit" else 4)
     args = argparse.Namespace(path_type="Quadratic")
-    with pytest.raises(CheckpointError, match="path_type Quadratic; expected one of v"):
+    with pytest.raises(CheckpointError, match="path_type is Quadratic; expected one of linear"):
         load_pretrained(save({"ema": state, "args": args}, tmp_path / "x.pt"), num_heads=4)
 
 
@@ -198,8 +201,22 @@ def test_sit_files_of_other_predictions(
     for other in files:
         again = load_pretrained(other, num_heads=4)
         assert torch.equal(again.velocity(x, t, y), v)
+    with pytest.raises(CheckpointError, match=f"is {prediction} in the file, as argument velocity"):
+        load_pretrained(other, num_heads=4, prediction="velocity")
     with pytest.raises(ConfigError, match="is a DiT, which predicts noise on its chain"):
         load_pretrained(file, "dit", num_heads=4, prediction="noise")
+
+
+def test_projectors_are_kept_or_dropped(tmp_path: Path) -> None:
+    path = save(peer(projector=True), tmp_path / "a.pt")
+    assert len(load_pretrained(path, num_heads=4).projectors) == 1
+    assert len(load_pretrained(path, num_heads=4, projectors=False).projectors) == 0
+    state = peer(projector=True)
+    state["projectors.0.projection_layer.0.weight"] = state.pop("projectors.0.0.weight")
+    path = save(state, tmp_path / "irepa.pt")
+    with pytest.raises(CheckpointError, match=r"no three-layer projector .* projectors=False"):
+        load_pretrained(path, num_heads=4)
+    load_pretrained(path, num_heads=4, projectors=False)
 
 
 def test_another_resolution(golden: Golden, tmp_path: Path) -> None:
@@ -210,6 +227,34 @@ def test_another_resolution(golden: Golden, tmp_path: Path) -> None:
     convert(path, tmp_path / "big.safetensors", to="lightningdit", input_size=16)
     back = load_pretrained(tmp_path / "big.safetensors")
     assert back.latent_shape == (4, 16, 16)
+
+
+def test_a_warm_up_file_starts_a_full_model(tmp_path: Path) -> None:
+    state = peer(projector=True)
+    early = {k: v for k, v in state.items() if not k.startswith(("final_layer", "blocks.3"))}
+    path = save({"ema": early, "model": early}, tmp_path / "0100000.pt")
+    with pytest.raises(CheckpointError, match=r"of width 64 does not say it: give depth="):
+        load_pretrained(path, "erw", num_heads=4)
+    model = load_pretrained(path, num_heads=4, depth=6)
+    assert "warm start: blocks 1 to 3 from the file, the rest is new" in model.origin
+    full = load_pretrained(save(state, tmp_path / "full.pt"), num_heads=4)
+    x, t = torch.randn(2, 4, 8, 8), torch.rand(2)
+    taps = [m.net(x, t, tap=(3,)).hidden[3] for m in (model, full)]
+    assert torch.equal(*taps)
+    assert model.missing == {k for k in dict(model.net.named_parameters()) if k not in early}
+    assert model.velocity(x, t).abs().max() == 0  # the new final layer predicts nothing yet
+    convert(path, tmp_path / "back.pt", to="erw", num_heads=4, depth=6)
+    same(torch.load(tmp_path / "back.pt"), early)
+
+
+def test_legacy_names_of_the_late_blocks(tmp_path: Path) -> None:
+    state = peer(projector=True)
+    old = {
+        f"decoder_blocks.{int(k[7]) - 2}{k[8:]}" if k[:8] in ("blocks.2", "blocks.3") else k: v
+        for k, v in state.items()
+    }
+    convert(save(old, tmp_path / "a.pt"), tmp_path / "b.pt", to="repa", num_heads=4)
+    same(torch.load(tmp_path / "b.pt"), state)
 
 
 def test_half_precision_files_keep_their_bits(tmp_path: Path) -> None:

@@ -9,18 +9,13 @@ from erw.errors import DataError
 from erw.study.compare import (
     cost_to_target,
     flops_unit,
-    reach,
+    mean_curve,
     score_curves,
     speed_up,
     speed_ups,
 )
 from erw.study.results import Curve, by_method, read_runs
-from helpers.synthetic_study import (
-    SCORES,
-    train_line,
-    write_run,
-    write_study,
-)
+from helpers.synthetic_study import SCORES, train_line, write_run, write_study
 
 COSTS = (10.0, 20.0, 40.0, 80.0)
 FID = "fid"
@@ -33,19 +28,19 @@ def line(start: float, slope: float = 30.0) -> Curve:
 
 @pytest.mark.parametrize("true", [10.0, 13.0, 31.7, 80.0])
 def test_cost_to_target_of_a_line_in_log_cost_is_exact(true: float) -> None:
-    cost = cost_to_target(line(400), 400 - 30 * math.log(true), metric=FID)
-    assert cost == pytest.approx(true)
+    cost, at_most = cost_to_target(line(400), 400 - 30 * math.log(true), metric=FID) or (0, True)
+    assert cost == pytest.approx(true) and not at_most
 
 
 def test_cost_to_target_takes_the_first_crossing_and_says_what_it_cannot_know() -> None:
-    def cost(values: tuple[float, ...], target: float) -> float | None:
+    def cost(values: tuple[float, ...], target: float) -> tuple[float, bool] | None:
         curve = Curve((1.0, 2.0, 4.0, 8.0)[: len(values)], values, tuple(range(len(values))))
         return cost_to_target(curve, target, metric=FID)
 
     assert cost((9, 8, 7), 6) is None
-    assert cost((9, 8, 7), 10) == 1
+    assert cost((9, 8, 7), 10) == (1, True)
     bumpy = cost((9, 5, 7, 4), 6)
-    assert bumpy and 1 < bumpy < 2
+    assert bumpy and 1 < bumpy[0] < 2
 
 
 @pytest.mark.parametrize("costs", [(), (2.0, 1.0), (0.0, 1.0)])
@@ -57,21 +52,7 @@ def test_costs_must_rise(costs: tuple[float, ...]) -> None:
 def test_higher_is_better_where_it_is() -> None:
     up = line(400)._replace(values=tuple(-value for value in line(400).values))
     found = cost_to_target(up, -(400 - 30 * math.log(31.7)), metric="inception_score")
-    assert found == pytest.approx(31.7)
-
-
-def test_a_reach_has_the_extremes_of_its_seeds() -> None:
-    target = 400 - 30 * math.log(31.7)
-    found = reach([line(397), line(400), line(403)], target, metric=FID)
-    assert found.value == pytest.approx(31.7) and found.reached == found.tries == 3
-    ends = (31.7 * math.exp(-3 / 30), 31.7 * math.exp(3 / 30))
-    assert (found.low, found.high) == pytest.approx(ends)
-
-
-def test_not_reached_is_an_answer() -> None:
-    found = reach([line(400), line(409), line(418)], 400 - 30 * math.log(78), metric=FID)
-    assert found.value is None and found.high is None and found.reached == 1
-    assert found.low == pytest.approx(78), "the luckiest seed alone gets there"
+    assert found == (pytest.approx(31.7), False)
 
 
 def test_speed_up_of_lines_is_exact() -> None:
@@ -80,6 +61,14 @@ def test_speed_up_of_lines_is_exact() -> None:
     assert speed_up([line(400)], [line(370)], metric=FID).value is None
     many = speed_up([line(370 + seed) for seed in range(3)], [line(400)], metric=FID)
     assert many.low and many.value and many.high and many.low < many.value < many.high
+
+
+def test_means_are_of_the_steps_that_all_have() -> None:
+    short = Curve((20.0, 80.0), (9.0, 5.0), (2, 8))
+    mean = mean_curve([line(400), short])
+    assert mean.costs == (20, 80) and mean.values[1] == pytest.approx((line(400).values[3] + 5) / 2)
+    with pytest.raises(DataError, match="no step is scored"):
+        mean_curve([line(400), line(400)._replace(steps=(3, 5, 6, 7))])
 
 
 def test_power_laws_have_a_closed_form(tmp_path: Path) -> None:
@@ -93,10 +82,6 @@ def test_power_laws_have_a_closed_form(tmp_path: Path) -> None:
     assert not ratio.at_most
 
 
-def test_units_fit() -> None:
-    assert flops_unit(3e15) == (1e15, "PFLOP") and flops_unit(5.0) == (1e9, "GFLOP")
-
-
 def test_a_missing_score_is_named(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", pictures=False)
     with pytest.raises(DataError, match="has no score fid; it has fd_lite2"):
@@ -104,3 +89,7 @@ def test_a_missing_score_is_named(tmp_path: Path) -> None:
     unscored = write_run(tmp_path / "plain", "SiT", [train_line(10, "SiT", 0)])
     with pytest.raises(DataError, match=r"train with --eval\.every"):
         score_curves(read_runs([unscored]), "fd_lite2")
+
+
+def test_units_fit() -> None:
+    assert flops_unit(3e15) == (1e15, "PFLOP") and flops_unit(5.0) == (1e9, "GFLOP")

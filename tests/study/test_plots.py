@@ -21,8 +21,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
 def test_a_method_has_its_colour_in_every_figure(runs: list[RunResult], theme: Theme) -> None:
     figures = [
-        plots.curve_figure(runs, "values", "fd_lite2", theme),
-        plots.curve_figure(runs, "values", "fd_lite2", theme, over="seconds"),
+        plots.score_figure(runs, "fd_lite2", theme),
+        plots.score_figure(runs, "fd_lite2", theme, over="seconds"),
         plots.curve_figure(runs, "losses", "flow", theme),
         plots.curve_figure(runs, "validation", "flow", theme),
         plots.times_figure(runs, theme),
@@ -35,8 +35,7 @@ def test_a_method_has_its_colour_in_every_figure(runs: list[RunResult], theme: T
 
 def test_the_same_runs_give_the_same_bytes(runs: list[RunResult]) -> None:
     one, two = (
-        plots.to_bytes(plots.curve_figure(runs, "values", "fd_lite2"), LIGHT, "svg")
-        for _ in range(2)
+        plots.to_bytes(plots.score_figure(runs, "fd_lite2"), LIGHT, "svg") for _ in range(2)
     )
     assert one == two
 
@@ -56,7 +55,7 @@ def test_every_value_is_in_the_validation_figure(runs: list[RunResult]) -> None:
 
 
 def test_labels_at_line_ends_keep_their_distance(runs: list[RunResult]) -> None:
-    axes = plots.curve_figure(runs, "values", "fd_lite2").axes[0]
+    axes = plots.score_figure(runs, "fd_lite2").axes[0]
     texts = [t for t in axes.texts if t.get_text().startswith(("SiT", "REPA", "ERW"))]
     heights = sorted(axes.transData.transform(t.xy)[1] + t.get_position()[1] for t in texts)
     assert len(texts) == 3
@@ -67,14 +66,12 @@ def test_axes_have_units_that_fit(runs: list[RunResult]) -> None:
     assert plots.cost_axis(runs, "flops") == (1e12, "training compute, TFLOP")
     assert plots.cost_axis(runs, "seconds") == (60.0, "training time, minutes")
     assert plots.cost_axis(runs, "steps") == (1.0, "training steps")
-    assert plots.cost_axis(runs, "images") == (1.0, "training images")
+    assert plots.cost_axis(runs, "images") == (1000.0, "training images, thousands")
 
 
 def test_other_names_have_spare_colours(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name, name, lines_of("ERW", 0)) for name in ("one", "two")]
-    svg = plots.to_bytes(
-        plots.curve_figure(read_runs(folders), "values", "fd_lite2"), LIGHT, "svg"
-    ).decode()
+    svg = plots.to_bytes(plots.score_figure(read_runs(folders), "fd_lite2"), LIGHT, "svg").decode()
     assert LIGHT.spare[0] in svg and LIGHT.spare[1] in svg
 
 
@@ -82,9 +79,7 @@ def test_saved_figures_come_in_both_themes_with_their_numbers(
     runs: list[RunResult], tmp_path: Path
 ) -> None:
     paths = plots.save_figure(
-        lambda theme: plots.curve_figure(runs, "values", "fd_lite2", theme),
-        tmp_path / "fd",
-        data={"a": [1]},
+        lambda theme: plots.score_figure(runs, "fd_lite2", theme), tmp_path / "fd", data={"a": [1]}
     )
     names = {path.name for path in paths}
     assert names == {f"fd-{t}.{e}" for t in ("light", "dark") for e in ("svg", "png")} | {"fd.json"}

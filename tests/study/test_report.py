@@ -77,7 +77,7 @@ def test_every_method_score_and_picture_is_there(text: str) -> None:
     page = Page(text)
     words = ["Synthetic study", "SiT", "REPA", "ERW", "CC BY-SA 4.0", "warm-up ends", "2.13.0"]
     words += ["Quality at equal cost", "over 3 seeds", "noise time, 0 is clean", "Settings of ERW"]
-    words += ["full steps", "teacher", "Final FD-Lite2", "Versions"]
+    words += ["full steps", "teacher", "Final FD-Lite2", "Versions and hardware"]
     words += ["Flow-matching loss of held-out images", "100% of the compute"]
     for word in words:
         assert word in page.text, word
@@ -111,7 +111,7 @@ def test_the_words_claim_no_more_than_the_seeds_carry(tmp_path: Path) -> None:
     assert title.startswith("ERW reaches SiT’s final FD‑Lite2 with 0.") and len(sentences) == 4
     assert title.endswith("× its compute") and sentences[-1].startswith("One seed only")
     study = write_study(tmp_path / "three", seeds=3)
-    assert "over seeds; final scores do not overlap)." in verdict(study)[1]
+    assert "over pairs of seeds; final scores do not overlap)." in verdict(study)[1]
     assert not any("One seed" in sentence for sentence in verdict(study))
     listed(study, [f"{name}-{seed}" for name in ("erw", "sit") for seed in range(3)])
     title, sentence = verdict(study)
@@ -194,6 +194,14 @@ def test_runs_without_scores_make_a_page(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, name, lines) for name in ("first", "second")]
     page = page_of(runs, tmp_path)
     assert "2 training runs" in page.text and "None yet" in page.text
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    picture = next(study.glob("runs/sit-0/previews/*.png"))
+    picture.write_bytes(picture.read_bytes()[:50])
+    with pytest.raises(DataError, match=f"{picture.name} is no complete PNG"):
+        report([study], out=tmp_path / "r.html")
 
 
 def test_no_run_is_an_error(tmp_path: Path) -> None:

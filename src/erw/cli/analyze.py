@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from erw.errors import ConfigError
 from erw.evaluation.probing import METRICS, Material, curve, material
 from erw.interop import load_pretrained
 from erw.log import Progress
-from erw.study.knowledge import save_knowledge
+from erw.study.knowledge import history, save_knowledge
 from erw.training import Trained, load
 from erw.training.checkpoint import paths, step_of
 from erw.training.trained import is_run
@@ -58,12 +59,14 @@ def analyze(runs: RunDirs, how: Settings[Analysis], *, out: str | None = None) -
                 points += [p._asdict() for p in curve(model, images, **options, name=name)]
             progress.update()
     assert images is not None, "a run has a checkpoint"
+    changes = history(points)
     record = {
         **asdict(how),
         "encoder": images.encoder,
         "count": len(images.rows),
         "points": points,
         "reference": None,  # the encoder's own accuracy
+        "history": changes,
     }
     for p in points:
         place = f"{p['run']}  step {p['step']:<8} t {p['time']:<5g} depth {p['depth']:<3}"
@@ -72,6 +75,10 @@ def analyze(runs: RunDirs, how: Settings[Analysis], *, out: str | None = None) -
         value = METRICS[how.metric](images.target, images, how.k)
         record["reference"] = value
         print(f"{images.encoder} itself {value:.4f}")
+    by_time = groupby(changes, lambda change: f"{change['run']}  t {change['time']:g}")
+    for title, blocks in by_time:
+        bent = [block["u_shaped"] for block in blocks]
+        print(f"{title}: {sum(bent)} of {len(bent)} blocks fall and come back over steps")
     if out:
         print("\n".join(map(str, save_knowledge(record, out))))
 

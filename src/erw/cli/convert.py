@@ -15,8 +15,10 @@ class Read:
     """How the input is read."""
 
     layout: Layout = "auto"  # of the input; auto detects it from keys and shapes
+    which: Literal["ema", "model"] = "ema"  # averaged or plain weights, where a file has both
     num_heads: int | None = None  # attention heads, where neither width nor shapes say it
     input_size: int | None = None  # side of the latent, for a file without it or a new resolution
+    depth: int | None = None  # blocks of the full model, for a warm-up's file
     prediction: str | None = None  # velocity, noise, score or x, if a flow model does not say it
     path_type: str | None = None  # linear, cosine (SiT's GVP) or vp, likewise
 

@@ -1,7 +1,6 @@
 """`erw export`: a folder that diffusers or another erw loads."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -34,17 +33,16 @@ def export(
         push: upload it to the Hugging Face hub as OWNER/NAME.
         private: the new repository is private.
     """
-    from erw.interop.export import METADATA, push_to_hub
     from erw.interop.export import export as write
+    from erw.interop.export import push_to_hub
 
     # An exported folder and a run refuse options that they do not need: only what was given.
     options = {name: value for name, value in asdict(how).items() if value != getattr(Read, name)}
     given = {"format": format, "vae": vae, "checkpoint": checkpoint}
     options |= {k: v for k, v in given.items() if v not in ("", "diffusers", "last")}
-    if out is None and push is None:
+    if push:
+        print(push_to_hub(source, push, out=out, private=private or None, **options))
+    elif out is None:
         raise ConfigError("--out is missing: the folder to write, or --push OWNER/NAME")
-    folder = path = Path(source).expanduser()
-    if out or options or not (path / METADATA).is_file():
-        name = path.stem if path.is_file() else path.resolve().name
-        folder = write(path, out or path.parent / f"{name}-export", repo=push or "", **options)
-    print(push_to_hub(folder, push, private=private or None) if push else folder)
+    else:
+        print(write(source, out, **options))

@@ -33,12 +33,13 @@ def starting_model(
     init: str | None = None,
     init_layout: str = "auto",
     heads: Annotated[int | None, arg(name="model.heads")] = None,
+    depth: Annotated[int | None, arg(name="model.depth")] = None,
 ) -> Trained | None:
     """The model of `--init`."""
     from erw.interop import open_model
     from erw.interop.pretrained import is_ours
 
-    options: dict[str, Any] = {"layout": init_layout, "num_heads": heads}
+    options: dict[str, Any] = {"layout": init_layout, "num_heads": heads, "depth": depth}
     return None if init is None else open_model(init, **({} if is_ours(init) else options))
 
 
@@ -52,6 +53,7 @@ def train(
     dry_run: bool = False,
     init: str | None = None,
     init_layout: str = "auto",
+    init_projectors: bool = False,
 ) -> None:
     """Train a recipe; the same command resumes.
 
@@ -62,7 +64,10 @@ def train(
         dry_run: print settings and cost, train nothing.
         init: begin with the weights of a run or of a released checkpoint.
         init_layout: of a released checkpoint.
+        init_projectors: take over its alignment heads too.
     """
+    if init_projectors and start is None:
+        raise ConfigError("--init-projectors takes heads over from --init, which is missing")
     if dry_run:
         from erw.cli.show import show
 
@@ -79,7 +84,7 @@ def train(
             resolved = resolve(run, cache)
             count = resolved.model.num_classes or 0
             names = cache.class_names if count else ()
-            start = starting_point(start, resolved, names, count)
+            start = starting_point(start, resolved, names, count, projectors=init_projectors)
         write = to_tracker(run.log.to, run, out) if run.log.to and here.first else None
         watched = together(watches(run, out, say=say))
         result = run_training(run, out, init=start, sink=write, **watched)

@@ -31,9 +31,9 @@ def convert(
 ) -> str:
     """Write a checkpoint, or a run of ours, in the layout `to`; returns what was read, in words.
 
-    A file written in its own layout has the same weights: 16-bit ones, sigma channels and
-    projectors come back. Positions are computed anew. A
-    prediction other than the velocity and a path other than the linear one are saved too.
+    A file written in its own layout has the same bits: 16-bit weights, sigma channels, stored
+    positions and projectors come back, a warm-up's file has the blocks it had. A prediction other
+    than the velocity and a path other than the linear one are saved with the weights.
 
     Args:
         source: a run's folder, or what `load_pretrained` takes, with its `options`.
@@ -59,12 +59,14 @@ def convert(
             raise CheckpointError(
                 f"{to} has no {name} = {getattr(model, name)}; choose another layout"
             )
-    tensors, flow = file.net, file.run.flow
+    tensors, buffers, flow = file.net, file.buffers, file.run.flow
     if to not in ("sit", file.layout) and time != STEPS and file.outputs == 2:
         tensors = without_sigma(tensors)
-    with torch.device("meta"):
-        shape = build_model(model)
-    buffers, heads = positions(shape), file.projectors if time == OURS else {}
+    if not buffers:
+        with torch.device("meta"):
+            shape = build_model(model)
+        buffers = positions(shape)
+    heads = file.projectors if time == OURS else {}
     tensors = to_diffusers(tensors) if to == "diffusers-dit" else buffers | tensors | heads
     settings = {"layout": to, "prediction": flow.prediction, "path_type": flow.path}
     write_weights(tensors, out, settings if unusual(flow) else {})
@@ -84,7 +86,9 @@ def _of_run(folder: Path) -> Released:
     layout = "reg" if net.class_token else "erw" if run.model.rope else "repa"
     layout = "dit" if run.flow.objective == "ddpm" else layout
     weights, outputs = {k: p.detach() for k, p in net.named_parameters()}, run.flow.outputs
-    return Released(layout, run, weights, {}, outputs, f"run {run.name}")
+    return Released(
+        layout, run, weights, {}, positions(net), outputs, frozenset(), f"run {run.name}"
+    )
 
 
 def write_weights(tensors: dict[str, Tensor], path: Path, settings: dict[str, str]) -> None:

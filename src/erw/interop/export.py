@@ -56,8 +56,8 @@ def export(
         repo: name on the hub for the model card.
 
     Raises:
-        ConfigError, CheckpointError: unknown format, `out` is not empty; the source has
-            no place in the format, or its VAE does not fit.
+        ConfigError, CheckpointError: unknown format, `out` is not empty; the source is a warm-up or
+            has no place in the format, or its VAE does not fit.
     """
     if format not in ("diffusers", "safetensors"):
         raise ConfigError(f"format is {format!r}; expected diffusers, safetensors")
@@ -67,9 +67,15 @@ def export(
     model = source
     if not isinstance(model, Trained):
         model = open_model(model, checkpoint=checkpoint, **options)
+    if model.missing:
+        raise CheckpointError(
+            f"{model.source} is a warm-up, {len(model.missing)} parameters are not in it: train on "
+            "from it (erw train RECIPE --init), then export the run"
+        )
     if model.run.model.net == "rdm" or model.run.model.class_token == "given":
         raise CheckpointError(f"{model.run.name} is half of a pair, an export holds one network")
-    meta = describe(model)
+    exported = bool(model.source) and (Path(model.source) / METADATA).is_file()
+    meta = read_metadata(Path(model.source)) if exported else describe(model)
     name, decoder = vae or model.vae, None
     if vae:
         meta = dataclasses.replace(meta, vae=public(vae))
@@ -99,20 +105,39 @@ def export(
     return out
 
 
-def push_to_hub(folder: str | Path, repo: str, *, private: bool | None = None) -> str:
-    """Upload an exported folder as the repository `repo`; returns its address.
+def push_to_hub(
+    source: str | Path | Trained,
+    repo: str,
+    *,
+    out: str | Path | None = None,
+    private: bool | None = None,
+    **options: Any,
+) -> str:
+    """Export a model and upload the folder as the repository `repo`; returns its address.
 
     Args:
+        source: as `export` takes it, with its `options`; an exported folder is uploaded as it is.
         repo: "owner/name"; created if it does not exist.
+        out: the exported folder; default: next to the source, its name with "-export" appended.
         private: visibility of a new repository; None: the account's default.
 
     Raises:
-        ConfigError, CheckpointError: no such name or folder; or the hub refuses, and a push can be
-            repeated.
+        ConfigError, CheckpointError: as `export`; or the hub refuses, and a push can be repeated.
     """
     if not REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is no repository on the hub; expected owner/name")
-    read_metadata(Path(folder))
+    if isinstance(source, Trained):
+        if out is None:
+            raise ConfigError("out= is missing: the folder in which a loaded model is exported")
+        folder = export(source, out, repo=repo, **options)
+    elif out is None and (Path(source).expanduser() / METADATA).is_file():
+        folder = Path(source).expanduser()
+        if options:
+            raise ConfigError(f"{folder} is exported already; leave out {', '.join(options)}")
+    else:
+        path = Path(source).expanduser().resolve()
+        name = path.name if path.is_dir() else path.stem
+        folder = export(source, out or path.parent / f"{name}-export", repo=repo, **options)
     from huggingface_hub import HfApi
 
     try:

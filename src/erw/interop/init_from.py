@@ -3,11 +3,18 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
+from torch import nn
+
+from erw.align import PROJECTORS
 from erw.config import Run
-from erw.errors import ConfigError
+from erw.errors import CheckpointError, ConfigError
 from erw.interop.layouts import TABLE
-from erw.training.trained import Trained
+from erw.io import load_tensors
+from erw.training.checkpoint import paths
+from erw.training.network import encoders_of
+from erw.training.trained import Trained, is_run
 
 OF_THE_RUN = ("projector", "input_size", "channels", "num_classes")
 
@@ -21,14 +28,21 @@ def adopt(run: Run, model: Trained) -> Run:
 
 
 def starting_point(
-    model: Trained, run: Run, class_names: Sequence[str], num_classes: int
+    model: Trained,
+    run: Run,
+    class_names: Sequence[str],
+    num_classes: int,
+    *,
+    projectors: bool = False,
 ) -> Trained:
     """`model` adapted to a resolved `run` on data of `num_classes` classes named `class_names`.
 
     Label rows go by name where both sides have names; otherwise they stay where they are if there
-    are as many. A new class begins as the null class. Alignment heads are new.
+    are as many. A new class begins as the null class. With `projectors` the alignment heads for the
+    run's targets come along: by name from a run of ours, by order from a released file.
 
-    Raises ConfigError if the run has another objective or prediction.
+    Raises:
+        ConfigError, CheckpointError: the run has another objective, prediction or targets.
     """
     theirs, ours = model.run.flow, run.flow
     for name in ("objective", "prediction"):
@@ -38,16 +52,19 @@ def starting_point(
                 f"{getattr(theirs, name)}; leave it out, or choose a recipe that has it"
             )
     words = [model.origin or f"run {model.run.name} after {model.step} steps"]
-    net = copy.deepcopy(model.net)
+    net, heads = copy.deepcopy(model.net), nn.ModuleList()
     if (table := dict(net.named_parameters()).get(TABLE)) is not None:
         rows, message = label_rows(model.class_names, len(table) - 1, class_names, num_classes)
         table.data = table.data[[*rows, len(table) - 1]]
         net.null_class = num_classes
         words.append(message)
+    if projectors:
+        heads = _heads(model, run)
+        words.append(f"with its alignment heads for {', '.join(_targets(run))}")
     sizes = dataclasses.replace(model.run.model, num_classes=net.null_class)
-    settings, origin = model.run.replace(model=sizes), "; ".join(words)
+    settings, names, origin = model.run.replace(model=sizes), tuple(class_names), "; ".join(words)
     return dataclasses.replace(
-        model, net=net, run=settings, class_names=tuple(class_names), origin=origin
+        model, net=net, run=settings, class_names=names, projectors=heads, origin=origin
     )
 
 
@@ -66,3 +83,39 @@ def label_rows(
     if old_count == new_count:
         return list(range(new_count)), f"{new_count} classes as they are"
     return [old_count] * new_count, f"{new_count} classes, all from no class"
+
+
+def _heads(model: Trained, run: Run) -> nn.ModuleList:
+    """The model's alignment heads for the run's targets, in their order."""
+    targets, heads = _targets(run), list(model.projectors)
+    names = targets if len(heads) == len(targets) else []  # a released file's have no names
+    if is_run(model.source):
+        heads = _heads_of_run(model)
+        names = _targets(model.run) if heads else []
+    if not targets or not set(targets) <= set(names):
+        has = ", ".join(names) or f"{len(heads)} without names"
+        raise CheckpointError(
+            f"{model.source} has alignment heads for {has}, the run "
+            f"aligns with {', '.join(targets) or 'nothing'}; leave out --init-projectors"
+        )
+    order = range(len(heads)) if names == targets else map(names.index, targets)
+    return nn.ModuleList(heads[number] for number in order)
+
+
+def _targets(run: Run) -> list[str]:
+    """What each projector of a resolved run aligns with: an encoder, or another target."""
+    return [name for term in run.plan.active for name in encoders_of(term, run) or (term.target,)]
+
+
+def _heads_of_run(model: Trained) -> list[nn.Module]:
+    """The averaged heads in the newest checkpoint of the run's folder."""
+    saved, run, heads = paths(Path(model.source) / "checkpoints"), model.run, []
+    tensors = load_tensors(saved[-1])[0] if saved else {}
+    kinds = [t.projector for t in run.plan.active for _ in encoders_of(t, run) or (t.target,)]
+    for number, kind in enumerate(kinds if saved else ()):
+        stem = f"ema.projectors.{number}."
+        own = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
+        dim = len(own[max(own)]) if own else 0  # rows of the last layer
+        heads.append(PROJECTORS[kind](run.model.width, run.model.projector, dim))
+        heads[-1].load_state_dict(own)
+    return heads

@@ -69,6 +69,7 @@ def detect_layout(weights: Weights, path: object) -> tuple[str, str]:
         ("reg", "a class token", "cls_projectors2." in keys),
         ("lightningdit", "SwiGLU or RMSNorm", "mlp.w12." in keys or ".norm1.weight" in keys),
         ("lightningdit", "modulations without shift", unshifted(tensors)),
+        ("erw", "no final layer: a warm-up", LAST not in tensors),
         (repa, "projectors", "projectors." in keys),
         (repa, "enc_type among its arguments", "enc_type" in settings),
         ("sit", "path_type among its arguments", "path_type" in settings),
@@ -97,6 +98,9 @@ def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> lis
     net = _from_diffusers(tensors, path) if layout == "diffusers-dit" else dict(tensors)
     projectors = {key: net.pop(key) for key in list(net) if key.startswith("projectors.")}
     buffers = {key: net.pop(key) for key in BUFFERS if key in net}
+    first = depth_of(net)  # REPA's old names: decoder_blocks.i come after the blocks
+    old = re.compile(r"decoder_blocks\.(\d+)")
+    net = {old.sub(lambda m: f"blocks.{first + int(m[1])}", k): v for k, v in net.items()}
     return [net, projectors, buffers]
 
 

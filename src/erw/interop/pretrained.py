@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from erw.align import Projector
 from erw.config import Flow, Model, Run, Sample
 from erw.errors import CheckpointError, ConfigError, one_line
 from erw.interop import layouts
 from erw.interop.layouts import FLIPPED, LAST, LAYOUTS, SIGMA, STEPS, TABLE, TIMES, depth_of
 from erw.interop.metadata import METADATA, read_metadata
-from erw.interop.safe_load import FOLDER_FILE, read_weights
+from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
 from erw.io import misfit
 from erw.models import SiT, build_model
 from erw.models.sit import SIZES
@@ -30,6 +31,7 @@ EXPORTED = (f"transformer/{FOLDER_FILE}", PLAIN_FILE)
 OPTIONS = ("rope", "qk_norm", "norm", "mlp", "adaln_shift", "class_token")
 VAES = {4: "sd-vae-ft-ema", 32: "va-vae"}  # by latent channels
 HEADS = {width: heads for _, width, heads in SIZES.values()}
+DEPTHS = {width: depth for depth, width, _ in SIZES.values()}
 # The peers' names for ours; the first is SiT's default.
 PATHS = {"linear": "linear", "cosine": "cosine", "gvp": "cosine", "vp": "vp"}
 PREDICTIONS = {"v": "velocity"} | {name: name for name in ("velocity", "noise", "score", "x")}
@@ -44,18 +46,25 @@ MOST_POSITIONS = 2**28  # numbers in the table of positions: far above any model
 @dataclass(frozen=True)
 class Released:
     """A released file by our names, as stored: nothing is cast, turned or dropped. It has `outputs`
-    numbers for each one of the latent."""
+    numbers for each one of the latent; a warm-up lacks the `optional` parameters."""
 
     layout: str
     run: Run
     net: dict[str, Tensor]
     projectors: dict[str, Tensor]
+    buffers: dict[str, Tensor]
     outputs: int
+    optional: frozenset[str]
     origin: str
 
 
 def load_pretrained(
-    path: str | Path, layout: str = "auto", *, device: torch.device | str = "cpu", **options: Any
+    path: str | Path,
+    layout: str = "auto",
+    *,
+    projectors: bool = True,
+    device: torch.device | str = "cpu",
+    **options: Any,
 ) -> Trained:
     """A released checkpoint of DiT, SiT, REPA, ERW, REG or LightningDiT as our model.
 
@@ -67,6 +76,7 @@ def load_pretrained(
         path: a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers DiT folder. Nothing in
             it is run.
         layout: of `LAYOUTS`; "auto" detects it, and asks where two layouts look the same.
+        projectors: False drops the alignment heads.
         options: what the file does not say, see `read_released`.
 
     Raises:
@@ -81,9 +91,14 @@ def load_pretrained(
         tensors = in_our_time(tensors, negate=run.flow.prediction == "velocity")
     model = build_model(run.model, outputs=run.flow.outputs)
     model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+    heads = _projectors(file.projectors if projectors else {}, model.width, path)
     vae = VAES.get(model.channels, f"a VAE of {model.channels} channels")
-    model.to(device).eval().requires_grad_(False)
-    return Trained(model, run, vae, source=str(path), origin=file.origin)
+    origin = file.origin + f", {len(heads)} projector(s)" * bool(heads)
+    for module in (model, heads):
+        module.to(device).eval().requires_grad_(False)
+    return Trained(
+        model, run, vae, source=str(path), projectors=heads, missing=file.optional, origin=origin
+    )
 
 
 def from_pretrained(
@@ -156,20 +171,23 @@ def is_ours(path: str | Path) -> bool:
 
 
 def read_released(
-    path: str | Path, layout: str = "auto", *, num_heads: int | None = None,
-    input_size: int | None = None, prediction: str | None = None, path_type: str | None = None,
+    path: str | Path, layout: str = "auto", *, which: Which = "ema", num_heads: int | None = None,
+    input_size: int | None = None, depth: int | None = None, prediction: str | None = None,
+    path_type: str | None = None,
 ) -> Released:  # fmt: skip
     """The checked contents of a released file, as stored; errors as for `load_pretrained`.
 
     Args:
+        which: averaged ("ema") or plain weights ("model") of a training checkpoint.
         num_heads: attention heads, where neither the width nor the shapes say it.
         input_size: side of the latent; for another than the file's, positions are computed anew.
+        depth: blocks of the full model, for a warm-up's file; the others are `Trained.missing`.
         prediction: of a flow model's network, "velocity" (default), "noise", "score" or "x".
         path_type: it was trained on: "linear" (default), "cosine" (SiT's GVP) or "vp".
     """
     if layout not in ("auto", *LAYOUTS):
         raise ConfigError(f"layout is {layout!r}; expected auto, {', '.join(LAYOUTS)}")
-    weights, evidence = read_weights(path), "as given"
+    weights, evidence = read_weights(path, which=which), "as given"
     settings = weights.settings
     if layout == "auto":
         layout, evidence = layouts.detect_layout(weights, path)
@@ -183,23 +201,21 @@ def read_released(
             raise ConfigError(f"{path} is a DiT, which predicts noise on its chain; say no other")
         flow, sample = Flow(objective="ddpm"), DIT
     else:
-        says = {"prediction": "v", "path_type": "linear"} | settings
-        given = {"prediction": prediction, "path_type": path_type}
-        says |= {name: value for name, value in given.items() if value}
-        predicts = PREDICTIONS.get(str(says["prediction"]).lower())
-        along = PATHS.get(str(says["path_type"]).lower())
-        if predicts is None or along is None:
-            raise CheckpointError(
-                f"{path} has prediction {says['prediction']}, path_type {says['path_type']}; "
-                f"expected one of {', '.join(PREDICTIONS)}, and one of {', '.join(PATHS)}"
-            )
+        predicts = _known(path, settings, "prediction", PREDICTIONS, prediction)
+        along = _known(path, settings, "path_type", PATHS, path_type)
         flow = Flow(prediction=predicts, path=along)  # type: ignore[arg-type]
-    model = _model(net, buffers, path, heads=num_heads, input_size=input_size)
-    outputs = flow.outputs
-    if LAST in net and net[LAST].numel() == 2 * net["x_embedder.proj.weight"].numel():
+    model = _model(net, buffers, path, heads=num_heads, depth=depth, input_size=input_size)
+    outputs, optional = flow.outputs, frozenset[str]()
+    if LAST not in net:
+        late = ("final_layer.", *(f"blocks.{n}." for n in range(depth_of(net), model.depth)))
+        with torch.device("meta"):
+            names = dict(build_model(model).named_parameters())
+        optional = frozenset(name for name in names if name.startswith(late))
+    elif net[LAST].numel() == 2 * net["x_embedder.proj.weight"].numel():
         outputs = 2  # a flow model's file may have sigma channels
-    shape = check_fit(net, model, outputs=outputs, source=path)
-    _check_positions(shape, buffers, path)
+    shape = check_fit(net, model, outputs=outputs, source=path, optional=optional)
+    if not _has_positions(shape, buffers, path):
+        buffers = {}
     plain, side = Model(), f"{model.input_size} x {model.input_size}"
     words = [
         f"{layout} ({evidence}): {model.depth} x {model.width}, {model.heads} heads, "
@@ -209,21 +225,25 @@ def read_released(
     words += [f"{k} {v}" for k, v in options.items() if v != getattr(plain, k)]
     words += [f"weights {weights.wrapper}"] * bool(weights.wrapper)
     words += ["sigma channels dropped"] * (outputs > flow.outputs)
+    if optional:
+        words.append(f"warm start: blocks 1 to {depth_of(net)} from the file, the rest is new")
     origin, name = ", ".join(words + unusual(flow)), Path(path).stem
     run = Run(name=name, model=model, flow=flow, plan=PRESETS["sit"], sample=sample)
-    return Released(layout, run, net, projectors, outputs, origin)
+    return Released(layout, run, net, projectors, buffers, outputs, optional, origin)
 
 
-def check_fit(tensors: Mapping[str, Tensor], model: Model, *, outputs: int, source: Any) -> SiT:
+def check_fit(
+    tensors: Mapping[str, Tensor], model: Model, *, outputs: int, source: Any, optional: Any = ()
+) -> SiT:
     """The network that the tensors fit, on the meta device: settings from a file are checked before
-    they take memory. Raises CheckpointError."""
+    they take memory. `optional`: parameters that may be missing. Raises CheckpointError."""
     side, channels, blocks = model.input_size or 0, model.channels or 0, depth_of(tensors)
     classes = -1 if model.num_classes is None else model.num_classes
     if (
         model.net != "sit"
         or min(side, channels, classes + 1) < 1
         or (side // model.patch) ** 2 * model.width > MOST_POSITIONS
-        or model.depth != blocks
+        or (model.depth != blocks and not optional)
     ):
         raise CheckpointError(
             f"{source} has {blocks} blocks, its settings are for a {model.net} of {model.depth} "
@@ -231,7 +251,7 @@ def check_fit(tensors: Mapping[str, Tensor], model: Model, *, outputs: int, sour
         )
     with torch.device("meta"):
         net: SiT = build_model(model, outputs=outputs)
-    if problems := misfit(tensors, dict(net.named_parameters())):
+    if problems := misfit(tensors, dict(net.named_parameters()), optional=optional):
         raise CheckpointError(
             f"{source} does not fit a {model.depth} x {model.width} network: {problems}"
         )
@@ -245,7 +265,7 @@ def unusual(flow: Flow) -> list[str]:
 
 
 def _model(
-    net: Any, buffers: Any, path: Any, *, heads: int | None, input_size: int | None
+    net: Any, buffers: Any, path: Any, *, heads: int | None, depth: int | None, input_size: Any
 ) -> Model:
     """A network's settings from a file's tensors; the options fill in what shapes cannot say."""
     token = "cls_projectors2.weight"
@@ -258,11 +278,12 @@ def _model(
     except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} does not fit: {one_line(error)}") from error
     side, shown = math.isqrt(max(tokens, 0)), shown or HEADS.get(width)
+    depth = depth or (depth_of(net) if LAST in net else DEPTHS.get(width))
     input_size = input_size or side * patch
-    for option, value in {"num_heads": shown, "input_size": input_size}.items():
+    for option, value in {"num_heads": shown, "depth": depth, "input_size": input_size}.items():
         if not value:
             raise CheckpointError(f"{path} of width {width} does not say it: give {option}=")
-    assert shown
+    assert shown and depth
     if side**2 != tokens or heads not in (None, shown):
         raise CheckpointError(
             f"{path} has {tokens} tokens (a square is usual) and {shown} heads; num_heads: {heads}"
@@ -271,7 +292,7 @@ def _model(
         input_size=input_size,
         channels=channels,
         patch=patch,
-        depth=depth_of(net),
+        depth=depth,
         width=width,
         heads=shown,
         num_classes=classes,
@@ -285,13 +306,31 @@ def _model(
     )
 
 
-def _check_positions(net: SiT, buffers: Mapping[str, Tensor], path: object) -> None:
-    """Refuse positions other than the frozen tables, at the file's own resolution."""
+def _has_positions(net: SiT, buffers: Mapping[str, Tensor], path: object) -> bool:
+    """Whether the positions stored in a file are for the network's resolution; refuses others than
+    the frozen tables."""
+    rows = net.grid**2 + (net.class_token > 0)
+    if "pos_embed" in buffers and buffers["pos_embed"].shape[1] != rows:
+        return False
     for name, ours in layouts.positions(net).items():
         theirs = buffers.get(name, ours)
-        same = theirs.shape == ours.shape
-        if same and not torch.allclose(theirs.float(), ours, atol=1e-4):
+        if theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours, atol=1e-4):
             raise CheckpointError(f"{path}: {name} is not the frozen table, which erw's model has")
+    return True
+
+
+def _known(
+    path: object, settings: dict[str, Any], key: str, names: dict[str, str], argument: str | None
+) -> str:
+    """Our name for what the file or the user says; SiT's default where neither does."""
+    values = [value for value in (settings.get(key), argument) if value is not None]
+    meanings = {names.get(str(value).lower()) for value in values}
+    if len(meanings) > 1 or None in meanings:
+        raise CheckpointError(
+            f"{path}: {key} is {' in the file, as argument '.join(map(str, values))}; expected one "
+            f"of {', '.join(names)}"
+        )
+    return (meanings.pop() if values else None) or next(iter(names.values()))
 
 
 def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Tensor]:
@@ -308,6 +347,23 @@ def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Ten
     turned = {first: torch.cat([cos * c + sin * s, cos * s - sin * c], 1).float()}
     turned |= {name: -tensors[name] for name in SIGMA if negate and name in tensors}
     return {**tensors, **turned}
+
+
+def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.ModuleList:
+    """REPA's three-layer heads."""
+    own = {k.removeprefix("projectors."): v.float().clone() for k, v in tensors.items()}
+    sizes = [
+        [own[f"{n}.{layer}.bias"].numel() if f"{n}.{layer}.bias" in own else 0 for layer in (0, 4)]
+        for n in range(len({key.partition(".")[0] for key in own}))
+    ]
+    with torch.device("meta"):  # sizes from a file take no memory before they fit
+        heads = nn.ModuleList(Projector(width, *hidden_and_dim) for hidden_and_dim in sizes)
+    if problems := misfit(own, heads.state_dict()):
+        raise CheckpointError(
+            f"{path}: no three-layer projector ({problems}); give projectors=False to leave it out"
+        )
+    heads.load_state_dict(own, assign=True)
+    return heads
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from torch import Tensor
 from erw.errors import CheckpointError, one_line
 from erw.io import load_tensors
 
-WRAPPERS = ("ema", "model", "state_dict")  # averaged weights first
+Which = Literal["ema", "model"]
+WRAPPERS = {"ema": ("ema", "model", "state_dict"), "model": ("model", "state_dict", "ema")}
 PREFIXES = ("module.", "_orig_mod.")
 FOLDER_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -40,9 +41,9 @@ class Inert:
         self.args = args
 
 
-def read_weights(path: str | Path) -> Weights:
-    """The weights in a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers folder,
-    averaged ones where there are some. They may share memory with the file: copy to change them.
+def read_weights(path: str | Path, *, which: Which = "ema") -> Weights:
+    """The weights in a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers folder; `which`
+    picks averaged or plain ones. They may share memory with the file: copy before changing them.
 
     Raises:
         FileNotFoundError, CheckpointError: missing, damaged, hostile, or without weights.
@@ -62,9 +63,9 @@ def read_weights(path: str | Path) -> Weights:
         safetensors = path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
     if safetensors:
         tensors, header = load_tensors(path)
-        weights = _unwrap(tensors, path)._replace(settings=header)
+        weights = _unwrap(tensors, path, which)._replace(settings=header)
     else:
-        weights = _unwrap(_read_pickle(path), path)
+        weights = _unwrap(_read_pickle(path), path, which)
     size = sum(t.numel() * t.element_size() for t in weights.tensors.values())
     if size > path.stat().st_size:  # a stride of 0 makes a small storage look huge
         raise CheckpointError(f"{path} is smaller than the {size:,} bytes of weights it promises")
@@ -102,14 +103,14 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _unwrap(content: Any, path: Path) -> Weights:
-    """The state dict, without the prefixes that DDP and torch.compile add."""
+def _unwrap(content: Any, path: Path, which: Which) -> Weights:
+    """The requested state dict, without the prefixes that DDP and torch.compile add."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, no weights by name")
     settings = dict[str, Any]()
     for name in ("args", "config"):
         settings |= _plain(getattr(content.get(name), "__dict__", content.get(name)))
-    wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), "")
+    wrapper = next((name for name in WRAPPERS[which] if isinstance(content.get(name), dict)), "")
     weights = content[wrapper] if wrapper else content
     other = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
     if other or not weights:

@@ -1,14 +1,14 @@
-"""Methods compared by cost: what it takes to reach a score, median and extremes over seeds.
+"""Methods compared by cost: what it takes to reach a score, with the spread over seeds.
 
-Between two scored points the score is taken as linear in log(cost).
+Between two scored points the score is taken as linear in log(cost). A value is that of the curve
+averaged over seeds; `low` and `high` are the extremes over seeds, or over pairs of seeds.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise, product
 from typing import NamedTuple
 
 from erw.errors import DataError
@@ -19,10 +19,10 @@ LABELS = {"fd_lite2": "FD-Lite2", "fid": "FID", "sfid": "sFID", "kid": "KID"}
 
 
 class Reach(NamedTuple):
-    """A cost, or share of a cost, at which a score is reached; None: not reached.
+    """A cost at which a score is reached, or a ratio of costs; None: not reached.
 
-    `value`, `low` and `high` are the median and the extremes over `tries` seeds, of which `reached`
-    got there. `at_most`: for one of them the first scored point was already past the target.
+    `low` and `high` are extremes over `tries` seeds (or pairs), of which `reached` got there; high
+    is None if one did not. `at_most`: the first scored point was already past the target.
     """
 
     value: float | None
@@ -33,20 +33,39 @@ class Reach(NamedTuple):
     tries: int
 
 
-def cost_to_target(curve: Curve, target: float, *, metric: str) -> float | None:
-    """The first cost at which a curve is at the target or better, at the earliest its first point;
-    None: never. Raises ValueError for costs that are not positive or do not rise."""
+def cost_to_target(curve: Curve, target: float, *, metric: str) -> tuple[float, bool] | None:
+    """The first cost at which a curve is at the target or better; None: never.
+
+    The flag says that the first point was already better, so that the cost is only an upper bound.
+    Raises ValueError for costs that are not positive or do not rise.
+    """
     sign = -1.0 if metric.startswith(HIGHER) else 1.0
     costs, scores = curve.costs, [sign * value for value in curve.values]
     target *= sign
     if not costs or costs[0] <= 0 or any(b <= a for a, b in pairwise(costs)):
         raise ValueError(f"costs must be positive and rise from point to point: {costs}")
     if scores[0] <= target:
-        return costs[0]
+        return costs[0], scores[0] < target
     for (low, before), (high, after) in pairwise(zip(costs, scores, strict=True)):
         if after <= target:
-            return low * (high / low) ** ((before - target) / (before - after))
+            return low * (high / low) ** ((before - target) / (before - after)), False
     return None
+
+
+def mean_curve(
+    curves: Sequence[Curve], of: Callable[[Sequence[float]], float] = statistics.fmean
+) -> Curve:
+    """The mean of curves (or `of` their values: min, max) at the steps that all of them have.
+
+    Raises DataError if no step is common to all.
+    """
+    shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
+    if not shared:
+        raise DataError("no step is scored in all seeds of a method: score them at the same steps")
+    rows = [[(c.costs[i], c.values[i]) for c in curves for i in (c.steps.index(step),)]
+            for step in shared]  # fmt: skip
+    costs, values = zip(*(zip(*row, strict=True) for row in rows), strict=True)
+    return Curve(tuple(map(statistics.fmean, costs)), tuple(map(of, values)), tuple(shared))
 
 
 def score_curves(runs: Sequence[RunResult], metric: str, *, over: str = "flops") -> list[Curve]:
@@ -58,23 +77,15 @@ def score_curves(runs: Sequence[RunResult], metric: str, *, over: str = "flops")
     return [run.curve("values", metric, over=over) for run in runs]
 
 
-def reach(curves: Sequence[Curve], target: float, *, metric: str, unit: float = 1.0) -> Reach:
-    """The cost, in units of `unit`, at which the seeds of one method reach a score."""
-    costs = [cost_to_target(curve, target, metric=metric) for curve in curves]
-    values = [math.inf if cost is None else cost / unit for cost in costs]
-    value, low, high = (
-        end if end < math.inf else None
-        for end in (statistics.median(values), min(values), max(values))
-    )
-    at_most = any(cost == curve.costs[0] for cost, curve in zip(costs, curves, strict=True))
-    return Reach(value, low, high, at_most, len(costs) - costs.count(None), len(costs))
-
-
 def speed_up(ours: Sequence[Curve], theirs: Sequence[Curve], *, metric: str) -> Reach:
-    """At what share of their whole cost our seeds reach the median of their final scores."""
-    target = statistics.median(curve.values[-1] for curve in theirs)
-    cost = statistics.median(curve.costs[-1] for curve in theirs)
-    return reach(ours, target, metric=metric, unit=cost)
+    """At what share of their whole cost our curves reach their final score."""
+
+    def ratio(a: Curve, b: Curve) -> tuple[float, bool] | None:
+        cost = cost_to_target(a, b.values[-1], metric=metric)
+        return cost and (cost[0] / b.costs[-1], cost[1])
+
+    pairs = [ratio(a, b) for a, b in product(ours, theirs)]
+    return _spread(ratio(mean_curve(ours), mean_curve(theirs)), pairs)
 
 
 def speed_ups(
@@ -87,6 +98,13 @@ def speed_ups(
         for i, name in reversed([*enumerate(names)])
         for other in names[:i]
     }
+
+
+def _spread(mean: tuple[float, bool] | None, singles: Sequence[tuple[float, bool] | None]) -> Reach:
+    values = [single[0] for single in singles if single]
+    low, high = min(values, default=None), max(values) if len(values) == len(singles) else None
+    at_most = any(one[1] for one in (mean, *singles) if one)
+    return Reach(mean and mean[0], low, high, at_most, len(values), len(singles))
 
 
 def label_of(metric: str) -> str:

@@ -11,14 +11,14 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from erw.evaluation.callback import HIGHER
 from erw.io import write_bytes, write_json
-from erw.study.compare import flops_unit, label_of, score_curves, speed_up
+from erw.study.compare import flops_unit, label_of, mean_curve, score_curves, speed_up
 from erw.study.results import COSTS, RunResult, binned, by_method
 
+MARKERS = {"SiT": "o", "REPA": "s", "ERW": "D"}
 TITLES = {"flow": "Flow-matching loss", "align": "Alignment loss"}
 LABELS = {"flops": "training compute", "seconds": "training time", "steps": "training steps"}
 WIDE, HALF = (1056.0, 430.0), (520.0, 320.0)
@@ -120,12 +120,67 @@ def label_ends(ax: Any, lines: Sequence[Line], *, gap: float = 16.0) -> None:
 def cost_axis(runs: Sequence[RunResult], over: str) -> tuple[float, str]:
     """Divisor and label of a cost axis, in the unit that fits the runs' range."""
     most, label = max(run.last[COSTS[over]] for run in runs), LABELS.get(over, f"training {over}")
-    if over not in ("flops", "seconds"):
-        return 1.0, label
-    hours = most > 2.5 * 3600
-    scale, unit = (3600.0, "hours") if hours else (60.0, "minutes")
-    scale, unit = flops_unit(most) if over == "flops" else (scale, unit)
-    return scale, f"{label}, {unit}"
+    scale, unit = 1.0, "s" if over == "seconds" else ""
+    if over == "flops":
+        scale, unit = flops_unit(most)
+    elif over == "seconds" and most > 150:
+        scale, unit = (3600.0, "hours") if most > 2.5 * 3600 else (60.0, "minutes")
+    elif over in ("steps", "images") and most > 20_000:
+        scale, unit = 1000.0, "thousands"
+    return scale, f"{label}, {unit}" if unit else label
+
+
+def score_figure(
+    runs: Sequence[RunResult],
+    metric: str,
+    theme: Theme = LIGHT,
+    *,
+    over: str = "flops",
+    size: tuple[float, float] = WIDE,
+    target: float | None = None,
+) -> Any:
+    """A score over a cost: a line per method, its seeds as dots and their spread as a band.
+
+    Over FLOPs an arrow shows where the last method had the first one's final score, unless there is
+    a `target`, which is a line.
+    """
+    groups = by_method(runs)
+    scale, label = cost_axis(runs, over)
+    curves = {name: score_curves(group, metric, over=over) for name, group in groups.items()}
+    means = {name: mean_curve(some) for name, some in curves.items()}
+    sense = "higher" if metric.startswith(HIGHER) else "lower"
+    title = f"{label_of(metric)} over {label.partition(',')[0]} ({sense} is better)"
+    with style(theme):
+        figure, ax = canvas(size, title=title, label=label, ends=[f"{n} 0000" for n in groups])
+        lines = []
+        for name, mean in means.items():
+            color, xs = theme.color(name, list(groups)), [x / scale for x in mean.costs]
+            ax.plot(xs, mean.values, color=color, marker=MARKERS.get(name, "o"), markersize=6.5)
+            lines.append(Line(f"{name} {mean.values[-1]:.4g}", color, xs, mean.values))
+            if len(curves[name]) < 2:
+                continue
+            low, high = (mean_curve(curves[name], of).values for of in (min, max))
+            ax.fill_between(xs, low, high, color=color, alpha=0.16, linewidth=0)
+            for curve in curves[name]:
+                dots = [x / scale for x in curve.costs]
+                ax.plot(dots, curve.values, ".", color=color, markersize=5, alpha=0.55)
+        ax.set_xlim(left=0)
+        if target is not None:
+            ax.axhline(target, color=theme.soft, **DASHED)
+        elif over == "flops" and len(groups) > 1:
+            first, *_, last = groups
+            ratio = speed_up(curves[last], curves[first], metric=metric)
+            if ratio.value:
+                x, y = means[first].costs[-1] / scale, means[first].values[-1]
+                arrow = {"arrowstyle": "-|>,head_width=0.25,head_length=0.5", "linewidth": 1.4}
+                arrow |= {"color": color, "linestyle": (0, (1, 2)), "shrinkA": 9, "shrinkB": 0}
+                ax.annotate("", (ratio.value * x, y), (x, y), arrowprops=arrow)
+                text = f"{'≤ ' if ratio.at_most else ''}{ratio.value:.2f}×"
+                options = {"weight": "bold", "fontsize": 12, "ha": "center", **POINTS}
+                middle = ((1 + ratio.value) / 2 * x, y)
+                ax.annotate(text, middle, (0, 7), color=color, **options)
+        label_ends(ax, lines)
+    return figure
 
 
 def curve_figure(
@@ -136,28 +191,17 @@ def curve_figure(
     *,
     over: str = "flops",
     size: tuple[float, float] = HALF,
-    target: float | None = None,
 ) -> Any:
-    """A loss, weight, validation loss or score by name over a cost, a line for each run.
-
-    Losses show where warm-up ends. Scores over FLOPs have an arrow to where the last method had the
-    first one's final score, unless there is a `target`, which is a line.
-    """
-    methods, (scale, label) = by_method(runs), cost_axis(runs, over)
-    title, names = TITLES.get(name, name), {method: method for method in methods}
-    title += " of held-out images" * (group == "validation")
-    if scores := group == "values":
-        sense = "higher" if name.startswith(HIGHER) else "lower"
-        title = f"{label_of(name)} over {label.partition(',')[0]} ({sense} is better)"
-        curves = {method: score_curves(some, name, over=over) for method, some in methods.items()}
-        names = {m: f"{m} {fmean(c.values[-1] for c in some):.4g}" for m, some in curves.items()}
+    """A loss, weight or validation loss by name over a cost, the end of warm-up marked."""
+    methods = list(by_method(runs))
+    scale, label = cost_axis(runs, over)
+    title = TITLES.get(name, name) + " of held-out images" * (group == "validation")
     with style(theme):
-        figure, ax = canvas(size, title=title, label=label, ends=list(names.values()))
+        figure, ax = canvas(size, title=title, label=label, ends=methods)
         lines: list[Line] = []
         for run in runs:
-            color = theme.color(run.method, list(methods))
-            warm = None if scores else run.warmup
-            if warm and run is methods[run.method][0]:
+            color, warm = theme.color(run.method, methods), run.warmup
+            if warm and run.seed == min(r.seed for r in runs if r.method == run.method):
                 x = warm[COSTS[over]] / scale
                 ax.axvspan(0, x, color=color, alpha=0.07, linewidth=0)
                 ax.axvline(x, color=color, **DASHED)
@@ -165,29 +209,15 @@ def curve_figure(
                 ax.annotate("warm-up ends", (x, 1), (5, -11), color=theme.soft, **options)
             curve = run.curve(group, name, over=over)
             if curve.costs:
-                if not scores:
-                    curve = binned(curve, warmup=warm["step"] if warm else 0)
+                curve = binned(curve, warmup=warm["step"] if warm else 0)
                 xs = [x / scale for x in curve.costs]
-                marker = "o" if scores else ""
-                ax.plot(xs, curve.values, color=color, marker=marker, linewidth=1.8, alpha=0.9)
-                lines.append(Line(names[run.method], color, xs, curve.values))
+                ax.plot(xs, curve.values, color=color, linewidth=1.8, alpha=0.9)
+                lines.append(Line(run.method, color, xs, curve.values))
         ax.set_xlim(left=0)
         values = sorted(y for line in lines for y in line.ys)
         low, high = values[0], values[int(0.97 * (len(values) - 1))]
-        if not scores and len(values) >= 20 and high > low:  # the first fall would flatten the rest
+        if len(values) >= 20 and high > low:  # the first fall would flatten all that follows
             ax.set_ylim(low - 0.06 * (high - low), high + 0.12 * (high - low))
-        if target is not None:
-            ax.axhline(target, color=theme.soft, **DASHED)
-        elif scores and over == "flops" and len(methods) > 1:
-            theirs, *_, ours = curves.values()
-            ratio = speed_up(ours, theirs, metric=name)
-            x, y = theirs[0].costs[-1] / scale, median(c.values[-1] for c in theirs)
-            if ratio.value:
-                arrow = {"arrowstyle": "-|>", "linewidth": 1.4, "color": color}
-                ax.annotate("", (ratio.value * x, y), (x, y), arrowprops=arrow)
-                text = f"{'≤ ' if ratio.at_most else ''}{ratio.value:.2f}×"
-                options = {"weight": "bold", "fontsize": 12, "ha": "center", **POINTS}
-                ax.annotate(text, ((1 + ratio.value) / 2 * x, y), (0, 7), color=color, **options)
         label_ends(ax, lines)
     return figure
 

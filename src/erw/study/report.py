@@ -63,6 +63,7 @@ def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
     return {
         "themes": [LIGHT, DARK],
         "study": record.get("study", {}),
+        "environment": flat({name: record.get(name, {}) for name in ("versions", "hardware")}),
         "groups": groups,
         "metrics": metrics,
         "ends": {
@@ -73,11 +74,11 @@ def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
         "speed_ups": speed_ups(done, metric=metrics[0]) if metrics else {},
         "losses": sorted(losses, key=lambda name: (name != "flow", name)),
         "wide": WIDE,
-        "score": partial(_figure, plots.curve_figure, runs, "values"),
+        "score": partial(_figure, plots.score_figure, runs),
         "curve": partial(_figure, plots.curve_figure, runs),
         "times": partial(_figure, plots.times_figure, runs),
         "pictures": {name: _pictures(group[0].path) for name, group in groups.items()},
-        "reference": _uri(reference.read_bytes()) if reference.is_file() else "",
+        "reference": _png(reference) if reference.is_file() else "",
         "attribution": f"Images: {ATTRIBUTION}." if emoji else "",
     }
 
@@ -90,7 +91,7 @@ def _figure(
     for theme in (LIGHT, DARK):
         for width, points in (("wide", size), ("narrow", NARROW)):
             figure = draw(*args, theme=theme, size=points, **options)
-            data = _uri(plots.to_bytes(figure, theme, "svg"), kind="svg+xml")
+            data = _uri("svg+xml", plots.to_bytes(figure, theme, "svg"))
             images.append((f"{theme.name} {width}", data))
     return images
 
@@ -98,13 +99,19 @@ def _figure(
 def _pictures(run: Path) -> list[tuple[str, int]]:
     """At most four previews evenly over time, the last among them, with their steps; or samples."""
     if not (paths := sorted(run.glob("previews/*.png"))):
-        return [
-            (_uri(path.read_bytes()), 0) for path in sorted(run.glob("samples/**/*.png"))[:SAMPLES]
-        ]
+        return [(_png(path), 0) for path in sorted(run.glob("samples/**/*.png"))[:SAMPLES]]
     count = min(PREVIEWS, len(paths))
     some = [paths[round((i + 1) * len(paths) / count) - 1] for i in range(count)]
-    return [(_uri(path.read_bytes()), int(path.stem.rpartition("-")[2])) for path in some]
+    return [(_png(path), int(path.stem.rpartition("-")[2])) for path in some]
 
 
-def _uri(data: bytes, *, kind: str = "png") -> str:
+def _png(path: Path) -> str:
+    """A PNG file as a data address. Raises DataError for a file cut short."""
+    data = path.read_bytes()
+    if not data.startswith(b"\x89PNG") or b"IEND" not in data[-16:]:
+        raise DataError(f"{path} is no complete PNG; delete it and run the same command again")
+    return _uri("png", data)
+
+
+def _uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -88,8 +88,8 @@ class RunResult:
 def read_runs(paths: Sequence[str | Path]) -> list[RunResult]:
     """The runs in these folders (of runs, or of a study), a method's seeds one after another.
 
-    Runs of one recipe that differ in their seed alone are one method, named by it. Otherwise each
-    is named by its folder.
+    Runs of the same settings but for their seed are one method, named by its recipe. Where two
+    methods would share a name, each takes that of its first run's folder.
 
     Raises:
         FileNotFoundError: no run in a folder.
@@ -100,19 +100,23 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunResult]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise DataError(f"a run is named twice: {', '.join(map(str, folders))}")
     recipes = [read_recipe(folder) for folder in folders]
-    groups: dict[str, list[tuple[int, str]]] = {}
-    for recipe in recipes:
-        entry = (recipe["resolved"]["seed"], _kind(recipe))
-        groups.setdefault(recipe["run"]["name"], []).append(entry)
-    runs: dict[str, list[RunResult]] = {}
-    for folder, recipe in zip(folders, recipes, strict=True):
-        name = recipe["run"]["name"]
-        seeds, kinds = map(set, zip(*groups[name], strict=True))
-        if len(seeds) < len(groups[name]) or len(kinds) > 1:
-            name = folder.resolve().name
-        run = RunResult(folder, name, recipe["resolved"]["seed"], recipe, _lines(folder))
-        runs.setdefault(name, []).append(run)
-    return [run for some in runs.values() for run in sorted(some, key=lambda run: run.seed)]
+    keys = [(_kind(recipe), recipe["resolved"]["seed"]) for recipe in recipes]
+    # The same run twice is not two seeds of one method.
+    kinds = [
+        key[0] if keys.count(key) == 1 else str(folder)
+        for key, folder in zip(keys, folders, strict=True)
+    ]
+    titles: dict[str, tuple[str, str]] = {}
+    for kind, recipe, folder in zip(kinds, recipes, folders, strict=True):
+        titles.setdefault(kind, (recipe["run"]["name"], folder.resolve().name))
+    names = [name for name, _ in titles.values()]
+    methods = {kind: t[0] if names.count(t[0]) == 1 else t[1] for kind, t in titles.items()}
+    runs = [
+        RunResult(folder, methods[kind], seed, recipe, _lines(folder))
+        for folder, kind, (_, seed), recipe in zip(folders, kinds, keys, recipes, strict=True)
+    ]
+    order = list(methods.values())
+    return sorted(runs, key=lambda run: (order.index(run.method), run.seed))
 
 
 def by_method(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
@@ -154,11 +158,9 @@ def _folders(path: Path) -> list[Path]:
 def _lines(folder: Path) -> dict[str, list[dict[str, Any]]]:
     lines: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS.values()}
     for line in read_metrics(folder / METRICS):
-        lines.setdefault(line["kind"], []).append(line)
+        lines.setdefault(line["kind"], []).append(_lifted(line))
     if not lines["train"]:
         raise DataError(f"{folder / METRICS} has no training line yet; train first, then report")
-    if "losses" not in lines["train"][0]:
-        raise DataError(f"{folder} was trained by erw 0.1; report it with that version")
     return lines
 
 
@@ -167,3 +169,12 @@ def _kind(recipe: dict[str, Any]) -> str:
     settings = flat(recipe["resolved"])
     compared = {k: v for k, v in settings.items() if not k.startswith((*MAY_CHANGE, "seed"))}
     return json.dumps([compared, recipe["cache"]["identity"]], sort_keys=True)
+
+
+def _lifted(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of training as it is written now: losses and weights by name."""
+    if line["kind"] != "train" or "losses" in line:
+        return line
+    weights = {"flow": float(line["phase"] != "warmup"), "align": line["align_weight"]}
+    losses = {name: line[name] for name, weight in weights.items() if weight}
+    return line | {"losses": losses, "weights": weights}

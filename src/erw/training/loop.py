@@ -242,7 +242,7 @@ class Trainer:
 
     def begin_with(self, init: Trained) -> None:
         """Start from other weights than fresh ones; the average starts from them too."""
-        begin_with(self.model, init)
+        begin_with(self.model, init, projectors=self.net.projectors)
         self.ema = Ema(self.net, decay=self.run.optim.ema)
 
     def enter(self, phase: Phase) -> None:

@@ -34,6 +34,8 @@ class Trained:
         source: path that it was loaded from.
         average: the average that its weights are, where it is not `run.optim.ema`.
         rdm: the model that makes the representations that it is given (RCG).
+        projectors: alignment heads in its file, one per encoder; empty: none were read.
+        missing: parameters that its file lacks (the last blocks of a warm-up's file).
         origin: what was read of a released checkpoint, in words.
     """
 
@@ -46,6 +48,8 @@ class Trained:
     source: str = ""
     average: str = ""
     rdm: "Trained | None" = None
+    projectors: nn.ModuleList = dataclasses.field(default_factory=nn.ModuleList)
+    missing: frozenset[str] = frozenset()
     origin: str = ""
 
     @property
@@ -199,21 +203,28 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 def init_record(model: Trained) -> dict[str, str]:
     """What `recipe.json` says of the model that a run begins with."""
-    identity = hash_tensors(model.net)
+    identity = hash_tensors(model.net) + "-heads" * bool(len(model.projectors))
     return {"source": model.source, "identity": identity, "message": model.origin}
 
 
 @torch.no_grad()
-def begin_with(net: nn.Module, model: Trained) -> None:
-    """Copy the model's parameters into the transformer `net`.
+def begin_with(net: nn.Module, model: Trained, *, projectors: nn.Module | None = None) -> None:
+    """Copy the model's parameters into the transformer `net`, except those that its file did not
+    have, and its alignment heads, if it has any, into `projectors`.
 
     Raises CheckpointError if they do not fit; the first few differences are named.
     """
-    tensors, parameters = dict(model.net.named_parameters()), dict(net.named_parameters())
-    if problems := misfit(tensors, parameters):
-        raise CheckpointError(
-            f"{model.source} cannot start this run, it does not fit: {problems}; leave out the "
-            "--model settings, or use a cache with its channels"
-        )
-    for name, value in tensors.items():
-        parameters[name].copy_(value)
+    pairs = [(model.net, net, "leave out the --model settings, or use a cache with its channels")]
+    if len(model.projectors) and projectors is not None:
+        pairs.append((model.projectors, projectors, "leave out --init-projectors"))
+    for source, into, hint in pairs:
+        optional = model.missing if into is net else frozenset()
+        tensors = {k: p for k, p in source.named_parameters() if k not in optional}
+        parameters = dict(into.named_parameters())
+        if problems := misfit(tensors, parameters, optional=optional):
+            what = "it" if into is net else "its alignment heads"
+            raise CheckpointError(
+                f"{model.source} cannot start this run, {what} do not fit: {problems}; {hint}"
+            )
+        for name, value in tensors.items():
+            parameters[name].copy_(value)
