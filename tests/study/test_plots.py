@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from erw.study import plots
-from erw.study.compare import by_method
 from erw.study.plots import DARK, LIGHT, Theme
-from erw.study.results import RunResult, read_runs
+from erw.study.results import RunResult, by_method, read_runs
 from helpers.synthetic_study import WARMUP, lines_of, write_run, write_study
 
 

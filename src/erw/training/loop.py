@@ -25,7 +25,7 @@ from erw.data.loader import Loader, prefetch
 from erw.dist import World, precision, unsynced, world
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
-from erw.io import save_tensors, write_json
+from erw.io import save_tensors, tensor_header, write_json
 from erw.log import Metrics, Progress
 from erw.models import build_model
 from erw.plan import Phase
@@ -379,9 +379,11 @@ class Trainer:
         return assembled(net, self.recipe, self.out, step=step, source=str(self.out))
 
     def complete(self, step: int) -> None:
-        """Write again what follows the checkpoint of `step`: a kill may have come in between."""
-        if step:
+        """Write what follows the checkpoint of `step`, if a kill came in between."""
+        weights = self.out / WEIGHTS
+        if step and (not weights.exists() or tensor_header(weights).get("step") != str(step)):
             self.save_weights(step)
+        if step and not checkpoint.path_of(self.out / posthoc_ema.FOLDER, step).exists():
             self.snapshot(step)
 
     def snapshot(self, step: int) -> None:
