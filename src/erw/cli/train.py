@@ -68,6 +68,9 @@ def train(
     """
     if init_projectors and start is None:
         raise ConfigError("--init-projectors takes heads over from --init, which is missing")
+    from erw.sampling.solvers import solver_for
+
+    solver_for(run.sample.solver, run.flow.objective)  # now, not when the first sample is drawn
     if dry_run:
         from erw.cli.show import show
 
