@@ -132,7 +132,7 @@ def extract_stored(
     def look() -> list[str]:
         """Load what is stored; the spaces that are missing, or damaged."""
         for space, one in extractors.items():
-            with contextlib.suppress(CheckpointError):
+            with contextlib.suppress(CheckpointError, KeyError):  # damaged, or of another version
                 stored, _ = load_tensors(paths[space])
                 if len(stored["features"]) or not one.keep:
                     moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
