@@ -211,6 +211,9 @@ class Trainer:
         self.dtype, self.why_dtype = precision(run.optim.precision, self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
+        # glibc holds on to blocks up to the largest one that was freed, at most 32 MB. Without this
+        # block each step would hand its activations back and fault them in again.
+        torch.empty(2**25 - 2**14, dtype=torch.uint8)
         self.cache, self.dims = cache, {name: spec.dim for name, spec in cache.features.items()}
         self.net = build_network(run, self.dims).to(self.device)
         self.ema = Ema(self.net, decay=run.optim.ema)
