@@ -379,6 +379,28 @@ def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
     return kind(**{k: _value(hints[k], v, where=f"{where}{k}") for k, v in values.items()})
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names, those of a list of records by their index."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+        items = list(enumerate(value))
+    else:
+        value = list(value) if isinstance(value, tuple) else value
+        return {prefix.removesuffix("."): value}
+    return {k: v for key, item in items for k, v in flat(item, f"{prefix}{key}.").items()}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Settings, nested or flat, that are not the same, as "optim.lr (0.0001, now 0.0002)"."""
+    before, after = flat(old), flat(new)
+    return [
+        f"{key} ({before.get(key)}, now {after.get(key)})"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
 def _value(hint: Any, value: Any, *, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):

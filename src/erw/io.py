@@ -173,14 +173,16 @@ def hash_file(path: Path) -> str:
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
-def hash_tensors(module: Any) -> str:
-    """The first 16 hex digits of blake3 over a module's named parameters and buffers."""
+def weight_hash(module: Any) -> str:
+    """A module's own `weight_hash`, or 32 hex digits of blake3 over its parameters and buffers."""
+    if own := getattr(module, "weight_hash", None):
+        return own
     import torch
     from blake3 import blake3
 
     digest = blake3()
-    for name, value in sorted(module.state_dict().items()):
-        flat = value.detach().cpu().contiguous()
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()[:16]
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -148,7 +148,7 @@ def test_other_settings_are_named(made: SimpleNamespace, tmp_path: Path) -> None
     make(made.folder, out, made.vae)
     with pytest.raises(CacheError, match=r"other settings: flip \(False, now True\)"):
         make(made.folder, out, made.vae, flip=True)
-    with pytest.raises(CacheError, match=r"encoders.* \(\[\], now none\).*efficientnet"):
+    with pytest.raises(CacheError, match=r"encoders\.efficientnet.*\.dim \(None, now 112\)"):
         make(made.folder, out, made.vae, encoder=True)
     other = vae_folder(tmp_path / "vae")
     make(made.folder, out, other)  # equal weights elsewhere are the same VAE

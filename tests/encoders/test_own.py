@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from erw.data.networks import weight_hash
 from erw.encoders import Encoder, ModuleEncoder, load_encoder, load_vae
 from erw.errors import ConfigError, DataError
+from erw.io import weight_hash
 from helpers.vits import images
 
 

@@ -11,9 +11,9 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from erw.data.networks import weight_hash
 from erw.encoders import load_encoder, vits
 from erw.errors import CheckpointError, ConfigError, DataError
+from erw.io import weight_hash
 from helpers.vits import FAMILIES, HALF, IMAGENET, TINY, images, saved
 
 

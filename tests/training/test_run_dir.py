@@ -33,5 +33,5 @@ def test_a_run_older_than_a_setting_goes_on(tmp_path: Path) -> None:
 
     recipe["resolved"]["seed"] = 3
     (tmp_path / RECIPE).write_text(json.dumps(recipe))
-    with pytest.raises(CheckpointError, match=r"differs in seed 3 \(there\) against 0;"):
+    with pytest.raises(CheckpointError, match=r"differs in seed \(3, now 0\);"):
         run_dir.claim(tmp_path, run, run, CACHE, LEDGER)

@@ -17,7 +17,7 @@ from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError
 from erw.evaluation.images import image_set, reference_images, same_resolution
 from erw.evaluation.memorization import nearest_images
-from erw.io import hash_tensors, write_bytes, write_json
+from erw.io import weight_hash, write_bytes, write_json
 from erw.log import Progress
 from erw.sampling.preview import picture
 from erw.training import Trained
@@ -82,7 +82,7 @@ def memory(
     record = {
         **{n: {"name": s.name, "hash": s.content, "count": s.count} for n, s in sets.items()},
         "encoder": encoder.name,
-        "encoder_weights": hash_tensors(encoder),
+        "encoder_weights": weight_hash(encoder),
         "nearest": nearest,
         "suspicious": near.suspicious,
         "usual": None if near.usual is None else near.usual.tolist(),

@@ -103,6 +103,7 @@ class Cache:
             if shard.rows
         ]
         self._ends = np.cumsum([shard.rows for _, _, shard, _ in self._shards])
+        self.encoded = len(self)  # images that the encoders ever see for training
 
     @classmethod
     def open(cls, path: str | Path | Sequence[str | Path]) -> "Cache":
@@ -127,11 +128,6 @@ class Cache:
 
     def __len__(self) -> int:
         return sum(part.manifest.rows for part in self.parts)
-
-    @property
-    def encoded(self) -> int:
-        """Images that the teacher ever encodes for training: each row once."""
-        return len(self)
 
     @property
     def identity(self) -> str:
@@ -167,8 +163,9 @@ class Cache:
         names += [f"scale.{name}" for name in features if self.features[name].format == "int8"]
         names += [f"class.{token}"] if token else []
         columns = self.columns(names, indices, flipped)
-        shift, scale = (torch.tensor(self.vae[k]).reshape(-1, 1, 1) for k in ("shift", "scale"))
         mean, std = columns["moments"].float().chunk(2, 1)
+        scaling = (torch.tensor(self.vae[k], device=mean.device) for k in ("shift", "scale"))
+        shift, scale = (values.reshape(-1, 1, 1) for values in scaling)
         batch = Batch(
             (mean - shift).mul_(scale),
             std * scale,
@@ -177,8 +174,9 @@ class Cache:
             columns[f"class.{token}"].float() if token else None,
         )
         if not packed:
-            return batch.to("cpu")
-        return batch._each(Tensor.pin_memory) if torch.cuda.is_available() else batch
+            return batch.to(mean.device)
+        pinned = torch.cuda.is_available() and mean.is_cpu
+        return batch._each(Tensor.pin_memory) if pinned else batch
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""

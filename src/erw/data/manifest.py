@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from blake3 import blake3
 
+from erw.config import differences, flat
 from erw.errors import CacheError
 from erw.io import write_text
 
@@ -119,13 +120,9 @@ class CacheSpec:
                 columns[f"class.{name}"] = ("float16", (*variants, encoder.class_dim))
         return parts
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; `from_json` is the inverse."""
-        return json.loads(json.dumps(asdict(self)))
-
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "CacheSpec":
-        """From the settings of a cache.
+        """From JSON values, as `asdict` gives them.
 
         Raises CacheError for features of a kind that is gone, KeyError or TypeError for damage.
         """
@@ -144,13 +141,14 @@ class CacheSpec:
 
         FLOPs and revisions do not count, nor the VAE's name: its weights' hash does.
         """
-        before, after = _flat(self.to_json()), _flat(new.to_json())
-        return [
-            f"{key} ({before.get(key, 'none')}, now {after.get(key, 'none')})"
-            for key in sorted(before.keys() | after.keys())
-            if before.get(key) != after.get(key)
-            and not key.endswith((".flops", ".revision", "vae.name"))
-        ]
+
+        def compared(spec: CacheSpec) -> dict[str, Any]:
+            encoders = {encoder.name: asdict(encoder) for encoder in spec.encoders}
+            values = flat(asdict(spec) | {"encoders": encoders})
+            free = (".flops", ".revision", "vae.name")
+            return {key: value for key, value in values.items() if not key.endswith(free)}
+
+        return differences(compared(self), compared(new))
 
 
 class File(NamedTuple):
@@ -223,9 +221,8 @@ class Manifest:
 
     def write(self, out: Path) -> None:
         """Write `manifest.json` in canonical form: equal caches have equal bytes."""
-        values = asdict(self) | {"settings": self.spec.to_json(), "version": VERSION}
-        del values["spec"]
-        values = json.loads(json.dumps(values))
+        values = asdict(self) | {"version": VERSION}
+        values["settings"] = values.pop("spec")
         values[CHECK] = _check(values)
         write_text(out / MANIFEST, json.dumps(values, sort_keys=True, indent=1) + "\n")
 
@@ -323,13 +320,3 @@ def _record(kind: Any, values: dict[str, Any]) -> Any:
     """A record from JSON values, lists as tuples; keys of other versions are left out."""
     known = {name: values[name] for name in kind.__dataclass_fields__ if name in values}
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested JSON values by dotted keys; list items that are records by their name."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = {item["name"]: item for item in value}
-    if not isinstance(value, dict):
-        return {prefix: value}
-    parts = (_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items())
-    return {key: item for part in parts for key, item in part.items()}

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
 from erw.data.images import WHITE
@@ -20,6 +19,7 @@ from erw.data.quantize import FORMATS
 from erw.data.sources import Source
 from erw.encoders.base import counted_flops
 from erw.errors import ConfigError
+from erw.io import weight_hash
 
 PIECE = 4  # images: enough for a matrix product, few enough for a core's cache
 
@@ -131,18 +131,6 @@ def encoder_specs(
         )
 
     return tuple(map(spec, encoders))
-
-
-def weight_hash(module: Any) -> str:
-    """The module's own `weight_hash`, or the blake3 of its state."""
-    if known := getattr(module, "weight_hash", None):
-        return known
-    digest = blake3()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:

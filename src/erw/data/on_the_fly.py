@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw.data.cache import Batch, Cache, Part
+from erw.data.cache import Cache, Part
 from erw.data.images import Unreadable
-from erw.data.manifest import CacheSpec, EncoderSpec, Manifest, VaeSpec
-from erw.data.networks import Networks, cache_spec, weight_hash
+from erw.data.manifest import CacheSpec, Manifest
+from erw.data.networks import Networks, cache_spec
 from erw.data.sources import BUILT_IN, HUB, Source, open_source
 from erw.data.writer import cropped
 from erw.errors import CacheError, ConfigError, DataError
-from erw.io import hash_file, write_json
+from erw.io import hash_file, weight_hash, write_json
 
 ONLINE = "online.json"
 
@@ -30,8 +31,8 @@ ONLINE = "online.json"
 class Online(Cache):
     """A `Cache` whose rows are decoded, cropped and encoded when they are read.
 
-    VAE and encoders are loaded on first use, on the GPU if there is one. A row is the same in any
-    batch, up to the networks' rounding.
+    VAE and encoders are loaded on first use, on the GPU if there is one; batches lie there. A row
+    is the same in any batch, up to the networks' rounding.
     """
 
     threads = 1  # the encoders already use every core
@@ -42,6 +43,7 @@ class Online(Cache):
         identity = hash_file(path / ONLINE)[:32]
         super().__init__([Part(str(path), manifest, identity, lambda file: path / file.file)])
         self.source, self._settings = source, settings
+        self.encoded = 1 << 62  # every image of every step
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="crop")
 
     @classmethod
@@ -58,61 +60,41 @@ class Online(Cache):
             raise CacheError(f"the images of {settings['where']} have changed: make another {path}")
         return online
 
-    @property
-    def encoded(self) -> int:
-        """No bound: every image of every step is encoded."""
-        return 1 << 62
-
-    def read(
+    def columns(
         self,
+        names: Sequence[str],
         indices: Sequence[int] | np.ndarray,
-        *,
-        features: Sequence[str] = (),
-        token: str = "",
         flipped: np.ndarray | None = None,
-        packed: bool = False,
-    ) -> Batch:
-        """As `Cache.read`, but on the device of the networks. Raises DataError for a bad image."""
-        sides = np.zeros(len(indices), bool) if flipped is None else flipped
-        mirrored = torch.from_numpy(sides)
-        self.require(encoders=features, token=token, flip=bool(mirrored.any()))
-        images, labels = self._load(indices)
-        images[mirrored] = images[mirrored].flip(-1)
-        networks = self._networks
-        shift, scale = networks.vae.scaling
-        mean, std = networks.run(networks.vae.encode, images)[0].chunk(2, 1)
-        encoders = {name: networks.encoders[name] for name in (*features, token) if name}
-        outputs = {  # no other encoder runs
-            name: networks.run(encoder.both if name == token else encoder, images)
-            for name, encoder in encoders.items()
-        }
-        return Batch(
-            (mean - shift) * scale,
-            std * scale,
-            labels.to(mean.device),
-            tuple(outputs[name][0] for name in features),
-            outputs[token][1] if token else None,
-        )
+    ) -> dict[str, Tensor]:
+        """As `Cache.columns`, in float32 as the networks give them; those that are not named do not
+        run. Raises DataError for a bad image."""
+        numbers = np.asarray(indices, dtype=np.int64)
+        pixels, labels = zip(*self._pool.map(self._load, numbers), strict=True)
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        columns = {"item": torch.from_numpy(numbers), "label": torch.tensor(labels)}
+        columns["image"] = images
+        if flipped is not None:
+            images = torch.where(
+                torch.from_numpy(flipped)[:, None, None, None], images.flip(-1), images
+            )
+        if "moments" in names:
+            (columns["moments"],) = self._networks.run(self._networks.vae.encode, images)
+        for name in self.features:
+            token = f"class.{name}" in names
+            if token or f"features.{name}" in names:
+                encoder = self._networks.encoders[name]
+                outputs = self._networks.run(encoder.both if token else encoder, images)
+                columns |= zip((f"features.{name}", f"class.{name}"), outputs, strict=False)
+        return {name: columns[name] for name in names}
 
-    def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """The cropped images, uint8 (B, 3, H, W)."""
-        return self._load(indices)[0]
-
-    def _load(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images, uint8 (B, 3, H, W), and labels, int64 (B,)."""
-
-        def load(index: int) -> tuple[Tensor, int]:
-            try:
-                image, label = cropped(self.source, int(index), self.spec)
-            except Unreadable as error:
-                raise DataError(
-                    f"{self.source.location(index)}: {error}; take it out, or prepare without "
-                    "--online, which lists and skips such images"
-                ) from error
-            return torch.tensor(image).permute(2, 0, 1), label
-
-        images, labels = zip(*self._pool.map(load, indices), strict=True)
-        return torch.stack(images).contiguous(), torch.tensor(labels, dtype=torch.int64)
+    def _load(self, index: int) -> tuple[np.ndarray, int]:
+        try:
+            return cropped(self.source, int(index), self.spec)
+        except Unreadable as error:
+            raise DataError(
+                f"{self.source.location(index)}: {error}; take it out, or prepare without "
+                "--online, which lists and skips such images"
+            ) from error
 
     @cached_property
     def _networks(self) -> Networks:
@@ -120,9 +102,8 @@ class Online(Cache):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         vae, encoders = self._settings["vae"], self._settings["encoders"]
         networks = Networks(vae, [*encoders.values()], precision=self.spec.precision, device=device)
-        specs: tuple[VaeSpec | EncoderSpec, ...] = (self.spec.vae, *self.spec.encoders)
-        loaded = (networks.vae, *networks.encoders.values())
-        for spec, network in zip(specs, loaded, strict=True):
+        specs: tuple[Any, ...] = (self.spec.vae, *self.spec.encoders)
+        for spec, network in zip(specs, (networks.vae, *networks.encoders.values()), strict=True):
             if weight_hash(network) != spec.weight_hash:
                 raise CacheError(f"{self.path} was made with other weights of {spec.name}")
         return networks
@@ -166,5 +147,5 @@ def write(
         raise CacheError(f"{out} is not empty: choose another folder")
     names = dict(zip(networks.encoders, encoders, strict=True))
     given = {"where": str(source), "options": options, "vae": vae, "encoders": names}
-    write_json(out / ONLINE, given | {"settings": spec.to_json()})
+    write_json(out / ONLINE, given | {"settings": asdict(spec)})
     return Online.open(out)

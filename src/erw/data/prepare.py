@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def _locked(out: Path, here: World, new: CacheSpec, *, adding: bool = False) -> 
             before = read_spec(out)
             spec = agreed(before) if before else new
             if spec != before:
-                write_json(out / SETTINGS, spec.to_json())
+                write_json(out / SETTINGS, asdict(spec))
             return spec
 
         yield here.broadcast(begin)

@@ -38,7 +38,7 @@ from erw.evaluation.distances import (
 )
 from erw.evaluation.features import Extractor, PooledEncoder, Statistics
 from erw.evaluation.inception import POOL, SPATIAL, Inception, load_inception
-from erw.io import hash_tensors
+from erw.io import weight_hash
 
 SPACES = {
     "lite0": "efficientnet-lite0",
@@ -187,7 +187,7 @@ def extractors_of(
             net = AdmFeatures(load_inception(weights, device=device))
         elif net is None:
             net = load_encoder(SPACES.get(space, space), device=device)
-        weights_hash = hash_tensors(net) if isinstance(net, nn.Module) else net.name
+        weights_hash = weight_hash(net) if isinstance(net, nn.Module) else net.name
         keep = any(m.distance not in FROM_MOMENTS for m in metrics if m.space == space)
         extractors[space] = Extractor(net, weights_hash, keep)
     return extractors

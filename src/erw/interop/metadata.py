@@ -13,7 +13,7 @@ from erw.config import Run, Sample, from_dict, to_dict
 from erw.data.sources.openmoji import ATTRIBUTION, groups
 from erw.encoders.vae import ENTRIES, shipped
 from erw.errors import CheckpointError, ConfigError
-from erw.io import hash_tensors
+from erw.io import weight_hash
 from erw.log import read_metrics
 from erw.training.trained import RECIPE, Trained, read_recipe
 
@@ -47,7 +47,7 @@ class Metadata:
 
 def describe(model: Trained) -> Metadata:
     """Everything known of a model; of a run's also its cost, data and scores."""
-    weights, run, of_run = hash_tensors(model.net), public(to_dict(model.run)), dict[str, Any]()
+    weights, run, of_run = weight_hash(model.net), public(to_dict(model.run)), dict[str, Any]()
     path = Path(model.source)
     folder = next((p for p in (path, *path.parents[:2]) if (p / RECIPE).is_file()), None)
     if folder and model.source and not model.origin:

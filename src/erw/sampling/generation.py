@@ -20,7 +20,7 @@ from erw.dist import precision as precision_of
 from erw.encoders.vae import VAE, load_vae
 from erw.errors import ConfigError
 from erw.flow import PATHS, ends
-from erw.io import hash_tensors
+from erw.io import weight_hash
 from erw.rng import generator, seeded
 from erw.sampling.guidance import ModelVelocity, classifier_free, conditional, guided
 from erw.sampling.solvers import SOLVERS, Solver, Velocity, solver_for
@@ -86,7 +86,7 @@ class Generation:
         settings = {
             "recipe": model.run.name,
             "step": model.step,
-            "weights": hash_tensors(model.net),
+            "weights": weight_hash(model.net),
             "ema": model.ema,
             **to_dict(sample),
             "interval": list(sample.interval),
@@ -96,10 +96,10 @@ class Generation:
             "vae": vae and vae.name,
             "vae_weights": vae and vae.weight_hash,
             "scaling": model.scaling,
-            "representations": rdm and {"step": rdm.step, "weights": hash_tensors(rdm.net)},
+            "representations": rdm and {"step": rdm.step, "weights": weight_hash(rdm.net)},
             "autoguidance": weak and weak.source,
             "autoguidance_step": weak and weak.step,
-            "autoguidance_weights": weak and hash_tensors(weak.net),
+            "autoguidance_weights": weak and weight_hash(weak.net),
             "erw": __version__,
             "torch": torch.__version__,
         }

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from erw.config import flat
 from erw.data.sources.openmoji import ATTRIBUTION
 from erw.errors import DataError
 from erw.io import write_text
@@ -16,7 +17,6 @@ from erw.study import plots
 from erw.study.compare import amount, label_of, score_curves, speed_ups
 from erw.study.plots import DARK, HALF, LIGHT, WIDE
 from erw.study.results import STUDY, RunResult, by_method, read_runs
-from erw.training.run_dir import flat
 
 NARROW = (358.0, 300.0)
 PREVIEWS, SAMPLES = 4, 36  # pictures of a method at most

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from erw.config import flat
 from erw.errors import ConfigError, DataError
 from erw.log import read_metrics
-from erw.training.run_dir import MAY_CHANGE, flat
+from erw.training.run_dir import MAY_CHANGE
 from erw.training.trained import read_recipe
 
 METRICS = "metrics.jsonl"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import erw
-from erw.config import Run, from_dict, to_dict
+from erw.config import Run, differences, from_dict, to_dict
 from erw.data.cache import Cache
 from erw.errors import CheckpointError
 from erw.io import lock
@@ -60,7 +60,9 @@ def claim(
     if (folder / RECIPE).exists():
         before = read_recipe(folder)
         # Settings that came after that run was begun have their defaults in it.
-        different = differences(to_dict(from_dict(Run, before["resolved"])), recipe["resolved"])
+        resolved_before = to_dict(from_dict(Run, before["resolved"]))
+        changed = differences(resolved_before, recipe["resolved"])
+        different = [change for change in changed if not change.startswith(MAY_CHANGE)]
         if before["erw"].startswith("0.1."):
             different.append(f"erw {before['erw']}, which read images in another order")
         elif before["cache"]["identity"] != cache.identity:
@@ -79,25 +81,3 @@ def claim(
     ):
         raise CheckpointError(f"{folder} holds other files and no run; choose an empty --out")
     return recipe
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """'optim.lr 0.0001 (there) against 0.0002', for every setting that may not change."""
-    before, after = flat(old), flat(new)
-    return [
-        f"{key} {before.get(key)!r} (there) against {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
-    ]
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names, those of a list by their index."""
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
-        items = list(enumerate(value))
-    else:
-        value = list(value) if isinstance(value, tuple) else value
-        return {prefix.removesuffix("."): value}
-    return {k: v for key, item in items for k, v in flat(item, f"{prefix}{key}.").items()}

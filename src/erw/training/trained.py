@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from erw import flow
 from erw.config import Run, from_dict
 from erw.errors import CheckpointError, ConfigError
-from erw.io import hash_tensors, load_tensors, misfit, tensor_header
+from erw.io import load_tensors, misfit, tensor_header, weight_hash
 from erw.models import build_model
 from erw.training.checkpoint import copy, paths, step_of
 
@@ -203,7 +203,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 def init_record(model: Trained) -> dict[str, str]:
     """What `recipe.json` says of the model that a run begins with."""
-    identity = hash_tensors(model.net) + "-heads" * bool(len(model.projectors))
+    identity = weight_hash(model.net) + "-heads" * bool(len(model.projectors))
     return {"source": model.source, "identity": identity, "message": model.origin}
 
 
