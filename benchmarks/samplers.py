@@ -25,9 +25,9 @@ CLASSES, SIDE = 1000, 32
 
 def noise(spec: dict[str, Any]) -> Tensor:
     """The noise that every contender starts from."""
-    from erw.sampling.generation import start_noise
+    from erw.sampling.generation import seed_noise
 
-    return start_noise(range(spec["batch"]), (4, SIDE, SIDE))
+    return seed_noise(range(spec["batch"]), (4, SIDE, SIDE), "start")
 
 
 def labels(spec: dict[str, Any]) -> Tensor:

@@ -25,7 +25,7 @@ from erw.evaluation.probing import (
 )
 from erw.models import SiT
 from erw.rng import generator
-from erw.sampling.generation import start_noise
+from erw.sampling.generation import seed_noise
 from erw.study.knowledge import axes_of, history, lines_over
 from erw.training import Trained, load
 from helpers.parts import make, photos, vae_folder
@@ -60,7 +60,7 @@ def shown(count: int = 20) -> Material:
 def test_states_are_those_of_the_network_at_that_noise(time: float) -> None:
     net, images = network(), shown()
     found = hidden_states(net, images, time=time)
-    noise = start_noise(images.rows, (3, 8, 8))
+    noise = seed_noise(images.rows, (3, 8, 8), "start")
     x_t = (1 - time) * images.latents + time * noise
     with torch.no_grad():
         hidden = net.net(x_t, torch.full((20,), time), None, tap=(1, 2, 3)).hidden
@@ -174,8 +174,8 @@ def test_a_u_comes_back() -> None:
 def test_runs_of_one_step_each_are_one_history() -> None:
     point = {"time": 0.0, "depth": 1, "value": 1.0}
     points = [{"run": f"r{s}", "step": s, **point} for s in (3, 1, 2)]
-    (line,) = lines_over(points, "step")
-    assert line.xs == (1, 2, 3) and axes_of(points) == ["step"]
+    (line,) = lines_over(points, "step").values()
+    assert line == [(1, 1.0), (2, 1.0), (3, 1.0)] and axes_of(points) == ["step"]
     assert len(lines_over([*points, {"run": "r9", "step": 3, **point}], "step")) == 4
 
 
@@ -209,7 +209,7 @@ def test_a_dit_is_shown_the_step_of_its_chain() -> None:
     hidden_states(model, images, time=0.5)
     x_t, told = dit.seen
     abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[499]
-    noise = start_noise(images.rows, (3, 8, 8))
+    noise = seed_noise(images.rows, (3, 8, 8), "start")
     expected = abar.sqrt() * images.latents + (1 - abar).sqrt() * noise
     torch.testing.assert_close(x_t.double(), expected.double(), rtol=1e-5, atol=1e-5)
     assert told.tolist() == [499] * 4

@@ -18,7 +18,7 @@ from erw.encoders import load_vae
 from erw.errors import CheckpointError, ConfigError
 from erw.interop import load_pretrained
 from erw.interop.export import transformer_code
-from erw.sampling.generation import start_noise
+from erw.sampling.generation import seed_noise
 from helpers.exported import DDPM, SCALING, SMALL, model, scaled_vae
 from helpers.parts import vae_folder
 from helpers.released import LIGHTNING, peer, save
@@ -52,7 +52,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ask |= {"class_labels": [2, 0], "guidance_scale": 2.5}
         (case / "ask.json").write_text(json.dumps(ask))
         shape = erw.from_pretrained(case / "export").latent_shape
-        save_file({"noise": start_noise((0, 1), shape)}, case / "noise.safetensors")
+        save_file({"noise": seed_noise((0, 1), shape, "start")}, case / "noise.safetensors")
     (root / "classes" / "more").touch()
     child = [
         sys.executable,

@@ -92,7 +92,7 @@ def test_a_dit_generates_from_its_file(
     for i in range(10):
         drawn["step", i] = torch.from_numpy(array(f"ddpm{i}", *latents.shape))
     monkeypatch.setattr(
-        "erw.sampling.generation._normal",
+        "erw.sampling.generation.seed_noise",
         lambda seeds, shape, *tags, token: drawn[tags][list(seeds)],
     )
     how = {"steps": 10, "solver": solver, "decode": False}

@@ -8,7 +8,7 @@ import torch
 
 from erw.config import Flow, Run, Sample
 from erw.errors import ConfigError
-from erw.sampling.generation import generate, ready, start_noise
+from erw.sampling.generation import generate, ready, seed_noise
 from erw.training.trained import Trained
 from helpers.pixels import MODEL, trained
 from helpers.reference import relative
@@ -80,7 +80,7 @@ def test_autoguidance_is_guidance_away_from_the_weaker_model() -> None:
     settings = generation.settings
     assert settings["autoguidance_weights"] == generate(weak, [0]).settings["weights"]
     assert "autoguidance" not in generate(MODEL, [0], **options).settings
-    x, y = start_noise(range(4), (3, 8, 8)).double(), torch.tensor([0, 1, 2, 0])
+    x, y = seed_noise(range(4), (3, 8, 8), "start").double(), torch.tensor([0, 1, 2, 0])
     for t, t_next in ((1, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0)):
         v, w = (m.velocity(x.float(), torch.full((4,), t), y).double() for m in (MODEL, weak))
         x = x + (t_next - t) * (w + 2.5 * (v - w) if t >= 0.5 else v)

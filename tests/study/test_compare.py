@@ -10,12 +10,11 @@ from erw.study.compare import (
     cost_to_target,
     flops_unit,
     mean_curve,
-    score_curves,
     speed_up,
     speed_ups,
 )
 from erw.study.results import Curve, by_method, read_runs
-from helpers.synthetic_study import SCORES, train_line, write_run, write_study
+from helpers.synthetic_study import SCORES, write_study
 
 COSTS = (10.0, 20.0, 40.0, 80.0)
 FID = "fid"
@@ -43,12 +42,6 @@ def test_cost_to_target_takes_the_first_crossing_and_says_what_it_cannot_know() 
     assert bumpy and 1 < bumpy[0] < 2
 
 
-@pytest.mark.parametrize("costs", [(), (2.0, 1.0), (0.0, 1.0)])
-def test_costs_must_rise(costs: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="costs must"):
-        cost_to_target(Curve(costs, costs, tuple(range(len(costs)))), 1.0, metric=FID)
-
-
 def test_higher_is_better_where_it_is() -> None:
     up = line(400)._replace(values=tuple(-value for value in line(400).values))
     found = cost_to_target(up, -(400 - 30 * math.log(31.7)), metric="inception_score")
@@ -57,7 +50,7 @@ def test_higher_is_better_where_it_is() -> None:
 
 def test_speed_up_of_lines_is_exact() -> None:
     found = speed_up([line(370)], [line(400)], metric=FID)
-    assert found.value == pytest.approx(math.exp(-1)) and found.tries == 1
+    assert found.value == pytest.approx(math.exp(-1))
     assert speed_up([line(400)], [line(370)], metric=FID).value is None
     many = speed_up([line(370 + seed) for seed in range(3)], [line(400)], metric=FID)
     assert many.low and many.value and many.high and many.low < many.value < many.high
@@ -74,21 +67,12 @@ def test_means_are_of_the_steps_that_all_have() -> None:
 def test_power_laws_have_a_closed_form(tmp_path: Path) -> None:
     """Scores a (4 c)^-p at fractions c."""
     groups = by_method(read_runs([write_study(tmp_path, points=50, pictures=False)]))
-    curves = {name: score_curves(runs, "fd_lite2") for name, runs in groups.items()}
+    curves = {name: [r.curve("values", "fd_lite2") for r in runs] for name, runs in groups.items()}
     pair, ratio = next(iter(speed_ups(curves, metric="fd_lite2").items()))
     assert pair == ("ERW", "SiT")
     (scale, power), target = SCORES["ERW"], SCORES["SiT"][0] * 4 ** -SCORES["SiT"][1]
     assert ratio.value == pytest.approx((target / scale) ** (-1 / power) / 4, rel=2e-3)
     assert not ratio.at_most
-
-
-def test_a_missing_score_is_named(tmp_path: Path) -> None:
-    study = write_study(tmp_path / "study", pictures=False)
-    with pytest.raises(DataError, match="has no score fid; it has fd_lite2"):
-        score_curves(read_runs([study]), "fid")
-    unscored = write_run(tmp_path / "plain", "SiT", [train_line(10, "SiT", 0)])
-    with pytest.raises(DataError, match=r"train with --eval\.every"):
-        score_curves(read_runs([unscored]), "fd_lite2")
 
 
 def test_units_fit() -> None:

@@ -29,7 +29,7 @@ def test_a_method_has_its_colour_in_every_figure(runs: list[RunResult], theme: T
     for figure in figures:
         svg = plots.to_bytes(figure, theme, "svg").decode()
         for method in by_method(runs):
-            assert theme.color(method) in svg, f"{method} is not drawn in its colour"
+            assert theme.series[method] in svg, f"{method} is not drawn in its colour"
 
 
 def test_the_same_runs_give_the_same_bytes(runs: list[RunResult]) -> None:

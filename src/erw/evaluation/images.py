@@ -143,7 +143,7 @@ def _of_generation(generation: Generation, what: str) -> ImageSet:
         raise DataError(f"{what} are latents without images: generate with decode=True")
 
     def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
-        for samples in generation.rows(lambda i, _: first <= i < stop):
+        for samples in generation.rows(range(first, stop)):
             assert samples.images is not None
             finite = torch.isfinite(samples.latents).flatten(1).all(1).tolist()
             if bad := [str(s) for s, good in zip(samples.seeds, finite, strict=True) if not good]:

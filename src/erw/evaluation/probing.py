@@ -25,7 +25,7 @@ from erw.errors import ConfigError, DataError
 from erw.evaluation import alignment
 from erw.models.backbone import Backbone
 from erw.rng import generator
-from erw.sampling.generation import start_noise
+from erw.sampling.generation import seed_noise
 from erw.training.trained import Trained
 
 BATCH = 64
@@ -129,7 +129,7 @@ def hidden_states(
     for lo in range(0, len(images.rows), BATCH):
         part = slice(lo, lo + BATCH)
         x = clean[part].to(device)
-        eps = start_noise(images.rows[part], shape, token=net.class_token).to(device)
+        eps = seed_noise(images.rows[part], shape, "start", token=net.class_token).to(device)
         t = torch.full((len(x),), time, device=device)
         if settings.objective == "flow":
             x = flow.noise(x, eps, t, path=flow.PATHS[settings.path]).x_t

@@ -4,11 +4,10 @@ Everything random about a sample is a function of its own seed. Seed 1234 gives 
 any batch size, in any order and on any number of machines, up to the rounding of matrix products.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import chain
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -67,16 +66,14 @@ class Generation:
     def collect(self) -> Samples:
         """All samples as one record on the CPU; each batch moves there before the next begins."""
         batches = [[x.cpu() if isinstance(x, Tensor) else x for x in batch] for batch in self]
-        _, *tensors = zip(*batches, strict=True)
-        labels, latents, images = (None if x[0] is None else torch.cat(x) for x in tensors)
-        assert latents is not None, "every batch has them"
+        tensors: Any = zip(*batches, strict=True)
+        labels, latents, images = (x[0] if x[0] is None else torch.cat(x) for x in [*tensors][1:])
         return Samples(self.seeds, labels, latents, images)
 
-    def rows(self, keep: Callable[[int, int], bool]) -> "Generation":
-        """The part whose (position, seed) pass `keep`, to divide the work or skip what exists."""
-        chosen = [i for i, seed in enumerate(self.seeds) if keep(i, seed)]
-        labels = self.labels and tuple(self.labels[i] for i in chosen)
-        return replace(self, seeds=tuple(self.seeds[i] for i in chosen), labels=labels)
+    def rows(self, numbers: Sequence[int]) -> "Generation":
+        """The part of these positions, to divide the work or skip what exists."""
+        labels = self.labels and tuple(self.labels[i] for i in numbers)
+        return replace(self, seeds=tuple(self.seeds[i] for i in numbers), labels=labels)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -111,19 +108,19 @@ class Generation:
         model, sample, solver, seeds = self.model, self.sample, self.solver, self.seeds[rows]
         device, flow = next(model.net.parameters()).device, model.run.flow
         labels = None if self.labels is None else torch.tensor(self.labels[rows], device=device)
-        shape, token, path = model.latent_shape, model.net.class_token, PATHS[flow.path]
-        if solver.evaluations is None:  # it ends where the prediction defines a velocity
+        path, token, options = PATHS[flow.path], model.net.class_token, {}
+        if solver.evaluations:
+            times = solver.times(sample.steps, shift=sample.shift)
+        else:  # it ends where the prediction defines a velocity
             low, high = ends(flow.prediction, path)
             times = [high, low, 0.0] if low else [high, 0.0]
             options = {"atol": sample.atol, "rtol": sample.rtol}
-        else:
-            times, options = solver.times(sample.steps, shift=sample.shift), {}
-        nets = (model.net, self.autoguidance.net) if self.autoguidance else (model.net,)
+        nets = [each.net for each in (model, self.autoguidance) if each]
+        normal = partial(seed_noise, seeds, model.latent_shape, token=token)
         images, velocity = None, self._velocity(seeds, labels)
         with torch.no_grad(), ready(*nets, bf16=self.bf16):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                x = start_noise(seeds, shape, token=token).to(device)
-                noise = lambda i, x: _normal(seeds, shape, "step", i, token=token)  # noqa: E731
+                x, noise = normal("start").to(device), lambda i, x: normal("step", i)
                 x = solver(velocity, x, times, path=path, noise=noise, **options)
             latents = (model.net.split(x)[0] if token else x).float()
             if self.vae is not None:  # 16 at a time bound the decoder's memory
@@ -139,7 +136,7 @@ class Generation:
         if self.solver.objective == "ddpm":  # a DiT's variance is never guided
             channels = channels or model.latent_shape[0]
         options = {"scale": sample.guidance, "interval": sample.interval, "channels": channels}
-        if self.autoguidance is not None:
+        if self.autoguidance:
             other = conditional(predictor(self.autoguidance), y)
             return guided(conditional(own, y), other, **options)
         return conditional(own, None) if y is None else classifier_free(own, y, null, **options)
@@ -188,9 +185,9 @@ def generate(
     if not seeds or batch_size < 1:
         raise ConfigError(f"no seeds, or batch_size {batch_size}: give at least 1 of each")
     chosen, rule = labels_of(labels, seeds, model.num_classes)
-    nets = (model.net, autoguidance.net) if autoguidance else (model.net,)
-    for block in chain(*(getattr(net, "blocks", [net]) for net in nets)) if compile else ():
-        block.compile()
+    for net in [each.net for each in (model, autoguidance) if each and compile]:
+        for block in getattr(net, "blocks", [net]):
+            block.compile()
     bf16 = precision_of(precision, next(model.net.parameters()).device)[0] is torch.bfloat16
     decoder = _decoder(model, vae) if decode else None
     return Generation(model, seeds, chosen, rule, sample, autoguidance, bf16, batch_size, decoder)
@@ -212,14 +209,13 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
     if sample.guidance != 1 and not (weak or model.num_classes or model.net.representation):
         raise ConfigError("an unconditional model has no classes to guide by: give guidance 1")
-    if weak and _kind(weak) != _kind(model):
-        raise ConfigError(f"autoguidance by another kind: {_kind(weak)}, not {_kind(model)}")
-
-
-def _kind(model: Trained) -> tuple[Any, ...]:
-    net, flow = model.net, model.run.flow
-    token = net.class_token, net.representation
-    return model.latent_shape, model.num_classes, token, flow.path, flow.outputs
+    kinds = [
+        (m.latent_shape, m.num_classes, m.net.class_token, m.net.representation, m.run.flow.path,
+         m.run.flow.outputs)
+        for m in (weak or model, model)
+    ]  # fmt: skip
+    if kinds[0] != kinds[1]:
+        raise ConfigError(f"autoguidance by another kind: {kinds[0]}, not {kinds[1]}")
 
 
 def predictor(model: Trained) -> ModelVelocity:
@@ -260,17 +256,13 @@ def ready(*nets: nn.Module, bf16: bool) -> Iterator[None]:
             parameter.data = value
 
 
-def start_noise(seeds: Sequence[int], shape: tuple[int, ...], *, token: int = 0) -> Tensor:
-    """The initial noise (B, *shape), float32; with a class token flat rows of latents and token."""
-    return _normal(seeds, shape, "start", token=token)
-
-
-def _normal(
+def seed_noise(
     seeds: Sequence[int], shape: tuple[int, ...], *tags: int | str, token: int = 0
 ) -> Tensor:
-    """Standard normal (B, *shape) float32, a row per seed, drawn on the CPU for any device."""
+    """Standard normal (B, *shape) float32, a row per seed, drawn on the CPU for any device; with a
+    class token flat rows of latent and token. The tag "start" gives the initial noise."""
     if token:
-        parts = _normal(seeds, shape, *tags), _normal(seeds, (token,), *tags, "class token")
+        parts = seed_noise(seeds, shape, *tags), seed_noise(seeds, (token,), *tags, "class token")
         return torch.cat([part.flatten(1) for part in parts], 1)
     rngs = [generator(seed, "sample", *tags) for seed in seeds]
     return torch.stack([torch.randn(shape, generator=rng) for rng in rngs])

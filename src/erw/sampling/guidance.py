@@ -28,7 +28,15 @@ def conditional(model_velocity: ModelVelocity, y: Tensor | None) -> Velocity:
     return lambda x, t: model_velocity(x, x.new_full((len(x),), t), y)
 
 
-def guided(velocity: Velocity, other: Velocity, **options: Any) -> Velocity:
+def guided(
+    velocity: Velocity,
+    other: Velocity,
+    *,
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+    channels: int | None = None,
+    pair: Callable[[Tensor, float], tuple[Tensor, ...]] | None = None,
+) -> Velocity:
     """`velocity` guided away from `other`.
 
     Args:
@@ -36,8 +44,20 @@ def guided(velocity: Velocity, other: Velocity, **options: Any) -> Velocity:
         interval: the times with guidance, both ends included; elsewhere `other` is not evaluated.
         channels: only so many first ones are guided (None: as many as the state has); the rest,
             such as a DiT's variance, stay those of `velocity`.
+        pair: (x, t) -> both, where one call is cheaper than two.
     """
-    return _guided(velocity, lambda x, t: (velocity(x, t), other(x, t)), **options)
+    if scale == 1:
+        return velocity
+
+    def mixed(x: Tensor, t: float) -> Tensor:
+        if not interval[0] - _EDGE <= t <= interval[1] + _EDGE:
+            return velocity(x, t)
+        v, w = pair(x, t) if pair else (velocity(x, t), other(x, t))
+        count = min(channels or x.shape[1], x.shape[1])
+        mix = w[:, :count] + scale * (v[:, :count] - w[:, :count])
+        return torch.cat([mix, v[:, count:]], dim=1) if count < v.shape[1] else mix
+
+    return mixed
 
 
 def classifier_free(
@@ -48,28 +68,8 @@ def classifier_free(
     `y` (B, ...) holds labels or representations, `null` stands for none; options as `guided`.
     """
     nulls = torch.as_tensor(null, dtype=y.dtype, device=y.device).expand(y.shape)
-    both = conditional(model_velocity, torch.cat([y, nulls]))
-    plain = conditional(model_velocity, y)
-    return _guided(plain, lambda x, t: both(torch.cat([x, x]), t).chunk(2), **options)
-
-
-def _guided(
-    plain: Velocity,
-    both: Callable[[Tensor, float], tuple[Tensor, ...]],
-    *,
-    scale: float,
-    interval: tuple[float, float] = (0.0, 1.0),
-    channels: int | None = None,
-) -> Velocity:
-    if scale == 1:
-        return plain
-
-    def velocity(x: Tensor, t: float) -> Tensor:
-        if not interval[0] - _EDGE <= t <= interval[1] + _EDGE:
-            return plain(x, t)
-        v, other = both(x, t)
-        count = min(channels or x.shape[1], x.shape[1])
-        mixed = other[:, :count] + scale * (v[:, :count] - other[:, :count])
-        return torch.cat([mixed, v[:, count:]], dim=1) if count < v.shape[1] else mixed
-
-    return velocity
+    plain, other, both = (
+        conditional(model_velocity, labels) for labels in (y, nulls, torch.cat([y, nulls]))
+    )
+    pair = lambda x, t: both(torch.cat([x, x]), t).chunk(2)  # noqa: E731
+    return guided(plain, other, pair=pair, **options)

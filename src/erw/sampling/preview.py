@@ -17,7 +17,6 @@ from erw.dist import World
 from erw.io import write_bytes
 from erw.sampling.generation import Generation, generate
 from erw.sampling.save import png_path, read_images, read_png
-from erw.sampling.solvers import solver_for
 from erw.training.trained import Trained
 
 COUNT = 16
@@ -36,14 +35,14 @@ def previewing(
     run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
 ) -> Callable[[int, Trained, World], Sequence[dict[str, Any]]]:
     """`evaluate=` of `erw.train`: the first rank draws; `say` receives a line on each picture."""
-    solver_for(run.sample.solver, run.flow.objective)
 
     def preview(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         path = Path(out) / "previews" / f"step-{step:08d}.png"
         if world.first and not path.is_file():  # or it was drawn before the run was stopped
             labels, options = spread(model.num_classes), to_dict(run.sample)
-            generation = generate(model, range(COUNT), labels, **options, precision="auto")
-            _write_picture(generation.collect().images, generation, path)
+            drawn = generate(model, range(COUNT), labels, **options, precision="auto").collect()
+            assert drawn.images is not None, "decoded by default"
+            write_bytes(path, picture(drawn.images, labels, model.class_names))
             say(f"step {step}: {path}")
         return ()
 
@@ -52,18 +51,16 @@ def previewing(
 
 def write_preview(generation: Generation, out: Path) -> Path:
     """The first images that `write` put into `out` as one picture next to it."""
-    paths = [png_path(out, seed) for seed in generation.seeds[:COUNT]]
-    single, path = out.suffix == ".npz", out.with_name(f"{out.stem}-preview.png")
-    images = (
-        next(read_images(out, rows=COUNT)) if single else np.stack([read_png(p)[0] for p in paths])
+    if out.suffix == ".npz":
+        images = next(read_images(out, rows=COUNT))
+    else:
+        images = np.stack([read_png(png_path(out, seed))[0] for seed in generation.seeds[:COUNT]])
+    pixels, path = (
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        out.with_name(f"{out.stem}-preview.png"),
     )
-    _write_picture(torch.from_numpy(images).permute(0, 3, 1, 2), generation, path)
+    write_bytes(path, picture(pixels, generation.labels, generation.model.class_names))
     return path
-
-
-def _write_picture(images: Tensor | None, generation: Generation, path: Path) -> None:
-    assert images is not None, "decoded by default"
-    write_bytes(path, picture(images, generation.labels, generation.model.class_names))
 
 
 def spread(num_classes: int, count: int = COUNT) -> list[int] | None:

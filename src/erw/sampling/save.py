@@ -24,7 +24,7 @@ from erw.errors import DataError
 from erw.io import replacing, write_json
 from erw.sampling.generation import Generation
 
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
 
 
 def write(
@@ -52,9 +52,10 @@ def write(
     for seed in done if generation.label_rule == "given" else ():  # settings do not have these
         if (old := read_png(png_path(folder, seed))[1]["label"]) != str(labels[seed]):
             raise DataError(f"{folder}: seed {seed} has label {old}, now it is {labels[seed]}")
-    if progress and done and world.first:
+    if progress and world.first:
         progress(len(done))
-    for samples in generation.rows(lambda i, s: s not in done and i % world.size == world.rank):
+    mine = range(world.rank, len(generation), world.size)
+    for samples in generation.rows([i for i in mine if generation.seeds[i] not in done]):
         assert samples.images is not None, "it has a VAE"
         for i, seed in enumerate(samples.seeds):
             info = PngInfo()
@@ -99,7 +100,7 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
     """How the images in a folder or `.npz` of ours were made; None for images from elsewhere."""
     path = Path(path)
     if path.is_dir():
-        file = path / _SETTINGS
+        file = path / SETTINGS
         return json.loads(file.read_text("utf-8")) if file.exists() else None
     with np.load(path) as arrays:
         return json.loads(str(arrays["settings"])) if "settings" in arrays.files else None
@@ -119,17 +120,17 @@ def read_png(path: Path) -> tuple[np.ndarray, dict[Any, Any]]:
 def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
     """Claim `folder` for these settings; True if `file`, the `.npz`, is complete already."""
     settings = json.loads(json.dumps(generation.settings))
-    owner = file if file is not None and file.exists() else folder
+    owner = file if file and file.exists() else folder
     old = read_settings(owner) if owner.exists() else None
     if old is None and (owner == file or any(folder.glob("*.png"))):
         raise DataError(f"{owner} holds images that erw did not write: choose another --out")
-    old = settings if old is None else old
-    if changed := [name for name in settings | old if old.get(name) != settings.get(name)]:
-        was, now = old.get(changed[0]), settings.get(changed[0])
-        text = f"{changed[0]} was {was}, now {now}"
-        raise DataError(f"{owner} has other settings: {text}; choose another --out")
+    old = old or settings
+    for name in settings | old:
+        if (was := old.get(name)) != (now := settings.get(name)):
+            text = f"{name} was {was}, now {now}"
+            raise DataError(f"{owner} has other settings: {text}; choose another --out")
     if owner == folder:
-        write_json(folder / _SETTINGS, settings)
+        write_json(folder / SETTINGS, settings)
         return False
     with np.load(owner) as arrays:
         for name, values in _ids(generation).items():
@@ -140,18 +141,16 @@ def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
 
 
 def _ids(generation: Generation) -> dict[str, tuple[int, ...]]:
-    ids = {"seeds": generation.seeds, "labels": generation.labels}
-    return {name: values for name, values in ids.items() if values is not None}
+    labels = {"labels": generation.labels} if generation.labels else {}
+    return {"seeds": generation.seeds, **labels}
 
 
 def _join(generation: Generation, folder: Path, out: Path) -> None:
     """The PNGs of `folder` as one `.npz` in the order of the seeds, through a file on disk."""
-    paths = [png_path(folder, seed) for seed in generation.seeds]
-    arrays: dict[str, Any] = dict(_ids(generation))
-    arrays["settings"] = json.dumps(generation.settings)
-    shape = len(paths), *read_png(paths[0])[0].shape
+    shape = len(generation), *read_png(png_path(folder, generation.seeds[0]))[0].shape
     images = np.lib.format.open_memmap(folder / "arr_0.npy", "w+", np.uint8, shape)
-    for i, path in enumerate(paths):
-        images[i], _ = read_png(path)
+    for i, seed in enumerate(generation.seeds):
+        images[i], _ = read_png(png_path(folder, seed))
+    arrays: dict[str, Any] = {**_ids(generation), "settings": json.dumps(generation.settings)}
     with replacing(out) as tmp, open(tmp, "wb") as file:
         np.savez(file, arr_0=images, **arrays)

@@ -29,29 +29,17 @@ Velocity = Callable[[Tensor, float], Tensor]
 """(x (B, ...), t) -> v (B, ...); a DiT gives noise and variance (B, 2C, ...) instead."""
 
 
-class Step(NamedTuple):
-    number: int  # from 0
-    t: float
-    t_next: float
-    x: Tensor  # the state that it reached, float64
-    velocity: Tensor  # at t (of a DiT its output), float64
-
-
 class At(NamedTuple):
     """Where a step starts and what its rule may use."""
 
-    number: int  # from 0
     total: int  # of all steps
+    left: int  # after this one
     t: float
     t_next: float
     velocity: Velocity  # float64 in and out; the network runs in the dtype of the initial state
     noise: Callable[[Tensor], Tensor]  # x -> standard normal numbers shaped like x
     path: Path
-    previous: Step | None  # for multistep rules
-
-    @property
-    def last(self) -> bool:
-        return self.number == self.total - 1
+    previous: tuple[float, Tensor] | None  # time and velocity (a DiT's output) of the step before
 
 
 def uniform_times(steps: int, *, shift: float = 1.0) -> list[float]:
@@ -107,10 +95,11 @@ class Solver:
         def field(x: Tensor, t: float) -> Tensor:
             return velocity(x.to(dtype), t).double()
 
+        total = len(times) - 1
         for i, (t, t_next) in enumerate(pairwise(times)):
-            at = At(i, len(times) - 1, t, t_next, field, partial(noise, i), path, previous)
-            x, v = self.rule(x, at, **options)
-            previous = Step(i, t, t_next, x, v)
+            left, draw = total - 1 - i, partial(noise, i)
+            x, v = self.rule(x, At(total, left, t, t_next, field, draw, path, previous), **options)
+            previous = t, v
         return x
 
 
@@ -122,7 +111,7 @@ def _euler(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 def _heun(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
     """Heun's second order step; the last one is an Euler step, as in REPA and EDM."""
     ahead, v = _euler(x, at)
-    if at.last:
+    if not at.left:
         return ahead, v
     slope = (v + at.velocity(ahead, at.t_next)) / 2
     return x + (at.t_next - at.t) * slope, v
@@ -131,10 +120,11 @@ def _heun(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
 def _adams(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
     """Two-step Adams-Bashforth: second order for one evaluation a step; the first is Euler's."""
     v, dt = at.velocity(x, at.t), at.t_next - at.t
-    if (before := at.previous) is None:
+    if at.previous is None:
         return x + dt * v, v
-    ratio = dt / (2 * (before.t_next - before.t))
-    return x + dt * ((1 + ratio) * v - ratio * before.velocity), v
+    t_before, v_before = at.previous
+    ratio = dt / (2 * (at.t - t_before))
+    return x + dt * ((1 + ratio) * v - ratio * v_before), v
 
 
 def _euler_maruyama(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
@@ -142,13 +132,13 @@ def _euler_maruyama(x: Tensor, at: At) -> tuple[Tensor, Tensor]:
     v, w, dt = at.velocity(x, at.t), 2 * at.t, at.t_next - at.t
     score = score_from_velocity(v, x, torch.tensor(at.t, dtype=torch.float64), path=at.path)
     mean = x + dt * (v - w / 2 * score)
-    return mean if at.last else mean + (w * -dt) ** 0.5 * at.noise(x).to(x), v
+    return mean + (w * -dt) ** 0.5 * at.noise(x).to(x) if at.left else mean, v
 
 
 def _dopri5(x: Tensor, at: At, *, atol: float = 1e-6, rtol: float = 1e-3) -> tuple[Tensor, Tensor]:
     """The first interval by Dormand and Prince's orders 5 and 4 with SiT's tolerances, those after
     it by Euler steps."""
-    if at.number:
+    if at.previous:
         return _euler(x, at)
     try:
         from torchdiffeq import odeint
@@ -174,10 +164,9 @@ def _chained(
     reverse: Callable[..., tuple[Tensor, Tensor]], x: Tensor, at: At, **options: float
 ) -> tuple[Tensor, Tensor]:
     """One step down DiT's chain, respaced to `at.total` steps, by a function of `erw.ddpm`."""
-    step = torch.full((len(x),), at.total - 1 - at.number, device=x.device)
-    output = at.velocity(x, at.t)
+    output, step = at.velocity(x, at.t), torch.full((len(x),), at.left, device=x.device)
     mean, deviation = reverse(_chain(at.total), output, x, step, **options)
-    if not at.last and bool(deviation.any()):
+    if at.left and bool(deviation.any()):
         mean = mean + deviation * at.noise(x).to(x)
     return mean, output
 

@@ -1,7 +1,7 @@
 """Methods compared by cost: what it takes to reach a score, with the spread over seeds.
 
 Between two scored points the score is taken as linear in log(cost). A value is that of the curve
-averaged over seeds; `low` and `high` are the extremes over seeds, or over pairs of seeds.
+averaged over seeds; `low` and `high` are the extremes over pairs of seeds.
 """
 
 from __future__ import annotations
@@ -13,40 +13,35 @@ from typing import NamedTuple
 
 from erw.errors import DataError
 from erw.evaluation.callback import HIGHER
-from erw.study.results import Curve, RunResult
+from erw.study.results import Curve
 
 LABELS = {"fd_lite2": "FD-Lite2", "fid": "FID", "sfid": "sFID", "kid": "KID"}
+FLOPS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 
 
 class Reach(NamedTuple):
-    """A cost at which a score is reached, or a ratio of costs; None: not reached.
+    """A ratio of costs at which a score is reached; None: not reached.
 
-    `low` and `high` are extremes over `tries` seeds (or pairs), of which `reached` got there; high
-    is None if one did not. `at_most`: the first scored point was already past the target.
+    `low` and `high` are extremes over pairs of seeds; high is None if one pair did not reach it.
+    `at_most`: the first scored point was already past the target.
     """
 
     value: float | None
     low: float | None
     high: float | None
     at_most: bool
-    reached: int
-    tries: int
 
 
 def cost_to_target(curve: Curve, target: float, *, metric: str) -> tuple[float, bool] | None:
     """The first cost at which a curve is at the target or better; None: never.
 
     The flag says that the first point was already better, so that the cost is only an upper bound.
-    Raises ValueError for costs that are not positive or do not rise.
     """
     sign = -1.0 if metric.startswith(HIGHER) else 1.0
-    costs, scores = curve.costs, [sign * value for value in curve.values]
-    target *= sign
-    if not costs or costs[0] <= 0 or any(b <= a for a, b in pairwise(costs)):
-        raise ValueError(f"costs must be positive and rise from point to point: {costs}")
+    scores, target = [sign * value for value in curve.values], sign * target
     if scores[0] <= target:
-        return costs[0], scores[0] < target
-    for (low, before), (high, after) in pairwise(zip(costs, scores, strict=True)):
+        return curve.costs[0], scores[0] < target
+    for (low, before), (high, after) in pairwise(zip(curve.costs, scores, strict=True)):
         if after <= target:
             return low * (high / low) ** ((before - target) / (before - after)), False
     return None
@@ -62,19 +57,9 @@ def mean_curve(
     shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
     if not shared:
         raise DataError("no step is scored in all seeds of a method: score them at the same steps")
-    rows = [[(c.costs[i], c.values[i]) for c in curves for i in (c.steps.index(step),)]
-            for step in shared]  # fmt: skip
-    costs, values = zip(*(zip(*row, strict=True) for row in rows), strict=True)
+    points = [{step: point for *point, step in zip(*curve, strict=True)} for curve in curves]
+    costs, values = ([[one[step][i] for one in points] for step in shared] for i in (0, 1))
     return Curve(tuple(map(statistics.fmean, costs)), tuple(map(of, values)), tuple(shared))
-
-
-def score_curves(runs: Sequence[RunResult], metric: str, *, over: str = "flops") -> list[Curve]:
-    """The curve of a score for each run. Raises DataError for a run without that score."""
-    for run in runs:
-        if metric not in (names := run.names("values")):
-            known = f"; it has {', '.join(names)}" if names else ": train with --eval.every STEPS"
-            raise DataError(f"{run.path} has no score {metric}{known}")
-    return [run.curve("values", metric, over=over) for run in runs]
 
 
 def speed_up(ours: Sequence[Curve], theirs: Sequence[Curve], *, metric: str) -> Reach:
@@ -84,8 +69,11 @@ def speed_up(ours: Sequence[Curve], theirs: Sequence[Curve], *, metric: str) -> 
         cost = cost_to_target(a, b.values[-1], metric=metric)
         return cost and (cost[0] / b.costs[-1], cost[1])
 
+    mean = ratio(mean_curve(ours), mean_curve(theirs))
     pairs = [ratio(a, b) for a, b in product(ours, theirs)]
-    return _spread(ratio(mean_curve(ours), mean_curve(theirs)), pairs)
+    values = [pair[0] for pair in pairs if pair]
+    low, high = min(values, default=None), max(values) if len(values) == len(pairs) else None
+    return Reach(mean and mean[0], low, high, any(one[1] for one in (mean, *pairs) if one))
 
 
 def speed_ups(
@@ -100,27 +88,20 @@ def speed_ups(
     }
 
 
-def _spread(mean: tuple[float, bool] | None, singles: Sequence[tuple[float, bool] | None]) -> Reach:
-    values = [single[0] for single in singles if single]
-    low, high = min(values, default=None), max(values) if len(values) == len(singles) else None
-    at_most = any(one[1] for one in (mean, *singles) if one)
-    return Reach(mean and mean[0], low, high, at_most, len(values), len(singles))
-
-
 def label_of(metric: str) -> str:
     """How a score is written: "FD-Lite2" for "fd_lite2"."""
     return LABELS.get(metric, metric.replace("_", " "))
 
 
-def amount(value: float, over: str) -> str:
-    """A cost with its unit: "1.94 PFLOP", "1,200 steps"."""
-    if over == "flops":
-        scale, unit = flops_unit(value)
-        return f"{value / scale:.3g} {unit}"
-    return f"{value:,.1f} {over}" if over in ("epochs", "seconds") else f"{value:,.0f} {over}"
-
-
 def flops_unit(most: float) -> tuple[float, str]:
     """The SI unit in which `most` FLOPs is a number from 1 to 1000, and its size."""
-    units = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"))
-    return next((unit for unit in units if most >= unit[0]), (1e9, "GFLOP"))
+    return next((unit for unit in FLOPS if most >= unit[0]), FLOPS[-1])
+
+
+def flops_text(flops: float, over: str = "") -> str:
+    """FLOPs with their unit: "1.94 PFLOP"."""
+    scale, unit = flops_unit(flops)
+    return f"{flops / scale:.3g} {unit}"
+
+
+amount = flops_text

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from erw.study.plots import Line, Theme, lines_figure, save_figure
+from erw.study.plots import Line, lines_figure, save_figure
 
 NAMES = {
     "cknna": "CKNNA",
@@ -19,31 +20,23 @@ FIELDS = {"run": "{}", "step": "{:,} steps", "time": "t = {:g}", "depth": "block
 Points = Sequence[Mapping[str, Any]]
 
 
-class Series(NamedTuple):
-    """Values over one axis; `key` is what is the same along it, in the order of `FIELDS`."""
-
-    key: tuple[Any, ...]
-    xs: tuple[float, ...]
-    ys: tuple[float, ...]
-
-
 def axes_of(points: Points) -> list[str]:
     """The axes that a figure can be drawn over, the first being the main one."""
     return [axis for axis in AXES if len({p[axis] for p in points}) > 1] or ["depth"]
 
 
-def lines_over(points: Points, axis: str) -> list[Series]:
-    """One line for each combination of what is not the axis.
+def lines_over(points: Points, axis: str) -> dict[tuple[Any, ...], list[tuple[float, float]]]:
+    """The (x, value) of each combination of the `FIELDS` that are not the axis, by their values.
 
     Runs of one step each, all different, are one run's history when drawn over steps.
     """
     pairs = {(p["run"], p["step"]) for p in points}
     one = axis == "step" and len(pairs) == len({r for r, _ in pairs}) == len({s for _, s in pairs})
     lines: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
-    for p in points:
+    for p in sorted(points, key=lambda p: p[axis]):
         key = tuple("" if one and name == "run" else p[name] for name in FIELDS if name != axis)
         lines.setdefault(key, []).append((p[axis], p["value"]))
-    return [Series(key, *zip(*sorted(some), strict=True)) for key, some in lines.items()]
+    return lines
 
 
 def history(points: Points) -> list[dict[str, Any]]:
@@ -52,16 +45,14 @@ def history(points: Points) -> list[dict[str, Any]]:
     First, lowest and last value, and the step of the lowest. `u_shaped`: the lowest lies strictly
     between, and at least a tenth of the fall comes back.
     """
-    lines = []
-    for line in lines_over(points, "step"):
-        if len(line.xs) > 2:
-            first, low, last = line.ys[0], min(line.ys), line.ys[-1]
-            i = line.ys.index(low)
-            u_shaped = 0 < i < len(line.ys) - 1 and last - low >= 0.1 * (first - low)
-            change = {"first": first, "lowest": low, "last": last, "step": int(line.xs[i])}
-            change |= zip(("run", "time", "depth"), line.key, strict=True)
-            lines.append(change | {"u_shaped": u_shaped})
-    return lines
+    changes = []
+    for (run, time, depth), line in lines_over(points, "step").items():
+        first, last = line[0][1], line[-1][1]
+        step, low = min(line, key=lambda point: point[1])
+        bent = line[0][0] < step < line[-1][0] and last - low >= 0.1 * (first - low)
+        change = {"first": first, "lowest": low, "last": last, "step": int(step), "run": run}
+        changes += [change | {"time": time, "depth": depth, "u_shaped": bent}] * (len(line) > 2)
+    return changes
 
 
 def save_knowledge(record: Mapping[str, Any], stem: str | Path) -> list[Path]:
@@ -74,21 +65,17 @@ def save_knowledge(record: Mapping[str, Any], stem: str | Path) -> list[Path]:
         level = (f"{record['encoder']} itself", record["reference"])
     for i, axis in enumerate(axes_of(record["points"])):
         lines = lines_over(record["points"], axis)
-        fields = [text for name, text in FIELDS.items() if name != axis]
+        texts = [text for name, text in FIELDS.items() if name != axis]
         # What tells the lines apart, and nothing else.
-        differ = [j for j in range(len(fields)) if len({line.key[j] for line in lines}) > 1]
-        names = [
-            ", ".join(fields[j].format(line.key[j]) for j in differ) or str(line.key[0])
-            for line in lines
+        differ = [j for j, values in enumerate(zip(*lines, strict=True)) if len({*values}) > 1]
+        drawn = [
+            Line(
+                ", ".join(texts[j].format(key[j]) for j in differ) or str(key[0]),
+                *zip(*line, strict=True),
+            )
+            for key, line in lines.items()
         ]
-
-        def draw(theme: Theme, lines: Any = lines, names: Any = names, axis: str = axis) -> Any:
-            drawn = [
-                Line(name, theme.spare[j % len(theme.spare)], line.xs, line.ys)
-                for j, (name, line) in enumerate(zip(names, lines, strict=True))
-            ]
-            return lines_figure(drawn, theme, title=title, label=AXES[axis], level=level)
-
+        draw = partial(lines_figure, drawn, title=title, label=AXES[axis], level=level)
         path = stem.with_name(f"{stem.name}-{axis}") if i else stem
         written += save_figure(draw, path, data=record)
     return written

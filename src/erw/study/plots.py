@@ -8,14 +8,15 @@ vision; a method has the same one everywhere.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from erw.evaluation.callback import HIGHER
 from erw.io import write_bytes, write_json
-from erw.study.compare import flops_unit, label_of, mean_curve, score_curves, speed_up
+from erw.study.compare import flops_unit, label_of, mean_curve, speed_up
 from erw.study.results import COSTS, RunResult, binned, by_method
 
 MARKERS = {"SiT": "o", "REPA": "s", "ERW": "D"}
@@ -39,11 +40,10 @@ class Theme:
     series: Mapping[str, str]
     spare: tuple[str, ...]
 
-    def color(self, method: str, among: Sequence[str] = ()) -> str:
-        """The colour of a method; a name without its own takes the spare one of its place."""
-        others = [name for name in among if name not in self.series]
-        place = others.index(method) if method in others else 0
-        return self.series.get(method, self.spare[place % len(self.spare)])
+    def colors(self, names: Iterable[str]) -> dict[str, str]:
+        """The colour of each method; names without their own take the spare ones in turn."""
+        others = [name for name in dict.fromkeys(names) if name not in self.series]
+        return {**self.series, **dict(zip(others, cycle(self.spare), strict=False))}
 
 
 LIGHT = Theme(
@@ -59,12 +59,12 @@ DARK = Theme(
 
 
 class Line(NamedTuple):
-    """A line to draw; its name is written at its end."""
+    """A line in the colour of its name; `text`, or else its name, is written at its end."""
 
     name: str
-    color: str
     xs: Sequence[float]
     ys: Sequence[float]
+    text: str = ""
 
 
 def style(theme: Theme) -> Any:
@@ -81,25 +81,49 @@ def style(theme: Theme) -> Any:
     return matplotlib.style.context([Path(__file__).with_name("figures.mplstyle"), colors])
 
 
-def canvas(
-    size: tuple[float, float], *, title: str, label: str, ends: Sequence[str] = (), top: float = 44
-) -> tuple[Any, Any]:
-    """A figure with one axes, its title at the top left, and room for names at line ends."""
+def lines_figure(
+    lines: Sequence[Line],
+    theme: Theme,
+    *,
+    title: str,
+    label: str,
+    size: tuple[float, float] = (800, 400),
+    level: tuple[str, float] | None = None,
+    decorate: Callable[[Any], None] = lambda ax: None,
+    **look: Any,
+) -> Any:
+    """Lines with a dot at each value (or another `look`), their names at their ends.
+
+    `level` is a name and a value to compare with; `decorate` draws more on the axes.
+    """
     from matplotlib.figure import Figure
 
-    width, height = size
-    left, bottom, right = 44, 50, max([24.0, *(16 + 7.8 * len(name) for name in ends)])
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
-    ax = figure.add_axes(box)
-    figure.text(0.0, 1 - 14 / height, title, ha="left", va="center", weight="bold")
-    ax.set_xlabel(label, loc="left", labelpad=7)
-    if width < 600:
-        ax.locator_params(axis="both", nbins=5)
-    return figure, ax
+    colors = theme.colors(line.name for line in lines)
+    with style(theme):
+        (width, height), left, top, bottom = size, 44, 44, 50
+        right = max([24.0, *(16 + 7.8 * len(line.text or line.name) for line in lines)])
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        spans = 1 - (left + right) / width, 1 - (bottom + top) / height
+        ax = figure.add_axes((left / width, bottom / height, *spans))
+        figure.text(0.0, 1 - 14 / height, title, ha="left", va="center", weight="bold")
+        ax.set_xlabel(label, loc="left", labelpad=7)
+        if width < 600:
+            ax.locator_params(axis="both", nbins=5)
+        for line in lines:
+            options = {"marker": MARKERS.get(line.name, "o"), "markersize": 4, "linewidth": 2}
+            ax.plot(line.xs, line.ys, color=colors[line.name], **options | look)
+        if level is not None:
+            ax.axhline(level[1], color=theme.soft, **DASHED)
+            options = {"xycoords": ("axes fraction", "data"), "fontsize": 11, **POINTS}
+            ax.annotate(level[0], (0, level[1]), (4, 4), color=theme.soft, **options)
+        decorate(ax)
+        _label_ends(ax, [line for line in lines if len(line.xs)], colors)
+    return figure
 
 
-def label_ends(ax: Any, lines: Sequence[Line], *, gap: float = 16.0) -> None:
+def _label_ends(
+    ax: Any, lines: Sequence[Line], colors: Mapping[str, str], gap: float = 16.0
+) -> None:
     """The name of each line right of all, once, above the axis and `gap` points apart or more."""
     ax.autoscale_view()  # else transData has the limits of empty axes
     firsts = list({line.name: line for line in reversed(lines)}.values())
@@ -109,12 +133,109 @@ def label_ends(ax: Any, lines: Sequence[Line], *, gap: float = 16.0) -> None:
     moved = heights[:1]
     for height in heights[1:]:
         moved.append(max(height, moved[-1] + gap))
-    shift = (sum(heights) - sum(moved)) / max(1, len(moved))  # their mean stays
-    shift = max(shift, ax.bbox.y0 + gap / 2 - min(moved, default=0.0))
-    right = max((line.xs[-1] for line in ends), default=0.0)
+    shift = (sum(heights) - sum(moved)) / len(moved)  # their mean stays
+    shift = max(shift, ax.bbox.y0 + gap / 2 - min(moved))
+    right = max(line.xs[-1] for line in ends)
     for line, old, new in zip(ends, heights, moved, strict=True):
-        options = {"color": line.color, "weight": "bold", "va": "center", "annotation_clip": False}
-        ax.annotate(line.name, (right, line.ys[-1]), (9, new + shift - old), **POINTS, **options)
+        options = {"weight": "bold", "va": "center", "annotation_clip": False, **POINTS}
+        place, offset = (right, line.ys[-1]), (9, new + shift - old)
+        ax.annotate(line.text or line.name, place, offset, color=colors[line.name], **options)
+
+
+def score_figure(
+    runs: Sequence[RunResult],
+    metric: str,
+    theme: Theme = LIGHT,
+    *,
+    over: str = "flops",
+    size: tuple[float, float] = WIDE,
+) -> Any:
+    """A score over a cost: a line per method, its seeds as dots and their spread as a band.
+
+    Over FLOPs an arrow shows where the last method had the first one's final score.
+    """
+    scale, label = cost_axis(runs, over)
+    curves = {
+        name: [run.curve("values", metric, over=over, scale=scale) for run in group]
+        for name, group in by_method(runs).items()
+    }
+    means, colors = {name: mean_curve(some) for name, some in curves.items()}, theme.colors(curves)
+    first, *_, last = *curves, *curves
+
+    def decorate(ax: Any) -> None:
+        ax.set_xlim(left=0)
+        for name, some in curves.items() if len(runs) > len(curves) else ():
+            low, high = (mean_curve(some, of).values for of in (min, max))
+            ax.fill_between(
+                means[name].costs, low, high, color=colors[name], alpha=0.16, linewidth=0
+            )
+            for curve in some:
+                options = {"color": colors[name], "markersize": 5, "alpha": 0.55}
+                ax.plot(curve.costs, curve.values, ".", **options)
+        if over != "flops" or first == last:
+            return
+        ratio = speed_up(curves[last], curves[first], metric=metric)
+        if ratio.value:
+            x, y = means[first].costs[-1], means[first].values[-1]
+            arrow = {"arrowstyle": "-|>,head_width=0.25,head_length=0.5", "linewidth": 1.4}
+            arrow |= {"color": colors[last], "linestyle": (0, (1, 2)), "shrinkA": 9, "shrinkB": 0}
+            ax.annotate("", (ratio.value * x, y), (x, y), arrowprops=arrow)
+            text = f"{'≤ ' if ratio.at_most else ''}{ratio.value:.2f}×"
+            options = {"weight": "bold", "fontsize": 12, "ha": "center", "color": colors[last]}
+            ax.annotate(text, ((1 + ratio.value) / 2 * x, y), (0, 7), **options, **POINTS)
+
+    lines = [Line(n, c.costs, c.values, f"{n} {c.values[-1]:.4g}") for n, c in means.items()]
+    sense = "higher" if metric.startswith(HIGHER) else "lower"
+    title = f"{label_of(metric)} over {label.partition(',')[0]} ({sense} is better)"
+    options = {"title": title, "label": label, "size": size, "decorate": decorate}
+    return lines_figure(lines, theme, **options, markersize=6.5, linewidth=2.4)
+
+
+def curve_figure(
+    runs: Sequence[RunResult],
+    group: str,
+    name: str,
+    theme: Theme = LIGHT,
+    *,
+    over: str = "flops",
+    size: tuple[float, float] = HALF,
+) -> Any:
+    """A loss, weight or validation loss by name over a cost, the end of warm-up marked."""
+    scale, label = cost_axis(runs, over)
+    curves = [run.curve(group, name, over=over, scale=scale) for run in runs]
+    lines = [
+        Line(run.method, *binned(curve, warmup=run.warmup["step"] if run.warmup else 0)[:2])
+        for run, curve in zip(runs, curves, strict=True)
+    ]
+
+    def decorate(ax: Any) -> None:
+        for method, group in by_method(runs).items():
+            if (warm := group[0].warmup) is None:
+                continue
+            x, color = warm[COSTS[over]] / scale, theme.colors(by_method(runs))[method]
+            ax.axvspan(0, x, color=color, alpha=0.07, linewidth=0)
+            ax.axvline(x, color=color, **DASHED)
+            options = {"xycoords": ("data", "axes fraction"), "fontsize": 11, **POINTS}
+            ax.annotate("warm-up ends", (x, 1), (5, -11), color=theme.soft, **options)
+        ax.set_xlim(left=0)
+        values = sorted(y for line in lines for y in line.ys)
+        low, high = values[0], values[int(0.97 * (len(values) - 1))]
+        if len(values) >= 20 and high > low:  # the first fall would flatten all that follows
+            ax.set_ylim(low - 0.06 * (high - low), high + 0.12 * (high - low))
+
+    title = TITLES.get(name, name) + " of held-out images" * (group == "validation")
+    options = {"title": title, "label": label, "size": size, "decorate": decorate}
+    return lines_figure(lines, theme, **options, marker="", linewidth=1.8, alpha=0.9)
+
+
+def times_figure(
+    runs: Sequence[RunResult], theme: Theme = LIGHT, *, size: tuple[float, float] = HALF
+) -> Any:
+    """The last validation loss of each run at each of its fixed times."""
+    ends = [(run.method, line) for run in runs for line in run.lines["validation"][-1:]]
+    lines = [Line(method, last["times"], last["flow_by_time"]) for method, last in ends]
+    title, label = "The same by time, at the end", "noise time, 0 is clean"
+    return lines_figure(lines, theme, title=title, label=label, size=size)
 
 
 def cost_axis(runs: Sequence[RunResult], over: str) -> tuple[float, str]:
@@ -130,133 +251,6 @@ def cost_axis(runs: Sequence[RunResult], over: str) -> tuple[float, str]:
     return scale, f"{label}, {unit}" if unit else label
 
 
-def score_figure(
-    runs: Sequence[RunResult],
-    metric: str,
-    theme: Theme = LIGHT,
-    *,
-    over: str = "flops",
-    size: tuple[float, float] = WIDE,
-    target: float | None = None,
-) -> Any:
-    """A score over a cost: a line per method, its seeds as dots and their spread as a band.
-
-    Over FLOPs an arrow shows where the last method had the first one's final score, unless there is
-    a `target`, which is a line.
-    """
-    groups = by_method(runs)
-    scale, label = cost_axis(runs, over)
-    curves = {name: score_curves(group, metric, over=over) for name, group in groups.items()}
-    means = {name: mean_curve(some) for name, some in curves.items()}
-    sense = "higher" if metric.startswith(HIGHER) else "lower"
-    title = f"{label_of(metric)} over {label.partition(',')[0]} ({sense} is better)"
-    with style(theme):
-        figure, ax = canvas(size, title=title, label=label, ends=[f"{n} 0000" for n in groups])
-        lines = []
-        for name, mean in means.items():
-            color, xs = theme.color(name, list(groups)), [x / scale for x in mean.costs]
-            ax.plot(xs, mean.values, color=color, marker=MARKERS.get(name, "o"), markersize=6.5)
-            lines.append(Line(f"{name} {mean.values[-1]:.4g}", color, xs, mean.values))
-            if len(curves[name]) < 2:
-                continue
-            low, high = (mean_curve(curves[name], of).values for of in (min, max))
-            ax.fill_between(xs, low, high, color=color, alpha=0.16, linewidth=0)
-            for curve in curves[name]:
-                dots = [x / scale for x in curve.costs]
-                ax.plot(dots, curve.values, ".", color=color, markersize=5, alpha=0.55)
-        ax.set_xlim(left=0)
-        if target is not None:
-            ax.axhline(target, color=theme.soft, **DASHED)
-        elif over == "flops" and len(groups) > 1:
-            first, *_, last = groups
-            ratio = speed_up(curves[last], curves[first], metric=metric)
-            if ratio.value:
-                x, y = means[first].costs[-1] / scale, means[first].values[-1]
-                arrow = {"arrowstyle": "-|>,head_width=0.25,head_length=0.5", "linewidth": 1.4}
-                arrow |= {"color": color, "linestyle": (0, (1, 2)), "shrinkA": 9, "shrinkB": 0}
-                ax.annotate("", (ratio.value * x, y), (x, y), arrowprops=arrow)
-                text = f"{'≤ ' if ratio.at_most else ''}{ratio.value:.2f}×"
-                options = {"weight": "bold", "fontsize": 12, "ha": "center", **POINTS}
-                middle = ((1 + ratio.value) / 2 * x, y)
-                ax.annotate(text, middle, (0, 7), color=color, **options)
-        label_ends(ax, lines)
-    return figure
-
-
-def curve_figure(
-    runs: Sequence[RunResult],
-    group: str,
-    name: str,
-    theme: Theme = LIGHT,
-    *,
-    over: str = "flops",
-    size: tuple[float, float] = HALF,
-) -> Any:
-    """A loss, weight or validation loss by name over a cost, the end of warm-up marked."""
-    methods = list(by_method(runs))
-    scale, label = cost_axis(runs, over)
-    title = TITLES.get(name, name) + " of held-out images" * (group == "validation")
-    with style(theme):
-        figure, ax = canvas(size, title=title, label=label, ends=methods)
-        lines: list[Line] = []
-        for run in runs:
-            color, warm = theme.color(run.method, methods), run.warmup
-            if warm and run.seed == min(r.seed for r in runs if r.method == run.method):
-                x = warm[COSTS[over]] / scale
-                ax.axvspan(0, x, color=color, alpha=0.07, linewidth=0)
-                ax.axvline(x, color=color, **DASHED)
-                options = {"xycoords": ("data", "axes fraction"), "fontsize": 11, **POINTS}
-                ax.annotate("warm-up ends", (x, 1), (5, -11), color=theme.soft, **options)
-            curve = run.curve(group, name, over=over)
-            if curve.costs:
-                curve = binned(curve, warmup=warm["step"] if warm else 0)
-                xs = [x / scale for x in curve.costs]
-                ax.plot(xs, curve.values, color=color, linewidth=1.8, alpha=0.9)
-                lines.append(Line(run.method, color, xs, curve.values))
-        ax.set_xlim(left=0)
-        values = sorted(y for line in lines for y in line.ys)
-        low, high = values[0], values[int(0.97 * (len(values) - 1))]
-        if len(values) >= 20 and high > low:  # the first fall would flatten all that follows
-            ax.set_ylim(low - 0.06 * (high - low), high + 0.12 * (high - low))
-        label_ends(ax, lines)
-    return figure
-
-
-def times_figure(
-    runs: Sequence[RunResult], theme: Theme = LIGHT, *, size: tuple[float, float] = HALF
-) -> Any:
-    """The last validation loss of each run at each of its fixed times."""
-    methods, title = list(by_method(runs)), "The same by time, at the end"
-    lines = [
-        Line(run.method, theme.color(run.method, methods), last["times"], last["flow_by_time"])
-        for run in runs
-        for last in run.lines["validation"][-1:]
-    ]
-    return lines_figure(lines, theme, title=title, label="noise time, 0 is clean", size=size)
-
-
-def lines_figure(
-    lines: Sequence[Line],
-    theme: Theme,
-    *,
-    title: str,
-    label: str,
-    size: tuple[float, float] = (800, 400),
-    level: tuple[str, float] | None = None,
-) -> Any:
-    """Lines with a dot at each value; `level` is a name and a value to compare with."""
-    with style(theme):
-        figure, ax = canvas(size, title=title, label=label, ends=[line.name for line in lines])
-        for line in lines:
-            ax.plot(line.xs, line.ys, color=line.color, marker="o", markersize=4, linewidth=2)
-        if level is not None:
-            ax.axhline(level[1], color=theme.soft, **DASHED)
-            options = {"xycoords": ("axes fraction", "data"), "fontsize": 11, **POINTS}
-            ax.annotate(level[0], (0, level[1]), (4, 4), color=theme.soft, **options)
-        label_ends(ax, lines)
-    return figure
-
-
 def to_bytes(figure: Any, theme: Theme, ending: str) -> bytes:
     """The figure as "svg" or "png" (two pixels a point), the same bytes each time."""
     stream = io.BytesIO()
@@ -267,12 +261,12 @@ def to_bytes(figure: Any, theme: Theme, ending: str) -> bytes:
 
 
 def save_figure(
-    draw: Callable[[Theme], Any], stem: str | Path, *, data: Mapping[str, Any]
+    draw: Callable[..., Any], stem: str | Path, *, data: Mapping[str, Any]
 ) -> list[Path]:
     """Write `stem`-light and -dark as SVG and PNG, and the numbers behind them as `stem`.json."""
     stem, written = Path(stem), []
     for theme in (LIGHT, DARK):
-        figure = draw(theme)
+        figure = draw(theme=theme)
         for ending in ("svg", "png"):
             written.append(stem.with_name(f"{stem.name}-{theme.name}.{ending}"))
             write_bytes(written[-1], to_bytes(figure, theme, ending))

@@ -14,7 +14,7 @@ from erw.data.sources.openmoji import ATTRIBUTION
 from erw.errors import DataError
 from erw.io import write_text
 from erw.study import plots
-from erw.study.compare import amount, label_of, score_curves, speed_ups
+from erw.study.compare import flops_text, label_of, speed_ups
 from erw.study.plots import DARK, HALF, LIGHT, WIDE
 from erw.study.results import STUDY, RunResult, by_method, read_runs
 
@@ -40,8 +40,7 @@ def report(paths: Sequence[str | Path], *, out: str | Path) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    filters = {"label": label_of, "flat": flat, "flops": partial(amount, over="flops")}
-    environment.filters |= filters
+    environment.filters |= {"label": label_of, "flat": flat, "flops": flops_text}
     page = environment.get_template("report.html.j2")
     write_text(Path(out), page.render(content(read_runs(paths), Path(paths[0]))))
     return Path(out)
@@ -51,10 +50,11 @@ def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
     """What the template shows. `base`: the folder of the study, if it is one."""
     record = json.loads((base / STUDY).read_text()) if (base / STUDY).is_file() else {}
     groups, reference = by_method(runs), base / REFERENCE
-    metrics = [
-        name for name in runs[0].names("values") if all(name in r.names("values") for r in runs)
-    ]
-    curves = {m: {name: score_curves(g, m) for name, g in groups.items()} for m in metrics}
+    metrics = [m for m in runs[0].names("values") if all(m in r.names("values") for r in runs)]
+    curves = {
+        metric: {name: [run.curve("values", metric) for run in g] for name, g in groups.items()}
+        for metric in metrics
+    }
     waiting = [name for name, group in groups.items() if not all(run.finished for run in group)]
     main = curves[metrics[0]] if metrics else {}
     done = {name: some for name, some in main.items() if name not in waiting}

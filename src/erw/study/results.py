@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,14 +70,12 @@ class RunResult:
         """What there is a curve of in "losses", "weights" or "values"."""
         return list(dict.fromkeys(name for x in self.lines[KINDS[group]] for name in x[group]))
 
-    def curve(self, group: str, name: str, *, over: str = "flops") -> Curve:
-        """A loss, weight, score or validation loss over a cost of `COSTS`, as a running total.
-
-        Epochs are images by those in the cache.
-        """
+    def curve(self, group: str, name: str, *, over: str = "flops", scale: float = 1.0) -> Curve:
+        """A loss, weight, score or validation loss over a cost of `COSTS`, as a running total in
+        units of `scale`. Epochs are images by those in the cache."""
         if over not in COSTS:
             raise ConfigError(f"no cost {over!r}; choose one of {', '.join(COSTS)}")
-        scale = self.recipe["cache"]["rows"] if over == "epochs" else 1
+        scale *= self.recipe["cache"]["rows"] if over == "epochs" else 1
         points = [
             (line[COSTS[over]] / scale, values[name], line["step"])
             for line in self.lines[KINDS[group]]
@@ -102,27 +100,24 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunResult]:
         raise DataError(f"a run is named twice: {', '.join(map(str, folders))}")
     recipes = [read_recipe(folder) for folder in folders]
     keys = [(_kind(recipe), recipe["resolved"]["seed"]) for recipe in recipes]
-    # The same run twice is not two seeds of one method.
-    kinds = [
-        key[0] if keys.count(key) == 1 else str(folder)
-        for key, folder in zip(keys, folders, strict=True)
-    ]
-    titles: dict[str, tuple[str, str]] = {}
-    for kind, recipe, folder in zip(kinds, recipes, folders, strict=True):
-        titles.setdefault(kind, (recipe["run"]["name"], folder.resolve().name))
-    names = [name for name, _ in titles.values()]
-    methods = {kind: t[0] if names.count(t[0]) == 1 else t[1] for kind, t in titles.items()}
-    runs = [
-        RunResult(folder, methods[kind], seed, recipe, _lines(folder))
-        for folder, kind, (_, seed), recipe in zip(folders, kinds, keys, recipes, strict=True)
-    ]
-    order = list(methods.values())
-    return sorted(runs, key=lambda run: (order.index(run.method), run.seed))
+    methods: dict[str, list[RunResult]] = {}
+    for folder, recipe, key in zip(folders, recipes, keys, strict=True):
+        # The same run twice is not two seeds of one method.
+        kind = key[0] if keys.count(key) == 1 else str(folder)
+        run = RunResult(folder, recipe["run"]["name"], key[1], recipe, _lines(folder))
+        methods.setdefault(kind, []).append(run)
+    names = [runs[0].method for runs in methods.values()]
+    for runs in methods.values():
+        name = runs[0].method
+        name = name if names.count(name) == 1 else runs[0].path.resolve().name
+        runs[:] = sorted((replace(run, method=name) for run in runs), key=lambda run: run.seed)
+    return [*chain(*methods.values())]
 
 
 def by_method(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     """The runs of each method, in order."""
-    return {method: list(group) for method, group in groupby(runs, lambda run: run.method)}
+    methods = dict.fromkeys(run.method for run in runs)
+    return {method: [run for run in runs if run.method == method] for method in methods}
 
 
 def binned(curve: Curve, *, points: int = 160, warmup: int = 0) -> Curve:
@@ -131,15 +126,15 @@ def binned(curve: Curve, *, points: int = 160, warmup: int = 0) -> Curve:
     A bin's cost is that of its last point. None holds steps of both phases (`warmup`: the last step
     of the first), so that the boundary stays where it is.
     """
-    costs, values, steps = map(np.array, curve)
-    windows, bins = np.diff(steps, prepend=0), list[np.ndarray]()
-    for phase in (steps <= warmup, steps > warmup):
-        if phase.any():
-            count = min(phase.sum(), math.ceil(points * phase.mean()))
-            bins += np.array_split(np.flatnonzero(phase), count)
+    windows, bins = np.diff(curve.steps, prepend=0), list[np.ndarray]()
+    for phase in np.split(np.arange(len(windows)), [np.searchsorted(curve.steps, warmup, "right")]):
+        if len(phase):
+            count = min(len(phase), math.ceil(points * len(phase) / len(windows)))
+            bins += np.array_split(phase, count)
+    values = np.array(curve.values)
     means = [float(np.average(values[rows], weights=windows[rows])) for rows in bins]
-    ends = [rows[-1] for rows in bins]
-    return Curve(tuple(costs[ends].tolist()), tuple(means), tuple(steps[ends].tolist()))
+    costs, _, steps = ([column[rows[-1]] for rows in bins] for column in curve)
+    return Curve(tuple(costs), tuple(means), tuple(steps))
 
 
 def _folders(path: Path) -> list[Path]:
