@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from erw.evaluation.inception import BLOCK_E, Branches, Inception, Mixed, block_a, block_c
+from erw.evaluation.inception import BLOCKS, POOL, Branches, Inception, Mixed
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from helpers.inception import random_state
@@ -70,7 +70,7 @@ def erw_fid(spec: dict[str, Any]) -> Turn:
         name = "inception-2015"
 
         def pooled(self, images: Tensor) -> Tensor:
-            return self(images).pool
+            return super().pooled(images)[:, :POOL]
 
     net = Pool()
     net.load_state_dict(random_state())
@@ -149,8 +149,9 @@ def stand_in(state: dict[str, Tensor]) -> None:
     models = types.ModuleType("torchvision.models")
     models.inception_v3 = lambda **_: Inception()
     inner = types.ModuleType("torchvision.models.inception")
-    inner.InceptionA, inner.InceptionC = stands_for(block_a), stands_for(block_c)
-    inner.InceptionE = stands_for(lambda: BLOCK_E)
+    blocks = {32: "Mixed_5b", 64: "Mixed_5c", 128: "Mixed_6b", 160: "Mixed_6c", 192: "Mixed_6e"}
+    inner.InceptionA = inner.InceptionC = stands_for(lambda channels: BLOCKS[blocks[channels]])
+    inner.InceptionE = stands_for(lambda: BLOCKS["Mixed_7b"])
     loads = types.ModuleType("torchvision.models.utils")
     loads.load_state_dict_from_url = lambda url, progress: state
     vision.models, models.inception, models.utils = models, inner, loads

@@ -13,11 +13,12 @@ from erw import evaluate
 from erw.cli import main
 from erw.errors import ConfigError, DataError
 from erw.evaluation.distances import Moments, frechet, kid, precision_recall
-from erw.evaluation.features import Statistics
+from erw.evaluation.features import Extractor, Statistics, extract
+from erw.evaluation.images import image_set
 from erw.evaluation.inception import POOL, SPATIAL, Inception, load_inception
-from erw.evaluation.metrics import AdmFeatures, with_stated
+from erw.evaluation.metrics import with_stated
 from helpers.images import stripes as pictures
-from helpers.inception import random_state
+from helpers.inception import pool_and_spatial, random_state
 
 SIZES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 
@@ -51,13 +52,13 @@ def test_the_five_scores_are_adms(tmp_path: Path, weights: Path, net: Inception)
     )
     names = ("fid", "sfid", "inception_score", "precision", "recall")
     assert tuple(found.values) == names
-    a, b = net(real), net(fake)
-    for name, x, y in (("fid", a.pool, b.pool), ("sfid", a.spatial, b.spatial)):
+    a, b = pool_and_spatial(net, real), pool_and_spatial(net, fake)
+    for name, x, y in zip(("fid", "sfid"), a, b, strict=True):
         assert found[name] == pytest.approx(frechet(Moments.of(x), Moments.of(y)), rel=1e-4), name
-    p = torch.softmax((b.pool @ net.fc.weight.T).double(), 1)
+    p = torch.softmax((b[0] @ net.fc.weight.T).double(), 1)
     divergence = (p * (p / p.mean(0)).log()).sum(1).mean()
     assert found["inception_score"] == pytest.approx(divergence.exp().item(), rel=1e-5)
-    assert (found["precision"], found["recall"]) == precision_recall(a.pool, b.pool, k=3)
+    assert (found["precision"], found["recall"]) == precision_recall(a[0], b[0], k=3)
     record = json.loads(json.dumps(found.to_dict()))
     network = record["features"]["fid"]
     assert network["encoder"] == "inception-2015-adm" and record["reference_statistics"] == "images"
@@ -74,21 +75,22 @@ def test_statistics_stated_by_the_reference_are_used(
     reference = npz(tmp_path / "VIRTUAL_tiny.npz", real, **stated)
     found = evaluate(fake, reference=reference, metric="adm", weights=weights, cache=tmp_path)
     assert found.reference_statistics == "stated" and found.reference_count == 6
-    features = net(fake)
-    for name, x, mean in (("fid", features.pool, "mu"), ("sfid", features.spatial, "mu_s")):
+    pool, spatial = pool_and_spatial(net, fake)
+    for name, x, mean in (("fid", pool, "mu"), ("sfid", spatial, "mu_s")):
         x = x.double()
         roots = torch.linalg.svdvals((x - x.mean(0)) / 2)  # the deviations: N - 1 = 4
         gap = (x.mean(0) - torch.from_numpy(stated[mean])).square().sum()
         expected = gap + x.shape[1] + roots.square().sum() - 2 * roots.sum()
         assert found[name] == pytest.approx(expected.item(), rel=1e-6), name
-    real_pool = net(real).pool  # precision and recall are of the images in the file
-    assert (found["precision"], found["recall"]) == precision_recall(real_pool, features.pool)
+    real_pool, _ = pool_and_spatial(net, real)  # precision and recall are of the file's images
+    assert (found["precision"], found["recall"]) == precision_recall(real_pool, pool)
 
 
 def test_stated_statistics_of_another_network_are_refused(tmp_path: Path) -> None:
-    plain = Statistics(Moments.of(torch.randn(9, 3)))
+    plain = Statistics(Moments.of(torch.randn(9, 3)), torch.empty(9, 0))
     good = {name: np.zeros(size, np.float32) for name, size in SIZES.items()}
-    assert with_stated(plain, npz(tmp_path / "plain.npz", pictures(2))) == (plain, False)
+    same, stated = with_stated(plain, npz(tmp_path / "plain.npz", pictures(2)))
+    assert same is plain and not stated
     path = npz(tmp_path / "few.npz", pictures(2), mu=good["mu"])
     with pytest.raises(DataError, match="sigma"):
         with_stated(plain, path)
@@ -98,8 +100,9 @@ def test_stated_statistics_of_another_network_are_refused(tmp_path: Path) -> Non
 
 
 def test_only_pool_features_are_kept(net: Inception) -> None:
-    encoder = AdmFeatures(net)
-    assert encoder.pooled(pictures(1)).shape == (1, POOL + SPATIAL) and encoder.kept == POOL
+    assert net.pooled(pictures(1)).shape == (1, POOL + SPATIAL) and net.kept == POOL
+    (one,) = extract(image_set(pictures(3)), [Extractor(net, kept=net.kept)])
+    assert one.features.shape == (3, POOL) and one.moments.mean.shape == (POOL + SPATIAL,)
 
 
 @pytest.mark.parametrize("count", [5, 40])
@@ -131,7 +134,7 @@ def test_the_familys_names_one_by_one(tmp_path: Path, weights: Path, net: Incept
     options: dict[str, Any] = {"reference": real, "weights": weights, "cache": tmp_path}
     found = evaluate(fake, metric=["fid", "kid", "fd-inception", "fd-lite2"], **options)
     assert list(found.values) == ["fid", "kid", "fd_inception", "fd_lite2"]
-    a, b = net(real).pool, net(fake).pool
+    a, b = (pool_and_spatial(net, images)[0] for images in (real, fake))
     assert (
         found["fid"]
         == found["fd-inception"]

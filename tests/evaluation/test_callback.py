@@ -16,7 +16,7 @@ from erw.cli import main
 from erw.cli.train import Watch, together, watches
 from erw.config import Eval, Run
 from erw.errors import CheckpointError, ConfigError
-from erw.evaluation.callback import better, keep_if_best
+from erw.evaluation.callback import keep_if_best
 from erw.evaluation.evaluate import Scores
 from erw.evaluation.images import reference_images
 from erw.log import read_metrics
@@ -121,7 +121,15 @@ def test_only_comparable_scores_decide_which_weights_are_best(scored: Path, tmp_
     worse = dataclasses.replace(scores, values={"fd_lite2": 6.0})
     assert not keep_if_best(path, other, worse)
     assert keep_if_best(path, other, dataclasses.replace(worse, count=9))  # other samples
-    assert better("fd_lite2", 1, 2) and better("recall", 2, 1) and not better("fid", 2, 1)
+    recall = dataclasses.replace(scores, values={"recall": 0.1})
+    for value, best in ((0.1, True), (0.2, True), (0.1, False)):  # higher is better
+        other = dataclasses.replace(other, step=other.step + 1)
+        assert (
+            keep_if_best(
+                tmp_path / "r", other, dataclasses.replace(recall, values={"recall": value})
+            )
+            == best
+        )
 
 
 def test_steps_and_several_watches() -> None:

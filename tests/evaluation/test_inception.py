@@ -22,7 +22,7 @@ from erw.evaluation.inception import (
     load_inception,
     resize_tf1,
 )
-from helpers.inception import random_state
+from helpers.inception import pool_and_spatial, random_state
 
 
 def images(count: int = 2, *, side: int = 40) -> Tensor:
@@ -74,35 +74,34 @@ def test_every_layer_equals_torch_fidelitys(weights: Path, monkeypatch: pytest.M
     record(theirs, expected)
     record(ours, outputs)
     pool, logits = theirs(images())
-    result = ours(images())
+    our_pool, our_spatial = pool_and_spatial(ours, images())
     assert outputs.keys() == expected.keys() and len(outputs) == 94 + 11
     for name, value in expected.items():
         assert (outputs[name] - value).abs().max() < 1e-4 * value.abs().max(), name
-    torch.testing.assert_close(result.pool, pool, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.logits(result.pool), logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(our_pool, pool, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.logits(our_pool), logits, rtol=1e-4, atol=1e-4)
     spatial = expected["Mixed_6d.branch1x1"][:, :7].permute(0, 2, 3, 1).flatten(1)
-    torch.testing.assert_close(result.spatial, spatial, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(our_spatial, spatial, rtol=1e-4, atol=1e-4)
 
 
 def test_folding_changes_no_output(net: Inception) -> None:
     plain = Inception()
     plain.load_state_dict(random_state())
-    for folded, value in zip(net(images()), plain(images()), strict=True):
-        torch.testing.assert_close(folded, value, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net.pooled(images()), plain.pooled(images()), rtol=1e-4, atol=1e-4)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
 def test_features_have_adms_shapes_and_depend_on_one_image_each(net: Inception) -> None:
-    both = net(images())
-    assert both.pool.shape == (2, POOL) and both.spatial.shape == (2, SPATIAL)
-    assert both.spatial.shape[1] == 2023 and (both.spatial >= 0).all()  # after the ReLU
-    assert net.logits(both.pool).shape == (2, LOGITS)
-    alone = net(images()[1:])
-    torch.testing.assert_close(alone.pool, both.pool[1:], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(both.pool[0], both.pool[1])
+    pool, spatial = pool_and_spatial(net, images())
+    assert pool.shape == (2, POOL) and spatial.shape == (2, SPATIAL)
+    assert spatial.shape[1] == 2023 and (spatial >= 0).all()  # after the ReLU
+    assert net.logits(pool).shape == (2, LOGITS)
+    alone, _ = pool_and_spatial(net, images()[1:])
+    torch.testing.assert_close(alone, pool[1:], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(pool[0], pool[1])
     assert torch.equal(net.logits(torch.zeros(1, POOL)), torch.zeros(1, LOGITS))  # without bias
     with pytest.raises(DataError, match="expected uint8"):
-        net(images().float())
+        net.pooled(images().float())
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 3), (299, 299), (64, 500)])
@@ -135,7 +134,7 @@ def test_weights_are_checked(
     path = tmp_path / "other.pth"
     old = {k: v for k, v in random_state().items() if "num_batches" not in k}
     torch.save(old, path)  # as PyTorch 0.3 saved it
-    assert torch.equal(load_inception(path)(images()).pool, net(images()).pool)
+    assert torch.equal(load_inception(path).pooled(images()), net.pooled(images()))
     torch.save(old | {"fc.weight": torch.zeros(1)}, path)
     with pytest.raises(
         CheckpointError, match=r"no Inception of 2015: 1 of another shape: fc\.weight"

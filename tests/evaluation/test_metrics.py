@@ -197,7 +197,7 @@ def test_names_of_metrics(tmp_path: Path) -> None:
     assert metrics_of(["adm"]) == metrics_of(["adm", "fid", "pr"])
     assert metrics_of(["dc-siglip2-b@224"])
     keeps = extractors_of(metrics_of(["fd-lite0", "fd-lite2", "kid-lite2"]))
-    assert {space: one.keep for space, one in keeps.items()} == {"lite0": False, "lite2": True}
+    assert {space: one.kept for space, one in keeps.items()} == {"lite0": 0, "lite2": None}
     for wrong, near in (("cmd", "cmmd"), ("fid-lite2", "fd-lite2")):
         with pytest.raises(ConfigError, match=f"did you mean {near}"):
             metrics_of([wrong])

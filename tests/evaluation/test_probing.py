@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import erw
 from erw.cli import main
 from erw.config import Flow, Run, Sample
-from erw.errors import ConfigError, DataError
+from erw.errors import CacheError, ConfigError, DataError
 from erw.evaluation import alignment
 from erw.evaluation.alignment import knn_accuracy, linear_probe
 from erw.evaluation.probing import (
@@ -111,7 +111,7 @@ def test_material_is_the_caches_own(cache: Path) -> None:
     assert torch.equal(found.latents, batch.mean) and torch.equal(found.labels, batch.labels)
     assert torch.equal(found.target, batch.features[0].mean(1))
     assert material(cache, count=10).rows == found.rows and len(set(found.rows)) == 10
-    with pytest.raises(ConfigError, match="--add-encoder"):
+    with pytest.raises(CacheError, match="--encoders efficientnet-lite2"):
         material(cache, encoder="efficientnet-lite2")
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from erw.evaluation.inception import Inception
+from erw.evaluation.inception import POOL, Inception
 
 
 def random_state(seed: int = 0) -> dict[str, Tensor]:
@@ -23,3 +23,9 @@ def random_state(seed: int = 0) -> dict[str, Tensor]:
             noise = torch.rand(value.shape, generator=rng) * 2 - 1
             state[name] = middle + 0.1 * noise
     return state
+
+
+def pool_and_spatial(net: Inception, images: Tensor) -> tuple[Tensor, Tensor]:
+    """`pool_3` (B, 2048) and the spatial features (B, 2023)."""
+    features = net.pooled(images)
+    return features[:, :POOL], features[:, POOL:]

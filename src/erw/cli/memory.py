@@ -15,7 +15,7 @@ from erw.data.sources import BUILT_IN
 from erw.dist import current
 from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError
-from erw.evaluation.images import image_set, reference_images, same_resolution
+from erw.evaluation.images import image_set, reference_images
 from erw.evaluation.memorization import nearest_images
 from erw.io import weight_hash, write_bytes, write_json
 from erw.log import Progress
@@ -62,8 +62,8 @@ def memory(
         if isinstance(images, str):
             images = reference_images(images, (), size=size, count=how.count)
         if images is not None:
-            sets[name] = image_set(images, what=f"{name.replace('_', '-')} images")
-            same_resolution(sets["samples"], sets[name], name)
+            what = f"{name.replace('_', '-')} images"
+            sets[name] = image_set(images, what=what, like=sets["samples"])
     encoder = load_encoder(how.encoder, device=str(current().device))
     total = sum(one.count or 0 for one in sets.values())
     with Progress("memory", total, unit="images") as progress:

@@ -49,12 +49,9 @@ def scoring(
         if is_written(out, "eval", step, world):
             return ()
         began = time.monotonic()
-        sample: dict[str, Any] = to_dict(run.sample)
-        generation = generate(
-            model, range(options.samples), **sample, precision="auto", vae=options.vae
-        )
+        seeds, settings = range(options.samples), to_dict(run.sample)
         scores = evaluate(
-            generation,
+            generate(model, seeds, precision="auto", vae=options.vae, **settings),
             reference=reference,
             metric=options.metric,
             weights=options.weights,
@@ -75,9 +72,9 @@ def scoring(
 
 def is_written(out: str | Path, kind: str, step: int, world: World) -> bool:
     """Whether a run's `metrics.jsonl` has a line of that kind and step; the same on all ranks."""
-    path = Path(out) / "metrics.jsonl"
 
     def look() -> bool:
+        path = Path(out) / "metrics.jsonl"
         lines = read_metrics(path) if path.exists() else []
         return any((line["kind"], line["step"]) == (kind, step) for line in lines)
 
@@ -87,27 +84,25 @@ def is_written(out: str | Path, kind: str, step: int, world: World) -> bool:
 def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:
     """Write the model's weights to `path` unless better ones are there; True if they are the best.
 
-    The first score decides. Weights whose score is not comparable are replaced.
+    The first score decides. Weights whose score is not comparable are replaced: results are
+    comparable that differ in nothing but the values and the model that made the images.
     """
-    name, value = next(iter(scores.values.items()))
     result = json.loads(json.dumps(scores.to_dict()))
     if path.exists():
         header = tensor_header(path)
         before = json.loads(header["score"])
-        if comparable(result, before) and not better(name, value, before["values"][name]):
+        name, value = next(iter(result["values"].items()))
+        gain = value - before["values"].get(name, value)
+        better = gain > 0 if name.startswith(HIGHER) else gain < 0
+        if not better and _conditions(result) == _conditions(before):
             return int(header["step"]) == model.step
     header = {"step": str(model.step), "recipe": model.run.name, "score": json.dumps(result)}
     save_tensors(path, dict(model.net.named_parameters()), header)
     return True
 
 
-def comparable(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two results differ in nothing but the values and the model that made the images."""
-    free = {"values", "images", "images_hash", "recipe", "step", "weights", "erw", "torch"}
-    a, b = (result | (result["settings"] or {}) | {"settings": 0} for result in (one, other))
-    return all(a.get(name) == b.get(name) for name in (a.keys() | b.keys()) - free)
-
-
-def better(name: str, value: float, than: float) -> bool:
-    """Whether a score is better than another of the same name."""
-    return value > than if name.startswith(HIGHER) else value < than
+def _conditions(result: dict[str, Any]) -> dict[str, Any]:
+    """All that the values of a result depend on, but for the model that made the images."""
+    free = {"values", "settings", "images", "images_hash"}
+    free |= {"recipe", "step", "weights", "erw", "torch"}
+    return {k: v for k, v in (result | (result["settings"] or {})).items() if k not in free}

@@ -6,7 +6,6 @@ to the k-th nearest *other* feature of its set.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,27 +47,22 @@ class Moments:
 
     def part(self, columns: slice) -> "Moments":
         """The moments of some of the features."""
-        if columns == slice(None):
-            return self
         return Moments(self.count, self.mean[columns], self.scatter[columns, columns])
 
-    @cached_property
+    @property
     def root(self) -> Tensor:
         """A square root (D, r) of the covariance, r its rank: cov = root root^T."""
-        cov, rank = self.cov, self.count - 1
-        if 2 * rank >= len(cov):
-            return _root(cov)
-        rng = torch.Generator().manual_seed(0)  # few images: decompose only their span (D, rank)
-        probes = torch.randn(len(cov), rank, generator=rng, dtype=cov.dtype)
-        span = torch.linalg.qr(cov @ probes).Q
-        return span @ _root(span.T @ cov @ span)
-
-
-def _root(cov: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(cov)
-    # Eigenvalues below the rounding of the decomposition are zeros.
-    keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, keep] * values[keep].sqrt()
+        cov, rank, span = self.cov, self.count - 1, None
+        if 2 * rank < len(cov):  # few images: decompose only their span (D, rank)
+            rng = torch.Generator().manual_seed(0)
+            probes = torch.randn(len(cov), rank, generator=rng, dtype=cov.dtype)
+            span = torch.linalg.qr(cov @ probes).Q
+            cov = span.T @ cov @ span
+        values, vectors = torch.linalg.eigh(cov)
+        # Eigenvalues below the rounding of the decomposition are zeros.
+        keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+        root = vectors[:, keep] * values[keep].sqrt()
+        return root if span is None else span @ root
 
 
 def frechet(real: Moments, fake: Moments) -> float:

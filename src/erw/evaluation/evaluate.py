@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from erw.dist import World
-from erw.evaluation.features import (
-    ALONE,
-    Extractor,
-    PooledEncoder,
-    Progress,
-    extract,
-    extract_stored,
-)
-from erw.evaluation.images import Images, image_set, same_resolution
+from erw.evaluation.features import ALONE, PooledEncoder, Progress, extract, extract_stored
+from erw.evaluation.images import Images, image_set
 from erw.evaluation.metrics import INCEPTION, Pair, extractors_of, metrics_of, with_stated
 from erw.io import cache_home
 
@@ -88,31 +81,29 @@ def evaluate(
     NumericsError where they or their features are not finite.
     """
     metrics = metrics_of([metric] if isinstance(metric, str) else metric)
-    fake, real = image_set(images), image_set(reference, what="reference")
-    same_resolution(fake, real, "reference")
+    fake = image_set(images)
+    real = image_set(reference, what="reference", like=fake)
     folder = Path(cache) if cache is not None else cache_home() / "statistics"
-    extractors: dict[str, Extractor] = {}
-    # The first rank downloads missing weights before the others look for them.
-    world.broadcast(
-        lambda: extractors.update(extractors_of(metrics, encoder, weights, device=device))
-    )
-    extractors = extractors or extractors_of(metrics, encoder, weights, device=device)
-    options: dict[str, Any] = {"batch_size": batch_size, "world": world}
-    expected, stated = extract_stored(real, extractors, folder, **options), False
+    extractors = extractors_of(metrics, encoder, weights, device=device)
+    expected = extract_stored(real, extractors, folder, batch_size=batch_size, world=world)
+    stated = False
     if INCEPTION in expected and str(reference).endswith(".npz"):
         expected[INCEPTION], stated = with_stated(expected[INCEPTION], Path(str(reference)))
-    extracted = extract(fake, list(extractors.values()), progress=progress, **options)
-    statistics = dict(zip(extractors, extracted, strict=True))
+    ours = extract(
+        fake, [*extractors.values()], batch_size=batch_size, world=world, progress=progress
+    )
+    statistics = dict(zip(extractors, ours, strict=True))
 
     def score() -> Scores:
         values: dict[str, float] = {}
         features: dict[str, dict[str, str]] = {}
         for metric in metrics:
             space, one = metric.space, extractors[metric.space]
-            scores = metric.scores(Pair(expected[space], statistics[space], one, space))
-            values |= scores
+            result = metric.of(Pair(expected[space], statistics[space], one.encoder, space))
+            result = result if isinstance(result, tuple) else (result,)
+            values |= zip(metric.scores, result, strict=True)
             meta = {"encoder": one.encoder.name, "weights": one.weights}
-            features |= dict.fromkeys(scores, meta)
+            features |= dict.fromkeys(metric.scores, meta)
         return Scores(
             values=values,
             count=fake.count,

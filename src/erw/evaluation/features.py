@@ -1,15 +1,14 @@
 """From images to statistics: pooled features of frozen encoders, several in one pass.
 
-Statistics of references are stored as `CONTENT-COUNT-ENCODER-WEIGHTS.safetensors`, in the user's
-cache folder unless another is given. They may be deleted at any time.
+Statistics of references are stored as `CONTENT-COUNT-ENCODER-WEIGHTS-VERSION.safetensors`, in the
+user's cache folder unless another is given. They may be deleted at any time.
 """
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +21,14 @@ from erw.io import load_tensors, save_tensors
 
 BLOCK = 1024
 """Rows of features that are folded into the moments at once."""
+VERSION = "v2"
+"""Of the files of statistics: raise it when their tensors or their numbers change."""
 ALONE = World(0, 1, torch.device("cpu"))
 Progress = Callable[[int], None]
 
 
 class PooledEncoder(Protocol):
-    """An encoder of whole images, such as an `erw.encoders.base.Encoder`.
-
-    With an attribute `kept`, only so many leading features of an image are kept where all images'
-    are needed; moments are of all of them.
-    """
+    """An encoder of whole images, such as an `erw.encoders.base.Encoder`."""
 
     name: str
 
@@ -39,24 +36,21 @@ class PooledEncoder(Protocol):
 
 
 class Extractor(NamedTuple):
-    """An encoder, the hash of its weights, and whether all its features are kept."""
+    """An encoder, the hash of its weights, and how many leading features of each image are kept.
+
+    None keeps all, 0 none. The moments are of all features.
+    """
 
     encoder: PooledEncoder
     weights: str = ""
-    keep: bool = False
-
-    @property
-    def columns(self) -> slice:
-        """The features of an image that are kept."""
-        return slice(getattr(self.encoder, "kept", None))
+    kept: int | None = 0
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Moments of the features of a set of images, and all features (N, D), empty if not kept."""
+class Statistics(NamedTuple):
+    """Moments of the features of a set of images, and the features that were kept, (N, kept)."""
 
     moments: Moments
-    features: Tensor = field(default_factory=lambda: torch.empty(0))
+    features: Tensor
 
 
 def pooled(encoder: PooledEncoder, images: Tensor, name: str) -> Tensor:
@@ -81,16 +75,15 @@ def extract(
     Each rank of `world` takes a range of the images; all call this, all get the statistics of the
     whole. `progress` is given the number of images after each batch of this rank.
     """
-    moments: list[Moments | None] = [None] * len(extractors)
+    moments: list[list[Moments]] = [[] for _ in extractors]  # of this rank's images, if it has any
     kept: list[list[Tensor]] = [[] for _ in extractors]
     rows: list[list[Tensor]] = []  # features of each encoder, not yet in the moments
 
     def fold() -> None:
         for i, parts in enumerate(zip(*rows, strict=True)):
-            block, old = torch.cat(parts), moments[i]
-            moments[i] = Moments.of(block) if old is None else old + Moments.of(block)
-            if extractors[i].keep:
-                kept[i].append(block[:, extractors[i].columns].clone())
+            block = torch.cat(parts)
+            moments[i] = [reduce(Moments.__add__, [*moments[i], Moments.of(block)])]
+            kept[i].append(block[:, : extractors[i].kept].clone())
         rows.clear()
 
     first, stop = (images.count * rank // world.size for rank in (world.rank, world.rank + 1))
@@ -102,49 +95,43 @@ def extract(
             progress(len(batch))
     fold()
     statistics = []
-    for mine in zip(moments, kept, strict=True):
-        ranks = world.gather(mine)  # one without images has no moments
-        total = reduce(Moments.__add__, (moments for moments, _ in ranks if moments))
-        blocks = [block for _, kept in ranks for block in kept]
-        statistics.append(Statistics(total, torch.cat(blocks) if blocks else torch.empty(0)))
+    for ours in zip(moments, kept, strict=True):
+        ranks = world.gather(ours)
+        total = reduce(Moments.__add__, [part for parts, _ in ranks for part in parts])
+        statistics.append(Statistics(total, torch.cat([x for _, blocks in ranks for x in blocks])))
     return statistics
 
 
 def extract_stored(
-    images: ImageSet,
-    extractors: Mapping[str, Extractor],
-    folder: Path,
-    *,
-    batch_size: int,
-    world: World,
-) -> dict[str, Statistics]:
+    images: ImageSet, extractors: Mapping[str, Extractor], folder: Path, *, world: World,
+    **options: Any,
+) -> dict[str, Statistics]:  # fmt: skip
     """Statistics of a reference by space, from `folder` where they are stored; on the first rank.
 
-    Other ranks get those that are new.
+    Other ranks get those that are new. `options` are those of `extract`.
     """
     statistics: dict[str, Statistics] = {}
     paths = {
         space: folder / f"{images.content}-{images.count}-"
-        f"{one.encoder.name.replace('/', '_')}-{one.weights}.safetensors"
+        f"{one.encoder.name.replace('/', '_')}-{one.weights}-{VERSION}.safetensors"
         for space, one in extractors.items()
     }
 
-    def look() -> list[str]:
-        """Load what is stored; the spaces that are missing, or damaged."""
+    def missing() -> list[str]:
+        """Loads what is stored; the other spaces."""
         for space, one in extractors.items():
-            with contextlib.suppress(CheckpointError, KeyError):  # damaged, or of another version
+            with contextlib.suppress(CheckpointError):  # missing or damaged
                 stored, _ = load_tensors(paths[space])
-                if len(stored["features"]) or not one.keep:
+                if stored["features"].numel() or one.kept == 0:
                     moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
                     statistics[space] = Statistics(moments, stored["features"])
         return [space for space in extractors if space not in statistics]
 
-    missing = world.broadcast(look)
-    some = [extractors[space] for space in missing]
-    new = extract(images, some, batch_size=batch_size, world=world) if missing else []
-    for space, made in zip(missing, new, strict=True):
-        statistics[space], moments = made, made.moments
-        if world.first:
-            tensors = {"mean": moments.mean, "scatter": moments.scatter, "features": made.features}
-            save_tensors(paths[space], tensors | {"count": torch.tensor(moments.count)})
+    if spaces := world.broadcast(missing):
+        new = extract(images, [extractors[space] for space in spaces], world=world, **options)
+        statistics |= zip(spaces, new, strict=True)
+    for space in spaces if world.first else ():
+        moments, features = statistics[space]
+        tensors = {"mean": moments.mean, "scatter": moments.scatter, "features": features}
+        save_tensors(paths[space], tensors | {"count": torch.tensor(moments.count)})
     return statistics

@@ -1,8 +1,12 @@
-"""What can be scored, as uint8 batches: tensors, generations, files, caches."""
+"""What can be scored, as uint8 batches: tensors, generations, files, caches.
+
+A new kind of images is one function that is registered with `opened`.
+"""
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from torch import Tensor
 from erw.data.cache import Cache
 from erw.data.images import Unreadable
 from erw.data.sources import BUILT_IN, FileSource, Source, open_source
+from erw.encoders.base import check_images
 from erw.errors import ConfigError, DataError, NumericsError
 from erw.io import hash_file
 from erw.sampling.generation import Generation
@@ -42,15 +47,22 @@ class ImageSet:
 Images = Tensor | Generation | Source | Cache | ImageSet | str | Path
 
 
-def image_set(images: Images, *, what: str = "images") -> ImageSet:
+def image_set(images: Images, *, what: str = "images", like: ImageSet | None = None) -> ImageSet:
     """Any of the accepted kinds of images as an `ImageSet`; `what` names them in messages.
 
-    Raises DataError for fewer than 2 images or another dtype or shape.
+    Raises DataError for fewer than 2 images, another dtype or shape, or a resolution other than
+    that of `like`.
     """
-    opened = images if isinstance(images, ImageSet) else _open(images, what)
-    if opened.count < 2:
-        raise DataError(f"{what} {opened.name}: {opened.count} of them; statistics need at least 2")
-    return opened
+    result = images if isinstance(images, ImageSet) else opened(images)
+    if result.count < 2:
+        raise DataError(f"{what} {result.name}: {result.count} of them; statistics need at least 2")
+    if like and like.resolution != result.resolution:
+        ours, others = _sides(like.resolution), _sides(result.resolution)
+        raise DataError(
+            f"images {like.name} are {ours}, the {what} {result.name} is {others}: "
+            "bring both to one size first"
+        )
+    return result
 
 
 def reference_images(
@@ -61,16 +73,14 @@ def reference_images(
     Without a name, runs on the built-in images are compared with the built-in test set. Raises
     ConfigError for other runs, FileNotFoundError where nothing is at the path.
     """
-    if name is None:
-        if not built_in(class_names):
-            raise ConfigError(
-                "--reference (--eval.reference while training) is missing: give images that were "
-                "not trained on (a folder, zip, .npz, cache with images or openmoji-test)"
-            )
-        name = "openmoji-test"
+    if name is None and not built_in(class_names):
+        raise ConfigError(
+            "--reference (--eval.reference while training) is missing: give images that were "
+            "not trained on (a folder, zip, .npz, cache with images or openmoji-test)"
+        )
+    name = name or "openmoji-test"
     if name in BUILT_IN:
-        options: dict[str, Any] = {"size": size} if size else {}
-        return open_source(name, count=count, **options)
+        return open_source(name, count=count, **({"size": size} if size else {}))
     if not Path(name).exists():
         raise FileNotFoundError(f"no reference at {name}: expected a folder, zip, .npz or cache")
     return name
@@ -83,64 +93,40 @@ def built_in(class_names: tuple[str, ...]) -> bool:
     return class_names == tuple(groups())
 
 
-def same_resolution(images: ImageSet, other: ImageSet, what: str) -> None:
-    """Raises DataError where the resolutions of both sets differ."""
-    if images.resolution != other.resolution:
-        raise DataError(
-            f"images {images.name} are {_sides(images.resolution)}, the {what} {other.name} is "
-            f"{_sides(other.resolution)}: bring both to one size first"
-        )
-
-
 def _sides(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} x {shape[0]}"
 
 
-def _open(images: Images, what: str) -> ImageSet:
-    if isinstance(images, Tensor):
-        return _of_tensor(images, what)
-    if isinstance(images, Generation):
-        return _of_generation(images, what)
-    if isinstance(images, Cache):
-        return _of_cache(images)
-    if isinstance(images, Source):
-        return _of_source(images)
-    if not isinstance(images, str | Path):
-        raise DataError(f"{what} are a {type(images).__name__}; expected a path or a uint8 tensor")
-    path = Path(images)
-    if path.suffix == ".npz":
-        return _of_npz(path)
-    if any((path / f"{name}.json").is_file() for name in ("manifest", "prepare", "online")):
-        return _of_cache(Cache.open(path))
-    source = open_source(path, classes="none")
-    return _of_source(source, read_settings(path) if path.is_dir() else None)
-
-
-def _by_rows(rows: Callable[[int, int], Tensor]) -> Reader:
-    """`ImageSet.read` from a function that gives the images `lo` to `hi`."""
+def _by_rows(rows: Callable[[range], Tensor]) -> Reader:
+    """`ImageSet.read` from a function that gives the images of some numbers."""
 
     def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         for lo in range(first, stop, batch_size):
-            yield rows(lo, min(lo + batch_size, stop))
+            yield rows(range(lo, min(lo + batch_size, stop)))
 
     return read
 
 
-def _of_tensor(images: Tensor, what: str) -> ImageSet:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise DataError(
-            f"{what} are {images.dtype} {tuple(images.shape)}; expected uint8 (N, 3, H, W)"
-        )
+@singledispatch
+def opened(images: object) -> ImageSet:
+    """The images as an `ImageSet`. Raises DataError for what cannot stand for images."""
+    raise DataError(f"images are a {type(images).__name__}; expected a path or a uint8 tensor")
+
+
+@opened.register
+def _(images: Tensor) -> ImageSet:
+    check_images(images)
     content = blake3(images.cpu().contiguous().numpy().tobytes())
     content.update(str(tuple(images.shape)).encode())
-    read = _by_rows(lambda lo, hi: images[lo:hi])
+    read = _by_rows(lambda part: images[part.start : part.stop])
     size = (images.shape[2], images.shape[3])
     return ImageSet("tensor", len(images), content.hexdigest()[:32], size, read)
 
 
-def _of_generation(generation: Generation, what: str) -> ImageSet:
+@opened.register
+def _(generation: Generation) -> ImageSet:
     if generation.vae is None:
-        raise DataError(f"{what} are latents without images: generate with decode=True")
+        raise DataError("samples are latents without images: generate with decode=True")
 
     def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         for samples in generation.rows(range(first, stop)):
@@ -161,7 +147,22 @@ def _of_generation(generation: Generation, what: str) -> ImageSet:
     return ImageSet("generation", len(generation), content, (height, width), read, settings)
 
 
-def _of_npz(path: Path) -> ImageSet:
+@opened.register
+def _(cache: Cache) -> ImageSet:
+    size = (cache.image_size, cache.image_size)
+    name = Path(cache.where).name
+    return ImageSet(name, len(cache), cache.identity, size, _by_rows(cache.images))
+
+
+@opened.register(str)
+@opened.register(Path)
+def _(path: str | Path) -> ImageSet:
+    path = Path(path)
+    if any((path / f"{name}.json").is_file() for name in ("manifest", "prepare", "online")):
+        return opened(Cache.open(path))
+    if path.suffix != ".npz":
+        source = open_source(path, classes="none")
+        return _of_source(source, read_settings(path) if path.is_dir() else None)
     shapes = [block.shape for block in read_images(path)]  # reading checks the sums, too
     count, (height, width) = sum(n for n, *_ in shapes), shapes[0][1:3] if shapes else (0, 0)
 
@@ -173,12 +174,7 @@ def _of_npz(path: Path) -> ImageSet:
     return ImageSet(path.name, count, content, (height, width), read, read_settings(path))
 
 
-def _of_cache(cache: Cache) -> ImageSet:
-    read = _by_rows(lambda lo, hi: cache.images(range(lo, hi)))
-    size = (cache.image_size, cache.image_size)
-    return ImageSet(Path(cache.where).name, len(cache), cache.identity, size, read)
-
-
+@opened.register(Source)
 def _of_source(source: Source, settings: dict[str, Any] | None = None) -> ImageSet:
     """Decoded images of a source. Those in files are hashed: a source may know their sizes only."""
 
@@ -188,9 +184,9 @@ def _of_source(source: Source, settings: dict[str, Any] | None = None) -> ImageS
         except Unreadable as error:
             raise DataError(f"{source.location(i)}: {error}; mend or remove it") from error
 
-    def rows(lo: int, hi: int) -> Tensor:
-        images = [checked(source.__getitem__, i)[0] for i in range(lo, hi)]
-        for i, image in enumerate(images, start=lo):
+    def rows(part: range) -> Tensor:
+        images = [checked(source.__getitem__, i)[0] for i in part]
+        for i, image in zip(part, images, strict=True):
             if image.shape != shape:
                 raise DataError(
                     f"{source.location(i)} is {_sides(image.shape)}, the images before it "

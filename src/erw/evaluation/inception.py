@@ -7,8 +7,10 @@ torch-fidelity, so that their weights load by name. Images enter as in ADM's eva
 Source: Szegedy et al. (arXiv 1512.00567); `evaluations/evaluator.py` of openai/guided-diffusion.
 """
 
+import tomllib
+from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,76 +22,26 @@ from erw.encoders.pretrained import load_exactly, read_state
 from erw.io import cache_home, download
 
 SIDE = 299
-POOL, SPATIAL, LOGITS = 2048, 17 * 17 * 7, 1008
+POOL, SPATIAL, LOGITS = 2048, 17 * 17 * 7, 1008  # features, and what they are scored by
 WEIGHTS = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth"
 )
 SHA256 = "6726825d"  # first digits
 
-Branches = dict[str, tuple]
-"""name -> convolutions (channels, kernel), with two kernels side by side where there are two."""
-ROW, COLUMN = (1, 7), (7, 1)
-Kernel = int | tuple[int, int]
-
-
-def block_a(pool: int) -> Branches:
-    return {
-        "branch1x1": ((64, 1),),
-        "branch5x5": ((48, 1), (64, 5)),
-        "branch3x3dbl": ((64, 1), (96, 3), (96, 3)),
-        "branch_pool": ((pool, 1),),
-    }
-
-
-def block_c(n: int) -> Branches:
-    return {
-        "branch1x1": ((192, 1),),
-        "branch7x7": ((n, 1), (n, ROW), (192, COLUMN)),
-        "branch7x7dbl": ((n, 1), (n, COLUMN), (n, ROW), (n, COLUMN), (192, ROW)),
-        "branch_pool": ((192, 1),),
-    }
-
-
-BLOCK_B = {"branch3x3": ((384, 3),), "branch3x3dbl": ((64, 1), (96, 3), (96, 3))}
-BLOCK_D = {
-    "branch3x3": ((192, 1), (320, 3)),
-    "branch7x7x3": ((192, 1), (192, ROW), (192, COLUMN), (192, 3)),
-}
-BLOCK_E = {
-    "branch1x1": ((320, 1),),
-    "branch3x3": ((384, 1), (384, (1, 3), (3, 1))),
-    "branch3x3dbl": ((448, 1), (384, 3), (384, (1, 3), (3, 1))),
-    "branch_pool": ((192, 1),),
-}
-# name -> channels that enter, branches
-BLOCKS: dict[str, tuple[int, Branches]] = {
-    "Mixed_5b": (192, block_a(32)),
-    "Mixed_5c": (256, block_a(64)),
-    "Mixed_5d": (288, block_a(64)),
-    "Mixed_6a": (288, BLOCK_B),
-    "Mixed_6b": (768, block_c(128)),
-    "Mixed_6c": (768, block_c(160)),
-    "Mixed_6d": (768, block_c(160)),
-    "Mixed_6e": (768, block_c(192)),
-    "Mixed_7a": (768, BLOCK_D),
-    "Mixed_7b": (1280, BLOCK_E),
-    "Mixed_7c": (2048, BLOCK_E),
-}
-
-
-class Activations(NamedTuple):
-    """pool (B, 2048): mean of the last map, `pool_3`. spatial (B, 2023): sFID's, (17, 17, 7)."""
-
-    pool: Tensor
-    spatial: Tensor
+Branches = dict[str, list[str]]
+BLOCKS: dict[str, Branches] = tomllib.loads(
+    resources.files("erw.evaluation").joinpath("inception.toml").read_text()
+)
+"""Block -> branch -> convolutions: "channels rowsxcolumns", with a second kernel beside the first
+where there are two."""
 
 
 class Conv(nn.Module):
     """Convolution, batch norm, ReLU. Zero padding keeps the size unless `pad` is False."""
 
     def __init__(
-        self, inputs: int, width: int, kernel: Kernel, stride: int = 1, *, pad: bool = True
+        self, inputs: int, width: int, kernel: Any, stride: int = 1, *, pad: bool = True
     ) -> None:
         super().__init__()
         padding = "same" if pad else "valid"
@@ -107,16 +59,20 @@ class Mixed(nn.Module):
         super().__init__()
         self.halves, self.maximum = "branch_pool" not in branches, maximum
         self.steps: dict[str, list[list[str]]] = {}
+        self.width = inputs if self.halves else 0
         for branch, convs in branches.items():
             width, self.steps[branch] = inputs, []
-            for i, (out, *kernels) in enumerate(convs, 1):
+            for i, conv in enumerate(convs, 1):
+                out, *kernels = conv.split()
                 stem = f"{branch}_{i}" if len(convs) > 1 else branch
                 names = [stem] if len(kernels) == 1 else [f"{stem}a", f"{stem}b"]
                 last = self.halves and i == len(convs)
                 for name, kernel in zip(names, kernels, strict=True):
-                    self.add_module(name, Conv(width, out, kernel, 1 + last, pad=not last))
+                    sides = tuple(map(int, kernel.split("x")))
+                    self.add_module(name, Conv(width, int(out), sides, 1 + last, pad=not last))
                 self.steps[branch].append(names)
-                width = out
+                width = int(out)
+            self.width += width * len(names)
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
@@ -135,7 +91,11 @@ class Mixed(nn.Module):
 
 
 class Inception(nn.Module):
-    """The network; `load_inception` fills it with weights."""
+    """The network; `load_inception` fills it with weights. `kept`: only so many leading features of
+    an image are kept where those of all images are needed."""
+
+    name = "inception-2015-adm"
+    kept = POOL
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,14 +104,18 @@ class Inception(nn.Module):
         self.Conv2d_2b_3x3 = Conv(32, 64, 3)
         self.Conv2d_3b_1x1 = Conv(64, 80, 1)
         self.Conv2d_4a_3x3 = Conv(80, 192, 3, pad=False)
-        for name, (inputs, branches) in BLOCKS.items():
-            self.add_module(name, Mixed(inputs, branches, maximum=name == "Mixed_7c"))
-        self.fc = nn.Linear(2048, LOGITS)
+        width = 192
+        for name, branches in BLOCKS.items():
+            block = Mixed(width, branches, maximum=name == "Mixed_7c")
+            self.add_module(name, block)
+            width = block.width
+        self.fc = nn.Linear(POOL, LOGITS)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Activations:
-        """uint8 (B, 3, H, W) of any size -> the features that ADM's evaluator takes."""
+    def pooled(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) of any size -> (B, 2048 + 2023), as in ADM's evaluator: the mean of
+        the last map, `pool_3`, then sFID's spatial features (17, 17, 7)."""
         check_images(images)
         x = (resize_tf1(images.float(), SIDE) - 128) / 128
         x = x.contiguous(memory_format=torch.channels_last)
@@ -162,7 +126,7 @@ class Inception(nn.Module):
             x = self.get_submodule(name)(x)
             if name == "Mixed_6d":  # of branch1x1, which is ADM's mixed_6/conv after its ReLU
                 spatial = x[:, :7].permute(0, 2, 3, 1).flatten(1)
-        return Activations(x.mean((2, 3)).float(), spatial.float().contiguous())
+        return torch.cat([x.mean((2, 3)), spatial], 1).float()
 
     def logits(self, pool: Tensor) -> Tensor:
         """`pool_3` (B, 2048) -> logits (B, 1008) *without* the bias, as ADM scores them."""
@@ -201,7 +165,7 @@ def find_inception() -> Path:
 def load_inception(path: str | Path | None = None, *, device: str = "cpu") -> Inception:
     """The network with weights from a file of pytorch-fid or torch-fidelity, batch norms folded.
     Raises FileNotFoundError without a file, CheckpointError for a damaged or another network's."""
-    path = find_inception() if path is None else Path(path)
+    path = Path(path or find_inception())
     state, net = read_state(path), Inception()
     # Files of before PyTorch 0.4 have no counters of batches, which nothing here reads.
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}

@@ -16,16 +16,16 @@ Of ADM's (`evaluations/evaluator.py` of openai/guided-diffusion) sFID takes the 
 used for FID and sFID, the images for precision and recall (in float64).
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from erw.config import nearest
+from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError, DataError
 from erw.evaluation.distances import (
     Moments,
@@ -37,7 +37,7 @@ from erw.evaluation.distances import (
     precision_recall,
 )
 from erw.evaluation.features import Extractor, PooledEncoder, Statistics
-from erw.evaluation.inception import POOL, SPATIAL, Inception, load_inception
+from erw.evaluation.inception import POOL, SPATIAL, load_inception
 from erw.io import weight_hash
 
 SPACES = {
@@ -60,89 +60,63 @@ STATED = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (
 """What a reference batch may state: mean and covariance of `pool_3` and of spatial features."""
 
 
-class AdmFeatures(nn.Module):
-    """An encoder of `pool_3` and the spatial features, of which only the former are kept."""
-
-    name = "inception-2015-adm"
-    kept = POOL
-
-    def __init__(self, net: Inception) -> None:
-        super().__init__()
-        self.net = net
-
-    def pooled(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> (B, 2048 + 2023)."""
-        return torch.cat(self.net(images), 1)
-
-
 class Pair(NamedTuple):
-    """Both sides in one space."""
+    """Both sides in one space, and the space's encoder."""
 
     real: Statistics
     fake: Statistics
-    extractor: Extractor
+    encoder: Any
     space: str
 
-
-def _fd(pair: Pair) -> float:
-    """Of the features that are kept, where an encoder has more."""
-    columns = pair.extractor.columns
-    return frechet(pair.real.moments.part(columns), pair.fake.moments.part(columns))
-
-
-def _sfid(pair: Pair) -> float:
-    part = slice(POOL, POOL + SPATIAL)
-    return frechet(pair.real.moments.part(part), pair.fake.moments.part(part))
+    def frechet(self, part: slice) -> float:
+        """The distance of some of the features."""
+        return frechet(self.real.moments.part(part), self.fake.moments.part(part))
 
 
 def _inception_score(pair: Pair) -> float:
     """Without the bias, in splits of 5,000 in the images' order."""
-    net = pair.extractor.encoder.net  # type: ignore[attr-defined]
+    net = pair.encoder
     parts = pair.fake.features.to(net.fc.weight.device).split(5000)
     return inception_score(torch.cat([net.logits(part).cpu() for part in parts]))
 
 
-Distance = Callable[[Pair], float | tuple[float, float]]
-DISTANCES: dict[str, Distance] = {
-    "fd": _fd,
-    "kid": lambda p: kid(p.real.features, p.fake.features),
-    "mmd": lambda p: cmmd(p.real.features, p.fake.features),
-    "pr": lambda p: precision_recall(
-        p.real.features, p.fake.features, k=NEIGHBOURS.get(p.space, 3)
-    ),
-    "dc": lambda p: density_coverage(p.real.features, p.fake.features),
-}
-PUBLISHED: dict[str, Distance] = {
-    "fid": _fd,
-    "sfid": _sfid,
-    "is": _inception_score,
-    "cmmd": DISTANCES["mmd"],
-}
-SCORES = {"pr": ("precision", "recall"), "dc": ("density", "coverage"), "is": ("inception_score",)}
-"""Distance -> names of its scores, where it is not its own."""
-FROM_MOMENTS = ("fd", "fid", "sfid")
-"""Distances that do not need the features of every image."""
+def _precision_recall(pair: Pair) -> tuple[float, float]:
+    k = NEIGHBOURS.get(pair.space, 3)
+    return precision_recall(pair.real.features, pair.fake.features, k=k)
 
 
 class Metric(NamedTuple):
-    """One distance, by name, in one space; `suffix` ends the names of its scores."""
+    """The names of its scores, their values, and the space that they are taken in.
 
-    distance: str
-    space: str
-    suffix: str = ""
+    `keeps`: it needs the features of every image, not the moments alone.
+    """
 
-    def scores(self, pair: Pair) -> dict[str, float]:
-        """Scores by name."""
-        names = SCORES.get(self.distance, (self.distance,))
-        value = (DISTANCES | PUBLISHED)[self.distance](pair)
-        values = value if isinstance(value, tuple) else (value,)
-        names = tuple(f"{name}{self.suffix}".replace("-", "_") for name in names)
-        return dict(zip(names, values, strict=True))
+    scores: tuple[str, ...]
+    of: Callable[[Pair], float | tuple[float, float]]
+    keeps: bool = True
+    space: str = INCEPTION
 
 
-NAMED = {name: [Metric(name, INCEPTION)] for name in ("fid", "sfid", "is", "pr", "kid")}
-NAMED["adm"] = NAMED["fid"] + NAMED["sfid"] + NAMED["is"] + NAMED["pr"]
-NAMED["cmmd"] = [Metric("cmmd", "clip-embedding")]
+DISTANCES = {
+    "fd": Metric(("fd",), lambda p: p.frechet(slice(getattr(p.encoder, "kept", None))), False),
+    "kid": Metric(("kid",), lambda p: kid(p.real.features, p.fake.features)),
+    "mmd": Metric(("mmd",), lambda p: cmmd(p.real.features, p.fake.features)),
+    "pr": Metric(("precision", "recall"), _precision_recall),
+    "dc": Metric(
+        ("density", "coverage"), lambda p: density_coverage(p.real.features, p.fake.features)
+    ),
+}
+"""Metrics of any space."""
+NAMED = {
+    "fid": DISTANCES["fd"]._replace(scores=("fid",)),
+    "sfid": Metric(("sfid",), lambda p: p.frechet(slice(POOL, POOL + SPATIAL)), False),
+    "is": Metric(("inception_score",), _inception_score),
+    "pr": DISTANCES["pr"],
+    "kid": DISTANCES["kid"],
+    "cmmd": DISTANCES["mmd"]._replace(scores=("cmmd",), space="clip-embedding"),
+}
+"""Published metrics, whose space is fixed."""
+ADM = ("fid", "sfid", "is", "pr")
 
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
@@ -152,12 +126,14 @@ def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
     metrics: list[Metric] = []
     for name in names:
         distance, _, space = name.partition("-")
-        if name in NAMED:
-            metrics += NAMED[name]
+        if name == "adm" or name in NAMED:
+            metrics += [NAMED[one] for one in (ADM if name == "adm" else (name,))]
         elif distance in DISTANCES and space:
-            metrics.append(Metric(distance, space, f"_{space}"))
+            metric, suffix = DISTANCES[distance], space.replace("-", "_")
+            scores = tuple(f"{score}_{suffix}" for score in metric.scores)
+            metrics.append(metric._replace(scores=scores, space=space))
         else:
-            every = [*NAMED, *(f"{distance}-{space}" for distance in DISTANCES for space in SPACES)]
+            every = ["adm", *NAMED, *(f"{one}-{space}" for one in DISTANCES for space in SPACES)]
             raise ConfigError(f"unknown metric {name!r}{nearest(name, every)}")
     return tuple(dict.fromkeys(metrics))
 
@@ -173,8 +149,6 @@ def extractors_of(
 
     `weights` is a file of Inception's.
     """
-    from erw.encoders.registry import load_encoder
-
     spaces = list(dict.fromkeys(metric.space for metric in metrics))
     if weights and INCEPTION not in spaces:
         raise ConfigError(f"weights {weights} are without effect: no metric is of Inception")
@@ -182,14 +156,15 @@ def extractors_of(
         raise ConfigError(f"metrics of {', '.join(spaces)} mix features: one encoder was given")
     extractors = {}
     for space in spaces:
-        net = encoder
-        if net is None and space == INCEPTION:
-            net = AdmFeatures(load_inception(weights, device=device))
-        elif net is None:
+        if encoder is not None:
+            net: Any = encoder
+        elif space == INCEPTION:
+            net = load_inception(weights, device=device)
+        else:
             net = load_encoder(SPACES.get(space, space), device=device)
         weights_hash = weight_hash(net) if isinstance(net, nn.Module) else net.name
-        keep = any(m.distance not in FROM_MOMENTS for m in metrics if m.space == space)
-        extractors[space] = Extractor(net, weights_hash, keep)
+        keeps = any(metric.keeps for metric in metrics if metric.space == space)
+        extractors[space] = Extractor(net, weights_hash, getattr(net, "kept", None) if keeps else 0)
     return extractors
 
 
@@ -208,4 +183,4 @@ def with_stated(images: Statistics, path: Path) -> tuple[Statistics, bool]:
     mu, sigma, mu_s, sigma_s = (torch.from_numpy(stated[name]).double() for name in STATED)
     scatter = torch.block_diag(sigma, sigma_s).mul_(count - 1)
     moments = Moments(count, torch.cat([mu, mu_s]), scatter)
-    return dataclasses.replace(images, moments=moments), True
+    return images._replace(moments=moments), True

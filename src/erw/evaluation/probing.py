@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erw import ddpm, flow
-from erw.config import nearest
+from erw.config import Flow, nearest
 from erw.data.cache import Cache
 from erw.errors import ConfigError, DataError
 from erw.evaluation import alignment
@@ -112,17 +112,15 @@ def hidden_states(
     model: Trained, images: Material, *, time: float = 0.0, depths: Sequence[int] = ()
 ) -> dict[int, Tensor]:
     """Mean patch tokens (n, D) of a model by depth, on images noised to one time."""
-    net, shape, settings = model.net, tuple(images.latents.shape[1:]), model.run.flow
+    net, shape = model.net, tuple(images.latents.shape[1:])
     depths = tuple(depths) or tuple(range(1, net.depth + 1))
     if not 0 <= time <= 1:
         raise ConfigError(f"time {time}: expected 0 (clean) to 1 (noise)")
-    if wrong := [depth for depth in depths if not 1 <= depth <= net.depth]:
-        raise ConfigError(f"depth {wrong[0]}: the model has blocks 1 to {net.depth}")
+    if wrong := set(depths) - set(range(1, net.depth + 1)):
+        raise ConfigError(f"depth {min(wrong)}: the model has blocks 1 to {net.depth}")
     if shape != tuple(net.latent_shape):
-        raise DataError(
-            f"the latents are {shape}, the model's are {tuple(net.latent_shape)}: give the cache "
-            "that it was trained on, or images with its VAE"
-        )
+        expected = tuple(net.latent_shape)
+        raise DataError(f"latents are {shape}, the model's are {expected}: give its own cache")
     clean, _ = network_inputs(net, images.latents, images.labels, images.token)
     device = next(net.parameters()).device
     pooled: dict[int, list[Tensor]] = {depth: [] for depth in depths}
@@ -130,16 +128,21 @@ def hidden_states(
         part = slice(lo, lo + BATCH)
         x = clean[part].to(device)
         eps = seed_noise(images.rows[part], shape, "start", token=net.class_token).to(device)
-        t = torch.full((len(x),), time, device=device)
-        if settings.objective == "flow":
-            x = flow.noise(x, eps, t, path=flow.PATHS[settings.path]).x_t
-        else:  # a DiT gets the step of its chain, and the first for clean latents
-            t = ddpm.step_at(t)
-            x = ddpm.noised(ddpm.chain(), x, eps, t) if time else x
-        for depth, h in net(x, t, None, tap=depths).hidden.items():
+        x_t, t, *_ = noised(model.run.flow, x, eps, torch.full((len(x),), time, device=device))
+        x_t = x_t if time else x  # the first step of a DiT's chain has some noise
+        for depth, h in net(x_t, t, None, tap=depths).hidden.items():
             h = h[:, 1:] if net.class_token else h  # patches alone
             pooled[depth].append(h.float().mean(1).cpu())
     return {depth: torch.cat(parts) for depth, parts in pooled.items()}
+
+
+def noised(settings: Flow, x: Tensor, eps: Tensor, t: Tensor) -> flow.Noised:
+    """The clean batch x (B, ...) noised to times t (B,) as the objective of these settings does;
+    with a DiT's steps in place of the times."""
+    if settings.objective == "ddpm":
+        step = ddpm.step_at(t)
+        return flow.Noised(ddpm.noised(ddpm.chain(), x, eps, step), step, eps - x, eps)
+    return flow.noise(x, eps, t, path=flow.PATHS[settings.path])
 
 
 def network_inputs(
@@ -166,22 +169,17 @@ def material(
 ) -> Material:
     """`count` images of a cache with the features of one of its encoders (None: the first).
 
-    The same ones every time. Raises ConfigError where the cache has no such features.
+    The same ones every time. Raises CacheError where the cache has no such features.
     """
     cache = data if isinstance(data, Cache) else Cache.open(data)
-    encoder = encoder or next(iter(cache.features), None)
-    if encoder not in cache.features:
-        raise ConfigError(
-            f"cache {cache.where} has no features of {encoder or 'any encoder'}: "
-            "add them with erw prepare --add-encoder"
-        )
+    encoder = encoder or next(iter(cache.features), "dinov2-b")
+    cache.require(encoders=(encoder,))
     rows = torch.randperm(len(cache), generator=generator(0, "analysis"))[:count].sort().values
     token = encoder if cache.features[encoder].class_dim else ""
-    columns: dict[str, list[Tensor]] = {"latents": [], "labels": [], "target": [], "token": []}
+    parts = []
     for part in rows.split(BATCH):
         batch = cache.read(part.numpy(), features=(encoder,), token=token)
-        parts = batch.mean, batch.labels, batch.features[0].mean(1).float(), batch.token
-        for column, values in zip(columns.values(), parts, strict=True):
-            column += [] if values is None else [values.cpu()]
-    tensors = {name: torch.cat(parts) for name, parts in columns.items() if parts}
-    return Material(rows=tuple(rows.tolist()), encoder=encoder, **tensors)
+        means = batch.features[0].mean(1).float()
+        parts.append([batch.mean, batch.labels, means, *([batch.token] if token else [])])
+    latents, labels, target, *tokens = (torch.cat(x).cpu() for x in zip(*parts, strict=True))
+    return Material(tuple(rows.tolist()), latents, labels, target, encoder, *tokens)

@@ -6,6 +6,7 @@ It is the objective's own squared error, with the class given and nothing droppe
 are fixed: the same for every step, run and number of ranks.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw import ddpm, flow
+from erw import flow
 from erw.config import Run
 from erw.data.cache import Batch, Cache
+from erw.data.sources.openmoji import OpenMojiSet
 from erw.dist import World, precision
+from erw.encoders.vae import load_vae
 from erw.errors import ConfigError
 from erw.evaluation.callback import Callback, is_written
 from erw.evaluation.images import built_in
-from erw.evaluation.probing import network_inputs
+from erw.evaluation.probing import network_inputs, noised
 from erw.rng import generator
 from erw.training import network
 from erw.training.trained import Trained
@@ -39,16 +42,17 @@ def validating(
     loss at each of `times`. A step that has its line is not validated again. Raises ConfigError
     now where there are no held-out images, or they do not fit the run's cache.
     """
-    held_out, total = _held_out(run, Cache.open(run.data.cache)), run.eval.loss_images
-    shares: list[tuple[range, Batch | None]] = []  # read or encoded at the first use, then kept
+    read = functools.cache(
+        _held_out(run, Cache.open(run.data.cache))
+    )  # at the first use, then kept
+    total = run.eval.loss_images
 
     def validate(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         if is_written(out, "validation", step, world):
             return ()
-        if not shares:
-            rows = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)
-            shares.append((rows, held_out(rows, world.device) if rows else None))
-        sums = loss_sums(model, *shares[0], device=world.device)
+        rows = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)
+        images = read(rows, world.device) if rows else None
+        sums = loss_sums(model, rows, images, device=world.device)
         losses = (world.mean(sums) * (world.size / total)).tolist()
         mean = sum(losses) / len(losses)
         if world.first:
@@ -69,9 +73,12 @@ def loss_sums(
 ) -> Tensor:
     """The loss of the latents at each of `TIMES`, summed over images: float64 (12,).
 
-    The noise of an image follows from its number.
+    It is the squared error of what the objective predicts, of a DiT the noise. The noise of an
+    image follows from its number.
     """
-    dtype, _ = precision(model.run.optim.precision, device)
+    settings, (dtype, _) = model.run.flow, precision(model.run.optim.precision, device)
+    path = flow.PATHS[settings.path]
+    prediction = "noise" if settings.objective == "ddpm" else settings.prediction
     sums = torch.zeros(len(TIMES), dtype=torch.float64, device=device)
     for lo in range(0, len(numbers), batch_size):
         assert images is not None, "there are images where there are numbers"
@@ -81,25 +88,13 @@ def loss_sums(
         x, y = network_inputs(model.net, batch.mean + batch.std * latent, batch.labels, batch.token)
         for i, time in enumerate(TIMES):
             eps = _normal("noise", some, x.shape[1:], i).to(device)
-            t = torch.full((len(x),), time, device=device)
+            at = noised(settings, x, eps, torch.full((len(x),), time, device=device))
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                residual = _residual(model, x, eps, t, y)
+                output = model.net(at.x_t, at.t, y)[:, : x.shape[1]].float()
+                residual = flow.residual(prediction, output, x, at, path=path)
             channels = batch.mean[0].numel()
             sums[i] += residual.flatten(1)[:, :channels].double().square().mean(1).sum()
     return sums
-
-
-def _residual(model: Trained, x: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """The network's output less what it is trained to give: for a DiT, the noise."""
-    settings = model.run.flow
-    if settings.objective == "ddpm":
-        step = ddpm.step_at(t)
-        output = model.net(ddpm.noised(ddpm.chain(), x, eps, step), step, y)
-        return output[:, : x.shape[1]].float() - eps
-    path = flow.PATHS[settings.path]
-    noised = flow.noise(x, eps, t, path=path)
-    output = model.net(noised.x_t, t, y).float()
-    return flow.residual(settings.prediction, output, x, noised, path=path)
 
 
 def _normal(name: str, numbers: Sequence[int], shape: Sequence[int], time: int) -> Tensor:
@@ -108,19 +103,30 @@ def _normal(name: str, numbers: Sequence[int], shape: Sequence[int], time: int) 
     return torch.stack([torch.randn(tuple(shape), generator=rng) for rng in seeds])
 
 
-def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], torch.device], Batch]:
+def _held_out(run: Run, cache: Cache) -> Callable[[range, torch.device], Batch]:
     """A function that gives held-out images by number; checks now that it can."""
     count, name = run.eval.loss_images, run.eval.heldout
     if run.model.net == "rdm":
         raise ConfigError("an rdm has no latents to validate on: leave eval.loss at 0")
+    scaling = {key: cache.vae[key] for key in ("shift", "scale")}
     if name is None:
         if run.model.needs_token or not built_in(cache.class_names):
             raise ConfigError(
                 "eval.heldout is missing: give a cache of images that are not trained on, made as "
-                f"{cache.where} (only runs on the built-in images, without class tokens, have one "
-                "built in)"
+                f"{cache.where} (only runs on the built-in images without class tokens have one)"
             )
-        return lambda rows, device: _composed(cache, rows, count, device)
+
+        def compose(rows: range, device: torch.device) -> Batch:
+            """Built-in test images, encoded by the cache's VAE."""
+            vae = load_vae(cache.vae["name"], device=str(device)).scaled(**scaling)
+            source = OpenMojiSet("test", size=cache.image_size, count=count)
+            images, labels = zip(*(source[i] for i in rows), strict=True)
+            pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+            encoded = torch.cat([vae.encode(part) for part in pixels.split(64)])
+            (mean, std), (shift, scale) = encoded.chunk(2, 1), vae.scaling
+            return Batch((mean - shift) * scale, std * scale, torch.tensor(labels))
+
+        return compose
     other = Cache.open(name)
     fits = {
         "latents of another VAE": other.vae["weight_hash"] == cache.vae["weight_hash"],
@@ -132,31 +138,5 @@ def _held_out(run: Run, cache: Cache) -> Callable[[Sequence[int], torch.device],
         raise ConfigError(f"eval.heldout {name} has {wrong[0]}: prepare it as {cache.where}")
     token = network.token_encoder(run, cache) if run.model.needs_token else ""
     spread = np.arange(count) * len(other) // count  # a cache may be sorted by class
-    old, new = _scaling(other), _scaling(cache)
-
-    def read(rows: Sequence[int], device: torch.device) -> Batch:
-        batch = other.read(spread[list(rows)], token=token)
-        mean = (batch.mean.cpu() / old[1] + old[0] - new[0]) * new[1]
-        return batch._replace(mean=mean, std=batch.std.cpu() / old[1] * new[1])
-
-    return read
-
-
-def _scaling(cache: Cache) -> tuple[Tensor, Tensor]:
-    """Shift and scale of a cache's latents, which it may have measured on its own images."""
-    shift, scale = (torch.tensor(cache.vae[name]).reshape(-1, 1, 1) for name in ("shift", "scale"))
-    return shift, scale
-
-
-def _composed(cache: Cache, rows: Sequence[int], count: int, device: torch.device) -> Batch:
-    """Built-in test images, encoded by the cache's VAE, on the CPU."""
-    from erw.data.sources.openmoji import OpenMojiSet
-    from erw.encoders.vae import load_vae
-
-    vae, (shift, scale) = (load_vae(cache.vae["name"], device=str(device)), _scaling(cache))
-    source = OpenMojiSet("test", size=cache.image_size, count=count)
-    images, labels = zip(*(source[i] for i in rows), strict=True)
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    encoded = torch.cat([vae.encode(part).cpu() for part in pixels.split(64)])
-    mean, std = encoded.chunk(2, 1)
-    return Batch((mean - shift) * scale, std * scale, torch.tensor(labels))
+    other.vae |= scaling  # a cache may have measured its own
+    return lambda rows, device: other.read(spread[list(rows)], token=token)
