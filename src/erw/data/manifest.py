@@ -176,11 +176,6 @@ class Record:
     rejected: list[tuple[int, str, str]]  # number, path, reason
     latent_sums: list[list[float]]  # per channel: sum of mean, sum of mean^2 + std^2; then [count]
 
-    def write(self, folder: Path) -> None:
-        """Write `00000.json`."""
-        path = folder / f"{self.shard.index:05d}.json"
-        write_text(path, json.dumps(asdict(self), sort_keys=True))
-
     @staticmethod
     def read(folder: Path, index: int) -> "Record | None":
         """A shard's record with those of its files that are there in full size, or None."""
@@ -225,28 +220,6 @@ class Manifest:
         values["settings"] = values.pop("spec")
         values[CHECK] = _check(values)
         write_text(out / MANIFEST, json.dumps(values, sort_keys=True, indent=1) + "\n")
-
-    @staticmethod
-    def join(spec: CacheSpec, class_names: Sequence[str], records: Sequence[Record]) -> "Manifest":
-        """The manifest of the records of all shards, in order.
-
-        Raises `CacheError` for a channel without variance, which cannot be scaled by it.
-        """
-        sums = [record.latent_sums for record in records if record.shard.rows]
-        number = sum(s[2][0] for s in sums)
-        mean, square = (
-            [sum(column) / number for column in zip(*(s[k] for s in sums), strict=True)]
-            for k in (0, 1)
-        )
-        std = tuple(max(0.0, b - a * a) ** 0.5 for a, b in zip(mean, square, strict=True))
-        if spec.vae.scale is None and min(std) < 1e-6:  # at the least log-variance of a VAE
-            raise CacheError(
-                f"channel {std.index(min(std))} of the latents is the same everywhere: VAE "
-                f"{spec.vae.name} cannot be scaled by their deviation"
-            )
-        shards = tuple(record.shard for record in records)
-        rows, rejected = sum(s.rows for s in shards), sum(len(r.rejected) for r in records)
-        return Manifest(spec, rows, rejected, tuple(class_names), tuple(mean), std, shards)
 
     @staticmethod
     def read(out: Path) -> "Manifest":

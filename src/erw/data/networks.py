@@ -30,7 +30,8 @@ class Networks:
     def __init__(self, vae: Any, encoders: Sequence[Any], *, precision: str, device: str) -> None:
         from erw.encoders import load_encoder, load_vae
 
-        _check_choice("precision", precision, ("float32", "bfloat16"))
+        if precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"unknown precision {precision!r}: choose float32 or bfloat16")
         self.precision, self.device = precision, device
         self.vae = load_vae(vae, device=device) if isinstance(vae, str) else vae
         loaded = [load_encoder(e, device=device) if isinstance(e, str) else e for e in encoders]
@@ -72,7 +73,7 @@ def cache_spec(
     networks: Networks,
     *,
     features: str | None = None,
-    class_token: bool = False,
+    class_token: bool,
     like: CacheSpec | None = None,
     **settings: Any,
 ) -> CacheSpec:
@@ -80,8 +81,6 @@ def cache_spec(
 
     Raises ConfigError for an impossible setting.
     """
-    defaults: dict[str, Any] = {"rows_per_shard": 1024, "flip": False}
-    settings = defaults | settings
     vae, size = networks.vae, settings["image_size"]
     if size < vae.factor or size % vae.factor:
         raise ConfigError(
@@ -105,42 +104,32 @@ def cache_spec(
 
 
 def encoder_specs(
-    networks: Networks,
-    image_size: int,
-    features: str | None,
-    class_token: bool,
-    like: CacheSpec | None,
+    networks: Networks, size: int, features: str | None, class_token: bool, like: CacheSpec | None
 ) -> tuple[EncoderSpec, ...]:
-    """The encoders' part of a spec. `features` is one of `FORMATS`, or None: as in the cache
-    `like`, else float16. Class tokens are stored with `class_token`, and where `like` has them."""
+    """The encoders' part of a spec, for images of `size` pixels. `features` is one of `FORMATS`, or
+    None: as in the cache `like`, else float16. Class tokens are stored with `class_token`, and
+    where `like` has them."""
+    if features not in (None, *FORMATS):
+        raise ConfigError(f"unknown features {features!r}: choose one of {', '.join(FORMATS)}")
     encoders = networks.encoders.values()
-    if features is not None:
-        _check_choice("features", features, FORMATS)
     if class_token and not any(encoder.dim_class for encoder in encoders):
         names = ", ".join(networks.encoders) or "no encoder"
         raise ConfigError(f"{names} has no class token to store: name one that has, as dinov2-b")
-    before = {encoder.name: encoder for encoder in (like.encoders if like else ())}
-
-    def spec(it: Any) -> EncoderSpec:
-        old = before.get(it.name)
-        token = it.dim_class if class_token or (old and old.class_dim) else 0
-        flops, form = it.flops(image_size, both=token > 0), features or (old and old.format)
-        grid, weights = it.grid(image_size), weight_hash(it)
-        return EncoderSpec(
-            it.name, weights, it.dim, grid, flops, form or "float16", token, it.revision
-        )
-
-    return tuple(map(spec, encoders))
+    before, specs = {encoder.name: encoder for encoder in (like.encoders if like else ())}, []
+    for encoder in encoders:
+        old, weights = before.get(encoder.name), weight_hash(encoder)
+        token = encoder.dim_class if class_token or (old and old.class_dim) else 0
+        flops, form = encoder.flops(size, both=token > 0), features or (old and old.format)
+        specs.append(EncoderSpec(
+            encoder.name, weights, encoder.dim, encoder.grid(size), flops, form or "float16", token,
+            encoder.revision,
+        ))  # fmt: skip
+    return tuple(specs)
 
 
-def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
-
-
-def _plain(value: Any) -> Any:
-    """A number or numbers, for JSON; None where the cache measures it."""
-    if value is None:
+def _plain(values: Tensor | None) -> Any:
+    """Numbers per channel, or one for all, for JSON; None where the cache measures it."""
+    if values is None:
         return None
-    values = tuple(torch.as_tensor(value, dtype=torch.float64).reshape(-1).tolist())
-    return values if len(values) > 1 else values[0]
+    numbers = tuple(values.double().flatten().tolist())
+    return numbers if len(numbers) > 1 else numbers[0]

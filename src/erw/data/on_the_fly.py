@@ -115,6 +115,9 @@ def write(
     *,
     vae: str,
     encoders: Sequence[str] = (),
+    image_size: int,
+    class_token: bool = False,
+    flip: bool = False,
     precision: str = "bfloat16",
     seed: int = 0,
     **options: Any,
@@ -126,8 +129,6 @@ def write(
     Raises CacheError where `out` holds something else, ConfigError for a VAE without a scale.
     """
     out = Path(out).expanduser()
-    taken = ("image_size", "class_token", "flip")
-    settings = {name: options.pop(name) for name in taken if name in options}
     if str(source) in BUILT_IN:
         options["seed"] = seed
     elif not str(source).startswith(HUB):
@@ -136,8 +137,10 @@ def write(
     networks = Networks(vae, encoders, precision=precision, device="cpu")
     if networks.vae.scale is None:
         raise ConfigError(f"VAE {networks.vae.name} is scaled by measuring: leave --online out")
-    settings |= {"rows_per_shard": 1, "seed": seed, "images": True}
-    spec = cache_spec(images, networks, **settings)
+    spec = cache_spec(
+        images, networks, image_size=image_size, class_token=class_token, flip=flip, seed=seed,
+        rows_per_shard=1, images=True,
+    )  # fmt: skip
     if (out / ONLINE).exists():
         online = Online.open(out)
         if changed := online.spec.differences(spec):

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,13 @@ from erw.data.manifest import (
 from erw.data.networks import Networks, cache_spec, encoder_specs
 from erw.data.sources import Source, open_source, overview
 from erw.data.writer import Writer
-from erw.dist import World, world
-from erw.errors import CacheError, ConfigError, DataError
+from erw.dist import current, world
+from erw.errors import CacheError, DataError
 from erw.io import lock, write_json, write_text
-from erw.log import Progress, say
+from erw.log import say
 
 
+@world()
 def prepare(
     source: Source | str | Path,
     out: str | Path,
@@ -57,18 +58,13 @@ def prepare(
     is impossible, DataError and FileNotFoundError as `open_source`.
     """
     source, out = open_source(source), _local(out)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
-    with world() as here:
-        networks = Networks(vae, encoders, precision=precision, device=device)
-        spec = cache_spec(
-            source, networks, image_size=image_size, rows_per_shard=rows_per_shard,
-            features=features, class_token=class_token, like=read_spec(out), seed=seed, flip=flip,
-            images=images,
-        )  # fmt: skip
-        with _locked(out, here, spec) as spec:
-            writer = Writer(out, spec, source, networks, batch_size)
-            return _make(writer, here, progress=progress)
+    networks = Networks(vae, encoders, precision=precision, device=device)
+    spec = cache_spec(
+        source, networks, image_size=image_size, rows_per_shard=rows_per_shard,
+        features=features, class_token=class_token, like=read_spec(out), seed=seed, flip=flip,
+        images=images,
+    )  # fmt: skip
+    return _make(Writer(out, spec, source, networks, batch_size), progress=progress)
 
 
 def prepare_builtin(
@@ -84,6 +80,7 @@ def prepare_builtin(
     return prepare(source, out, image_size=image_size, **options)
 
 
+@world()
 def add_encoders(
     source: Source | str | Path,
     out: str | Path,
@@ -101,20 +98,17 @@ def add_encoders(
     resumes. `source` is what the cache was made of: other images raise CacheError. The rest is as
     for `prepare`.
     """
-    out = _local(out)
+    source, out = open_source(source), _local(out)
     before = Manifest.read(out).spec
-    given = open_source(source)
-    if given.fingerprint() != before.source.fingerprint:
+    if source.fingerprint() != before.source.fingerprint:
         raise CacheError(
-            f"{given.name} ({len(given)} images) is not what {out} was made of, or has changed "
+            f"{source.name} ({len(source)} images) is not what {out} was made of, or has changed "
             f"since: expected {before.source.name} ({before.source.count} images)"
         )
-    with world() as here:
-        networks = Networks(None, encoders, precision=before.precision, device=device)
-        new = encoder_specs(networks, before.image_size, features, class_token, like=before)
-        with _locked(out, here, replace(before, encoders=new), adding=True) as spec:
-            writer = Writer(out, spec, given, networks, batch_size)
-            return _make(writer, here, progress=progress)
+    networks = Networks(None, encoders, precision=before.precision, device=device)
+    added = encoder_specs(networks, before.image_size, features, class_token, like=before)
+    writer = Writer(out, replace(before, encoders=added), source, networks, batch_size)
+    return _make(writer, adding=True, progress=progress)
 
 
 def verify(out: str | Path) -> Cache:
@@ -129,9 +123,10 @@ def estimate(
     source: Source, out: str | Path, *, vae: Any, encoders: Sequence[Any], **options: Any
 ) -> str:
     """Images, classes, FLOPs and bytes of the cache that `prepare` would make with its options."""
-    networks = Networks(vae, encoders, precision=options["precision"], device="cpu")
-    hidden = ("precision", "batch_size", "device")
-    options = {name: value for name, value in options.items() if name not in hidden}
+    networks = Networks(
+        vae, encoders, precision=options.pop("precision"), device=options.pop("device")
+    )
+    del options["batch_size"]  # it changes no size
     spec = cache_spec(source, networks, like=read_spec(Path(out).expanduser()), **options)
     flops = (spec.vae.flops + sum(encoder.flops for encoder in spec.encoders)) * (1 + spec.flip)
     images = "\n            ".join(overview(source))
@@ -152,62 +147,50 @@ def read_spec(out: Path) -> CacheSpec | None:
         raise CacheError(f"{path} cannot be read ({error}): remove {out}, prepare anew") from error
 
 
-@contextmanager
-def _locked(out: Path, here: World, new: CacheSpec, *, adding: bool = False) -> Iterator[CacheSpec]:
-    """Hold a cache's folder in the first rank. The agreed spec: the folder's, or `new` if it has
-    none; with `adding` it takes up further encoders of `new`."""
-
-    def agreed(old: CacheSpec) -> CacheSpec:
-        more = {encoder.name: encoder for encoder in new.encoders}
-        again = tuple(more.pop(encoder.name, encoder) for encoder in old.encoders)
-        encoders = again if adding else (*again, *more.values())
-        if changed := old.differences(replace(new, encoders=encoders)):
-            raise CacheError(
-                f"{out} was begun with other settings: {', '.join(changed)}; take another folder "
-                "(--data.cache A B reads both as one), or add features with --add-encoder; source: "
-                "its files or labels have changed, or --classes, --columns, --split or --subset"
-            )
-        return replace(old, encoders=(*old.encoders, *more.values()))
-
-    with ExitStack() as stack:
-
-        def begin() -> CacheSpec:
-            known = {SETTINGS, MANIFEST, REJECTED, "shards"}
-            others = any(p.name not in known for p in out.glob("[!.]*"))
-            if read_spec(out) is None and (others or any(out.glob("shards/[!.]*"))):
-                raise CacheError(f"{out} is no cache and not empty: choose another folder")
-            if not stack.enter_context(lock(out / "shards" / ".lock")):
-                raise CacheError(f"another process is preparing {out}: wait until it has finished")
-            before = read_spec(out)
-            spec = agreed(before) if before else new
-            if spec != before:
-                write_json(out / SETTINGS, asdict(spec))
-            return spec
-
-        yield here.broadcast(begin)
-
-
-def _make(writer: Writer, here: World, *, progress: bool) -> Cache:
+def _make(writer: Writer, *, adding: bool = False, progress: bool) -> Cache:
     """Make what is missing or damaged, join it, and report on it."""
-    out, spec = writer.out, writer.spec
-    if here.broadcast(partial(_whole, writer)):
-        return Cache.open(out)
-    indices = range(here.rank, spec.shards, here.size)
-    total = sum(len(spec.span(index)) for index in indices if writer.missing(index))
-    quiet = not (progress and here.first)
-    with Progress(f"prepare {writer.source.name}", total, unit="images", quiet=quiet) as bar:
-        for line in overview(writer.source):
-            bar.say(line)
-        writer.write(indices, bar)
-    here.barrier()
-    here.broadcast(partial(_join, writer))
-    cache = Cache.open(out)
+    here, out = current(), writer.out
+    with ExitStack() as stack:
+        writer = replace(writer, spec=here.broadcast(partial(_begin, writer, stack, adding=adding)))
+        if here.broadcast(partial(_whole, writer)):
+            return Cache.open(out)
+        quiet = not (progress and here.first)
+        writer.write(range(here.rank, writer.spec.shards, here.size), quiet=quiet)
+        here.barrier()
+        here.broadcast(partial(_join, writer))
+        cache = Cache.open(out)
     if not quiet:
         rows, rejected = len(cache), cache.manifest.rejected
         size = sum(file.bytes for file in cache.manifest.files)
         say(f"{rows} images, {readable(size)}, {size / rows:.0f} bytes a row")
         say(f"{rejected} images rejected{f', reasons in {out / REJECTED}' if rejected else ''}")
     return cache
+
+
+def _begin(writer: Writer, stack: ExitStack, *, adding: bool) -> CacheSpec:
+    """Hold the folder within `stack`. The agreed spec: the folder's, or the writer's if it has
+    none; with `adding` it takes up further encoders of the writer's."""
+    out, spec = writer.out, writer.spec
+    known = {SETTINGS, MANIFEST, REJECTED, "shards"}
+    others = any(p.name not in known for p in out.glob("[!.]*"))
+    if read_spec(out) is None and (others or any(out.glob("shards/[!.]*"))):
+        raise CacheError(f"{out} is no cache and not empty: choose another folder")
+    if not stack.enter_context(lock(out / "shards" / ".lock")):
+        raise CacheError(f"another process is preparing {out}: wait until it has finished")
+    if old := read_spec(out):
+        more = {encoder.name: encoder for encoder in spec.encoders}
+        encoders = tuple(more.pop(encoder.name, encoder) for encoder in old.encoders)
+        encoders += () if adding else tuple(more.values())
+        if changed := old.differences(replace(spec, encoders=encoders)):
+            raise CacheError(
+                f"{out} was begun with other settings: {', '.join(changed)}; take another folder "
+                "(--data.cache A B reads both as one), or add features with --add-encoder; source: "
+                "its files or labels have changed, or --classes, --columns, --split or --subset"
+            )
+        spec = replace(old, encoders=(*old.encoders, *more.values()))
+    if spec != old:
+        write_json(out / SETTINGS, asdict(spec))
+    return spec
 
 
 def _whole(writer: Writer) -> bool:
@@ -228,21 +211,36 @@ def _damaged(out: str | Path) -> list[str]:
 
 def _join(writer: Writer) -> None:
     """Write rejected.jsonl and the manifest from the records of all shards."""
-    out, source = writer.out, writer.source
-    read = (Record.read(writer.folder, index) for index in range(writer.spec.shards))
+    out, source, spec = writer.out, writer.source, writer.spec
+    read = (Record.read(writer.folder, index) for index in range(spec.shards))
     records = [record for record in read if record]
-    assert len(records) == writer.spec.shards, "joined before all shards were there"
-    rejected = sorted(tuple(row) for record in records for row in record.rejected)
-    lines = [dict(zip(("item", "path", "reason"), row, strict=True)) for row in rejected]
-    write_text(out / REJECTED, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
-    if not any(record.shard.rows for record in records):
+    assert len(records) == spec.shards, "joined before all shards were there"
+    fields = ("item", "path", "reason")
+    rejected = [
+        dict(zip(fields, row, strict=True)) for record in records for row in record.rejected
+    ]
+    write_text(out / REJECTED, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in rejected))
+    sums = [record.latent_sums for record in records if record.shard.rows]
+    if not sums:
         shutil.rmtree(writer.folder)  # so that other images may come here
         (out / SETTINGS).unlink()
         raise DataError(
             f"none of the {len(source)} images of {source.name} can be used: "
-            f"{lines[0]['path']}: {lines[0]['reason']}; all reasons are in {out / REJECTED}"
+            f"{rejected[0]['path']}: {rejected[0]['reason']}; all reasons are in {out / REJECTED}"
         )
-    Manifest.join(writer.spec, source.class_names, records).write(out)
+    means, squares, numbers = (
+        [sum(x) for x in zip(*s, strict=True)] for s in zip(*sums, strict=True)
+    )
+    mean, square = ([total / numbers[0] for total in totals] for totals in (means, squares))
+    std = tuple(max(0.0, b - a * a) ** 0.5 for a, b in zip(mean, square, strict=True))
+    if spec.vae.scale is None and min(std) < 1e-6:  # at the least log-variance of a VAE
+        raise CacheError(
+            f"channel {std.index(min(std))} of the latents is the same everywhere: VAE "
+            f"{spec.vae.name} cannot be scaled by their deviation"
+        )
+    shards = tuple(record.shard for record in records)
+    rows, classes = sum(shard.rows for shard in shards), tuple(source.class_names)
+    Manifest(spec, rows, len(rejected), classes, tuple(mean), std, shards).write(out)
 
 
 def _local(out: str | Path) -> Path:

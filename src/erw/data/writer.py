@@ -1,8 +1,9 @@
 """Images to the shards of a cache: cropped by threads ahead of encoding, one shard at a time."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from erw.data.loader import prefetch
 from erw.data.manifest import CacheSpec, File, Record, Shard, shard_file
 from erw.data.networks import Networks, one_thread_each
 from erw.data.quantize import pack
-from erw.data.sources import Source
-from erw.errors import CacheError, CheckpointError, DataError, one_line
-from erw.io import hash_file, remove_partial, save_tensors
+from erw.data.sources import Source, overview
+from erw.errors import CacheError, CheckpointError, ConfigError, DataError, one_line
+from erw.io import hash_file, remove_partial, save_tensors, write_text
 from erw.log import Progress
 
 
@@ -34,19 +35,13 @@ class Writer:
     batch_size: int
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}: expected at least 1")
         self.folder, self.parts = self.out / "shards", self.spec.columns()
 
-    def missing(self, index: int) -> list[str]:
-        """Parts of a shard that are to be made; without the latents' file, all of them."""
-        if (record := Record.read(self.folder, index)) is None:
-            return list(self.parts)
-        names = {file.file for file in record.shard.files}
-        missing = [part for part in self.parts if shard_file(index, part) not in names]
-        return [] if not record.shard.rows else list(self.parts) if "" in missing else missing
-
-    def write(self, indices: Sequence[int], progress: Progress) -> None:
+    def write(self, indices: Sequence[int], *, quiet: bool) -> None:
         """Make what is missing of these shards. The result depends on neither threads nor ranks."""
-        todo = {index: parts for index in indices if (parts := self.missing(index))}
+        todo = {index: parts for index in indices if (parts := self._missing(index))}
         loaded = self.networks.encoders
         lacking = {str(n) for n, e in enumerate(self.spec.encoders) if e.name not in loaded}
         lacking |= {""} if self.networks.vae is None else set()
@@ -57,21 +52,42 @@ class Writer:
                     "erw prepare that made the cache, all its encoders named"
                 )
             remove_partial(self.folder, [shard_file(index, part) for part in parts])
-        numbers = list(chain.from_iterable(self.spec.span(index) for index in todo))
+        images = {index: self._images(index, parts) for index, parts in todo.items()}
+        numbers = list(chain.from_iterable(images.values()))
         if numbers:
             self._load(numbers[0])  # sources build tables on first use, which one thread must do
         workers = min(16, os.cpu_count() or 1)
         items = prefetch(self._load, numbers, depth=64 * workers, threads=workers)
-        with one_thread_each() as self._pool:
+        title = f"prepare {self.source.name}"
+        with (
+            Progress(title, len(numbers), unit="images", quiet=quiet) as progress,
+            one_thread_each() as self._pool,
+        ):
+            for line in overview(self.source):
+                progress.say(line)
             for index, parts in todo.items():
-                span = islice(items, len(self.spec.span(index)))
                 try:
-                    self._write_shard(index, parts, span, progress)
+                    self._write_shard(index, parts, islice(items, len(images[index])), progress)
                 except (OSError, CheckpointError) as error:
                     raise CacheError(
                         f"could not make shard {index} of {self.out} ({one_line(error)}): mend "
                         "that, and run the same command again"
                     ) from error
+
+    def _missing(self, index: int) -> list[str]:
+        """Parts of a shard that are to be made; without the latents' file, all of them."""
+        if (record := Record.read(self.folder, index)) is None:
+            return list(self.parts)
+        names = {file.file for file in record.shard.files}
+        missing = [part for part in self.parts if shard_file(index, part) not in names]
+        return [] if not record.shard.rows else list(self.parts) if "" in missing else missing
+
+    def _images(self, index: int, parts: Sequence[str]) -> Sequence[int]:
+        """The images of a shard: all of its span, or those that have a row already."""
+        if "" in parts or (record := Record.read(self.folder, index)) is None:
+            return self.spec.span(index)
+        latents = self.folder / shard_file(index)
+        return map_columns(latents, self.parts[""], rows=record.shard.rows)["item"].tolist()
 
     def _load(self, number: int) -> tuple[int, np.ndarray | None, Any]:
         """An image by its number: cropped, with its label; or None and the reason why not."""
@@ -84,48 +100,38 @@ class Writer:
         self, index: int, parts: Sequence[str], images: Iterable[Any], progress: Progress
     ) -> None:
         """Make some of a shard's files, then its record."""
-        before, stored, rejected = None, None, list[tuple[int, str, str]]()
-        if "" not in parts and (before := Record.read(self.folder, index)):
-            latents = self.folder / shard_file(index)
-            columns = map_columns(latents, self.parts[""], rows=before.shard.rows)
-            stored = set(columns["item"].tolist())
-        rows, batches = self._rows(images, stored, rejected, progress), []
+        record = None if "" in parts else Record.read(self.folder, index)
+        rejected, batches = list[tuple[int, str, str]](), list[dict[str, Tensor]]()
+        classes = len(self.source.class_names)
+
+        def usable() -> Iterator[tuple[int, np.ndarray, int]]:
+            for number, pixels, label in images:
+                progress.update()
+                path = self.source.location(number)
+                if pixels is None and record:
+                    raise CacheError(f"{path} has changed since its row was stored: {label}")
+                if pixels is None:
+                    rejected.append((number, path, label))
+                elif not 0 <= label < max(1, classes):
+                    raise DataError(f"{path} has label {label}, but there are {classes} classes")
+                else:
+                    yield number, pixels, label
+
+        rows = usable()
         while batch := list(islice(rows, self.batch_size)):
             batches.append(self._encode(batch, parts))
         columns = {name: torch.cat([b[name] for b in batches]) for name in (batches or [{}])[0]}
-        files = {file.file: file for file in (before.shard.files if before else ())}
+        files = {file.file: file for file in (record.shard.files if record else ())}
         for part in parts if batches else ():
             path = self.folder / shard_file(index, part)
             files[path.name] = write_columns(path, {k: columns[k] for k in self.parts[part]})
-        if before is None:
+        if record is None:
             sums = _latent_sums(columns["moments"]) if batches else []
-            before = Record(Shard(index, len(columns.get("label", ())), ()), rejected, sums)
+            record = Record(Shard(index, len(columns.get("label", ())), ()), rejected, sums)
         names = (shard_file(index, part) for part in self.parts)
         whole = tuple(files[name] for name in names if name in files)
-        replace(before, shard=replace(before.shard, files=whole)).write(self.folder)
-
-    def _rows(
-        self,
-        images: Iterable[Any],
-        stored: set[int] | None,
-        rejected: list[tuple[int, str, str]],
-        progress: Progress,
-    ) -> Iterator[tuple[int, np.ndarray, int]]:
-        """Images that have a row: those in `stored`, or all that go not to `rejected`."""
-        classes = len(self.source.class_names)
-        for number, pixels, label in images:
-            progress.update()
-            if stored is not None and number not in stored:
-                continue
-            path = self.source.location(number)
-            if pixels is None and stored is not None:
-                raise CacheError(f"{path} has changed since its row was stored: {label}")
-            if pixels is None:
-                rejected.append((number, path, label))
-            elif not 0 <= label < max(1, classes):
-                raise DataError(f"{path} has label {label}, but there are {classes} classes")
-            else:
-                yield number, pixels, label
+        record = replace(record, shard=replace(record.shard, files=whole))
+        write_text(self.folder / f"{index:05d}.json", json.dumps(asdict(record), sort_keys=True))
 
     def _encode(
         self, rows: Sequence[tuple[int, np.ndarray, int]], parts: Sequence[str]
@@ -151,14 +157,14 @@ class Writer:
         for number, spec in enumerate(self.spec.encoders):
             if str(number) not in parts:
                 continue
-            encoder, name = self.networks.encoders[spec.name], spec.name
-            tokens, *token = run(encoder.both if spec.class_dim else encoder)
-            values, scale = pack(tokens, spec.format, name=f"features of {name}")
-            columns[f"features.{name}"] = values
-            if scale is not None:
-                columns[f"scale.{name}"] = scale
-            for whole in token:
-                columns[f"class.{name}"] = pack(whole, "float16", name=f"class of {name}").values
+            encoder = self.networks.encoders[spec.name]
+            outputs = run(encoder.both if spec.class_dim else encoder)
+            formats = {"features": spec.format, "class": "float16"}
+            for (kind, form), output in zip(formats.items(), outputs, strict=False):
+                values, scale = pack(output, form, name=f"{kind} of {spec.name}")
+                columns[f"{kind}.{spec.name}"] = values
+                if scale is not None:
+                    columns[f"scale.{spec.name}"] = scale
         return {name: column.cpu() for name, column in columns.items()}
 
 
