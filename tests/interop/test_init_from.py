@@ -77,7 +77,7 @@ def test_files_of_the_other_time_are_turned(
     raw = SiT(
         input_size=8, num_classes=1000, **options, **architecture(run, without=options)
     ).eval()
-    raw.load_state_dict(read_weights(path).tensors, strict=False)
+    raw.load_state_dict(read_weights(path)[0], strict=False)
     raw.requires_grad_(False)
     out = raw(x, 1 - t, y)[:, :4]
     want = velocity_from(prediction, -out if prediction == "velocity" else out, x, t)

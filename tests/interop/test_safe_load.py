@@ -165,20 +165,23 @@ def test_what_holds_no_weights(tmp_path: Path) -> None:
         refused(path)
     with pytest.raises(FileNotFoundError):
         read_weights(tmp_path / "nowhere.pt")
-    refused(tmp_path, "config.json cannot be read")
+    (tmp_path / "config.json").write_text("[]")
+    refused(tmp_path, "diffusion_pytorch_model.safetensors")
+    safetensors_file(tmp_path / "diffusion_pytorch_model.safetensors", {})
+    refused(tmp_path, "config.json is no JSON object")
 
 
 def test_content_decides_not_the_name(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     save_file(WEIGHTS, path)
-    assert read_weights(path).tensors["b"].tolist() == WEIGHTS["b"].tolist()
+    assert read_weights(path)[0]["b"].tolist() == WEIGHTS["b"].tolist()
 
 
 def test_legacy_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save({"model": WEIGHTS}, path, _use_new_zipfile_serialization=False)
-    found = read_weights(path)
-    assert found.wrapper == "model" and torch.equal(found.tensors["a"], WEIGHTS["a"])
+    tensors, settings = read_weights(path)
+    assert settings == {"weights": "model"} and torch.equal(tensors["a"], WEIGHTS["a"])
 
 
 def test_a_file_is_written_whole_or_not_at_all(
@@ -194,4 +197,4 @@ def test_a_file_is_written_whole_or_not_at_all(
     with pytest.raises(CheckpointError, match=r"could not write .*No space left"):
         write_weights({"a": torch.zeros(1)}, path, {})
     assert os.listdir(tmp_path) == ["w.pt"]
-    assert read_weights(path).tensors.keys() == WEIGHTS.keys()
+    assert read_weights(path)[0].keys() == WEIGHTS.keys()

@@ -11,7 +11,7 @@ from erw.config import Sample, nearest, to_dict
 from erw.data.sources import BUILT_IN
 from erw.dist import current, world
 from erw.errors import ConfigError
-from erw.interop import is_model, open_model
+from erw.interop import kind_of, open_model
 from erw.log import Progress
 from erw.sampling import Generation, generate, write
 from erw.training import Trained
@@ -45,7 +45,7 @@ def call_with_model(
     """
     with world():
         name = first(verb, args, "a run (or images)")
-        model = peek(verb, open_run, args) if name and is_model(name) else None
+        model = peek(verb, open_run, args) if name and kind_of(name) else None
         if name and model is None and not Path(name).exists() and name not in BUILT_IN:
             raise FileNotFoundError(f"{name} is neither a run nor images; there is nothing there")
         if model is not None:

@@ -36,11 +36,12 @@ def starting_model(
     depth: Annotated[int | None, arg(name="model.depth")] = None,
 ) -> Trained | None:
     """The model of `--init`."""
-    from erw.interop import open_model
-    from erw.interop.pretrained import is_ours
+    from erw.interop import kind_of, open_model
 
+    if init is None:
+        return None
     options: dict[str, Any] = {"layout": init_layout, "num_heads": heads, "depth": depth}
-    return None if init is None else open_model(init, **({} if is_ours(init) else options))
+    return open_model(init, **({} if kind_of(init) in ("run", "export") else options))
 
 
 def train(

@@ -11,7 +11,6 @@ from erw.errors import CheckpointError, ConfigError
 from erw.interop.layouts import LAYOUTS, OURS, STEPS, TIMES, positions, to_diffusers, without_sigma
 from erw.interop.pretrained import FILES, OPTIONS, Released, read_released, unusual
 from erw.io import replacing, save_tensors
-from erw.models import build_model
 from erw.training.trained import is_run, load
 
 PLAIN: dict[str, Any] = {name: getattr(Model(), name) for name in OPTIONS}
@@ -59,15 +58,12 @@ def convert(
             raise CheckpointError(
                 f"{to} has no {name} = {getattr(model, name)}; choose another layout"
             )
-    tensors, buffers, flow = file.net, file.buffers, file.run.flow
-    if to not in ("sit", file.layout) and time != STEPS and file.outputs == 2:
+    tensors, flow = file.net, file.run.flow
+    if to not in ("sit", file.layout) and time != STEPS:
         tensors = without_sigma(tensors)
-    if not buffers:
-        with torch.device("meta"):
-            shape = build_model(model)
-        buffers = positions(shape)
     heads = file.projectors if time == OURS else {}
-    tensors = to_diffusers(tensors) if to == "diffusers-dit" else buffers | tensors | heads
+    heads = {f"projectors.{name}": tensor for name, tensor in heads.items()}
+    tensors = to_diffusers(tensors) if to == "diffusers-dit" else file.buffers | tensors | heads
     settings = {"layout": to, "prediction": flow.prediction, "path_type": flow.path}
     write_weights(tensors, out, settings if unusual(flow) else {})
     return file.origin
@@ -85,10 +81,8 @@ def _of_run(folder: Path) -> Released:
         raise CheckpointError(f"{folder} works with representations; no released layout has them")
     layout = "reg" if net.class_token else "erw" if run.model.rope else "repa"
     layout = "dit" if run.flow.objective == "ddpm" else layout
-    weights, outputs = {k: p.detach() for k, p in net.named_parameters()}, run.flow.outputs
-    return Released(
-        layout, run, weights, {}, positions(net), outputs, frozenset(), f"run {run.name}"
-    )
+    weights = {k: p.detach() for k, p in net.named_parameters()}
+    return Released(layout, run, weights, {}, positions(net), frozenset(), f"run {run.name}")
 
 
 def write_weights(tensors: dict[str, Tensor], path: Path, settings: dict[str, str]) -> None:

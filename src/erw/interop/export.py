@@ -1,12 +1,9 @@
 """Export: a model as a folder that plain diffusers or another erw loads, here or on the hub.
 
-DIR/erw.json, README.md      what it is and how it was made, for programs and as a model card
-DIR/model.safetensors        with --format safetensors; its VAE in vae/ if it has no public name
-
-Otherwise, with code that does not need erw:
-DIR/model_index.json, pipeline.py
-DIR/transformer/             config, weights, erw_transformer.py
-DIR/vae/                     its config has the shift and scale of latents
+DIR/erw.json, README.md   what it is and how it was made, for programs and as a model card
+DIR/vae/                  its config has the shift and scale of latents
+DIR/model_index.json, pipeline.py, transformer/   weights, and code that does not need erw;
+DIR/model.safetensors     instead of them, with --format safetensors, and no vae/ with a public name
 """
 
 import copy
@@ -29,11 +26,9 @@ from erw.interop.metadata import METADATA, describe, known_vae, model_card, publ
 from erw.interop.pretrained import PLAIN_FILE, REPO, open_model
 from erw.io import save_tensors, write_json
 from erw.models import SiT
-from erw.models.backbone import token_sizes
 from erw.training.trained import Trained
 
 PACKAGE = Path(__file__).parents[1]
-CODE = "erw_transformer"
 SOURCES = ("flow.py", "models/sit.py", "interop/exported/transformer.py")
 
 
@@ -67,13 +62,16 @@ def export(
     model = source
     if not isinstance(model, Trained):
         model = open_model(model, checkpoint=checkpoint, **options)
+    sizes = model.run.model
     if model.missing:
         raise CheckpointError(
             f"{model.source} is a warm-up, {len(model.missing)} parameters are not in it: train on "
             "from it (erw train RECIPE --init), then export the run"
         )
-    if model.run.model.net == "rdm" or model.run.model.class_token == "given":
+    if sizes.net == "rdm" or sizes.class_token == "given":
         raise CheckpointError(f"{model.run.name} is half of a pair, an export holds one network")
+    if sizes.needs_token and format == "diffusers":
+        raise CheckpointError(f"{model.run.name} has class tokens; choose --format safetensors")
     exported = bool(model.source) and (Path(model.source) / METADATA).is_file()
     meta = read_metadata(Path(model.source)) if exported else describe(model)
     name, decoder = vae or model.vae, None
@@ -158,21 +156,19 @@ def _write_diffusers(model: Trained, vae: VAE | None, folder: Path) -> None:
 
     from erw.interop.exported.transformer import FlowTransformer
 
-    run = model.run
-    if run.model.needs_token:
-        raise CheckpointError(f"{run.name} has class tokens; choose --format safetensors")
+    run, code = model.run, folder / "transformer" / "erw_transformer.py"
     sizes = {k: getattr(run.model, k) for k in signature(SiT).parameters if hasattr(run.model, k)}
-    sizes |= token_sizes(run.model) | {"out_channels": model.net.out_channels}
+    sizes |= {"class_token": 0, "representation": 0, "out_channels": model.net.out_channels}
     with torch.device("meta"):
         transformer = FlowTransformer(sizes, run.flow.objective, run.flow.prediction, run.flow.path)
     transformer.net = model.net
-    transformer.save_pretrained(folder / "transformer", max_shard_size="1TB")
-    (folder / "transformer" / f"{CODE}.py").write_text(transformer_code(), "utf-8")
+    transformer.save_pretrained(code.parent, max_shard_size="1TB")
+    code.write_text(transformer_code(), "utf-8")
     shutil.copyfile(PACKAGE / "interop" / "exported" / "pipeline.py", folder / "pipeline.py")
     index = {
         "_class_name": ["pipeline", "FlowPipeline"],
         "_diffusers_version": diffusers.__version__,
-        "transformer": [CODE, "FlowTransformer"],
+        "transformer": [code.stem, "FlowTransformer"],
         "vae": ["diffusers", type(vae.network).__name__] if vae else [None, None],
         "id2label": {str(i): name for i, name in enumerate(model.class_names)},
         "shift": run.sample.shift,

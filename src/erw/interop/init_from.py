@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from erw.align import PROJECTORS
 from erw.config import Run
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.layouts import TABLE
+from erw.interop.pretrained import alignment_heads
 from erw.io import load_tensors
 from erw.training.checkpoint import paths
 from erw.training.network import encoders_of
@@ -60,7 +60,8 @@ def starting_point(
         words.append(message)
     if projectors:
         heads = _heads(model, run)
-        words.append(f"with its alignment heads for {', '.join(_targets(run))}")
+        names = ", ".join(name for name, _ in _targets(run))
+        words.append(f"with its alignment heads for {names}")
     sizes = dataclasses.replace(model.run.model, num_classes=net.null_class)
     settings, names, origin = model.run.replace(model=sizes), tuple(class_names), "; ".join(words)
     return dataclasses.replace(
@@ -86,36 +87,24 @@ def label_rows(
 
 
 def _heads(model: Trained, run: Run) -> nn.ModuleList:
-    """The model's alignment heads for the run's targets, in their order."""
-    targets, heads = _targets(run), list(model.projectors)
-    names = targets if len(heads) == len(targets) else []  # a released file's have no names
-    if is_run(model.source):
-        heads = _heads_of_run(model)
-        names = _targets(model.run) if heads else []
-    if not targets or not set(targets) <= set(names):
-        has = ", ".join(names) or f"{len(heads)} without names"
+    """The model's alignment heads, if they are for the run's targets."""
+    targets, heads, ours = _targets(run), model.projectors, list[tuple[str, str]]()
+    saved = paths(Path(model.source) / "checkpoints") if is_run(model.source) else ()
+    if saved:  # the average's, in the newest checkpoint
+        tensors, stem, ours = load_tensors(saved[-1])[0], "ema.projectors.", _targets(model.run)
+        tensors = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
+        heads = alignment_heads(tensors, model.net.width, [kind for _, kind in ours], saved[-1])
+    if not targets or len(heads) != len(targets) or ours not in ([], targets):
+        has = ", ".join(name for name, _ in ours) or f"{len(heads)} without names"
         raise CheckpointError(
-            f"{model.source} has alignment heads for {has}, the run "
-            f"aligns with {', '.join(targets) or 'nothing'}; leave out --init-projectors"
+            f"{model.source} has alignment heads for {has}, the run aligns with "
+            f"{', '.join(name for name, _ in targets) or 'nothing'}; leave out --init-projectors"
         )
-    order = range(len(heads)) if names == targets else map(names.index, targets)
-    return nn.ModuleList(heads[number] for number in order)
-
-
-def _targets(run: Run) -> list[str]:
-    """What each projector of a resolved run aligns with: an encoder, or another target."""
-    return [name for term in run.plan.active for name in encoders_of(term, run) or (term.target,)]
-
-
-def _heads_of_run(model: Trained) -> list[nn.Module]:
-    """The averaged heads in the newest checkpoint of the run's folder."""
-    saved, run, heads = paths(Path(model.source) / "checkpoints"), model.run, []
-    tensors = load_tensors(saved[-1])[0] if saved else {}
-    kinds = [t.projector for t in run.plan.active for _ in encoders_of(t, run) or (t.target,)]
-    for number, kind in enumerate(kinds if saved else ()):
-        stem = f"ema.projectors.{number}."
-        own = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
-        dim = len(own[max(own)]) if own else 0  # rows of the last layer
-        heads.append(PROJECTORS[kind](run.model.width, run.model.projector, dim))
-        heads[-1].load_state_dict(own)
     return heads
+
+
+def _targets(run: Run) -> list[tuple[str, str]]:
+    """What each projector of a resolved run aligns with (an encoder, or another target), and its
+    kind."""
+    terms = run.plan.active
+    return [(name, t.projector) for t in terms for name in encoders_of(t, run) or (t.target,)]

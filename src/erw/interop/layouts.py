@@ -14,13 +14,13 @@
 import itertools
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from erw.errors import CheckpointError
-from erw.interop.safe_load import Weights
 from erw.models import SiT
 from erw.models.sit import rope_2d, sincos_2d
 
@@ -51,10 +51,12 @@ DIFFUSERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def detect_layout(weights: Weights, path: object) -> tuple[str, str]:
+def detect_layout(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], path: object
+) -> tuple[str, str]:
     """(layout, the evidence in words) of a file, from its keys, shapes and settings. Raises
     CheckpointError: no known layout, or two that look the same and mean different things."""
-    tensors, settings, keys = weights.tensors, weights.settings, " ".join(weights.tensors)
+    keys = " ".join(tensors)
     if settings.get("layout") in LAYOUTS:
         return str(settings["layout"]), "as it says"
     if "transformer_blocks." in keys:
@@ -79,12 +81,17 @@ def detect_layout(weights: Weights, path: object) -> tuple[str, str]:
         if present:
             return layout, evidence
     same = ("erw", "lightningdit") if rope else ("sit", "repa")
-    if len(tensors[LAST]) == 2 * tensors["x_embedder.proj.weight"][0].numel():
-        same = ("dit", "sit")
+    same = ("dit", "sit") if outputs_of(tensors) == 2 else same
     raise CheckpointError(
         f"{path} can be {same[0]} or {same[1]}, whose keys and shapes are the same and whose times "
         f"are not; say layout={same[0]!r} or {same[1]!r}"
     )
+
+
+def outputs_of(net: Mapping[str, Tensor]) -> int:
+    """Numbers of the output for each one of the latent: 2 with a variance or sigma channels."""
+    last, first = net.get(LAST), net["x_embedder.proj.weight"]
+    return 2 if last is not None and last.numel() == 2 * first.numel() else 1
 
 
 def unshifted(tensors: Mapping[str, Tensor]) -> bool:
@@ -96,7 +103,8 @@ def unshifted(tensors: Mapping[str, Tensor]) -> bool:
 def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> list[dict]:
     """The tensors of a file by our names: the network's, the projectors' and the buffers."""
     net = _from_diffusers(tensors, path) if layout == "diffusers-dit" else dict(tensors)
-    projectors = {key: net.pop(key) for key in list(net) if key.startswith("projectors.")}
+    heads = [key for key in net if key.startswith("projectors.")]
+    projectors = {key.removeprefix("projectors."): net.pop(key) for key in heads}
     buffers = {key: net.pop(key) for key in BUFFERS if key in net}
     first = depth_of(net)  # REPA's old names: decoder_blocks.i come after the blocks
     old = re.compile(r"decoder_blocks\.(\d+)")
@@ -105,11 +113,11 @@ def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> lis
 
 
 def without_sigma(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network with only the velocity's rows of its last layer."""
+    """The network with only the velocity's rows of its last layer, where that has sigma's too."""
     velocity, channels = dict(net), net["x_embedder.proj.weight"].shape[1]
-    for name in SIGMA:
-        rows = net[name].reshape(-1, 2, channels, *net[name].shape[1:])  # pixel, which, channel
-        velocity[name] = rows[:, 0].reshape(-1, *net[name].shape[1:])
+    for name in SIGMA if outputs_of(net) == 2 else ():
+        rows = net[name].unflatten(0, (-1, 2, channels))  # pixel, which, channel
+        velocity[name] = rows[:, 0].flatten(0, 1)
     return velocity
 
 
@@ -133,30 +141,29 @@ def depth_of(tensors: Mapping[str, Tensor], *, stem: str = "blocks") -> int:
 def _diffusers_names(depth: int) -> dict[str, list[str]]:
     """Our names with .weight and .bias -> diffusers' names of the copies or thirds of a tensor."""
     names: dict[str, dict[str, None]] = {}
-    for mine, theirs in DIFFUSERS.items():
-        for n, kind in itertools.product(range(depth), (".weight", ".bias")):
-            own = [key.replace("{N}", str(n)) + kind for key in (mine, *theirs)]
-            names.setdefault(own[0], {}).update(dict.fromkeys(own[1:]))
-    return {mine: list(theirs) for mine, theirs in names.items()}
+    for n, kind in itertools.product(range(depth), (".weight", ".bias")):
+        for row in DIFFUSERS.items():
+            ours, theirs = row[0].replace("{N}", str(n)), [k.replace("{N}", str(n)) for k in row[1]]
+            names.setdefault(ours + kind, {}).update(dict.fromkeys(k + kind for k in theirs))
+    return {ours: list(theirs) for ours, theirs in names.items()}
 
 
 def _from_diffusers(tensors: Mapping[str, Tensor], path: object) -> dict[str, Tensor]:
     left, net = dict(tensors), {}
-    for mine, theirs in _diffusers_names(depth_of(left, stem="transformer_blocks")).items():
-        parts = [left.pop(key) for key in theirs if key in left]
-        qkv = ".attn.qkv." in mine
+    for name, theirs in _diffusers_names(depth_of(left, stem="transformer_blocks")).items():
+        parts, qkv = [left.pop(key) for key in theirs if key in left], ".attn.qkv." in name
         if not qkv and any(not torch.equal(parts[0], other) for other in parts[1:]):
-            raise CheckpointError(f"{path}: {mine} differs between blocks, erw has one for all")
+            raise CheckpointError(f"{path}: {name} differs between blocks, erw has one for all")
         if parts:
-            net[mine] = torch.cat(parts) if qkv else parts[0]
+            net[name] = torch.cat(parts) if qkv else parts[0]
     return net | left  # what is left is unexpected, by its own name
 
 
 def to_diffusers(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A network by diffusers' names: the reverse of `from_layout`."""
     out: dict[str, Tensor] = {}
-    for mine, theirs in _diffusers_names(depth_of(net)).items():
-        if mine in net:
-            thirds = net[mine].chunk(3) if ".attn.qkv." in mine else [net[mine]] * len(theirs)
+    for name, theirs in _diffusers_names(depth_of(net)).items():
+        if name in net:
+            thirds = net[name].chunk(3) if ".attn.qkv." in name else [net[name]] * len(theirs)
             out |= dict(zip(theirs, thirds, strict=True))
     return out

@@ -47,39 +47,34 @@ class Metadata:
 
 def describe(model: Trained) -> Metadata:
     """Everything known of a model; of a run's also its cost, data and scores."""
-    weights, run, of_run = weight_hash(model.net), public(to_dict(model.run)), dict[str, Any]()
+    weights, run, about = weight_hash(model.net), public(to_dict(model.run)), dict[str, Any]()
     path = Path(model.source)
     folder = next((p for p in (path, *path.parents[:2]) if (p / RECIPE).is_file()), None)
     if folder and model.source and not model.origin:
-        recipe, log = read_recipe(folder), folder / "metrics.jsonl"
+        recipe, log, saved = read_recipe(folder), folder / "metrics.jsonl", folder / SCORES
         lines = read_metrics(log) if log.exists() else []
         steps = [line for line in lines if line["kind"] == "train" and line["step"] <= model.step]
-        of_run = {
+        scores = saved.read_text("utf-8").splitlines() if saved.exists() else []
+        scores = [json.loads(line) for line in scores if line.strip()]
+        scores += [line["how"] | {"values": line["values"]} for line in lines if "how" in line]
+        scores = [s for s in scores if (s.get("settings") or {}).get("weights") == weights]
+        about = {
             "made_by": {name: recipe[name] for name in ("erw", "torch") if name in recipe},
             "data": {
                 "images": recipe["cache"].get("rows"), "source": ", ".join(run["data"]["cache"])
             },
             "spent": {name: steps[-1][name] for name in COST} if steps else {},
-            "scores": public(_scores(lines, folder / SCORES, weights)),
+            "scores": public(scores),
         }  # fmt: skip
         if init := recipe.get("init"):
             message = init.get("message", init.get("said"))  # the latter of erw 0.1
-            of_run["begins_with"] = f"{Path(init['source']).name} ({message})"
+            about["begins_with"] = f"{Path(init['source']).name} ({message})"
     if model.class_names == tuple(groups()):
         openmoji = {"source": "OpenMoji 17, composed", "licence": ATTRIBUTION}
-        of_run["data"] = of_run.get("data", {}) | openmoji
-    return Metadata(
-        name=model.run.name,
-        run=from_dict(Run, run),
-        vae=public(model.vae),
-        step=model.step,
-        class_names=model.class_names,
-        scaling=model.scaling,
-        average=model.average,
-        weights=weights,
-        origin=model.origin,
-        **of_run,
-    )
+        about["data"] = about.get("data", {}) | openmoji
+    about |= {k: getattr(model, k) for k in ("step", "class_names", "scaling", "average", "origin")}
+    vae, run = public(model.vae), from_dict(Run, run)
+    return Metadata(model.run.name, run, vae, weights=weights, **about)
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -131,11 +126,3 @@ def public(values: Any) -> Any:
         return values
     kind, _, path = values.partition("=")
     return kind if path else Path(values).name
-
-
-def _scores(lines: list[dict[str, Any]], file: Path, weights: str) -> list[dict[str, Any]]:
-    """The results of `erw eval`, and of scores while training, for exactly these weights."""
-    saved = file.read_text("utf-8").splitlines() if file.exists() else []
-    scores = [json.loads(line) for line in saved if line.strip()]
-    scores += [line["how"] | {"values": line["values"]} for line in lines if line["kind"] == "eval"]
-    return [score for score in scores if (score.get("settings") or {}).get("weights") == weights]

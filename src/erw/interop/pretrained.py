@@ -3,7 +3,7 @@ and a flow model gives the velocity noise - data, whatever its file's network pr
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erw.align import Projector
+from erw.align import PROJECTORS
 from erw.config import Flow, Model, Run, Sample
 from erw.errors import CheckpointError, ConfigError, one_line
 from erw.interop import layouts
-from erw.interop.layouts import FLIPPED, LAST, LAYOUTS, SIGMA, STEPS, TABLE, TIMES, depth_of
+from erw.interop.layouts import (
+    FLIPPED,
+    LAST,
+    LAYOUTS,
+    SIGMA,
+    STEPS,
+    TABLE,
+    TIMES,
+    depth_of,
+    outputs_of,
+)
 from erw.interop.metadata import METADATA, read_metadata
 from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
 from erw.io import misfit
@@ -45,16 +55,15 @@ MOST_POSITIONS = 2**28  # numbers in the table of positions: far above any model
 
 @dataclass(frozen=True)
 class Released:
-    """A released file by our names, as stored: nothing is cast, turned or dropped. It has `outputs`
-    numbers for each one of the latent; a warm-up lacks the `optional` parameters."""
+    """A released file by our names, as stored: nothing is cast, turned or dropped. A warm-up lacks
+    the `missing` parameters; positions that a file does not have are added to the `buffers`."""
 
     layout: str
     run: Run
     net: dict[str, Tensor]
     projectors: dict[str, Tensor]
     buffers: dict[str, Tensor]
-    outputs: int
-    optional: frozenset[str]
+    missing: frozenset[str]
     origin: str
 
 
@@ -84,20 +93,22 @@ def load_pretrained(
             layout's; missing, unexpected and mis-shaped keys are listed.
     """
     file = read_released(path, layout, **options)
-    tensors, run = file.net, file.run
-    if file.outputs > run.flow.outputs:
-        tensors = layouts.without_sigma(tensors)
+    run, missing, origin = file.run, file.missing, file.origin
+    tensors = file.net if run.flow.outputs == 2 else layouts.without_sigma(file.net)
     if TIMES[file.layout] == FLIPPED:
         tensors = in_our_time(tensors, negate=run.flow.prediction == "velocity")
-    model = build_model(run.model, outputs=run.flow.outputs)
-    model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
-    heads = _projectors(file.projectors if projectors else {}, model.width, path)
-    vae = VAES.get(model.channels, f"a VAE of {model.channels} channels")
-    origin = file.origin + f", {len(heads)} projector(s)" * bool(heads)
-    for module in (model, heads):
+    net = build_model(run.model, outputs=run.flow.outputs)
+    net.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+    heads = nn.ModuleList()
+    if projectors and file.projectors:  # REPA's three-layer heads
+        count = len({key.partition(".")[0] for key in file.projectors})
+        heads = alignment_heads(file.projectors, net.width, ["mlp"] * count, path)
+        origin += f", {count} projector(s)"
+    vae = VAES.get(net.channels, f"a VAE of {net.channels} channels")
+    for module in (net, heads):
         module.to(device).eval().requires_grad_(False)
     return Trained(
-        model, run, vae, source=str(path), projectors=heads, missing=file.optional, origin=origin
+        net, run, vae, source=str(path), projectors=heads, missing=missing, origin=origin
     )
 
 
@@ -114,9 +125,9 @@ def from_pretrained(
     if not folder.is_dir():
         folder = _download(str(source), revision)
     meta = read_metadata(folder)
-    run, names, (file, plain) = meta.run, meta.class_names, (folder / name for name in EXPORTED)
-    file = file if file.is_file() else plain
-    tensors = {k.removeprefix("net."): v for k, v in read_weights(file).tensors.items()}
+    run, names, files = meta.run, meta.class_names, [folder / name for name in EXPORTED]
+    file = files[0] if files[0].is_file() else files[1]
+    tensors = {k.removeprefix("net."): v for k, v in read_weights(file)[0].items()}
     check_fit(tensors, run.model, outputs=run.flow.outputs, source=file)
     net = build_model(run.model, outputs=run.flow.outputs)
     net.load_state_dict(tensors)
@@ -144,30 +155,28 @@ def open_model(
     Raises:
         ConfigError: options or a checkpoint for what has none.
     """
-    path = Path(path).expanduser()
+    path, kind = Path(path).expanduser(), kind_of(path)
     options = {k: v for k, v in options.items() if v not in (None, "auto")}
-    if options and is_ours(path):
+    if options and kind in ("run", "export"):
         raise ConfigError(f"{path} says itself what it is; leave out {', '.join(options)}")
-    if is_run(path) or (path.is_dir() and not is_model(path)):  # `load` says what is missing
+    if kind == "run" or (path.is_dir() and not kind):  # `load` says what is missing
         return load(path, checkpoint=checkpoint, device=device)
     if checkpoint != "last":
         raise ConfigError(f"{path} is no run, so it has no checkpoint {checkpoint}; leave it out")
-    if (path / METADATA).is_file():
+    if kind == "export":
         return from_pretrained(path, device=device)
     return load_pretrained(path, **options, device=device)
 
 
-def is_model(path: str | Path) -> bool:
-    """Whether the path is what `open_model` takes, by its name and contents."""
+def kind_of(path: str | Path) -> str:
+    """What `open_model` takes a path for: a "run", an "export" or a "released" file; else ""."""
     path = Path(path).expanduser()
-    if path.is_file():
-        return path.suffix in FILES
-    return is_ours(path) or (path / FOLDER_FILE).is_file()
-
-
-def is_ours(path: str | Path) -> bool:
-    """Whether the path is a run or an exported folder, which say themselves what they are."""
-    return is_run(path) or (Path(path) / METADATA).is_file()
+    if is_run(path):
+        return "run"
+    if (path / METADATA).is_file():
+        return "export"
+    released = path.suffix in FILES if path.is_file() else (path / FOLDER_FILE).is_file()
+    return "released" if released else ""
 
 
 def read_released(
@@ -187,63 +196,66 @@ def read_released(
     """
     if layout not in ("auto", *LAYOUTS):
         raise ConfigError(f"layout is {layout!r}; expected auto, {', '.join(LAYOUTS)}")
-    weights, evidence = read_weights(path, which=which), "as given"
-    settings = weights.settings
+    (tensors, settings), evidence = read_weights(path, which=which), "as given"
     if layout == "auto":
-        layout, evidence = layouts.detect_layout(weights, path)
+        layout, evidence = layouts.detect_layout(tensors, settings, path)
     if layout == "diffusers-dit":  # its folder's config.json says them
         num_heads = num_heads or settings.get("num_attention_heads")
         input_size = input_size or settings.get("sample_size")
-    net, projectors, buffers = layouts.from_layout(weights.tensors, layout, path)
-    sample = LIGHTNING if layout == "lightningdit" else Sample()
-    if TIMES[layout] == STEPS:
-        if prediction or path_type:
-            raise ConfigError(f"{path} is a DiT, which predicts noise on its chain; say no other")
-        flow, sample = Flow(objective="ddpm"), DIT
-    else:
-        predicts = _known(path, settings, "prediction", PREDICTIONS, prediction)
-        along = _known(path, settings, "path_type", PATHS, path_type)
+    net, projectors, buffers = layouts.from_layout(tensors, layout, path)
+    flow, sample = Flow(objective="ddpm"), DIT
+    if TIMES[layout] != STEPS:
+        sample = LIGHTNING if layout == "lightningdit" else Sample()
+        predicts = _known(path, "prediction", PREDICTIONS, settings, prediction)
+        along = _known(path, "path_type", PATHS, settings, path_type)
         flow = Flow(prediction=predicts, path=along)  # type: ignore[arg-type]
+    elif prediction or path_type:
+        raise ConfigError(f"{path} is a DiT, which predicts noise on its chain; say no other")
     model = _model(net, buffers, path, heads=num_heads, depth=depth, input_size=input_size)
-    outputs, optional = flow.outputs, frozenset[str]()
+    blocks, late, outputs = depth_of(net), tuple[str, ...](), flow.outputs
     if LAST not in net:
-        late = ("final_layer.", *(f"blocks.{n}." for n in range(depth_of(net), model.depth)))
-        with torch.device("meta"):
-            names = dict(build_model(model).named_parameters())
-        optional = frozenset(name for name in names if name.startswith(late))
-    elif net[LAST].numel() == 2 * net["x_embedder.proj.weight"].numel():
+        late = ("final_layer.", *(f"blocks.{n}." for n in range(blocks, model.depth)))
+    elif outputs_of(net) == 2:
         outputs = 2  # a flow model's file may have sigma channels
-    shape = check_fit(net, model, outputs=outputs, source=path, optional=optional)
-    if not _has_positions(shape, buffers, path):
+    shape = check_fit(net, model, outputs=outputs, source=path, late=late)
+    tables = layouts.positions(shape)
+    if input_size and len(buffers.get("pos_embed", tables["pos_embed"])[0]) != len(
+        tables["pos_embed"][0]
+    ):
         buffers = {}
-    plain, side = Model(), f"{model.input_size} x {model.input_size}"
+    for name, table in tables.items():
+        stored = buffers.get(name, table)
+        if stored.shape != table.shape or not torch.allclose(stored.float(), table, atol=1e-4):
+            raise CheckpointError(f"{path}: {name} is not the frozen table, which erw's model has")
+    side, plain = f"{model.input_size} x {model.input_size}", Model()
     words = [
         f"{layout} ({evidence}): {model.depth} x {model.width}, {model.heads} heads, "
         f"patch {model.patch}, latents {model.channels} x {side}, {model.num_classes} classes"
     ]
     options = {name: getattr(model, name) for name in (*OPTIONS, "class_dim")}
     words += [f"{k} {v}" for k, v in options.items() if v != getattr(plain, k)]
-    words += [f"weights {weights.wrapper}"] * bool(weights.wrapper)
+    words += [f"weights {settings.get('weights')}"] * ("weights" in settings)
     words += ["sigma channels dropped"] * (outputs > flow.outputs)
-    if optional:
-        words.append(f"warm start: blocks 1 to {depth_of(net)} from the file, the rest is new")
-    origin, name = ", ".join(words + unusual(flow)), Path(path).stem
-    run = Run(name=name, model=model, flow=flow, plan=PRESETS["sit"], sample=sample)
-    return Released(layout, run, net, projectors, buffers, outputs, optional, origin)
+    words += [f"warm start: blocks 1 to {blocks} from the file, the rest is new"] * bool(late)
+    run = Run(name=Path(path).stem, model=model, flow=flow, plan=PRESETS["sit"], sample=sample)
+    missing = frozenset(dict(shape.named_parameters()).keys() - net.keys())
+    origin = ", ".join(words + unusual(flow))
+    return Released(layout, run, net, projectors, tables | buffers, missing, origin)
 
 
 def check_fit(
-    tensors: Mapping[str, Tensor], model: Model, *, outputs: int, source: Any, optional: Any = ()
-) -> SiT:
+    tensors: Mapping[str, Tensor], model: Model, *, outputs: int, source: Any,
+    late: tuple[str, ...] = (),
+) -> SiT:  # fmt: skip
     """The network that the tensors fit, on the meta device: settings from a file are checked before
-    they take memory. `optional`: parameters that may be missing. Raises CheckpointError."""
+    they take memory. Names that begin as `late` may be missing. Raises CheckpointError."""
     side, channels, blocks = model.input_size or 0, model.channels or 0, depth_of(tensors)
     classes = -1 if model.num_classes is None else model.num_classes
     if (
         model.net != "sit"
         or min(side, channels, classes + 1) < 1
         or (side // model.patch) ** 2 * model.width > MOST_POSITIONS
-        or (model.depth != blocks and not optional)
+        or (model.depth != blocks and not late)
     ):
         raise CheckpointError(
             f"{source} has {blocks} blocks, its settings are for a {model.net} of {model.depth} "
@@ -251,10 +263,10 @@ def check_fit(
         )
     with torch.device("meta"):
         net: SiT = build_model(model, outputs=outputs)
-    if problems := misfit(tensors, dict(net.named_parameters()), optional=optional):
-        raise CheckpointError(
-            f"{source} does not fit a {model.depth} x {model.width} network: {problems}"
-        )
+    names = dict(net.named_parameters())
+    if problems := misfit(tensors, names, optional={k for k in names if k.startswith(late)}):
+        sizes = f"{model.depth} x {model.width}"
+        raise CheckpointError(f"{source} does not fit a {sizes} network: {problems}")
     return net
 
 
@@ -274,27 +286,25 @@ def _model(
         width, channels, patch, _ = net["x_embedder.proj.weight"].shape
         classes, class_dim = len(net[TABLE]) - 1, net[token].shape[1] if token in net else None
         tokens = buffers["pos_embed"].shape[1] - (token in net) if "pos_embed" in buffers else 0
-        shown = next((width // t.shape[-1] for t in tables if t is not None), heads)
+        stored = next((width // t.shape[-1] for t in tables if t is not None), heads)
     except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} does not fit: {one_line(error)}") from error
-    side, shown = math.isqrt(max(tokens, 0)), shown or HEADS.get(width)
-    depth = depth or (depth_of(net) if LAST in net else DEPTHS.get(width))
-    input_size = input_size or side * patch
-    for option, value in {"num_heads": shown, "depth": depth, "input_size": input_size}.items():
-        if not value:
-            raise CheckpointError(f"{path} of width {width} does not say it: give {option}=")
-    assert shown and depth
-    if side**2 != tokens or heads not in (None, shown):
-        raise CheckpointError(
-            f"{path} has {tokens} tokens (a square is usual) and {shown} heads; num_heads: {heads}"
-        )
+    sizes: dict[str, Any] = {
+        "num_heads": stored or HEADS.get(width),
+        "depth": depth or (depth_of(net) if LAST in net else DEPTHS.get(width)),
+        "input_size": input_size or math.isqrt(max(tokens, 0)) * patch,
+    }
+    if unknown := [name for name, value in sizes.items() if not value]:
+        raise CheckpointError(f"{path} of width {width} does not say it: give {unknown[0]}=")
+    if heads not in (None, stored):
+        raise CheckpointError(f"{path} has {stored} heads, not {heads}; leave out num_heads")
     return Model(
-        input_size=input_size,
+        input_size=sizes["input_size"],
         channels=channels,
         patch=patch,
-        depth=depth,
+        depth=sizes["depth"],
         width=width,
-        heads=shown,
+        heads=sizes["num_heads"],
         num_classes=classes,
         rope="feat_rope.freqs_cos" in buffers,
         qk_norm="blocks.0.attn.q_norm.weight" in net,
@@ -306,31 +316,15 @@ def _model(
     )
 
 
-def _has_positions(net: SiT, buffers: Mapping[str, Tensor], path: object) -> bool:
-    """Whether the positions stored in a file are for the network's resolution; refuses others than
-    the frozen tables."""
-    rows = net.grid**2 + (net.class_token > 0)
-    if "pos_embed" in buffers and buffers["pos_embed"].shape[1] != rows:
-        return False
-    for name, ours in layouts.positions(net).items():
-        theirs = buffers.get(name, ours)
-        if theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours, atol=1e-4):
-            raise CheckpointError(f"{path}: {name} is not the frozen table, which erw's model has")
-    return True
-
-
-def _known(
-    path: object, settings: dict[str, Any], key: str, names: dict[str, str], argument: str | None
-) -> str:
+def _known(path: object, key: str, names: dict[str, str], settings: Any, given: str | None) -> str:
     """Our name for what the file or the user says; SiT's default where neither does."""
-    values = [value for value in (settings.get(key), argument) if value is not None]
-    meanings = {names.get(str(value).lower()) for value in values}
-    if len(meanings) > 1 or None in meanings:
-        raise CheckpointError(
-            f"{path}: {key} is {' in the file, as argument '.join(map(str, values))}; expected one "
-            f"of {', '.join(names)}"
-        )
-    return (meanings.pop() if values else None) or next(iter(names.values()))
+    values = [value for value in (settings.get(key), given) if value is not None]
+    meanings = {names.get(str(value).lower()) for value in values or [next(iter(names))]}
+    meaning = meanings.pop()
+    if meanings or meaning is None:
+        said = " in the file, as argument ".join(map(str, values))
+        raise CheckpointError(f"{path}: {key} is {said}; expected one of {', '.join(names)}")
+    return meaning
 
 
 def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Tensor]:
@@ -349,20 +343,21 @@ def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Ten
     return {**tensors, **turned}
 
 
-def _projectors(tensors: Mapping[str, Tensor], width: int, path: object) -> nn.ModuleList:
-    """REPA's three-layer heads."""
-    own = {k.removeprefix("projectors."): v.float().clone() for k, v in tensors.items()}
-    sizes = [
-        [own[f"{n}.{layer}.bias"].numel() if f"{n}.{layer}.bias" in own else 0 for layer in (0, 4)]
-        for n in range(len({key.partition(".")[0] for key in own}))
-    ]
-    with torch.device("meta"):  # sizes from a file take no memory before they fit
-        heads = nn.ModuleList(Projector(width, *hidden_and_dim) for hidden_and_dim in sizes)
-    if problems := misfit(own, heads.state_dict()):
+def alignment_heads(
+    tensors: Mapping[str, Tensor], width: int, kinds: Sequence[str], source: object
+) -> nn.ModuleList:
+    """Projectors of these `kinds` from their tensors, NUMBER.LAYER.weight and others."""
+    heads = nn.ModuleList()
+    for number, kind in enumerate(kinds):
+        names = sorted(key for key in tensors if key.startswith(f"{number}."))
+        ends = [tensors[name].shape[:1].numel() for name in names[:1] + names[-1:]]
+        with torch.device("meta"):  # sizes from a file take no memory before they fit
+            heads.append(PROJECTORS[kind](width, *(ends or (0, 0))))
+    if problems := misfit(tensors, heads.state_dict()):
         raise CheckpointError(
-            f"{path}: no three-layer projector ({problems}); give projectors=False to leave it out"
+            f"{source}: no three-layer projector ({problems}); leave it out by projectors=False"
         )
-    heads.load_state_dict(own, assign=True)
+    heads.load_state_dict({k: v.float().clone() for k, v in tensors.items()}, assign=True)
     return heads
 
 

@@ -5,33 +5,24 @@ that the peers save with their weights) and paths become inert records. Before t
 must be what torch writes: entries stored uncompressed, together no larger than the file.
 """
 
-import json
 import pickle
 import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from erw.errors import CheckpointError, one_line
+from erw.encoders.pretrained import read_json
+from erw.errors import CheckpointError
 from erw.io import load_tensors
 
 Which = Literal["ema", "model"]
 WRAPPERS = {"ema": ("ema", "model", "state_dict"), "model": ("model", "state_dict", "ema")}
 PREFIXES = ("module.", "_orig_mod.")
 FOLDER_FILE = "diffusion_pytorch_model.safetensors"
-
-
-class Weights(NamedTuple):
-    """Tensors by their names in the file, the wrapper they were in ("" for none), and the text,
-    numbers and booleans among the settings saved with them."""
-
-    tensors: dict[str, Tensor]
-    wrapper: str
-    settings: dict[str, Any]
 
 
 class Inert:
@@ -41,35 +32,31 @@ class Inert:
         self.args = args
 
 
-def read_weights(path: str | Path, *, which: Which = "ema") -> Weights:
-    """The weights in a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers folder; `which`
-    picks averaged or plain ones. They may share memory with the file: copy before changing them.
+def read_weights(
+    path: str | Path, *, which: Which = "ema"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights in a `.pt`, `.pth`, `.bin` or `.safetensors` file, or a diffusers folder, and the
+    text, numbers and booleans among the settings saved with them.
+
+    `which` picks averaged or plain ones; the setting "weights" names what they were wrapped in.
+    They may share memory with the file: copy before changing them.
 
     Raises:
         FileNotFoundError, CheckpointError: missing, damaged, hostile, or without weights.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        try:
-            config = json.loads((path / "config.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} is no diffusers model, its config.json cannot be read ({one_line(error)})"
-            ) from error
-        return Weights(load_tensors(path / FOLDER_FILE)[0], "", _plain(config))
-    if not path.exists():
+    if (path / "config.json").is_file():
+        return load_tensors(path / FOLDER_FILE)[0], _plain(read_json(path / "config.json"))
+    if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     with path.open("rb") as file:  # eight bytes of header length, then the header's brace
         safetensors = path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
-    if safetensors:
-        tensors, header = load_tensors(path)
-        weights = _unwrap(tensors, path, which)._replace(settings=header)
-    else:
-        weights = _unwrap(_read_pickle(path), path, which)
-    size = sum(t.numel() * t.element_size() for t in weights.tensors.values())
+    content, settings = load_tensors(path) if safetensors else (_read_pickle(path), {})
+    weights = _unwrap(content, path, which, settings)
+    size = sum(t.numel() * t.element_size() for t in weights.values())
     if size > path.stat().st_size:  # a stride of 0 makes a small storage look huge
         raise CheckpointError(f"{path} is smaller than the {size:,} bytes of weights it promises")
-    return weights
+    return weights, settings
 
 
 def _read_pickle(path: Path) -> Any:
@@ -103,27 +90,26 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _unwrap(content: Any, path: Path, which: Which) -> Weights:
-    """The requested state dict, without the prefixes that DDP and torch.compile add."""
+def _unwrap(content: Any, path: Path, which: Which, settings: dict[str, Any]) -> dict[str, Tensor]:
+    """The requested state dict, without the prefixes that DDP and torch.compile add; what is saved
+    with it goes into `settings`."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, no weights by name")
-    settings = dict[str, Any]()
     for name in ("args", "config"):
         settings |= _plain(getattr(content.get(name), "__dict__", content.get(name)))
-    wrapper = next((name for name in WRAPPERS[which] if isinstance(content.get(name), dict)), "")
-    weights = content[wrapper] if wrapper else content
-    other = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
-    if other or not weights:
-        raise CheckpointError(f"{path} holds no state dict: {other[:5] or 'nothing'} is no tensor")
-    tensors = {str(name): value.detach() for name, value in weights.items()}
+    for name in WRAPPERS[which]:
+        if isinstance(content.get(name), dict):
+            content, settings["weights"] = content[name], name
+            break
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} holds no state dict: {str(list(content))[:80]}")
+    tensors = {str(name): value.detach() for name, value in content.items()}
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
-    return Weights(tensors, wrapper, settings)
+    return tensors
 
 
 def _plain(values: Any) -> dict[str, Any]:
-    """The text, numbers and booleans among some settings; nothing else is looked at."""
-    if not isinstance(values, dict):
-        return {}
-    return {str(k): v for k, v in values.items() if isinstance(v, str | int | float | bool)}
+    values = values.items() if isinstance(values, dict) else ()
+    return {str(k): v for k, v in values if isinstance(v, str | int | float | bool)}
