@@ -191,9 +191,8 @@ def test_by_name_from_the_hubs_cache_without_a_network(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setitem(
-        vaes.ENTRIES, "sd3", vaes.Entry("someone/something/vae@" + "a" * 40, 1.5305, 0.0609)
-    )
+    entry = {"hub": "someone/something@" + "a" * 40, "subfolder": "vae"}
+    monkeypatch.setitem(vaes.ENTRIES, "sd3", vaes.ENTRIES["sd3"] | entry)
     with pytest.raises(CheckpointError, match=r"someone/something.*cannot be loaded.*sd3=FOLDER"):
         load_vae("sd3")
     kl(tmp_path / "models--someone--something/snapshots" / ("a" * 40) / "vae",
@@ -208,7 +207,7 @@ def test_by_name_from_the_hubs_cache_without_a_network(
 def test_pinned_revisions_are_whole_commits() -> None:
     unpinned = {"e2e-sdvae", "e2e-invae", "e2e-vavae"}
     for name, entry in vaes.ENTRIES.items():
-        pinned = re.search(r"@[0-9a-f]{40}$", entry.hub)
+        pinned = re.search(r"@[0-9a-f]{40}$", entry["hub"])
         assert bool(pinned) == (name not in unpinned)
 
 

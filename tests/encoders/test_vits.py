@@ -114,7 +114,7 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_encoder(f"mae-l={tmp_path}")
     with pytest.raises(ConfigError, match="multiple of its patch, 14"):
         load_encoder(f"dinov2-b={tmp_path / 'dino'}@100")
-    with pytest.raises(DataError, match=r"16 px per token do not divide 72; .*@224"):
+    with pytest.raises(DataError, match=r"16 px a token do not divide 72; .*@224"):
         load_encoder(f"dinov2-b={tmp_path / 'dino'}").grid(72)
     weights = tmp_path / "dino" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -88,5 +88,5 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Reference:
         "norm_num_groups": 4, "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
     }.items():  # fmt: skip
-        monkeypatch.setitem(vae.VA_VAE, key, value)
+        monkeypatch.setitem(vae.VA_VAE["config"], key, value)
     return reference

@@ -1,5 +1,6 @@
 """The interface of a frozen vision encoder, and what encoders on a grid of patches share."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 
@@ -16,8 +17,8 @@ IMAGENET: Pixels = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Encoder(nn.Module):
     """A frozen vision encoder. It owns its preprocessing: resize, mean and std, patch grid.
 
-    A new one sets the attributes below and defines `grid`, `forward` and, where it has such
-    features, `pooled` and `both`; `PatchEncoder` has the rest.
+    A new one sets the attributes below and defines `grid`, `forward` or `both`, and `pooled` if it
+    has such features; `PatchEncoder` has the rest. It freezes its weights, so no gradients flow.
     """
 
     name: str  # as given to load_encoder, with everything that changes its features
@@ -32,7 +33,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> patch tokens float32 (B, rows * columns, dim), row by row."""
-        raise NotImplementedError
+        return self.both(images)[0]
 
     def pooled(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> one feature per image, float32 (B, dim_pooled)."""
@@ -57,7 +58,9 @@ class Encoder(nn.Module):
 
 class PatchEncoder(Encoder):
     """An encoder with one token per `patch` x `patch` pixels of its input, which has `side` pixels;
-    by default a token covers `stride` pixels of the image."""
+    by default a token covers `stride` pixels of the image, up to `most` tokens a row."""
+
+    most = math.inf
 
     def __init__(self, name: str, *, patch: int, stride: int = 16, side: int | None = None) -> None:
         super().__init__()
@@ -67,13 +70,13 @@ class PatchEncoder(Encoder):
         self.patch, self.stride, self.side = patch, stride, side
 
     def grid(self, image_size: int) -> tuple[int, int]:
-        if self.side is None and image_size % self.stride:
+        tokens = self.side / self.patch if self.side else min(image_size / self.stride, self.most)
+        if tokens % 1:
             hint = f"set its input side, as in {self.name}@{16 * self.patch}"
             raise DataError(
-                f"{self.name}: {self.stride} px per token do not divide {image_size}; {hint}"
+                f"{self.name}: {self.stride} px a token do not divide {image_size}; {hint}"
             )
-        tokens = self.side // self.patch if self.side else image_size // self.stride
-        return tokens, tokens
+        return int(tokens), int(tokens)
 
     def resized(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32 (B, 3, s, s) in 0..255, s the side of the input."""
@@ -82,17 +85,13 @@ class PatchEncoder(Encoder):
     def set_pixels(self, pixels: Pixels, *, hashed: bool = False) -> None:
         """Mean and deviation for `normalised`; `hashed`: part of the state and so of its hash."""
         for key, values in zip(("mean", "deviation"), pixels, strict=True):
-            self.register_buffer(key, per_channel(values), persistent=hashed)
+            scaled = 255 * torch.tensor(values).view(-1, 1, 1)
+            self.register_buffer(key, scaled, persistent=hashed)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """(B, 3, s, s) in 0..255 -> float32 on the weights' device, standardised."""
         pixels = pixels.to(self.device).float()
         return (pixels - self.get_buffer("mean")) / self.get_buffer("deviation")
-
-
-def per_channel(values: Sequence[float]) -> Tensor:
-    """Values for pixels in 0..1 -> float32 (C, 1, 1) for pixels in 0..255."""
-    return 255 * torch.tensor(values).view(-1, 1, 1)
 
 
 def counted_flops(run: Callable[[], object]) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from erw.encoders.base import PatchEncoder, resize, tokens_of
 from erw.encoders.pretrained import read_state
-from erw.errors import ConfigError, DataError
+from erw.errors import ConfigError
 
 STRIDE = 16
 LAST_BLOCK = {"efficientnet-lite0": 10, "efficientnet-lite2": 14}  # of that stride
@@ -28,10 +28,12 @@ class EfficientNetLite(PatchEncoder):
     class token is that mean at the side of the patch features, standardised over its channels.
     """
 
+    most = 256 // STRIDE
+
     def __init__(self, name: str, *, side: int | None = None, weights: Path | None = None) -> None:
         if weights is not None:
             raise ConfigError(f"{name} comes with its weights: leave ={weights} out")
-        super().__init__(name, patch=STRIDE, side=side)
+        super().__init__(name, patch=STRIDE, stride=STRIDE // 2, side=side)
         network, tap = pretrained(name), LAST_BLOCK[name]
         stem = _Conv(network._conv_stem, network._bn0)
         head = _Conv(network._conv_head, network._bn1)
@@ -42,24 +44,14 @@ class EfficientNetLite(PatchEncoder):
         self.dim_pooled = self.dim_class = network._conv_head.out_channels
         self.eval().requires_grad_(False)
 
-    def grid(self, image_size: int) -> tuple[int, int]:
-        side = self.side or min(2 * image_size, 256)
-        if side % STRIDE:
-            example = f"set its input side, as in {self.name}@128"
-            raise DataError(f"{self.name} cannot tile images of {image_size} px: {example}")
-        return side // STRIDE, side // STRIDE
-
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         return tokens_of(self._map(self.resized(images)))
 
-    @torch.no_grad()
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         patches = self._map(self.resized(images))
         pooled = self.rest(patches).mean((2, 3)).float()
         return tokens_of(patches), F.layer_norm(pooled, pooled.shape[1:])
 
-    @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
         pixels = resize(images.to(self.device), self.side or 128)
         return self.rest(self._map(pixels)).mean((2, 3))

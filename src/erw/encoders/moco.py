@@ -43,10 +43,6 @@ class MoCoV3(PatchEncoder):
         load_exactly(self, backbone(read_state(weights)), f"{weights} is no {name}")
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.both(images)[0]
-
-    @torch.no_grad()
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = self.patch_embed["proj"](self.normalised(self.resized(images)))
         positions = self.get_buffer("positions")

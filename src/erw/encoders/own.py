@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erw.encoders.base import Encoder, PatchEncoder, per_channel, tokens_of
+from erw.encoders.base import Encoder, PatchEncoder, tokens_of
 from erw.encoders.vae import load_vae
 from erw.errors import ConfigError, DataError, one_line
 
@@ -34,17 +34,18 @@ class ModuleEncoder(PatchEncoder):
     ) -> None:
         super().__init__(name, patch=patch, side=side)
         self.name, self.module, self.dim = name, module, dim
+        self.set_pixels((mean, std))
         # What is not the default is part of the state, so that the weights' hash differs.
-        for key, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
-            hashed = any(value != default for value in values)
-            self.register_buffer(key, per_channel(values), persistent=hashed)
+        if any(mean):
+            self.register_buffer("mean", self.get_buffer("mean"))
+        if any(value != 1 for value in std):
+            self.register_buffer("std", self.get_buffer("deviation"))
         if patch != 16:
             self.register_buffer("pixels_a_token", torch.tensor(patch))
         self.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        out = self.module((self.resized(images) - self.get_buffer("mean")) / self.get_buffer("std"))
+        out = self.module(self.normalised(self.resized(images)))
         out = tokens_of(out) if out.ndim == 4 else out.float().contiguous()
         expected = (self.grid(images.shape[-1])[0] ** 2, self.dim)
         if out.shape[1:] != expected:
@@ -66,7 +67,6 @@ class VaeFeatures(PatchEncoder):
         self.dim = int(vae.network.config.block_out_channels[-1])
         self.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         x = self.network.conv_in(self.resized(images) / 127.5 - 1)
         for block in self.network.down_blocks:

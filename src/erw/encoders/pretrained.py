@@ -1,11 +1,9 @@
-"""Pretrained weights: from the Hugging Face hub, a local folder or a file; complete or refused.
-
-A place on the hub is "owner/name[/subfolder][@revision]", by default its newest revision.
-"""
+"""Pretrained weights: from the Hugging Face hub, a local folder or a file; complete or refused."""
 
 import importlib
 import json
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,17 +43,9 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     module.load_state_dict(state)
 
 
-def from_hub(name: str, place: str, files: tuple[str, ...]) -> tuple[Path, str]:
-    """The folder with `files` in the hub's local cache, downloaded if necessary, and its commit."""
-    from huggingface_hub import snapshot_download
-
-    repo, revision, subfolder = _parsed(place)
-    patterns = [f"{subfolder}/{file}".lstrip("/") for file in files]
-    try:
-        root = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # network, gate and disk come as many types
-        raise _unavailable(name, repo, error) from error
-    return root / subfolder, root.name
+def known(kind: str) -> dict[str, Any]:
+    """The "encoders", the "vaes" or "va-vae" of `hub.toml`."""
+    return tomllib.loads((Path(__file__).parent / "hub.toml").read_text("utf-8"))[kind]
 
 
 def load_complete(
@@ -63,16 +53,18 @@ def load_complete(
 ) -> Any:
     """`from_pretrained` of a class of transformers or diffusers, with every weight it needs.
 
-    `strict`: and no other. Raises `CheckpointError` for weights that cannot be fetched or loaded.
+    `source` is a folder or OWNER/NAME[@REVISION] on the hub; `strict`: no other weights. Raises
+    `CheckpointError` for weights that cannot be fetched or loaded.
     """
     try:
         module = importlib.import_module(library)
     except ImportError as error:
         raise ConfigError(f'{name} needs {library}: pip install "erw[encoders]"') from error
-    place, offline = source, isinstance(source, Path) or os.environ.get("ERW_OFFLINE") == "1"
-    options |= {"output_loading_info": True, "local_files_only": offline}
+    local = isinstance(source, Path) or _offline()
+    options |= {"output_loading_info": True, "local_files_only": local}
+    place: str | Path = source
     if isinstance(source, str):
-        place, options["revision"], _ = _parsed(source)
+        place, _, options["revision"] = source.partition("@")
     level = module.logging.get_verbosity()
     module.logging.set_verbosity_error()  # the errors below replace its warnings
     try:
@@ -81,18 +73,31 @@ def load_complete(
         raise _unavailable(name, place, error) from error
     finally:
         module.logging.set_verbosity(level)
-    wrong = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
-    if wrong := [*wrong, *(info["unexpected_keys"] if strict else ())]:
-        problem = f"{len(wrong)} are missing, extra or of another shape, first {wrong[0]!r}"
+    wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    wrong += info["unexpected_keys"] if strict else []
+    if wrong:
+        problem = f"{len(wrong)} are missing, extra or of another shape, first {min(wrong)!r}"
         raise CheckpointError(f"weights of {name} ({place}): {problem}")
     return network
 
 
-def _parsed(place: str) -> tuple[str, str | None, str]:
-    """Repository, revision and subfolder of a place on the hub."""
-    path, _, revision = place.partition("@")
-    owner, name, *subfolder = path.split("/")
-    return f"{owner}/{name}", revision or None, "/".join(subfolder)
+def from_hub(name: str, hub: str, files: list[str]) -> Path:
+    """The folder of OWNER/NAME[@REVISION] in the hub's local cache, with `files` of it.
+
+    It is named by its commit. Raises `CheckpointError` for what cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = hub.partition("@")
+    options = {"revision": revision or None, "local_files_only": _offline()}
+    try:
+        return Path(snapshot_download(repo, allow_patterns=files, **options))
+    except Exception as error:  # network, gate and disk come as many types
+        raise _unavailable(name, repo, error) from error
+
+
+def _offline() -> bool:
+    return os.environ.get("ERW_OFFLINE") == "1"
 
 
 def _unavailable(name: str, place: str | Path, error: Exception) -> CheckpointError:

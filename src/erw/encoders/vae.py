@@ -9,8 +9,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,56 +24,8 @@ SHIPPED = Path(__file__).parent / "weights"
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 
-class Entry(NamedTuple):
-    """A VAE by name: shift and scale of its latents, equal for all channels, since for some VAEs
-    they are in no config.json; `scale` None: mean and deviation of each channel, from config.json
-    (`latents_mean`, `latents_std`; not its `scaling_factor`) or measured."""
-
-    hub: str
-    scale: float | None = None
-    shift: float = 0.0
-
-
-ENTRIES = {
-    "sd-vae-ft-ema": Entry(
-        "stabilityai/sd-vae-ft-ema@f04b2c4b98319346dad8c65879f680b1997b204a", 0.18215),
-    "sd-vae-ft-mse": Entry(
-        "stabilityai/sd-vae-ft-mse@31f26fdeee1355a5c34592e401dd41e45d25a493", 0.18215),
-    "sdxl": Entry("stabilityai/sdxl-vae@6f5909a7e596173e25d4e97b07fd19cdf9611c76", 0.13025),
-    "sd3": Entry("stabilityai/stable-diffusion-3-medium-diffusers/vae@"
-        "ea42f8cef0f178587cf766dc8129abd379c90671", 1.5305, 0.0609),
-    "flux": Entry("black-forest-labs/FLUX.1-schnell/vae@741f7c3ce8b383c54771c7003378a50191e9efe9",
-        0.3611, 0.1159),
-    "taesd": Entry("madebyollin/taesd@614f76814bbe30edbe2e627ace1c2234c81a2c0e", 1.0),
-    # SD-VAE f8d4, IN-VAE and VA-VAE f16d32, tuned end to end (REPA-E, arXiv 2504.10483)
-    "e2e-sdvae": Entry("REPA-E/e2e-sdvae-hf"),
-    "e2e-invae": Entry("REPA-E/e2e-invae-hf"),
-    "e2e-vavae": Entry("REPA-E/e2e-vavae-hf"),
-}  # fmt: skip
-
-# VA-VAE: five levels, attention at the last one (16 x 16 for 256 px) and in the middle.
-VA_VAE: dict[str, Any] = {
-    "latent_channels": 32,
-    "block_out_channels": (128, 128, 256, 256, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
-    "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
-# CompVis' names of weights as diffusers', one after another
-COMPVIS = (
-    (r"(?<=encoder\.)down\.(\d+)", r"down_blocks.\1"),
-    (r"blocks\.(\d+)\.block\.(\d+)", r"blocks.\1.resnets.\2"),
-    (r"\.attn\.(\d+)\.", r".attentions.\1."),
-    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
-    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
-    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
-    (r"\.(down|up)sample\.", r".\1samplers.0."),
-    ("nin_shortcut", "conv_shortcut"),
-    ("norm_out", "conv_norm_out"),
-    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
-    (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
-    (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
-)
+ENTRIES: dict[str, dict[str, Any]] = pretrained.known("vaes")
+VA_VAE: dict[str, Any] = pretrained.known("va-vae")
 
 
 @dataclass(frozen=True)
@@ -109,7 +61,8 @@ class VAE:
 
     def scaled(self, shift: Sequence[float], scale: Sequence[float]) -> "VAE":
         """The same with another scaling, one value per channel: what a cache has measured."""
-        a, b = (torch.tensor(x, device=self.device).view(-1, 1, 1) for x in (shift, scale))
+        options = {"dtype": torch.float32, "device": self.device}
+        a, b = (torch.tensor(x, **options).view(-1, 1, 1) for x in (shift, scale))
         return replace(self, shift=a, scale=b)
 
     @torch.no_grad()
@@ -162,26 +115,28 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     """
     name, revision = str(name_or_path), None
     kind, _, local = name.partition("=")
+    folder = Path(name).expanduser()
+    entry = None if folder.is_dir() else ENTRIES.get(kind)
     if name == "none":
         one = torch.ones(3, 1, 1, device=device)
         return VAE("none", 3, 1, torch.zeros_like(one), one, "none", None)
+    if name in shipped():
+        folder = SHIPPED / name
+    elif local and (entry or kind == "va-vae"):
+        folder = Path(local).expanduser()
+    elif kind == "va-vae":
+        raise CheckpointError("VA-VAE comes as a file (LightningDiT links it): va-vae=FILE")
+    elif entry:
+        files = [str(PurePosixPath(entry.get("subfolder", ""), x)) for x in (_CONFIG, _WEIGHTS)]
+        folder = pretrained.from_hub(kind, entry["hub"], files)
+        folder, revision = folder / entry.get("subfolder", ""), folder.name
+    elif not folder.is_dir():
+        choices = ", ".join([*shipped(), "none", *ENTRIES, "va-vae=FILE"])
+        raise ConfigError(f"unknown VAE {name!r}: choose from {choices}, or a diffusers folder")
     if kind == "va-vae":
-        if not local:
-            raise CheckpointError("VA-VAE comes as a file (LightningDiT links it): va-vae=FILE")
-        weights = Path(local).expanduser()
+        weights = folder
         network, scaling = _va_vae(weights)
     else:
-        folder = Path(name).expanduser()
-        entry = None if folder.is_dir() else ENTRIES.get(kind)
-        if name in shipped():
-            folder = SHIPPED / name
-        elif entry and local:
-            folder = Path(local).expanduser()
-        elif entry:
-            folder, revision = pretrained.from_hub(kind, entry.hub, (_CONFIG, _WEIGHTS))
-        elif not folder.is_dir():
-            choices = ", ".join([*shipped(), "none", *ENTRIES, "va-vae=FILE"])
-            raise ConfigError(f"unknown VAE {name!r}: choose from {choices}, or a diffusers folder")
         weights = folder / _WEIGHTS
         network, scaling = _from_folder(folder, kind, entry)
     with weights.open("rb") as file:
@@ -198,38 +153,36 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     return vae.scaled(*scaling)
 
 
-def _from_folder(folder: Path, name: str, entry: Entry | None) -> tuple[Any, Scaling | None]:
+def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | None]:
     """The autoencoder in float32, and its scaling, None where it is to be measured."""
-    model = str(pretrained.read_json(folder / _CONFIG).get("_class_name"))
+    model = pretrained.read_json(folder / _CONFIG).get("_class_name")
     if model not in ("AutoencoderKL", "AutoencoderTiny"):
         raise CheckpointError(f"{folder / _CONFIG} is of a {model}: expected an AutoencoderKL")
     title = f"VAE {name if entry else folder.name}"
     options = {"strict": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     network = pretrained.load_complete("diffusers", model, folder, name=title, **options).float()
-    config = network.config
-    if entry and entry.scale is not None:
-        shift, scale = [entry.shift], [entry.scale]
-        return network, (shift * config["latent_channels"], scale * config["latent_channels"])
+    config, ones = network.config, [1.0] * network.config["latent_channels"]
     mean, deviation, factor = config.get("latents_mean"), config.get("latents_std"), 1.0
     if not entry:  # a folder: diffusers' meaning of the four settings
-        mean = mean or [config.get("shift_factor") or 0.0] * config["latent_channels"]
-        deviation = deviation or [1.0] * config["latent_channels"]
-        factor = config["scaling_factor"]
-    known = mean and deviation
-    return network, ([float(x) for x in mean], [factor / x for x in deviation]) if known else None
+        mean = mean or [config.get("shift_factor") or 0.0] * len(ones)
+        deviation, factor = deviation or ones, config["scaling_factor"]
+    elif "scale" in entry:
+        mean, deviation, factor = [entry["shift"]] * len(ones), ones, entry["scale"]
+    scaling = (mean, [factor / x for x in deviation]) if mean and deviation else None
+    return network, scaling
 
 
 def _va_vae(path: Path) -> tuple[Any, Scaling | None]:
     """VA-VAE (f16d32, arXiv 2501.01423) from LightningDiT's checkpoint of CompVis' autoencoder."""
     from diffusers import AutoencoderKL
 
-    network, state = AutoencoderKL(**VA_VAE), {}
-    last = len(VA_VAE["block_out_channels"]) - 1
+    network, state = AutoencoderKL(**VA_VAE["config"]), {}
+    last = len(VA_VAE["config"]["block_out_channels"]) - 1
     for name, value in pretrained.read_state(path).items():
         if re.match(r"(encoder|decoder|quant_conv|post_quant_conv)\.", name):
             # The decoder's levels count backwards.
             new = re.sub(r"\bup\.(\d+)", lambda m: f"up_blocks.{last - int(m[1])}", name)
-            for pattern, replacement in COMPVIS:
+            for pattern, replacement in VA_VAE["names"].items():
                 new = re.sub(pattern, replacement, new)
             linear = "attentions" in new and value.ndim == 4  # a 1 x 1 convolution in CompVis
             state[new] = (value[:, :, 0, 0] if linear else value).float()

@@ -4,7 +4,6 @@ Images are resized so that one token covers 16 pixels (256 px to 224 px for a pa
 pooled features to the side that the model was published with, as Pillow does.
 """
 
-import math
 import re
 from collections.abc import Callable
 from inspect import signature
@@ -17,7 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from erw.encoders.base import IMAGENET, PatchEncoder, Pixels, resize
-from erw.encoders.pretrained import load_complete, read_json
+from erw.encoders.pretrained import known, load_complete, read_json
 from erw.errors import CheckpointError
 
 CLIP: Pixels = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -44,9 +43,9 @@ class Family(NamedTuple):
     """What the models of one family share.
 
     `types`: `model_type` of the folders it reads; `options`: for building the `model`; `pool`: its
-    output -> pooled features (class tokens), of images of `side`, by default the config's; `width`:
-    their width's name in the config; `stride`: of a convolutional network; `positions`: parameters
-    to replace for `pooled`, from network and tokens per side.
+    output -> pooled features (class tokens), of images of `side`, by default the config's;
+    `stride`: of a convolutional network; `positions`: parameters to replace for `pooled`, from
+    network and tokens per side.
     """
 
     model: str
@@ -55,7 +54,6 @@ class Family(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
     pool: Callable[[Any], Tensor] = lambda out: out.last_hidden_state[:, 0]
     side: int | None = None
-    width: str = "hidden_size"
     stride: int | None = None
     positions: Callable[[Any, int], dict[str, Tensor]] = lambda network, tokens: {}
 
@@ -72,7 +70,7 @@ FAMILIES = {
     "clip": Family("CLIPVisionModel", _CLIP_TYPES, CLIP, pool=lambda out: out.pooler_output),
     # The image embedding in the space that CLIP shares with text, of length 1.
     "clip-336": Family(
-        "CLIPVisionModelWithProjection", _CLIP_TYPES, CLIP, width="projection_dim",
+        "CLIPVisionModelWithProjection", _CLIP_TYPES, CLIP,
         pool=lambda out: F.normalize(out.image_embeds, dim=1),
     ),
     "siglip2": Family(
@@ -90,29 +88,7 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
-# name -> weights on the hub
-HUB = {
-    "dinov2-s": "facebook/dinov2-small@ed25f3a31f01632728cabb09d1542f84ab7b0056",
-    "dinov2-b": "facebook/dinov2-base@f9e44c814b77203eaa57a6bdbbd535f21ede1415",
-    "dinov2-l": "facebook/dinov2-large@47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
-    "dinov2-g": "facebook/dinov2-giant@611a9d42f2335e0f921f1e313ad3c1b7178d206d",
-    "dinov2-s-reg": "facebook/dinov2-with-registers-small@0d9846e56b43a21fa46d7f3f5070f0506a5795a9",
-    "dinov2-b-reg": "facebook/dinov2-with-registers-base@a1d738ccfa7ae170945f210395d99dde8adb1805",
-    "dinov2-l-reg": "facebook/dinov2-with-registers-large@e4c89a4e05589de9b3e188688a303d0f3c04d0f3",
-    "dinov2-g-reg": "facebook/dinov2-with-registers-giant@8d0d49f77fb8b5dd78842496ff14afe7dd4d85cb",
-    "dino-b": "facebook/dino-vitb16@f205d5d8e640a89a2b8ef0369670dfc37cc07fc2",
-    "dinov3-s": "facebook/dinov3-vits16-pretrain-lvd1689m@114c1379950215c8b35dfcd4e90a5c251dde0d32",
-    "dinov3-b": "facebook/dinov3-vitb16-pretrain-lvd1689m@3a0fa61ff39414e2d3be4a1d50c7dfbf459aa8b8",
-    "dinov3-l": "facebook/dinov3-vitl16-pretrain-lvd1689m@ea8dc2863c51be0a264bab82070e3e8836b02d51",
-    "clip-l": "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41",
-    "clip-l-336": "openai/clip-vit-large-patch14-336@ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
-    "siglip2-b": "google/siglip2-base-patch16-256@3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab",
-    "siglip2-l": "google/siglip2-large-patch16-256@787800c8990e6f058423089178e718139608408c",
-    "siglip2-so400m": "google/siglip2-so400m-patch16-256@e8708ab72d125807e45b36fb7d4e0aacbb59f379",
-    "mae-l": "facebook/vit-mae-large@142cb8c25e1b1bc1769997a919aa1b5a2345a6b8",
-    "ijepa-h": "facebook/ijepa_vith14_1k@f157467ea509bc356ff9f61fd3c0d840eec5e04e",
-    "convnextv2-b": "facebook/convnextv2-base-22k-224@2f380405dd0b81e9b590bf183fd50d8b807c951e",
-}
+HUB: dict[str, str] = known("encoders")  # name -> weights
 
 
 class VisionTransformer(PatchEncoder):
@@ -144,31 +120,27 @@ class VisionTransformer(PatchEncoder):
         self.network, self.family = network, family
         self.revision = getattr(config, "_commit_hash", None)
         self.dim = config.hidden_sizes[-1] if family.stride else config.hidden_size
-        self.dim_pooled = getattr(config, family.width, self.dim)
+        projection = getattr(network, "visual_projection", None)
+        self.dim_pooled = projection.out_features if projection else self.dim
         self.dim_class = 0 if family.stride else self.dim_pooled
         self.set_pixels(pixels, hashed=pixels != family.pixels)
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.both(images)[0]
-
-    @torch.no_grad()
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        out = self._run(self.resized(images))
+        out = self._run(self.resized(images), {})
         states = out.last_hidden_state
         states = states.flatten(2).transpose(1, 2) if self.family.stride else states
         tokens = self.grid(images.shape[-1])[0] ** 2
         patches = states[:, -tokens:]  # CLS and registers stand before them
         return patches.float().contiguous(), self.family.pool(out).float().contiguous()
 
-    @torch.no_grad()
     def pooled(self, images: Tensor) -> Tensor:
         side = self.side or self.family.side or int(self.network.config.image_size)
         replaced = self.family.positions(self.network, side // self.patch)
         out = self._run(resize(images, side, rounded=True), replaced)
         return self.family.pool(out).float().contiguous()
 
-    def _run(self, pixels: Tensor, replaced: dict[str, Tensor] | None = None) -> Any:
+    def _run(self, pixels: Tensor, replaced: dict[str, Tensor]) -> Any:
         """The model's output for pixels (B, 3, s, s) in 0..255, some parameters `replaced`."""
         tokens = torch.arange((pixels.shape[-1] // self.patch) ** 2, device=self.device)
         inputs = {
@@ -176,9 +148,8 @@ class VisionTransformer(PatchEncoder):
             "interpolate_pos_encoding": True,
             "noise": tokens.float().expand(len(pixels), -1),  # rising: it keeps the patches' order
         }
-        known = signature(self.network.forward).parameters
-        inputs = {key: value for key, value in inputs.items() if key in known}
-        return functional_call(self.network, replaced or {}, kwargs=inputs)
+        taken = inputs.keys() & signature(self.network.forward).parameters
+        return functional_call(self.network, replaced, kwargs={key: inputs[key] for key in taken})
 
 
 def _pixels(folder: Path, default: Pixels) -> Pixels:
@@ -187,10 +158,11 @@ def _pixels(folder: Path, default: Pixels) -> Pixels:
     config = read_json(path) if path.exists() else {}
     values = [config.get(key, default[i]) for i, key in enumerate(("image_mean", "image_std"))]
     try:
-        mean, deviation = (tuple(map(float, x)) for x in values)
-        valid = len(mean) == len(deviation) == 3 and all(map(math.isfinite, mean + deviation))
-    except (TypeError, ValueError):
-        valid = False
-    if not valid or min(deviation) <= 0:
-        raise CheckpointError(f"{path} has image_mean, image_std {values}: expected 2 x 3 numbers")
-    return mean, deviation
+        pixels = torch.tensor(values, dtype=torch.float64)
+        if pixels.shape != (2, 3) or not pixels.isfinite().all() or pixels[1].min() <= 0:
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        expected = "expected 2 x 3 numbers, the deviations positive"
+        raise CheckpointError(f"{path} has image_mean, image_std {values}: {expected}") from error
+    mean, deviation = pixels.tolist()
+    return tuple(mean), tuple(deviation)
