@@ -4,7 +4,7 @@ import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,10 @@ def overview(source: Source) -> list[str]:
     if not names:
         return [line + "no classes: the set is unconditional", *notes]
     line += f"{len(names):,} classes ({listed(names)})"
-    if hasattr(source, "labels"):
-        counts = np.bincount(source.labels, minlength=len(names))
-        line += f" of {counts.min():,} to {counts.max():,} images"
-        if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
-            notes.append(f"{len(empty)} classes have no image ({listed(empty)})")
+    counts = np.bincount(source.labels, minlength=len(names))
+    line += f" of {counts.min():,} to {counts.max():,} images"
+    if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
+        notes.append(f"{len(empty)} classes have no image ({listed(empty)})")
     return [line, *notes]
 
 
@@ -73,8 +72,7 @@ class FileSource(Source):
 
     def __init__(self, files: Files, *, classes: str = "auto") -> None:
         self.files, self.name = files, files.name
-        self.notes = notes = list[str]()
-        self.keys, (self.class_names, self.labels) = find(files, classes, notes)
+        self.keys, (self.class_names, self.labels), self.notes = find(files, classes)
         pairs = zip(self.keys, self.labels, strict=True)
         lines = (f"{key}\0{files.entries[key]}\0{label}\n" for key, label in pairs)
         self._fingerprint = digest([self.class_names, WHITE], lines)
@@ -92,17 +90,15 @@ class FileSource(Source):
 def folder(root: Path) -> Files:
     """The files below a folder, links followed, each real folder once."""
     entries: dict[str, str] = {}
-    seen, errors = set[str](), list[OSError]()
+    seen, errors, start = set[str](), list[OSError](), len(os.path.join(root, ""))
     for path, folders, names in os.walk(root, onerror=errors.append, followlinks=True):
-        if (real := os.path.realpath(path)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not hidden(name))
-        prefix = os.path.join(os.path.relpath(path, root), "").removeprefix("./")
-        for name in names:
+        real = os.path.realpath(path)
+        folders[:] = [] if real in seen else sorted(x for x in folders if not hidden(x))
+        for name in [] if real in seen else names:
             file = os.path.join(path, name)  # a link to nothing fails when it is read
-            entries[prefix + name] = f"{os.path.getsize(file) if os.path.exists(file) else 0}\0"
+            size = os.path.getsize(file) if os.path.exists(file) else 0
+            entries[file[start:]] = f"{size}\0"
+        seen.add(real)
     if errors:
         raise errors[0]
     return Files(
@@ -133,36 +129,29 @@ def tars(paths: Sequence[Path]) -> Files:
 
     Of members of equal path the last counts, as tar has it; links are left alone.
     """
-    places: dict[str, tuple[Path, int, int]] = {}  # archive, first byte, size
-    names: dict[str, str] = {}  # paths inside
+    members: dict[str, tuple[str, Path, int, int]] = {}  # path inside, archive, first byte, size
     common = os.path.commonpath([path.parent for path in paths])
     for path in paths:
         prefix = f"{os.path.relpath(path, common)}/" if len(paths) > 1 else ""
         try:
-            for member in _members(path):
-                name = member.name.removeprefix("./")
-                if member.isfile():
-                    names[prefix + name] = name
-                    places[prefix + name] = (path, member.offset_data, member.size)
+            with tarfile.open(path, "r:") as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    if member.issparse():
+                        raise tarfile.TarError(f"{name} is sparse: pack it without -S")
+                    if member.isfile():
+                        members[prefix + name] = name, path, member.offset_data, member.size
+            # Cut at a header, an archive lacks the empty block of its end.
+            _bytes(path, archive.offset, 512)
         except (tarfile.TarError, EOFError, OSError) as error:
             what = f"is not a whole, uncompressed tar archive ({one_line(error)})"
             raise DataError(f"{path} {what}: copy it again, or uncompress it") from error
     name = paths[0].parent.name if len(paths) > 1 else paths[0].name
-    entries = {key: f"{size}\0" for key, (*_, size) in places.items()}
+    entries = {key: f"{size}\0" for key, (*_, size) in members.items()}
     return Files(
-        paths[0], name, entries, lambda key: _bytes(*places[key]),
-        lambda key: f"{places[key][0]}!{names[key]}", names.__getitem__,
+        paths[0], name, entries, lambda key: _bytes(*members[key][1:]),
+        lambda key: "{1}!{0}".format(*members[key]), lambda key: members[key][0],
     )  # fmt: skip
-
-
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    end = 0
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            data = member.offset_data + member.size if member.isfile() else 0
-            end = max(end, archive.offset, -(-data // 512) * 512)
-            yield member
-    _bytes(path, end, 512)  # cut at a header, an archive lacks the empty block of its end
 
 
 def _bytes(path: Path, start: int, size: int) -> bytes:

@@ -13,7 +13,6 @@ from erw.data.sources.labels import SPLITS, ending
 from erw.errors import DataError, one_line
 
 PACKED = (".tar", ".parquet", ".arrow")
-Sets = dict[tuple[str, str], list[str]]  # (subset, split) -> files
 
 
 def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, list[Path]]:
@@ -24,11 +23,8 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
         revision = "refs/convert/parquet"  # where the hub puts its Parquet copy
         files = _listed(name, revision)
     available = sets(file for file in files if ending(file) in PACKED)
-    fitting = [
-        (one, part)
-        for one, part in available
-        if subset in (None, one) and (split is None or SPLITS.get(split, split) == part)
-    ]
+    part = split and SPLITS.get(split, split)
+    fitting = [key for key in available if subset in (None, key[0]) and part in (None, key[1])]
     if len(fitting) != 1:
         what = "several sets" if fitting else f"no set {'/'.join(filter(None, (subset, split)))}"
         names = ", ".join("/".join(filter(None, key)) for key in available)
@@ -37,9 +33,9 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
     return f"{name}:{'/'.join(filter(None, fitting[0]))}", [root / file for file in chosen]
 
 
-def sets(files: Iterable[str]) -> Sets:
-    """Files by the words in their paths, the file's own name first; without any, all are train."""
-    result: Sets = {}
+def sets(files: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    """Files by subset and split, words in their paths, the file's own name first; else train."""
+    result: dict[tuple[str, str], list[str]] = {}
     for file in sorted(files):
         *folders, name = file.split("/")
         known = [w for w in (*folders, *re.split(r"[^a-z]+", name.lower())) if w in SPLITS]

@@ -20,10 +20,7 @@ CLASSES = ("auto", "folders", "leaf", "none")
 TABLE = "dataset.json"
 # Names that mean a label, the likeliest first.
 USUAL = ("label", "labels", "fine_label", "cls")
-OTHERS = (
-    "class", "class_id", "class_label", "category", "category_id", "target", "targets", "y",
-    "coarse_label", "arr_1",
-)  # fmt: skip
+_OTHERS = "class class_id class_label category category_id target targets y coarse_label arr_1"
 SPLITS = {
     "train": "train", "training": "train",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
@@ -52,7 +49,7 @@ def label_name(names: Sequence[str], marked: Sequence[str] = ()) -> str | None:
     usual = [name for name in USUAL if name in names]
     if not usual and len(marked) > 1:
         raise DataError(f"several ClassLabel columns ({', '.join(marked)}): name one by --columns")
-    return next((name for name in (*usual, *marked, *OTHERS) if name in names), None)
+    return next((name for name in (*usual, *marked, *_OTHERS.split()) if name in names), None)
 
 
 def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) -> Labels:
@@ -81,14 +78,14 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     return known, np.array([numbers[value] for value in values], np.int32)
 
 
-def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
-    """The images among some files, sorted, and their labels by one of the rules `CLASSES`.
+def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
+    """The images among some files, sorted; their labels by one of the rules `CLASSES`; and notes on
+    what looks like labels and is not used.
 
-    "auto" takes the first of dataset.json, label files of a WebDataset, and folders. What looks
-    like labels and is not used goes to `notes`.
+    "auto" takes the first of dataset.json, label files of a WebDataset, and folders.
     """
-    sides = _samples(files)
-    images = sorted(sides) or _images(files.entries)
+    notes, sides = list[str](), _samples(files)
+    images = list(sides) or _images(files.entries)
     used = {*images, *sides.values()}
     rest = [key for key in files.entries if key not in used and basename(key) != TABLE]
     if rest:
@@ -98,9 +95,9 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     if not images:
         what = notes[0] if notes else "expected images, or folders of images"
         raise DataError(f"no images in {files.root}: {what}; Pillow's image formats are read")
-    values, names = _of_tables(files, images, notes) if rule == "auto" else (None, ())
+    values, names = _of_tables(files, images, notes) if rule == "auto" else (None, [])
     if values is None and sides and rule == "auto":
-        values = [side and _label(files, side) for _, side in sorted(sides.items())]
+        values = [side and _label(files, side) for side in sides.values()]
     if values is None and rule != "none":
         values = _of_folders(files, images, rule)
     folders = {dirname(files.inside(key)).lower() for key in images}
@@ -108,7 +105,8 @@ def find(files: Files, rule: str, notes: list[str]) -> tuple[list[str], Labels]:
     if len(splits) > 1:
         what = f"{' and '.join(splits)} look like splits and are read as one set"
         notes.append(f"{what}: give the folder of one alone")
-    return images, classes(values or [None] * len(images), source=str(files.root), names=names)
+    values = values or [None] * len(images)
+    return images, classes(values, source=str(files.root), names=names), notes
 
 
 def _images(keys: Iterable[str]) -> list[str]:
@@ -156,23 +154,20 @@ def _label(files: Files, key: str) -> Any:
 
 def _of_tables(
     files: Files, images: Sequence[str], notes: list[str]
-) -> tuple[list[Any] | None, Sequence[str]]:
+) -> tuple[list[Any] | None, list[str]]:
     """Values and class names of dataset.json (edm2, REPA)."""
-    known: dict[str, Any] = {}
-    names: Sequence[str] = ()
-    used = ""
+    known, names, used = dict[str, Any](), list[str](), ""
     for key in (key for key in files.entries if basename(key) == TABLE):
         place, table = files.location(key), _parsed(files, key)
-        if "labels" not in table:
+        if not isinstance(table, dict) or "labels" not in table:
             notes.append(f"{place} names no labels and is left alone")
             continue
-        used, base, rows = place, key[: key.rfind("/") + 1], table["labels"]
+        used, base, rows = place, key.removesuffix(TABLE), table["labels"]
         try:
             if rows in ([], {}):
                 raise ValueError
-            pairs = [
-                (str(p), v) for p, v in (rows.items() if isinstance(rows, dict) else rows or ())
-            ]
+            rows = rows.items() if isinstance(rows, dict) else rows or ()
+            pairs = [(str(path), value) for path, value in rows]
             names = list(map(str, table.get("class_names") or ()))
         except (TypeError, ValueError) as error:
             expected = 'expected "labels": null or a list of [path, label]'
@@ -183,7 +178,7 @@ def _of_tables(
             if known.setdefault(path, value) != value:
                 raise DataError(f"{place} gives {path} two labels: {known[path]} and {value}")
     if not known:  # no table that names labels, or "labels": null
-        return [None] * len(images) if used else None, ()
+        return [None] * len(images) if used else None, []
     values = [known.get(normalize("NFC", image)) for image in images]
     if None in values:
         raise DataError(f"{used} has no label for {images[values.index(None)]}")

@@ -82,7 +82,10 @@ class OpenMojiSet(Source):
         self._glyphs = tuple(glyphs[name] for name in self.class_names)
         self.labels = (np.arange(count) % len(self._glyphs)).astype(np.int32)
         self.name = f"openmoji-{split}"
-        self.split, self.size, self.count, self.seed = split, size, count, seed
+        self.split, self.size, self.seed = split, size, seed
+        some = self.class_names if len(self.class_names) < len(glyphs) else ()
+        parts = (_VERSION, COMPOSITION, split, size, count, seed, *some)
+        self._fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     @cached_property
     def _rasters(self) -> dict[str, np.ndarray]:
@@ -127,12 +130,6 @@ class OpenMojiSet(Source):
         flipped = flip < 0.5 and self.class_names[label] not in _NO_FLIP
         colour = (round(255 * r), round(255 * g), round(255 * b))
         return Composition(hexcode, label, scale, 30.0 * (angle - 0.5), shift, flipped, colour)
-
-    def fingerprint(self) -> str:
-        """Changes when any image would: package, composition, split, size, count, seed, groups."""
-        some = self.class_names if len(self.class_names) < len(groups()) else ()
-        parts = (_VERSION, COMPOSITION, self.split, self.size, self.count, self.seed, *some)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def load_rasters(side: int) -> dict[str, np.ndarray]:
