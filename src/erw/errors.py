@@ -1,7 +1,8 @@
 """Errors meant for the user: one line that says what was wrong, where, and what to do next."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ErwError(Exception):
@@ -44,6 +45,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+@contextmanager
+def raised_as(kind: type[ErwError], what: str) -> Iterator[None]:
+    """Raise any error of the block as `kind`: `what`, then the error's own text."""
+    try:
+        yield
+    except Exception as error:  # of other libraries, which raise many types
+        raise kind(f"{what} ({one_line(error)})") from error
 
 
 def one_line(error: BaseException, most: int = 160) -> str:

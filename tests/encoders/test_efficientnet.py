@@ -67,8 +67,8 @@ def test_features_do_not_depend_on_the_batch(encoder: Encoder) -> None:
 
 
 def test_flops_count_only_what_runs(encoder: Encoder) -> None:
-    patch, pooled = encoder.flops(64), encoder.flops(64, pooled=True)
-    assert 1e8 < patch < pooled < 5e8
+    patch, both = encoder.flops(64), encoder.flops(64, both=True)
+    assert 1e8 < patch < both < 5e8
     assert load_encoder(f"{encoder.name}@256").flops(64) == pytest.approx(4 * patch, rel=0.01)
 
 

@@ -44,11 +44,10 @@ class Encoder(nn.Module):
         float32 feature of the whole image after the encoder's last norm."""
         raise DataError(f"encoder {self.name} has no class token: choose efficientnet-lite0")
 
-    def flops(self, image_size: int, *, pooled: bool = False, both: bool = False) -> int:
-        """FLOPs of `forward` (or `pooled`, or `both`) for one image."""
+    def flops(self, image_size: int, *, both: bool = False) -> int:
+        """FLOPs of `forward`, or of `both`, for one image."""
         images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=self.device)
-        forward = self.pooled if pooled else self.both if both else self
-        return counted_flops(lambda: forward(images))
+        return counted_flops(lambda: (self.both if both else self)(images))
 
     @property
     def device(self) -> torch.device:
@@ -72,10 +71,10 @@ class PatchEncoder(Encoder):
     def grid(self, image_size: int) -> tuple[int, int]:
         tokens = self.side / self.patch if self.side else min(image_size / self.stride, self.most)
         if tokens % 1:
-            hint = f"set its input side, as in {self.name}@{16 * self.patch}"
-            raise DataError(
-                f"{self.name}: {self.stride} px a token do not divide {image_size}; {hint}"
+            hint = (
+                f"do not divide {image_size}; set its input side, as {self.name}@{16 * self.patch}"
             )
+            raise DataError(f"{self.name}: {self.stride} px a token {hint}")
         return int(tokens), int(tokens)
 
     def resized(self, images: Tensor) -> Tensor:

@@ -105,5 +105,5 @@ def pretrained(name: str) -> Any:
     path = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
     # No fixed size: padding follows the input, as in TensorFlow.
     network = EfficientNet.from_name(name, image_size=None)
-    network.load_state_dict(read_state(path))
+    network.load_state_dict(read_state(Path(path)))
     return network.eval()

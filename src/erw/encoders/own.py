@@ -22,16 +22,9 @@ class ModuleEncoder(PatchEncoder):
     """
 
     def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        *,
-        dim: int,
-        patch: int = 16,
-        side: int | None = None,
-        mean: Sequence[float] = (0.0, 0.0, 0.0),
-        std: Sequence[float] = (1.0, 1.0, 1.0),
-    ) -> None:
+        self, name: str, module: nn.Module, *, dim: int, patch: int = 16, side: int | None = None,
+        mean: Sequence[float] = (0.0, 0.0, 0.0), std: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> None:  # fmt: skip
         super().__init__(name, patch=patch, side=side)
         self.name, self.module, self.dim = name, module, dim
         self.set_pixels((mean, std))

@@ -11,27 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erw.errors import CheckpointError, ConfigError, one_line
+from erw.errors import CheckpointError, ConfigError, raised_as
 from erw.io import misfit
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `CheckpointError` for a file with anything else."""
-    try:
-        return dict(json.loads(path.read_text("utf-8")).items())
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no JSON object: {one_line(error)}") from error
+    content = path.read_bytes()
+    with raised_as(CheckpointError, f"{path} is no JSON object"):
+        return dict(json.loads(content).items())
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors by name in a file of `torch.save`, or in its "state_dict"; no code in it is run."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zip, pickle and storage errors come as many types
-        message = f"{path} cannot be read as plain tensors (code in files is not run)"
-        raise CheckpointError(f"{message}: {one_line(error)}") from error
+    what = f"{path} cannot be read as plain tensors; code in files is not run"
+    with path.open("rb") as file, raised_as(CheckpointError, what):
+        state = torch.load(file, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
@@ -56,10 +51,8 @@ def load_complete(
     `source` is a folder or OWNER/NAME[@REVISION] on the hub; `strict`: no other weights. Raises
     `CheckpointError` for weights that cannot be fetched or loaded.
     """
-    try:
+    with raised_as(ConfigError, f'{name} needs {library}: pip install "erw[encoders]"'):
         module = importlib.import_module(library)
-    except ImportError as error:
-        raise ConfigError(f'{name} needs {library}: pip install "erw[encoders]"') from error
     local = isinstance(source, Path) or _offline()
     options |= {"output_loading_info": True, "local_files_only": local}
     place: str | Path = source
@@ -68,9 +61,8 @@ def load_complete(
     level = module.logging.get_verbosity()
     module.logging.set_verbosity_error()  # the errors below replace its warnings
     try:
-        network, info = getattr(module, model).from_pretrained(place, **options)
-    except Exception as error:  # network, gate, disk and damage come as many types
-        raise _unavailable(name, place, error) from error
+        with raised_as(CheckpointError, _unavailable(name, place)):
+            network, info = getattr(module, model).from_pretrained(place, **options)
     finally:
         module.logging.set_verbosity(level)
     wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
@@ -90,16 +82,13 @@ def from_hub(name: str, hub: str, files: list[str]) -> Path:
 
     repo, _, revision = hub.partition("@")
     options = {"revision": revision or None, "local_files_only": _offline()}
-    try:
+    with raised_as(CheckpointError, _unavailable(name, repo)):
         return Path(snapshot_download(repo, allow_patterns=files, **options))
-    except Exception as error:  # network, gate and disk come as many types
-        raise _unavailable(name, repo, error) from error
 
 
 def _offline() -> bool:
     return os.environ.get("ERW_OFFLINE") == "1"
 
 
-def _unavailable(name: str, place: str | Path, error: Exception) -> CheckpointError:
-    problem = f"{one_line(error)}; from a local folder: {name}=FOLDER"
-    return CheckpointError(f"weights of {name} ({place}) cannot be loaded: {problem}")
+def _unavailable(name: str, place: str | Path) -> str:
+    return f"weights of {name} ({place}) cannot be loaded; from a local folder: {name}=FOLDER"

@@ -27,14 +27,13 @@ def open_source(
     """A source from a folder, an archive, a table, the hub, or the name of the built-in set.
 
     Args:
-        images: a folder, zip or tar of images; WebDataset shards (.tar), Parquet or Arrow files as
-            Hugging Face `datasets` writes them, by file, folder or pattern ("data/train-*.tar");
-            uint8 images in .npy or .npz; "hf:OWNER/NAME", a data set of the Hugging Face hub, at
-            "@REVISION" if given; "openmoji" or "openmoji-test" (`options` go to `OpenMojiSet`), or
-            a source, which is returned as it is.
+        images: a folder, zip or tar of images; WebDataset shards (.tar), Parquet or Arrow files of
+            Hugging Face `datasets`, by file, folder or pattern ("data/train-*.tar"); uint8 images
+            in .npy or .npz; "hf:OWNER/NAME[@REVISION]" on the hub; "openmoji" or "openmoji-test"
+            (`options` go to `OpenMojiSet`); or a source, which is returned as it is.
         classes: "auto": labels of a `dataset.json` (edm2, REPA) or WebDataset if there are any,
-            else as "folders"; "folders": the outermost folder with siblings names
-            the class, at any depth below it; "leaf": the folder that holds the image; "none".
+            else as "folders": the outermost folder with siblings names the class, at any depth
+            below it; "leaf": the folder that holds the image; "none".
         split, subset: which one of a data set of the hub.
         columns: names of the image and the label column of tables, where they are unusual.
 
@@ -53,17 +52,16 @@ def open_source(
     if str(images).startswith(HUB):
         name, paths = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
     elif split or subset:
-        raise DataError(
-            f"{path} is not on the hub, so it has no split or subset: give one's folder"
-        )
+        raise DataError(f"{path} is not on the hub, so it has no split: give one's folder")
     elif path.is_dir():
         files = folder(path)
         packed = [key for key in files.entries if ending(key) in PACKED]
         kinds = sorted({ending(key) for key in packed})
         kinds += ["image"] * any(ending(key) in EXTENSIONS for key in files.entries)
-        if len(kinds) > 1 or len(splits := sets(packed)) > 1:
-            what = " and ".join(kinds if len(kinds) > 1 else map("/".join, splits))
-            raise DataError(f"{path} holds {what} files: name one kind by a pattern, as '{path}/*'")
+        kinds = kinds if len(kinds) > 1 else list(map("/".join, sets(packed)))
+        if len(kinds) > 1:
+            what = f"{' and '.join(kinds)} files"
+            raise DataError(f"{path} holds {what}: name one kind by a pattern, as '{path}/*'")
         if packed:
             name, paths, files = path.name, [path / key for key in packed], None
     elif not path.exists():
@@ -89,6 +87,7 @@ def _open(paths: list[Path], files: Files | None, classes: str, columns: Sequenc
     elif not files and len(paths) == 1 and zipfile.is_zipfile(paths[0]):
         files = zipped(paths[0])
     if not files:
-        packed = f"nor .npy or .npz, nor one or more of {', '.join(PACKED)}"
-        raise DataError(f"{paths[0]} is neither a folder nor a zip archive of images, {packed}")
+        raise DataError(
+            f"{paths[0]} is neither a folder nor a zip, .npy, .npz, {', '.join(PACKED)}"
+        )
     return FileSource(files, classes=classes)

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from erw.data.images import WHITE, Unreadable, decode
 from erw.data.sources.labels import Files, find, hidden, listed
-from erw.errors import DataError, one_line
+from erw.errors import DataError, raised_as
 
 
 class Source:
@@ -78,10 +78,8 @@ class FileSource(Source):
         self._fingerprint = digest([self.class_names, WHITE], lines)
 
     def read(self, index: int) -> bytes:
-        try:
+        with raised_as(Unreadable, "cannot be read"):
             return self.files.read(self.keys[index])
-        except Exception as error:  # of a zip: encrypted, damaged, another kind of compression
-            raise Unreadable(f"cannot be read ({one_line(error)})") from error
 
     def location(self, index: int) -> str:
         return self.files.location(self.keys[index])
@@ -109,11 +107,8 @@ def folder(root: Path) -> Files:
 
 def zipped(path: Path) -> Files:
     """The files inside a zip archive."""
-    try:
+    with raised_as(DataError, f"{path} is not a whole zip archive, copy it again"):
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        message = f"{path} is not a whole zip archive ({one_line(error)}): copy it again"
-        raise DataError(message) from error
     # Of members of equal path the last counts, as in unpacking. Some tools write \, or ./ in front.
     infos = [info for info in archive.infolist() if not info.is_dir()]
     members = {m.filename.replace("\\", "/").removeprefix("./"): m for m in infos}
@@ -133,19 +128,16 @@ def tars(paths: Sequence[Path]) -> Files:
     common = os.path.commonpath([path.parent for path in paths])
     for path in paths:
         prefix = f"{os.path.relpath(path, common)}/" if len(paths) > 1 else ""
-        try:
-            with tarfile.open(path, "r:") as archive:
-                for member in archive:
-                    name = member.name.removeprefix("./")
-                    if member.issparse():
-                        raise tarfile.TarError(f"{name} is sparse: pack it without -S")
-                    if member.isfile():
-                        members[prefix + name] = name, path, member.offset_data, member.size
+        what = f"{path} is not a whole, uncompressed tar archive, copy it again or uncompress it"
+        with raised_as(DataError, what), tarfile.open(path, "r:") as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if member.issparse():
+                    raise tarfile.TarError(f"{name} is sparse: pack it without -S")
+                if member.isfile():
+                    members[prefix + name] = name, path, member.offset_data, member.size
             # Cut at a header, an archive lacks the empty block of its end.
             _bytes(path, archive.offset, 512)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            what = f"is not a whole, uncompressed tar archive ({one_line(error)})"
-            raise DataError(f"{path} {what}: copy it again, or uncompress it") from error
     name = paths[0].parent.name if len(paths) > 1 else paths[0].name
     entries = {key: f"{size}\0" for key, (*_, size) in members.items()}
     return Files(

@@ -12,7 +12,7 @@ from unicodedata import normalize
 import numpy as np
 
 from erw.data.images import EXTENSIONS
-from erw.errors import DataError, one_line
+from erw.errors import DataError, raised_as
 
 Labels = tuple[tuple[str, ...], np.ndarray]  # names of classes; each image's number, int32 (N,)
 
@@ -84,8 +84,9 @@ def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
 
     "auto" takes the first of dataset.json, label files of a WebDataset, and folders.
     """
-    notes, sides = list[str](), _samples(files)
-    images = list(sides) or _images(files.entries)
+    images = [key for key in files.entries if ending(key) in EXTENSIONS]
+    notes, sides = list[str](), _samples(files, images)
+    images = list(sides) or images
     used = {*images, *sides.values()}
     rest = [key for key in files.entries if key not in used and basename(key) != TABLE]
     if rest:
@@ -109,11 +110,7 @@ def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
     return images, classes(values, source=str(files.root), names=names), notes
 
 
-def _images(keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if ending(key) in EXTENSIONS]
-
-
-def _samples(files: Files) -> dict[str, str | None]:
+def _samples(files: Files, images: Sequence[str]) -> dict[str, str | None]:
     """The images of a WebDataset, each with its label file; {} if no image has one.
 
     Labels are NAME.cls, or NAME.json with a label in it where the images lie in no class folders.
@@ -123,7 +120,6 @@ def _samples(files: Files) -> dict[str, str | None]:
     def sample(key: str) -> str:
         return f"{dirname(key)}/{basename(key).partition('.')[0]}"
 
-    images = _images(files.entries)
     samples = set(map(sample, images))
     last = {ending(key): key for key in files.entries if sample(key) in samples}
     flat = len({dirname(files.inside(key)) for key in images}) == 1
@@ -138,12 +134,10 @@ def _samples(files: Files) -> dict[str, str | None]:
 
 def _parsed(files: Files, key: str) -> Any:
     """What a file with labels holds: a number in .cls, else JSON."""
-    try:
+    kind = ending(key)[1:].upper()
+    with raised_as(DataError, f"{files.location(key)} is not readable as {kind}"):
         text = files.read(key).decode("utf-8-sig")
-        return int(text) if ending(key) == ".cls" else json.loads(text)
-    except Exception as error:
-        what = f"is not readable as {ending(key)[1:].upper()} ({one_line(error)})"
-        raise DataError(f"{files.location(key)} {what}") from error
+        return int(text) if kind == "CLS" else json.loads(text)
 
 
 def _label(files: Files, key: str) -> Any:
@@ -163,15 +157,12 @@ def _of_tables(
             notes.append(f"{place} names no labels and is left alone")
             continue
         used, base, rows = place, key.removesuffix(TABLE), table["labels"]
-        try:
+        with raised_as(DataError, f'{place}: expected "labels": null or a list of [path, label]'):
             if rows in ([], {}):
-                raise ValueError
+                raise ValueError("none")
             rows = rows.items() if isinstance(rows, dict) else rows or ()
             pairs = [(str(path), value) for path, value in rows]
             names = list(map(str, table.get("class_names") or ()))
-        except (TypeError, ValueError) as error:
-            expected = 'expected "labels": null or a list of [path, label]'
-            raise DataError(f"{place}: {expected}") from error
         for path, value in pairs:
             path = normalize("NFC", path.replace("\\", "/").removeprefix("./"))
             path = path if path.startswith(base) else base + path

@@ -12,7 +12,7 @@ import numpy as np
 from erw.data.images import WHITE, Unreadable
 from erw.data.sources.files import Source, digest
 from erw.data.sources.labels import classes, ending, label_name, listed
-from erw.errors import DataError, one_line
+from erw.errors import DataError, raised_as
 from erw.io import hash_file
 
 _COLUMNS = ("image", "img", "jpg", "png", "webp")
@@ -62,14 +62,12 @@ class Table(Source):
 
     def read(self, index: int) -> bytes:
         path, group, row = self._places[index]
-        try:
+        with raised_as(Unreadable, "damaged inside the table"):
             value = self._block(path, group)[row].as_py()
             if not isinstance(value, dict):
                 value = {"path" if isinstance(value, str) else "bytes": value}
             if value.get("bytes") is None and value.get("path"):
                 return (self.paths[0].parent / value["path"]).read_bytes()
-        except Exception as error:  # OSError, or one of Arrow's
-            raise Unreadable(f"damaged inside the table ({one_line(error)})") from error
         return value.get("bytes") or b""
 
     def location(self, index: int) -> str:
@@ -78,11 +76,12 @@ class Table(Source):
 
 def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
     """Schema, rows of each row group (an Arrow file is one), and (group, column) -> Arrow array."""
-    try:
+    kind = ending(path.name)[1:]
+    with raised_as(DataError, f"{path} cannot be read as {kind}"):
         import pyarrow
         from pyarrow import ipc, parquet
 
-        if ending(path.name) == ".parquet":
+        if kind == "parquet":
             file = parquet.ParquetFile(path)
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             return file.schema_arrow, sizes, lambda i, n: file.read_row_group(i, [n]).column(0)
@@ -93,9 +92,6 @@ def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
             mapped.seek(0)
             table = ipc.open_stream(mapped).read_all()
         return table.schema, [len(table)], lambda _, name: table.column(name)
-    except Exception as error:  # OSError, or one of Arrow's, or pyarrow is not installed
-        kind = ending(path.name)[1:]
-        raise DataError(f"{path} cannot be read as {kind} ({one_line(error)})") from error
 
 
 def _columns(path: Path, schema: Any, columns: Sequence[str], labelled: bool) -> tuple[Any, Any]:
@@ -130,7 +126,7 @@ class Arrays(Source):
     def __init__(self, path: Path, *, labelled: bool = True) -> None:
         self.name = path.name
         labels = None
-        try:
+        with raised_as(DataError, f"{path} cannot be read as NumPy arrays"):
             if ending(path.name) == ".npz":
                 with path.open("rb") as file, np.load(file) as arrays:
                     image = next((name for name in _ARRAYS if name in arrays), "images")
@@ -141,8 +137,6 @@ class Arrays(Source):
                 self._images = np.load(path, mmap_mode="r")
                 if (other := path.with_name(f"{path.stem}_labels.npy")).exists():
                     labels = np.load(other)
-        except Exception as error:  # of zip, zlib or NumPy
-            raise DataError(f"{path} cannot be read as NumPy arrays ({one_line(error)})") from error
         shape, kind = self._images.shape, self._images.dtype
         grey = len(shape) == 3 and shape[2] not in (1, 3, 4)  # else one image: an axis is missing
         if kind != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)):
