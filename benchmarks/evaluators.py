@@ -78,8 +78,8 @@ def erw_fid(spec: dict[str, Any]) -> Turn:
     images = pictures(spec["images"], spec["side"])
 
     def turn(count: int) -> dict[str, float]:
-        given, extractors = image_set(images[:count]), [Extractor(net)]
-        moments = extract(given, extractors, batch_size=spec["batch"])[0].moments
+        given, extractors = image_set(images[:count]), {"pool": Extractor(net)}
+        moments = extract(given, extractors, batch_size=spec["batch"])["pool"].moments
         return summed(moments.mean.numpy(), moments.cov.numpy())
 
     return turn

@@ -101,7 +101,7 @@ def test_stated_statistics_of_another_network_are_refused(tmp_path: Path) -> Non
 
 def test_only_pool_features_are_kept(net: Inception) -> None:
     assert net.pooled(pictures(1)).shape == (1, POOL + SPATIAL) and net.kept == POOL
-    (one,) = extract(image_set(pictures(3)), [Extractor(net, kept=net.kept)])
+    one = extract(image_set(pictures(3)), {"adm": Extractor(net, kept=net.kept)})["adm"]
     assert one.features.shape == (3, POOL) and one.moments.mean.shape == (POOL + SPATIAL,)
 
 

@@ -85,8 +85,8 @@ def growth(count: int, *, keep: bool) -> float:
             yield pictures(batch_size, side=64, seed=lo)
 
     before, images = 0, ImageSet("random", count, "", (64, 64), read)
-    found = extract(images, [Extractor(Wide(), kept=None if keep else 0)])
-    assert found[0].moments.count == count
+    found = extract(images, {"wide": Extractor(Wide(), kept=None if keep else 0)})
+    assert found["wide"].moments.count == count
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 

@@ -16,7 +16,7 @@ from erw.config import Eval, Flow, Run, Sample
 from erw.data.cache import Batch, Cache
 from erw.dist import World
 from erw.errors import ConfigError
-from erw.evaluation.validation import TIMES, loss_sums, validating
+from erw.evaluation.callback import TIMES, loss_sums, validating
 from erw.log import read_metrics
 from erw.training import load
 from helpers.parts import make, photos

@@ -9,8 +9,7 @@ import torch.distributed as dist
 
 from erw.config import Run
 from erw.dist import World, current
-from erw.evaluation.callback import scoring
-from erw.evaluation.validation import validating
+from erw.evaluation.callback import scoring, validating
 from erw.training import Trained, load
 from erw.training.loop import Callback
 

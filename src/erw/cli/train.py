@@ -119,8 +119,7 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
     Raises:
         ConfigError: there is nothing to look at, without images or without representations.
     """
-    from erw.evaluation.callback import scoring
-    from erw.evaluation.validation import validating
+    from erw.evaluation.callback import scoring, validating
     from erw.sampling.preview import previewing, watched_steps
     from erw.training.trained import RDM
 

@@ -1,42 +1,57 @@
-"""Scores while training, of samples that the EMA model draws between two steps.
+"""Scores and a validation loss while training, of the EMA model between two steps.
 
     erw.train(run, out, at=watched_steps(run, run.eval.every), evaluate=scoring(run, out))
+    erw.train(run, out, at=watched_steps(run, run.eval.loss), evaluate=validating(run, out))
 
-Seeds and labels are the same each time, and every rank takes its share of them. A score is a line
-of kind "eval" in `metrics.jsonl`; the EMA weights with the best one are `best.safetensors`. Neither
-weights nor numbers of training depend on it.
+Seeds, labels, noise and times are the same each time, and every rank takes its share. Neither
+weights nor numbers of training depend on it. A step that has its line is not looked at again, so a
+run that was killed has one line for each.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from erw import flow
 from erw.config import Run, to_dict
-from erw.data.cache import Cache
-from erw.dist import World
+from erw.data.cache import Batch, Cache
+from erw.data.sources.openmoji import OpenMojiSet
+from erw.dist import World, precision
+from erw.encoders.vae import load_vae
+from erw.errors import ConfigError
 from erw.evaluation.evaluate import Scores, evaluate
-from erw.evaluation.images import reference_images
+from erw.evaluation.images import built_in, reference_images
 from erw.evaluation.metrics import extractors_of, metrics_of
+from erw.evaluation.probing import network_inputs, noised
 from erw.io import save_tensors, tensor_header
 from erw.log import read_metrics
+from erw.rng import generator
 from erw.sampling import generate
+from erw.training import network
 from erw.training.loop import Callback as Callback
 from erw.training.trained import BEST, Trained
 
 HIGHER = ("precision", "recall", "density", "coverage", "inception_score")
 """Scores that begin so are better when they are higher; all others are distances."""
+TIMES = tuple((i + 0.5) / 12 for i in range(12))
+"""Noise times of the validation loss, the midpoints of twelve equal parts of [0, 1]."""
 
 
 def scoring(
     run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
 ) -> Callback:
-    """The callback that scores samples of the EMA model; `say` gets a text on each score.
+    """The callback that scores samples, a line of kind "eval" each; `say` gets a text on each.
 
-    A step that has its line is not scored again, so a run that was killed has one line for each.
-    Raises here, not after hours of training: ConfigError, CacheError, FileNotFoundError for an
-    impossible metric, or missing weights, reference or cache.
+    The EMA weights with the best score are `best.safetensors`. Raises here, not after hours of
+    training: ConfigError, CacheError, FileNotFoundError for an impossible metric, or missing
+    weights, reference or cache.
     """
     options = run.eval
     extractors_of(metrics_of(options.metric), weights=options.weights)
@@ -106,3 +121,108 @@ def _conditions(result: dict[str, Any]) -> dict[str, Any]:
     free = {"values", "settings", "images", "images_hash"}
     free |= {"recipe", "step", "weights", "erw", "torch"}
     return {k: v for k, v in (result | (result["settings"] or {})).items() if k not in free}
+
+
+def validating(
+    run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
+) -> Callback:
+    """The callback that gives a line of kind "validation"; `say` gets a text on each.
+
+    It is the objective's own squared error on images that are not trained on, with the class given
+    and nothing dropped: `flow`, the mean, and `flow_by_time`, the loss at each of `times`. Raises
+    ConfigError now where there are no held-out images, or they do not fit the run's cache.
+    """
+    read = functools.cache(
+        _held_out(run, Cache.open(run.data.cache))
+    )  # at the first use, then kept
+    total = run.eval.loss_images
+
+    def validate(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
+        if is_written(out, "validation", step, world):
+            return ()
+        rows = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)
+        images = read(rows, world.device) if rows else None
+        sums = loss_sums(model, rows, images, device=world.device)
+        losses = (world.mean(sums) * (world.size / total)).tolist()
+        mean = sum(losses) / len(losses)
+        if world.first:
+            say(f"step {step}: validation loss {mean:.4f}")
+        return [{"kind": "validation", "flow": mean, "times": TIMES, "flow_by_time": losses}]
+
+    return validate
+
+
+@torch.no_grad()
+def loss_sums(
+    model: Trained, numbers: Sequence[int], images: Batch | None, *, device: torch.device,
+    batch_size: int = 64,
+) -> Tensor:  # fmt: skip
+    """The loss of the latents at each of `TIMES`, summed over images: float64 (12,).
+
+    It is the squared error of what the objective predicts, of a DiT the noise. The noise of an
+    image follows from its number.
+    """
+    settings, (dtype, _) = model.run.flow, precision(model.run.optim.precision, device)
+    path = flow.PATHS[settings.path]
+    prediction = "noise" if settings.objective == "ddpm" else settings.prediction
+    sums = torch.zeros(len(TIMES), dtype=torch.float64, device=device)
+    for lo in range(0, len(numbers), batch_size):
+        assert images is not None, "there are images where there are numbers"
+        part = slice(lo, lo + batch_size)
+        batch, some = images.rows(part).to(device), numbers[part]
+        latent = _normal("latent", some, batch.mean.shape[1:], 0).to(device)
+        x, y = network_inputs(model.net, batch.mean + batch.std * latent, batch.labels, batch.token)
+        for i, t in enumerate(TIMES):
+            eps = _normal("noise", some, x.shape[1:], i).to(device)
+            at = noised(settings, x, eps, torch.full((len(x),), t, device=device))
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                output = model.net(at.x_t, at.t, y)[:, : x.shape[1]].float()
+                residual = flow.residual(prediction, output, x, at, path=path)
+            channels = batch.mean[0].numel()
+            sums[i] += residual.flatten(1)[:, :channels].double().square().mean(1).sum()
+    return sums
+
+
+def _normal(name: str, numbers: Sequence[int], shape: Sequence[int], time: int) -> Tensor:
+    """Standard normal (B, *shape): a function of each image's number and the time's."""
+    seeds = (generator(0, "validation", name, number, time) for number in numbers)
+    return torch.stack([torch.randn(tuple(shape), generator=rng) for rng in seeds])
+
+
+def _held_out(run: Run, cache: Cache) -> Callable[[range, torch.device], Batch]:
+    """A function that gives held-out images by number; checks now that it can."""
+    count, name = run.eval.loss_images, run.eval.heldout
+    if run.model.net == "rdm":
+        raise ConfigError("an rdm has no latents to validate on: leave eval.loss at 0")
+    scaling = {key: cache.vae[key] for key in ("shift", "scale")}
+    if name is None:
+        if run.model.needs_token or not built_in(cache.class_names):
+            raise ConfigError(
+                "eval.heldout is missing: give a cache of images that are not trained on, made as "
+                f"{cache.where} (only runs on the built-in images without class tokens have one)"
+            )
+
+        def compose(rows: range, device: torch.device) -> Batch:
+            """Built-in test images, encoded by the cache's VAE."""
+            vae = load_vae(cache.vae["name"], device=str(device)).scaled(**scaling)
+            source = OpenMojiSet("test", size=cache.image_size, count=count)
+            images, labels = zip(*(source[i] for i in rows), strict=True)
+            pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+            encoded = torch.cat([vae.encode(part) for part in pixels.split(64)])
+            (mean, std), (shift, scale) = encoded.chunk(2, 1), vae.scaling
+            return Batch((mean - shift) * scale, std * scale, torch.tensor(labels))
+
+        return compose
+    other = Cache.open(name)
+    fits = {
+        "latents of another VAE": other.vae["weight_hash"] == cache.vae["weight_hash"],
+        "latents of another shape": other.latent_shape == cache.latent_shape,
+        "other classes": other.class_names == cache.class_names,
+        f"{len(other)} images instead of {count}": len(other) >= count,
+    }
+    if wrong := [what for what, good in fits.items() if not good]:
+        raise ConfigError(f"eval.heldout {name} has {wrong[0]}: prepare it as {cache.where}")
+    token = network.token_encoder(run, cache) if run.model.needs_token else ""
+    spread = np.arange(count) * len(other) // count  # a cache may be sorted by class
+    other.vae |= scaling  # a cache may have measured its own
+    return lambda rows, device: other.read(spread[list(rows)], token=token)

@@ -1,9 +1,4 @@
-"""Scores of a set of images against a reference, with everything that they depend on.
-
-A metric is called DISTANCE-FEATURES: "fd-lite2" is the Fréchet distance between pooled features of
-EfficientNet-Lite2. It is never called FID, which is that distance under Inception of 2015: the
-metrics "fid" and "adm" give it. `erw.evaluation.metrics` has the table.
-"""
+"""Scores of a set of images against a reference, with everything that they depend on."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -52,18 +47,11 @@ class Scores:
 
 
 def evaluate(
-    images: Images,
-    *,
-    reference: Images,
-    metric: str | Sequence[str] = "fd-lite2",
-    encoder: PooledEncoder | None = None,
-    weights: str | Path | None = None,
-    batch_size: int = 64,
-    cache: str | Path | None = None,
-    device: str = "cpu",
-    world: World = ALONE,
+    images: Images, *, reference: Images, metric: str | Sequence[str] = "fd-lite2",
+    encoder: PooledEncoder | None = None, weights: str | Path | None = None, batch_size: int = 64,
+    cache: str | Path | None = None, device: str = "cpu", world: World = ALONE,
     progress: Progress | None = None,
-) -> Scores:
+) -> Scores:  # fmt: skip
     """Score `images` against `reference`, whose statistics are stored.
 
     Args:
@@ -83,27 +71,23 @@ def evaluate(
     metrics = metrics_of([metric] if isinstance(metric, str) else metric)
     fake = image_set(images)
     real = image_set(reference, what="reference", like=fake)
-    folder = Path(cache) if cache is not None else cache_home() / "statistics"
+    folder = Path(cache or cache_home() / "statistics")
+    options: dict[str, Any] = {"batch_size": batch_size, "world": world}
     extractors = extractors_of(metrics, encoder, weights, device=device)
-    expected = extract_stored(real, extractors, folder, batch_size=batch_size, world=world)
-    stated = False
+    expected, stated = extract_stored(real, extractors, folder, **options), False
     if INCEPTION in expected and str(reference).endswith(".npz"):
         expected[INCEPTION], stated = with_stated(expected[INCEPTION], Path(str(reference)))
-    ours = extract(
-        fake, [*extractors.values()], batch_size=batch_size, world=world, progress=progress
-    )
-    statistics = dict(zip(extractors, ours, strict=True))
+    statistics = extract(fake, extractors, progress=progress, **options)
 
     def score() -> Scores:
         values: dict[str, float] = {}
         features: dict[str, dict[str, str]] = {}
-        for metric in metrics:
-            space, one = metric.space, extractors[metric.space]
-            result = metric.of(Pair(expected[space], statistics[space], one.encoder, space))
-            result = result if isinstance(result, tuple) else (result,)
-            values |= zip(metric.scores, result, strict=True)
-            meta = {"encoder": one.encoder.name, "weights": one.weights}
-            features |= dict.fromkeys(metric.scores, meta)
+        for names, distance, _, space in metrics:
+            network, weights_hash, _ = extractors[space]
+            result = distance(Pair(expected[space], statistics[space], network, space))
+            values |= zip(names, result if len(names) > 1 else (result,), strict=True)
+            meta = {"encoder": network.name, "weights": weights_hash}
+            features |= dict.fromkeys(names, meta)
         return Scores(
             values=values,
             count=fake.count,

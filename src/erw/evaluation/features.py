@@ -5,7 +5,7 @@ user's cache folder unless another is given. They may be deleted at any time.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -63,75 +63,74 @@ def pooled(encoder: PooledEncoder, images: Tensor, name: str) -> Tensor:
 
 
 def extract(
-    images: ImageSet,
-    extractors: Sequence[Extractor],
-    *,
-    batch_size: int = 64,
-    world: World = ALONE,
-    progress: Progress | None = None,
-) -> list[Statistics]:
-    """Statistics of `images` under several encoders. Raises NumericsError as `pooled`.
+    images: ImageSet, extractors: Mapping[str, Extractor], *, batch_size: int = 64,
+    world: World = ALONE, progress: Progress | None = None,
+) -> dict[str, Statistics]:  # fmt: skip
+    """Statistics of `images` under several encoders, by name. Raises NumericsError as `pooled`.
 
     Each rank of `world` takes a range of the images; all call this, all get the statistics of the
     whole. `progress` is given the number of images after each batch of this rank.
     """
-    moments: list[list[Moments]] = [[] for _ in extractors]  # of this rank's images, if it has any
-    kept: list[list[Tensor]] = [[] for _ in extractors]
+    moments: dict[str, Moments] = {}  # empty on a rank without images
+    kept: dict[str, list[Tensor]] = {name: [] for name in extractors}
     rows: list[list[Tensor]] = []  # features of each encoder, not yet in the moments
 
     def fold() -> None:
-        for i, parts in enumerate(zip(*rows, strict=True)):
+        for (name, one), parts in zip(extractors.items(), zip(*rows, strict=True), strict=False):
             block = torch.cat(parts)
-            moments[i] = [reduce(Moments.__add__, [*moments[i], Moments.of(block)])]
-            kept[i].append(block[:, : extractors[i].kept].clone())
+            new = Moments.of(block)
+            moments[name] = moments[name] + new if name in moments else new
+            kept[name].append(block[:, : one.kept].clone())
         rows.clear()
 
     first, stop = (images.count * rank // world.size for rank in (world.rank, world.rank + 1))
     for batch in images.batches(batch_size, first, stop):
-        rows.append([pooled(one.encoder, batch, images.name) for one in extractors])
+        rows.append([pooled(one.encoder, batch, images.name) for one in extractors.values()])
         if sum(len(row[0]) for row in rows) >= BLOCK:
             fold()
         if progress:
             progress(len(batch))
     fold()
-    statistics = []
-    for ours in zip(moments, kept, strict=True):
-        ranks = world.gather(ours)
-        total = reduce(Moments.__add__, [part for parts, _ in ranks for part in parts])
-        statistics.append(Statistics(total, torch.cat([x for _, blocks in ranks for x in blocks])))
-    return statistics
+    ranks = world.gather((moments, kept))
+    return {
+        name: Statistics(
+            reduce(Moments.__add__, [moments[name] for moments, _ in ranks if moments]),
+            torch.cat([block for _, kept in ranks for block in kept[name]]),
+        )
+        for name in extractors
+    }
 
 
 def extract_stored(
     images: ImageSet, extractors: Mapping[str, Extractor], folder: Path, *, world: World,
     **options: Any,
 ) -> dict[str, Statistics]:  # fmt: skip
-    """Statistics of a reference by space, from `folder` where they are stored; on the first rank.
+    """Statistics of a reference by name, from `folder` where they are stored; on the first rank.
 
     Other ranks get those that are new. `options` are those of `extract`.
     """
     statistics: dict[str, Statistics] = {}
     paths = {
-        space: folder / f"{images.content}-{images.count}-"
+        name: folder / f"{images.content}-{images.count}-"
         f"{one.encoder.name.replace('/', '_')}-{one.weights}-{VERSION}.safetensors"
-        for space, one in extractors.items()
+        for name, one in extractors.items()
     }
 
     def missing() -> list[str]:
-        """Loads what is stored; the other spaces."""
-        for space, one in extractors.items():
+        """Loads what is stored; the names of the others."""
+        for name, one in extractors.items():
             with contextlib.suppress(CheckpointError):  # missing or damaged
-                stored, _ = load_tensors(paths[space])
+                stored, _ = load_tensors(paths[name])
                 if stored["features"].numel() or one.kept == 0:
                     moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
-                    statistics[space] = Statistics(moments, stored["features"])
-        return [space for space in extractors if space not in statistics]
+                    statistics[name] = Statistics(moments, stored["features"])
+        return [name for name in extractors if name not in statistics]
 
-    if spaces := world.broadcast(missing):
-        new = extract(images, [extractors[space] for space in spaces], world=world, **options)
-        statistics |= zip(spaces, new, strict=True)
-    for space in spaces if world.first else ():
-        moments, features = statistics[space]
+    if names := world.broadcast(missing):
+        new = {name: extractors[name] for name in names}
+        statistics |= extract(images, new, world=world, **options)
+    for name in names if world.first else ():
+        moments, features = statistics[name]
         tensors = {"mean": moments.mean, "scatter": moments.scatter, "features": features}
-        save_tensors(paths[space], tensors | {"count": torch.tensor(moments.count)})
+        save_tensors(paths[name], tensors | {"count": torch.tensor(moments.count)})
     return statistics

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from erw.encoders.registry import load_encoder
 from erw.evaluation.features import PooledEncoder, Progress, pooled
 from erw.evaluation.images import Images, image_set
 
@@ -29,22 +30,14 @@ class Nearest(NamedTuple):
 
 
 def nearest_images(
-    samples: Images,
-    *,
-    training: Images,
-    held_out: Images | None = None,
-    encoder: PooledEncoder | None = None,
-    batch_size: int = 64,
-    progress: Progress | None = None,
-) -> Nearest:
+    samples: Images, *, training: Images, held_out: Images | None = None,
+    encoder: PooledEncoder | None = None, batch_size: int = 64, progress: Progress | None = None,
+) -> Nearest:  # fmt: skip
     """The nearest training image of every sample, and of every held-out image for comparison.
 
     Images are as for `erw.evaluate`; the encoder is EfficientNet-Lite2 unless another is given.
     """
-    if encoder is None:
-        from erw.encoders.registry import load_encoder
-
-        encoder = load_encoder("efficientnet-lite2")
+    encoder = encoder or load_encoder("efficientnet-lite2")
 
     def features(images: Images, what: str) -> Iterator[Tensor]:
         """Of length 1, (B, D)."""
@@ -53,21 +46,19 @@ def nearest_images(
             if progress:
                 progress(len(batch))
 
-    queries = torch.cat(list(features(samples, "samples")))
-    count = len(queries)
+    queries = torch.cat([*features(samples, "samples")])
+    count, first = len(queries), 0
     if held_out is not None:
         queries = torch.cat([queries, *features(held_out, "held-out images")])
     best = torch.full((len(queries),), -torch.inf)
     index = torch.zeros(len(queries), dtype=torch.int64)
-    first = 0
     for part in features(training, "training images"):
         value, row = (queries @ part.T).max(1)
         nearer = value > best
         best, index = (torch.where(nearer, value, best), torch.where(nearer, row + first, index))
         first += len(part)
-    distance = (1 - best).clamp(min=0)
+    distance, usual = (1 - best).clamp(min=0).tensor_split([count])
     if held_out is None:
         return Nearest(index, distance)
-    usual = distance[count:]
-    share = (distance[:count] < usual.quantile(0.01)).double().mean().item()
-    return Nearest(index[:count], distance[:count], usual, share)
+    share = (distance < usual.quantile(0.01)).double().mean().item()
+    return Nearest(index[:count], distance, usual, share)

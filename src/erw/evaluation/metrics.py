@@ -8,7 +8,8 @@
 | dc       | density_lite2, coverage_lite2  | the same                                           |
 
 Any distance goes with any of `SPACES`, and with any name that `erw.encoders.load_encoder` takes:
-"fd-dinov2", "kid-dinov3-b". `NAMED` are published metrics that fix both.
+"fd-dinov2", "kid-dinov3-b". `NAMED` are published metrics that fix both. "fd-lite2" is never called
+FID, which is that distance under Inception of 2015.
 
 Of ADM's (`evaluations/evaluator.py` of openai/guided-diffusion) sFID takes the first 7 channels of
 `mixed_6/conv` (17 x 17 x 7 = 2,023), the others `pool_3`. A reference batch of ADM's
@@ -27,15 +28,8 @@ from torch import nn
 from erw.config import nearest
 from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError, DataError
-from erw.evaluation.distances import (
-    Moments,
-    cmmd,
-    density_coverage,
-    frechet,
-    inception_score,
-    kid,
-    precision_recall,
-)
+from erw.evaluation import distances
+from erw.evaluation.distances import Moments, frechet
 from erw.evaluation.features import Extractor, PooledEncoder, Statistics
 from erw.evaluation.inception import POOL, SPATIAL, load_inception
 from erw.io import weight_hash
@@ -72,17 +66,15 @@ class Pair(NamedTuple):
         """The distance of some of the features."""
         return frechet(self.real.moments.part(part), self.fake.moments.part(part))
 
+    def of_features(self, distance: Callable[..., Any], **options: Any) -> Any:
+        """A distance that takes the features of every image."""
+        return distance(self.real.features, self.fake.features, **options)
 
-def _inception_score(pair: Pair) -> float:
-    """Without the bias, in splits of 5,000 in the images' order."""
-    net = pair.encoder
-    parts = pair.fake.features.to(net.fc.weight.device).split(5000)
-    return inception_score(torch.cat([net.logits(part).cpu() for part in parts]))
-
-
-def _precision_recall(pair: Pair) -> tuple[float, float]:
-    k = NEIGHBOURS.get(pair.space, 3)
-    return precision_recall(pair.real.features, pair.fake.features, k=k)
+    def inception_score(self) -> float:
+        """Without the bias, in splits of 5,000 in the images' order."""
+        parts = self.fake.features.to(self.encoder.fc.weight.device).split(5000)
+        logits = torch.cat([self.encoder.logits(part).cpu() for part in parts])
+        return distances.inception_score(logits)
 
 
 class Metric(NamedTuple):
@@ -92,25 +84,26 @@ class Metric(NamedTuple):
     """
 
     scores: tuple[str, ...]
-    of: Callable[[Pair], float | tuple[float, float]]
+    of: Callable[[Pair], Any]
     keeps: bool = True
     space: str = INCEPTION
 
 
 DISTANCES = {
     "fd": Metric(("fd",), lambda p: p.frechet(slice(getattr(p.encoder, "kept", None))), False),
-    "kid": Metric(("kid",), lambda p: kid(p.real.features, p.fake.features)),
-    "mmd": Metric(("mmd",), lambda p: cmmd(p.real.features, p.fake.features)),
-    "pr": Metric(("precision", "recall"), _precision_recall),
-    "dc": Metric(
-        ("density", "coverage"), lambda p: density_coverage(p.real.features, p.fake.features)
+    "kid": Metric(("kid",), lambda p: p.of_features(distances.kid)),
+    "mmd": Metric(("mmd",), lambda p: p.of_features(distances.cmmd)),
+    "pr": Metric(
+        ("precision", "recall"),
+        lambda p: p.of_features(distances.precision_recall, k=NEIGHBOURS.get(p.space, 3)),
     ),
+    "dc": Metric(("density", "coverage"), lambda p: p.of_features(distances.density_coverage)),
 }
 """Metrics of any space."""
 NAMED = {
     "fid": DISTANCES["fd"]._replace(scores=("fid",)),
     "sfid": Metric(("sfid",), lambda p: p.frechet(slice(POOL, POOL + SPATIAL)), False),
-    "is": Metric(("inception_score",), _inception_score),
+    "is": Metric(("inception_score",), Pair.inception_score),
     "pr": DISTANCES["pr"],
     "kid": DISTANCES["kid"],
     "cmmd": DISTANCES["mmd"]._replace(scores=("cmmd",), space="clip-embedding"),
@@ -139,32 +132,29 @@ def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def extractors_of(
-    metrics: Sequence[Metric],
-    encoder: PooledEncoder | None = None,
-    weights: str | Path | None = None,
-    *,
-    device: str = "cpu",
-) -> dict[str, Extractor]:
+    metrics: Sequence[Metric], encoder: PooledEncoder | None = None,
+    weights: str | Path | None = None, *, device: str = "cpu",
+) -> dict[str, Extractor]:  # fmt: skip
     """The networks that the metrics need, by space; `encoder` in place of the only one.
 
     `weights` is a file of Inception's.
     """
-    spaces = list(dict.fromkeys(metric.space for metric in metrics))
-    if weights and INCEPTION not in spaces:
+    keeps = {metric.space: False for metric in metrics}
+    keeps |= {metric.space: True for metric in metrics if metric.keeps}
+    if weights and INCEPTION not in keeps:
         raise ConfigError(f"weights {weights} are without effect: no metric is of Inception")
-    if encoder is not None and len(spaces) > 1:
-        raise ConfigError(f"metrics of {', '.join(spaces)} mix features: one encoder was given")
+    if encoder is not None and len(keeps) > 1:
+        raise ConfigError(f"metrics of {', '.join(keeps)} mix features: one encoder was given")
     extractors = {}
-    for space in spaces:
+    for space, keep in keeps.items():
         if encoder is not None:
             net: Any = encoder
         elif space == INCEPTION:
             net = load_inception(weights, device=device)
         else:
             net = load_encoder(SPACES.get(space, space), device=device)
-        weights_hash = weight_hash(net) if isinstance(net, nn.Module) else net.name
-        keeps = any(metric.keeps for metric in metrics if metric.space == space)
-        extractors[space] = Extractor(net, weights_hash, getattr(net, "kept", None) if keeps else 0)
+        identity = weight_hash(net) if isinstance(net, nn.Module) else net.name
+        extractors[space] = Extractor(net, identity, getattr(net, "kept", None) if keep else 0)
     return extractors
 
 
@@ -182,5 +172,4 @@ def with_stated(images: Statistics, path: Path) -> tuple[Statistics, bool]:
     count = max(images.moments.count, POOL + SPATIAL + 1)
     mu, sigma, mu_s, sigma_s = (torch.from_numpy(stated[name]).double() for name in STATED)
     scatter = torch.block_diag(sigma, sigma_s).mul_(count - 1)
-    moments = Moments(count, torch.cat([mu, mu_s]), scatter)
-    return images._replace(moments=moments), True
+    return Statistics(Moments(count, torch.cat([mu, mu_s]), scatter), images.features), True

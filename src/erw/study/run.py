@@ -25,8 +25,7 @@ from erw.data.prepare import prepare_builtin
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.dist import World
 from erw.errors import CheckpointError, ConfigError, check_ranges
-from erw.evaluation.callback import Callback, scoring
-from erw.evaluation.validation import validating
+from erw.evaluation.callback import Callback, scoring, validating
 from erw.io import write_bytes, write_json
 from erw.log import say
 from erw.recipes import recipe, tiny
