@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from erw.data import Batch, Cache, open_source
-from erw.data.cache import map_columns
 from erw.data.images import crop
+from erw.data.parts import map_columns
 from erw.data.prepare import add_encoders
 from erw.data.quantize import FORMATS, pack, unpack
 from erw.data.writer import write_columns

@@ -12,9 +12,7 @@ from erw.data.manifest import (
     EncoderSpec,
     SourceSpec,
     VaeSpec,
-    column_bytes,
     readable,
-    size_table,
 )
 from erw.errors import CacheError
 
@@ -56,11 +54,8 @@ def spec(latent: tuple[int, int, int], *, dim: int = 0, format: str = "float16")
 
 def size(of: CacheSpec, *, part: str) -> int:
     """Bytes per image of the columns in one of a shard's files, less number and label."""
-    return sum(
-        column_bytes(column)
-        for name, column in of.columns()[part].items()
-        if name not in ("label", "item")
-    )
+    names = of.columns()[part].keys() - {"label", "item"}
+    return sum(of.row_bytes()[name] for name in names)
 
 
 def row(name: str, size: int) -> str:
@@ -90,8 +85,8 @@ def test_flipped_rows_take_twice_the_bytes_but_for_images() -> None:
     twice = replace(once, flip=True)
     factors = [size(twice, part=part) / size(once, part=part) for part in ("", "images", "0")]
     assert factors == [2, 1, 2]
-    text = size_table(replace(once, images=False))
-    assert " ".join(text.splitlines()[-1].split()) == "all 214,028 bytes an image 274.2 GB"
+    assert sum(replace(once, images=False).row_bytes().values()) == 214_028
+    assert readable(214_028 * IMAGENET) == "274.2 GB"
 
 
 def test_json_and_back() -> None:

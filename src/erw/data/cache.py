@@ -1,7 +1,7 @@
 """A prepared cache: latents' moments, teacher features and labels, read row by row."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +13,13 @@ from blake3 import blake3
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from erw.data.manifest import MANIFEST, SINGLE, Column, File, Manifest, shard_file
+from erw.data.manifest import SINGLE, File, shard_file
+from erw.data.parts import AGAIN, Part, map_columns, open_part
 from erw.data.quantize import Packed, unpack
-from erw.errors import CacheError, one_line
+from erw.errors import CacheError
 from erw.io import hash_file
 
 DOWNLOADS = 8  # at a time: object stores give their bandwidth to many connections
-AGAIN = "run the same erw prepare again"
 
 
 class Batch(NamedTuple):
@@ -48,15 +48,6 @@ class Batch(NamedTuple):
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return tree_map_only(Tensor, change, self)
-
-
-class Part(NamedTuple):
-    """One prepared folder or URL. `local` gives the path of one of its files on this machine."""
-
-    where: str
-    manifest: Manifest
-    identity: str
-    local: Callable[[File], Path]
 
 
 class Cache:
@@ -115,7 +106,7 @@ class Cache:
         if len(paths) == 1 and (Path(paths[0]).expanduser() / "online.json").is_file():
             from erw.data.on_the_fly import Online
 
-            return Online.open(paths[0])
+            return Online(Path(paths[0]).expanduser())
         cache = Cache([open_part(one) for one in paths])
         for part in cache.parts:
             for file in part.manifest.files if "://" not in part.where else ():
@@ -140,7 +131,7 @@ class Cache:
         return f"Cache({self.where!r}: {len(self)} rows, {self.vae['name']}, {encoders})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).open, ([part.where for part in self.parts],)
+        return Cache.open, ([part.where for part in self.parts],)
 
     def read(
         self,
@@ -221,16 +212,16 @@ class Cache:
     def verify(self) -> list[str]:
         """Rehash every file; the names of those that are damaged, cut short or missing."""
 
-        def damaged(pair: tuple[Part, File]) -> list[str]:
-            part, file = pair
+        def whole(part: Part, file: File) -> bool:
             try:
-                return [] if hash_file(part.local(file)) == file.blake3 else [file.file]
+                return hash_file(part.local(file)) == file.blake3
             except (OSError, CacheError):
-                return [file.file]
+                return False
 
         files = [(part, file) for part in self.parts for file in part.manifest.files]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [name for names in pool.map(damaged, files) for name in names]
+            good = list(pool.map(lambda pair: whole(*pair), files))
+        return [file.file for (_, file), fine in zip(files, good, strict=True) if not fine]
 
     def require(
         self,
@@ -280,36 +271,3 @@ class Cache:
         if not 0 <= label < max(1, len(names)):
             raise CacheError(f"cache {part.where} has label {label} but {len(names)} classes")
         return self._class_numbers[names[label]] if names else 0
-
-
-def open_part(path: str | Path) -> Part:
-    """One finished cache in a folder or at a URL, its files unchecked."""
-    if "://" in str(path):
-        from erw.data.remote import open_remote
-
-        return open_remote(str(path))
-    folder = Path(path).expanduser()
-    if (folder / "online.json").is_file():
-        raise CacheError(f"{folder} encodes while training (--online): give it alone")
-    manifest, identity = Manifest.read(folder), hash_file(folder / MANIFEST)[:32]
-    return Part(str(folder), manifest, identity, lambda file: folder / "shards" / file.file)
-
-
-def map_columns(path: Path, columns: Mapping[str, Column], *, rows: int) -> dict[str, Tensor]:
-    """The mapped columns of a shard's file. Raises `CacheError` unless it holds these."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:  # checks the header against the size of the file
-            mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise CacheError(f"shard {path} is damaged ({one_line(error)}): {AGAIN}") from error
-    for name, (dtype, shape) in columns.items():
-        column = mapped.get(name, torch.empty(0))
-        kind, expected = str(column.dtype).removeprefix("torch."), (rows, *shape)
-        if kind != dtype or column.shape != expected:
-            raise CacheError(
-                f"shard {path} has {kind} {tuple(column.shape)} as {name}, not {dtype} {expected} "
-                f"as the manifest says: {AGAIN}"
-            )
-    return mapped

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class Loader:
-    """Reads rows of a cache in a random order that only `seed` decides.
+    """Reads rows of a cache in a random order that only `seed` decides; mirrors every other one, by
+    chance, if the cache has mirrored rows.
 
     Position p of the stream is row `permutation[p mod n]` of epoch `p div n`, for n rows.
 
     Args:
         features: names of encoders in the cache.
         token: one of them whose class token is read too.
-        flip: mirror every other image, by chance; None: if the cache has mirrored rows.
         stored: leave features packed until `Batch.to` (see `Cache.read`).
     """
 
@@ -32,13 +32,11 @@ class Loader:
         seed: int,
         features: Sequence[str] = (),
         token: str = "",
-        flip: bool | None = None,
         stored: bool = False,
     ) -> None:
-        self.flip = cache.variants > 1 if flip is None else flip
-        cache.require(encoders=features, token=token, flip=self.flip)
-        self.cache, self.seed, self.stored = cache, seed, stored
-        self.features, self.token = tuple(features), token
+        cache.require(encoders=features, token=token)
+        self.cache, self.seed = cache, seed
+        self._read = partial(cache.read, features=features, token=token, packed=stored)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
     def batch(self, start: int, count: int, *, lo: int = 0, hi: int | None = None) -> Batch:
@@ -46,30 +44,17 @@ class Loader:
 
         Independent of earlier calls and of who calls: ranks read slices of one batch.
         """
-        positions = np.arange(start + lo, start + (count if hi is None else hi), dtype=np.int64)
-        return self.cache.read(
-            self.rows(positions),
-            features=self.features,
-            token=self.token,
-            flipped=self.flipped(positions) if self.flip else None,
-            packed=self.stored,
-        )
+        rows, coins = self.order(np.arange(start + lo, start + (count if hi is None else hi)))
+        return self._read(rows, flipped=coins if self.cache.spec.flip else None)
 
-    def rows(self, positions: np.ndarray) -> np.ndarray:
-        """Row of the cache at each position of the stream, int64."""
-        return self._drawn(positions, 0)
-
-    def flipped(self, positions: np.ndarray) -> np.ndarray:
-        """A fair coin for each position of the stream, bool."""
-        return self._drawn(positions, 1).astype(bool)
-
-    def _drawn(self, positions: np.ndarray, part: int) -> np.ndarray:
+    def order(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row of the cache at each position of the stream, int64, and a fair coin, bool."""
         epochs, places = np.divmod(positions, len(self.cache))
-        values = np.empty_like(places)
+        rows, coins = np.empty_like(places), np.empty(len(places), dtype=bool)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            values[here] = self._epoch(int(epoch))[part][places[here]]
-        return values
+            drawn, at = self._epoch(int(epoch)), epochs == epoch
+            rows[at], coins[at] = (values[places[at]] for values in drawn)
+        return rows, coins
 
     def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and coins of an epoch: 10 ms for a million rows."""

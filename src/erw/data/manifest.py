@@ -120,6 +120,11 @@ class CacheSpec:
                 columns[f"class.{name}"] = ("float16", (*variants, encoder.class_dim))
         return parts
 
+    def row_bytes(self) -> dict[str, int]:
+        """Bytes of an image in every column."""
+        columns = [column for part in self.columns().values() for column in part.items()]
+        return {k: math.prod(shape) * getattr(torch, kind).itemsize for k, (kind, shape) in columns}
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "CacheSpec":
         """From JSON values, as `asdict` gives them.
@@ -222,20 +227,8 @@ class Manifest:
         write_text(out / MANIFEST, json.dumps(values, sort_keys=True, indent=1) + "\n")
 
     @staticmethod
-    def read(out: Path) -> "Manifest":
-        """The manifest of the cache in a folder.
-
-        Raises `CacheError` if it is missing, damaged or of another version.
-        """
-        path = out / MANIFEST
-        if not path.is_file():
-            again = f"run erw prepare IMAGES --out {out}"
-            raise CacheError(f"no cache at {out}, or an unfinished one: {again}")
-        return Manifest.parse(path.read_bytes(), where=str(path))
-
-    @staticmethod
     def parse(text: bytes, *, where: str) -> "Manifest":
-        """A manifest from its text; `where` is named in errors, which are as for `read`."""
+        """From JSON. Raises `CacheError` naming `where` if it is damaged or of another version."""
         try:
             values = json.loads(text)
             if values["version"] != VERSION:
@@ -256,21 +249,6 @@ class Manifest:
 def shard_file(index: int, part: str = "") -> str:
     """The name of one of a shard's files: latents (""), "images", or an encoder's number."""
     return f"{index:05d}{part and f'.{part}'}.safetensors"
-
-
-def size_table(spec: CacheSpec) -> str:
-    """Bytes per image and in all of every column of a cache, one line each, and their sum."""
-    columns = [c for part in spec.columns().values() for c in part.items()]
-    sizes = {name: column_bytes(column) for name, column in columns}
-    return "\n".join(
-        f"{name:<34}{size:>12,} bytes an image{readable(size * spec.source.count):>14}"
-        for name, size in (sizes | {"all": sum(sizes.values())}).items()
-    )
-
-
-def column_bytes(column: Column) -> int:
-    """Bytes of one row of a column."""
-    return math.prod(column[1]) * getattr(torch, column[0]).itemsize
 
 
 def readable(size: float) -> str:

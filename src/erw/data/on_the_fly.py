@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw.data.cache import Cache, Part
+from erw.data.cache import Cache
 from erw.data.images import Unreadable
 from erw.data.manifest import CacheSpec, Manifest
 from erw.data.networks import Networks, cache_spec
-from erw.data.sources import BUILT_IN, HUB, Source, open_source
+from erw.data.parts import Part
+from erw.data.sources import BUILT_IN, HUB, open_source
 from erw.data.writer import cropped
 from erw.errors import CacheError, ConfigError, DataError
 from erw.io import hash_file, weight_hash, write_json
@@ -29,7 +30,8 @@ ONLINE = "online.json"
 
 
 class Online(Cache):
-    """A `Cache` whose rows are decoded, cropped and encoded when they are read.
+    """A `Cache` whose rows are decoded, cropped and encoded when they are read. The folder is made
+    by `write`. Raises `CacheError` where the images have changed.
 
     VAE and encoders are loaded on first use, on the GPU if there is one; batches lie there. A row
     is the same in any batch, up to the networks' rounding.
@@ -37,28 +39,20 @@ class Online(Cache):
 
     threads = 1  # the encoders already use every core
 
-    def __init__(self, path: Path, settings: dict[str, Any], source: Source) -> None:
-        spec = CacheSpec.from_json(settings["settings"])
+    def __init__(self, path: Path) -> None:
+        file = path / ONLINE
+        try:
+            self._settings = settings = json.loads(file.read_text())
+            self.source = source = open_source(settings["where"], **settings["options"])
+            spec = CacheSpec.from_json(settings["settings"])
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise CacheError(f"{file} is damaged ({error}): make it again") from error
+        if source.fingerprint() != spec.source.fingerprint:
+            raise CacheError(f"the images of {settings['where']} have changed: make another {path}")
         manifest = Manifest(spec, len(source), 0, tuple(source.class_names), (), (), ())
-        identity = hash_file(path / ONLINE)[:32]
-        super().__init__([Part(str(path), manifest, identity, lambda file: path / file.file)])
-        self.source, self._settings = source, settings
+        super().__init__([Part(str(path), manifest, hash_file(file)[:32], lambda _: file)])
         self.encoded = 1 << 62  # every image of every step
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="crop")
-
-    @classmethod
-    def open(cls, path: str | Path | Sequence[str | Path]) -> "Online":
-        """Open a folder that `write` made. Raises `CacheError` where the images have changed."""
-        path = Path(path if isinstance(path, str | Path) else path[0]).expanduser()
-        try:
-            settings = json.loads((path / ONLINE).read_text())
-            source = open_source(settings["where"], **settings["options"])
-            online = cls(path, settings, source)
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise CacheError(f"{path / ONLINE} is damaged ({error}): make it again") from error
-        if source.fingerprint() != online.spec.source.fingerprint:
-            raise CacheError(f"the images of {settings['where']} have changed: make another {path}")
-        return online
 
     def columns(
         self,
@@ -142,7 +136,7 @@ def write(
         rows_per_shard=1, images=True,
     )  # fmt: skip
     if (out / ONLINE).exists():
-        online = Online.open(out)
+        online = Online(out)
         if changed := online.spec.differences(spec):
             raise CacheError(f"{out} was made with other settings: {', '.join(changed)}")
         return online
@@ -151,4 +145,4 @@ def write(
     names = dict(zip(networks.encoders, encoders, strict=True))
     given = {"where": str(source), "options": options, "vae": vae, "encoders": names}
     write_json(out / ONLINE, given | {"settings": asdict(spec)})
-    return Online.open(out)
+    return Online(out)

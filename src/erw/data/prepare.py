@@ -9,18 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from erw.data.cache import Cache, open_part
-from erw.data.manifest import (
-    MANIFEST,
-    REJECTED,
-    SETTINGS,
-    CacheSpec,
-    Manifest,
-    Record,
-    readable,
-    size_table,
-)
+from erw.data.cache import Cache
+from erw.data.manifest import MANIFEST, REJECTED, SETTINGS, CacheSpec, Manifest, Record, readable
 from erw.data.networks import Networks, cache_spec, encoder_specs
+from erw.data.parts import open_part
 from erw.data.sources import Source, open_source, overview
 from erw.data.writer import Writer
 from erw.dist import current, world
@@ -99,7 +91,7 @@ def add_encoders(
     for `prepare`.
     """
     source, out = open_source(source), _local(out)
-    before = Manifest.read(out).spec
+    before = open_part(out).manifest.spec
     if source.fingerprint() != before.source.fingerprint:
         raise CacheError(
             f"{source.name} ({len(source)} images) is not what {out} was made of, or has changed "
@@ -113,10 +105,11 @@ def add_encoders(
 
 def verify(out: str | Path) -> Cache:
     """Rehash every file of a finished cache and open it. Raises CacheError for damaged ones."""
-    if not (Path(out).expanduser() / "online.json").is_file() and (bad := _damaged(out)):
+    cache = Cache.open(out)
+    if bad := cache.verify():
         again = "make them again with the erw prepare that made the cache"
         raise CacheError(f"{out}: damaged shards {', '.join(bad)}: {again}")
-    return Cache.open(out)
+    return cache
 
 
 def estimate(
@@ -129,18 +122,20 @@ def estimate(
     del options["batch_size"]  # it changes no size
     spec = cache_spec(source, networks, like=read_spec(Path(out).expanduser()), **options)
     flops = (spec.vae.flops + sum(encoder.flops for encoder in spec.encoders)) * (1 + spec.flip)
-    images = "\n            ".join(overview(source))
-    return (
-        f"images      {images}\nshards      {spec.shards}\n"
-        f"encoding    {flops / 1e9:.3f} GFLOP an image\n\n{size_table(spec)}"
-    )
+    lines = ["images      " + "\n            ".join(overview(source))]
+    lines += [f"shards      {spec.shards}", f"encoding    {flops / 1e9:.3f} GFLOP an image", ""]
+    sizes = spec.row_bytes()
+    for name, size in (sizes | {"all": sum(sizes.values())}).items():
+        total = readable(size * len(source))
+        lines.append(f"{name:<34}{size:>12,} bytes an image{total:>14}")
+    return "\n".join(lines)
 
 
 def read_spec(out: Path) -> CacheSpec | None:
     """The spec of the cache in `out`, finished or not, or None. Raises CacheError for damage."""
     path = out / SETTINGS
     if not path.exists():
-        return Manifest.read(out).spec if (out / MANIFEST).exists() else None
+        return open_part(out).manifest.spec if (out / MANIFEST).exists() else None
     try:
         return CacheSpec.from_json(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError) as error:
@@ -196,17 +191,13 @@ def _begin(writer: Writer, stack: ExitStack, *, adding: bool) -> CacheSpec:
 def _whole(writer: Writer) -> bool:
     """Whether the cache is finished and whole; damaged files are removed, to be made again."""
     out = writer.out
-    if not (out / MANIFEST).exists() or Manifest.read(out).spec != writer.spec:
+    if not (out / MANIFEST).exists() or (part := open_part(out)).manifest.spec != writer.spec:
         return False
-    bad = _damaged(out)
+    bad = Cache([part]).verify()  # `Cache.open` stops at the first file of a wrong size
     for name in bad:
         say(f"{name} is damaged and is made again")
         (writer.folder / name).unlink(missing_ok=True)
     return not bad
-
-
-def _damaged(out: str | Path) -> list[str]:
-    return Cache([open_part(out)]).verify()  # `Cache.open` stops at the first file of a wrong size
 
 
 def _join(writer: Writer) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw.data.cache import map_columns
 from erw.data.images import WHITE, Unreadable, crop
 from erw.data.loader import prefetch
 from erw.data.manifest import CacheSpec, File, Record, Shard, shard_file
 from erw.data.networks import Networks, one_thread_each
+from erw.data.parts import map_columns
 from erw.data.quantize import pack
 from erw.data.sources import Source, overview
 from erw.errors import CacheError, CheckpointError, ConfigError, DataError, one_line
