@@ -1,7 +1,7 @@
 """Measures of features: alignment of two representations, and accuracy of probes.
 
-Features a (n, D1) and b (n, D2) are of the same n images; K and L (n, n) are their inner products.
-They are taken as they are: normalise or centre them first if you want that.
+Features a (n, D1) and b (n, D2) are of the same n images, as they are: neither normalised nor
+centred. K and L (n, n) are their inner products.
 """
 
 import torch
@@ -26,7 +26,10 @@ def cknna(a: Tensor, b: Tensor, *, k: int = 10, unbiased: bool = True) -> float:
     2405.07987) and their released code. Raises DataError unless 2 <= k < n.
     """
     kernels = _kernels(a, b, k=k)
-    masks = [_nearest(kernel, k, unbiased) for kernel in kernels]
+    masks = []  # (n, n): 1 where j is among the k largest of row i
+    for kernel in kernels:
+        ranked = kernel.clone().fill_diagonal_(-torch.inf) if unbiased else kernel
+        masks.append(torch.zeros_like(kernel).scatter_(1, ranked.topk(k, dim=1).indices, 1.0))
     shared = masks[0] * masks[1]
     own_a, own_b = (mask * kernel for mask, kernel in zip(masks, kernels, strict=True))
     cross = _hsic(shared * kernels[0], shared * kernels[1], unbiased)
@@ -79,13 +82,6 @@ def _kernels(a: Tensor, b: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
         raise DataError(f"k = {k} neighbours among {len(a)} images: give 2 <= k < n, n >= 4")
     a, b = a.double(), b.double()
     return a @ a.T, b @ b.T
-
-
-def _nearest(kernel: Tensor, k: int, without_self: bool) -> Tensor:
-    """Mask (n, n): 1 where j is among the k largest of row i."""
-    if without_self:
-        kernel = kernel.clone().fill_diagonal_(-torch.inf)
-    return torch.zeros_like(kernel).scatter_(1, kernel.topk(k, dim=1).indices, 1.0)
 
 
 def _hsic(k: Tensor, l: Tensor, unbiased: bool) -> Tensor:  # noqa: E741

@@ -22,12 +22,11 @@ from torch import Tensor
 from erw import flow
 from erw.config import Run, to_dict
 from erw.data.cache import Batch, Cache
-from erw.data.sources.openmoji import OpenMojiSet
 from erw.dist import World, precision
 from erw.encoders.vae import load_vae
 from erw.errors import ConfigError
 from erw.evaluation.evaluate import Scores, evaluate
-from erw.evaluation.images import built_in, reference_images
+from erw.evaluation.images import reference_images
 from erw.evaluation.metrics import extractors_of, metrics_of
 from erw.evaluation.probing import network_inputs, noised
 from erw.io import save_tensors, tensor_header
@@ -49,9 +48,8 @@ def scoring(
 ) -> Callback:
     """The callback that scores samples, a line of kind "eval" each; `say` gets a text on each.
 
-    The EMA weights with the best score are `best.safetensors`. Raises here, not after hours of
-    training: ConfigError, CacheError, FileNotFoundError for an impossible metric, or missing
-    weights, reference or cache.
+    Raises here, not after hours of training: ConfigError, CacheError, FileNotFoundError for an
+    impossible metric, or missing weights, reference or cache.
     """
     options = run.eval
     extractors_of(metrics_of(options.metric), weights=options.weights)
@@ -132,10 +130,8 @@ def validating(
     and nothing dropped: `flow`, the mean, and `flow_by_time`, the loss at each of `times`. Raises
     ConfigError now where there are no held-out images, or they do not fit the run's cache.
     """
-    read = functools.cache(
-        _held_out(run, Cache.open(run.data.cache))
-    )  # at the first use, then kept
     total = run.eval.loss_images
+    read = functools.cache(_held_out(run, Cache.open(run.data.cache)))  # made at the first use
 
     def validate(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         if is_written(out, "validation", step, world):
@@ -157,11 +153,8 @@ def loss_sums(
     model: Trained, numbers: Sequence[int], images: Batch | None, *, device: torch.device,
     batch_size: int = 64,
 ) -> Tensor:  # fmt: skip
-    """The loss of the latents at each of `TIMES`, summed over images: float64 (12,).
-
-    It is the squared error of what the objective predicts, of a DiT the noise. The noise of an
-    image follows from its number.
-    """
+    """The loss of the latents (of a DiT, of the noise in them) at each of `TIMES`, summed over
+    images: float64 (12,). The noise of an image follows from its number."""
     settings, (dtype, _) = model.run.flow, precision(model.run.optim.precision, device)
     path = flow.PATHS[settings.path]
     prediction = "noise" if settings.objective == "ddpm" else settings.prediction
@@ -190,22 +183,20 @@ def _normal(name: str, numbers: Sequence[int], shape: Sequence[int], time: int) 
 
 
 def _held_out(run: Run, cache: Cache) -> Callable[[range, torch.device], Batch]:
-    """A function that gives held-out images by number; checks now that it can."""
+    """Numbers, device -> held-out images."""
     count, name = run.eval.loss_images, run.eval.heldout
     if run.model.net == "rdm":
         raise ConfigError("an rdm has no latents to validate on: leave eval.loss at 0")
     scaling = {key: cache.vae[key] for key in ("shift", "scale")}
     if name is None:
-        if run.model.needs_token or not built_in(cache.class_names):
-            raise ConfigError(
-                "eval.heldout is missing: give a cache of images that are not trained on, made as "
-                f"{cache.where} (only runs on the built-in images without class tokens have one)"
-            )
+        names = () if run.model.needs_token else cache.class_names  # only a cache has tokens
+        missing = f"eval.heldout is missing: give a cache of other images, made as {cache.where}"
+        sizes = {"size": cache.image_size, "count": count}
+        source: Any = reference_images(None, names, missing=missing, **sizes)
 
         def compose(rows: range, device: torch.device) -> Batch:
             """Built-in test images, encoded by the cache's VAE."""
             vae = load_vae(cache.vae["name"], device=str(device)).scaled(**scaling)
-            source = OpenMojiSet("test", size=cache.image_size, count=count)
             images, labels = zip(*(source[i] for i in rows), strict=True)
             pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
             encoded = torch.cat([vae.encode(part) for part in pixels.split(64)])

@@ -8,7 +8,7 @@ from typing import Any
 from erw.dist import World
 from erw.evaluation.features import ALONE, PooledEncoder, Progress, extract, extract_stored
 from erw.evaluation.images import Images, image_set
-from erw.evaluation.metrics import INCEPTION, Pair, extractors_of, metrics_of, with_stated
+from erw.evaluation.metrics import INCEPTION, extractors_of, metrics_of, with_stated
 from erw.io import cache_home
 
 
@@ -16,13 +16,9 @@ from erw.io import cache_home
 class Scores:
     """The result of `evaluate`, and what it depends on.
 
-    Attributes:
-        values: score by name.
-        images, reference: their names, and hashes of their content.
-        resolution: (height, width) of the images, before the encoder's own resizing.
-        settings: how the images were generated, where that is known.
-        reference_statistics: "images", or "stated": the mean and covariance in ADM's `.npz`.
-        features: score -> its encoder, and the hash of its weights.
+    `resolution`: (height, width), before the encoder's own resizing. `settings`: how the images
+    were generated, if that is known. `reference_statistics`: "images", or "stated", of an `.npz` of
+    ADM's. `features`: score -> its encoder, and the hash of its weights.
     """
 
     values: dict[str, float]
@@ -42,7 +38,7 @@ class Scores:
         return self.values[name.replace("-", "_")]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """As JSON values."""
         return asdict(self)
 
 
@@ -84,7 +80,7 @@ def evaluate(
         features: dict[str, dict[str, str]] = {}
         for names, distance, _, space in metrics:
             network, weights_hash, _ = extractors[space]
-            result = distance(Pair(expected[space], statistics[space], network, space))
+            result = distance(expected[space], statistics[space], network, space)
             values |= zip(names, result if len(names) > 1 else (result,), strict=True)
             meta = {"encoder": network.name, "weights": weights_hash}
             features |= dict.fromkeys(names, meta)

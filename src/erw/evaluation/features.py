@@ -68,8 +68,8 @@ def extract(
 ) -> dict[str, Statistics]:  # fmt: skip
     """Statistics of `images` under several encoders, by name. Raises NumericsError as `pooled`.
 
-    Each rank of `world` takes a range of the images; all call this, all get the statistics of the
-    whole. `progress` is given the number of images after each batch of this rank.
+    Each rank takes a range of the images; all call this, all get the statistics of the whole.
+    `progress` is given the number of images after each batch of this rank.
     """
     moments: dict[str, Moments] = {}  # empty on a rank without images
     kept: dict[str, list[Tensor]] = {name: [] for name in extractors}
@@ -105,31 +105,22 @@ def extract_stored(
     images: ImageSet, extractors: Mapping[str, Extractor], folder: Path, *, world: World,
     **options: Any,
 ) -> dict[str, Statistics]:  # fmt: skip
-    """Statistics of a reference by name, from `folder` where they are stored; on the first rank.
-
-    Other ranks get those that are new. `options` are those of `extract`.
-    """
+    """Statistics of a reference by name, from `folder` where every rank has them, else made and
+    stored by the first. `options` are those of `extract`."""
     statistics: dict[str, Statistics] = {}
-    paths = {
-        name: folder / f"{images.content}-{images.count}-"
-        f"{one.encoder.name.replace('/', '_')}-{one.weights}-{VERSION}.safetensors"
-        for name, one in extractors.items()
-    }
-
-    def missing() -> list[str]:
-        """Loads what is stored; the names of the others."""
-        for name, one in extractors.items():
-            with contextlib.suppress(CheckpointError):  # missing or damaged
-                stored, _ = load_tensors(paths[name])
-                if stored["features"].numel() or one.kept == 0:
-                    moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
-                    statistics[name] = Statistics(moments, stored["features"])
-        return [name for name in extractors if name not in statistics]
-
-    if names := world.broadcast(missing):
-        new = {name: extractors[name] for name in names}
-        statistics |= extract(images, new, world=world, **options)
-    for name in names if world.first else ():
+    paths: dict[str, Path] = {}
+    for name, one in extractors.items():
+        encoder = one.encoder.name.replace("/", "_")
+        file = f"{images.content}-{images.count}-{encoder}-{one.weights}-{VERSION}.safetensors"
+        paths[name] = folder / file
+        with contextlib.suppress(CheckpointError):  # missing or damaged
+            stored, _ = load_tensors(paths[name])
+            if stored["features"].numel() or one.kept == 0:
+                moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
+                statistics[name] = Statistics(moments, stored["features"])
+    new = {k: one for k, one in extractors.items() if world.agree(k not in statistics)}
+    statistics |= extract(images, new, world=world, **options) if new else {}
+    for name in new if world.first else ():
         moments, features = statistics[name]
         tensors = {"mean": moments.mean, "scatter": moments.scatter, "features": features}
         save_tensors(paths[name], tensors | {"count": torch.tensor(moments.count)})

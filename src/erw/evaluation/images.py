@@ -18,6 +18,7 @@ from torch import Tensor
 from erw.data.cache import Cache
 from erw.data.images import Unreadable
 from erw.data.sources import BUILT_IN, FileSource, Source, open_source
+from erw.data.sources.openmoji import groups
 from erw.encoders.base import check_images
 from erw.errors import ConfigError, DataError, NumericsError
 from erw.io import hash_file
@@ -58,39 +59,29 @@ def image_set(images: Images, *, what: str = "images", like: ImageSet | None = N
         raise DataError(f"{what} {result.name}: {result.count} of them; statistics need at least 2")
     if like and like.resolution != result.resolution:
         ours, others = _sides(like.resolution), _sides(result.resolution)
-        raise DataError(
-            f"images {like.name} are {ours}, the {what} {result.name} is {others}: "
-            "bring both to one size first"
-        )
+        problem = f"images {like.name} are {ours}, the {what} {result.name} is {others}"
+        raise DataError(f"{problem}: bring both to one size first")
     return result
 
 
 def reference_images(
-    name: str | None, class_names: tuple[str, ...], *, size: int | None, count: int
-) -> Images:
+    name: str | None, class_names: tuple[str, ...], *, size: int | None, count: int,
+    missing: str = "--reference (--eval.reference) is missing: give images not trained on",
+) -> Images:  # fmt: skip
     """The images to compare with: a path, or a built-in set composed at `size`.
 
     Without a name, runs on the built-in images are compared with the built-in test set. Raises
-    ConfigError for other runs, FileNotFoundError where nothing is at the path.
+    ConfigError for other runs, saying what is missing; FileNotFoundError for no such path.
     """
-    if name is None and not built_in(class_names):
-        raise ConfigError(
-            "--reference (--eval.reference while training) is missing: give images that were "
-            "not trained on (a folder, zip, .npz, cache with images or openmoji-test)"
-        )
+    if name is None and class_names != tuple(groups()):
+        raise ConfigError(missing)
     name = name or "openmoji-test"
     if name in BUILT_IN:
-        return open_source(name, count=count, **({"size": size} if size else {}))
+        options: dict[str, Any] = {"size": size} if size else {}
+        return open_source(name, count=count, **options)
     if not Path(name).exists():
         raise FileNotFoundError(f"no reference at {name}: expected a folder, zip, .npz or cache")
     return name
-
-
-def built_in(class_names: tuple[str, ...]) -> bool:
-    """Whether these are the classes of the built-in images."""
-    from erw.data.sources.openmoji import groups
-
-    return class_names == tuple(groups())
 
 
 def _sides(shape: tuple[int, ...]) -> str:
@@ -99,12 +90,9 @@ def _sides(shape: tuple[int, ...]) -> str:
 
 def _by_rows(rows: Callable[[range], Tensor]) -> Reader:
     """`ImageSet.read` from a function that gives the images of some numbers."""
-
-    def read(first: int, stop: int, batch_size: int) -> Iterator[Tensor]:
-        for lo in range(first, stop, batch_size):
-            yield rows(range(lo, min(lo + batch_size, stop)))
-
-    return read
+    return lambda first, stop, batch_size: (
+        rows(range(lo, min(lo + batch_size, stop))) for lo in range(first, stop, batch_size)
+    )
 
 
 @singledispatch
@@ -133,18 +121,16 @@ def _(generation: Generation) -> ImageSet:
             assert samples.images is not None
             finite = torch.isfinite(samples.latents).flatten(1).all(1).tolist()
             if bad := [str(s) for s, good in zip(samples.seeds, finite, strict=True) if not good]:
-                raise NumericsError(
-                    f"samples of seeds {', '.join(bad[:4])} are not finite: the weights have "
-                    "diverged, or guidance is too strong"
-                )
+                seeds = ", ".join(bad[:4])
+                raise NumericsError(f"samples of seeds {seeds} are not finite: guide them less")
             yield from samples.images.split(batch_size)
 
     # Images follow from the settings and these, so they are hashed before they are drawn.
     recipe = [generation.settings, generation.seeds, generation.labels]
     content = blake3(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
     height, width = (side * generation.vae.factor for side in generation.model.latent_shape[1:])
-    settings = generation.settings
-    return ImageSet("generation", len(generation), content, (height, width), read, settings)
+    size, settings = (height, width), generation.settings
+    return ImageSet("generation", len(generation), content, size, read, settings)
 
 
 @opened.register
@@ -188,10 +174,8 @@ def _of_source(source: Source, settings: dict[str, Any] | None = None) -> ImageS
         images = [checked(source.__getitem__, i)[0] for i in part]
         for i, image in zip(part, images, strict=True):
             if image.shape != shape:
-                raise DataError(
-                    f"{source.location(i)} is {_sides(image.shape)}, the images before it "
-                    f"{_sides(shape)}: bring them to one size first"
-                )
+                other = f"{source.location(i)} is {_sides(image.shape)}"
+                raise DataError(f"{other}, the images before it {_sides(shape)}: make all one size")
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
     content = blake3(source.fingerprint().encode())

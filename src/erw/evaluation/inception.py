@@ -8,6 +8,7 @@ Source: Szegedy et al. (arXiv 1512.00567); `evaluations/evaluator.py` of openai/
 """
 
 import tomllib
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ class Mixed(nn.Module):
 
     def __init__(self, inputs: int, branches: Branches, *, maximum: bool = False) -> None:
         super().__init__()
-        self.halves, self.maximum = "branch_pool" not in branches, maximum
+        self.halves = "branch_pool" not in branches
+        mean = partial(F.avg_pool2d, count_include_pad=False)
+        self.pool = partial(F.max_pool2d if maximum else mean, kernel_size=3, stride=1, padding=1)
         self.steps: dict[str, list[list[str]]] = {}
         self.width = inputs if self.halves else 0
         for branch, convs in branches.items():
@@ -77,11 +80,7 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
         for branch, steps in self.steps.items():
-            ends = [x]
-            if branch == "branch_pool" and self.maximum:
-                ends = [F.max_pool2d(x, 3, stride=1, padding=1)]
-            elif branch == "branch_pool":
-                ends = [F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)]
+            ends = [x if branch != "branch_pool" else self.pool(x)]
             for names in steps:
                 ends = [self.get_submodule(name)(ends[0]) for name in names]
             outputs += ends

@@ -28,8 +28,15 @@ from torch import nn
 from erw.config import nearest
 from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError, DataError
-from erw.evaluation import distances
-from erw.evaluation.distances import Moments, frechet
+from erw.evaluation.distances import (
+    Moments,
+    cmmd,
+    density_coverage,
+    frechet,
+    inception_score,
+    kid,
+    precision_recall,
+)
 from erw.evaluation.features import Extractor, PooledEncoder, Statistics
 from erw.evaluation.inception import POOL, SPATIAL, load_inception
 from erw.io import weight_hash
@@ -54,56 +61,49 @@ STATED = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (
 """What a reference batch may state: mean and covariance of `pool_3` and of spatial features."""
 
 
-class Pair(NamedTuple):
-    """Both sides in one space, and the space's encoder."""
-
-    real: Statistics
-    fake: Statistics
-    encoder: Any
-    space: str
-
-    def frechet(self, part: slice) -> float:
-        """The distance of some of the features."""
-        return frechet(self.real.moments.part(part), self.fake.moments.part(part))
-
-    def of_features(self, distance: Callable[..., Any], **options: Any) -> Any:
-        """A distance that takes the features of every image."""
-        return distance(self.real.features, self.fake.features, **options)
-
-    def inception_score(self) -> float:
-        """Without the bias, in splits of 5,000 in the images' order."""
-        parts = self.fake.features.to(self.encoder.fc.weight.device).split(5000)
-        logits = torch.cat([self.encoder.logits(part).cpu() for part in parts])
-        return distances.inception_score(logits)
-
-
 class Metric(NamedTuple):
     """The names of its scores, their values, and the space that they are taken in.
 
-    `keeps`: it needs the features of every image, not the moments alone.
+    `of` gets the statistics of both sides, the encoder and the space; `keeps`: it needs the
+    features of every image, not the moments alone.
     """
 
     scores: tuple[str, ...]
-    of: Callable[[Pair], Any]
+    of: Callable[[Statistics, Statistics, Any, str], Any]
     keeps: bool = True
     space: str = INCEPTION
 
 
+def _frechet(real: Statistics, fake: Statistics, part: slice) -> float:
+    return frechet(real.moments.part(part), fake.moments.part(part))
+
+
+def _inception_score(_: Statistics, fake: Statistics, net: Any, space: str) -> float:
+    """Without the bias, in splits of 5,000 in the images' order."""
+    parts = fake.features.to(net.fc.weight.device).split(5000)
+    return inception_score(torch.cat([net.logits(part).cpu() for part in parts]))
+
+
+def _precision_recall(x: Statistics, y: Statistics, _: Any, space: str) -> tuple[float, float]:
+    return precision_recall(x.features, y.features, k=NEIGHBOURS.get(space, 3))
+
+
 DISTANCES = {
-    "fd": Metric(("fd",), lambda p: p.frechet(slice(getattr(p.encoder, "kept", None))), False),
-    "kid": Metric(("kid",), lambda p: p.of_features(distances.kid)),
-    "mmd": Metric(("mmd",), lambda p: p.of_features(distances.cmmd)),
-    "pr": Metric(
-        ("precision", "recall"),
-        lambda p: p.of_features(distances.precision_recall, k=NEIGHBOURS.get(p.space, 3)),
+    "fd": Metric(
+        ("fd",), lambda x, y, n, _: _frechet(x, y, slice(getattr(n, "kept", None))), False
     ),
-    "dc": Metric(("density", "coverage"), lambda p: p.of_features(distances.density_coverage)),
+    "kid": Metric(("kid",), lambda x, y, *_: kid(x.features, y.features)),
+    "mmd": Metric(("mmd",), lambda x, y, *_: cmmd(x.features, y.features)),
+    "pr": Metric(("precision", "recall"), _precision_recall),
+    "dc": Metric(
+        ("density", "coverage"), lambda x, y, *_: density_coverage(x.features, y.features)
+    ),
 }
 """Metrics of any space."""
 NAMED = {
     "fid": DISTANCES["fd"]._replace(scores=("fid",)),
-    "sfid": Metric(("sfid",), lambda p: p.frechet(slice(POOL, POOL + SPATIAL)), False),
-    "is": Metric(("inception_score",), Pair.inception_score),
+    "sfid": Metric(("sfid",), lambda x, y, *_: _frechet(x, y, slice(POOL, POOL + SPATIAL)), False),
+    "is": Metric(("inception_score",), _inception_score),
     "pr": DISTANCES["pr"],
     "kid": DISTANCES["kid"],
     "cmmd": DISTANCES["mmd"]._replace(scores=("cmmd",), space="clip-embedding"),
