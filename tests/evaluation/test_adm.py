@@ -13,10 +13,10 @@ from erw import evaluate
 from erw.cli import main
 from erw.errors import ConfigError, DataError
 from erw.evaluation.distances import Moments, frechet, kid, precision_recall
+from erw.evaluation.evaluate import with_stated
 from erw.evaluation.features import Extractor, Statistics, extract
 from erw.evaluation.images import image_set
 from erw.evaluation.inception import POOL, SPATIAL, Inception, load_inception
-from erw.evaluation.metrics import with_stated
 from helpers.images import stripes as pictures
 from helpers.inception import pool_and_spatial, random_state
 

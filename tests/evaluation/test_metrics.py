@@ -22,7 +22,7 @@ from erw.encoders import load_encoder
 from erw.encoders.base import resize
 from erw.errors import ConfigError, DataError
 from erw.evaluation.distances import Moments, cmmd, frechet, kid, precision_recall
-from erw.evaluation.metrics import SPACES, extractors_of, metrics_of
+from erw.evaluation.evaluate import SPACES, extractors_of, metrics_of
 from helpers.images import Pixels, pictures, save_pngs
 from helpers.vits import FAMILIES, TEXT, TINY, images, saved
 

@@ -25,9 +25,8 @@ from erw.data.cache import Batch, Cache
 from erw.dist import World, precision
 from erw.encoders.vae import load_vae
 from erw.errors import ConfigError
-from erw.evaluation.evaluate import Scores, evaluate
+from erw.evaluation.evaluate import Scores, evaluate, extractors_of, metrics_of
 from erw.evaluation.images import reference_images
-from erw.evaluation.metrics import extractors_of, metrics_of
 from erw.evaluation.probing import network_inputs, noised
 from erw.io import save_tensors, tensor_header
 from erw.log import read_metrics
@@ -37,21 +36,21 @@ from erw.training import network
 from erw.training.loop import Callback as Callback
 from erw.training.trained import BEST, Trained
 
+Say = Callable[[str], None]
 HIGHER = ("precision", "recall", "density", "coverage", "inception_score")
 """Scores that begin so are better when they are higher; all others are distances."""
 TIMES = tuple((i + 0.5) / 12 for i in range(12))
 """Noise times of the validation loss, the midpoints of twelve equal parts of [0, 1]."""
 
 
-def scoring(
-    run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
-) -> Callback:
+def scoring(run: Run, out: str | Path, *, say: Say = lambda text: None) -> Callback:
     """The callback that scores samples, a line of kind "eval" each; `say` gets a text on each.
 
     Raises here, not after hours of training: ConfigError, CacheError, FileNotFoundError for an
     impossible metric, or missing weights, reference or cache.
     """
     options = run.eval
+    metrics: dict[str, Any] = {"metric": options.metric, "weights": options.weights}
     extractors_of(metrics_of(options.metric), weights=options.weights)
     cache = Cache.open(run.data.cache)
     reference = reference_images(
@@ -65,19 +64,18 @@ def scoring(
         seeds, settings = range(options.samples), to_dict(run.sample)
         scores = evaluate(
             generate(model, seeds, precision="auto", vae=options.vae, **settings),
+            **metrics,
             reference=reference,
-            metric=options.metric,
-            weights=options.weights,
             device=str(world.device),
             world=world,
         )
         if not world.first:
             return ()
         best = options.keep_best and keep_if_best(Path(out) / BEST, model, scores)
-        how = scores.to_dict()
-        line = {"kind": "eval", "values": how.pop("values"), "best": best, "how": how}
         text = ", ".join(f"{name} {value:.4g}" for name, value in scores.values.items())
         say(f"step {step}: {text} of {options.samples} samples" + ", the best so far" * best)
+        how = scores.to_dict()
+        line = {"kind": "eval", "values": how.pop("values"), "best": best, "how": how}
         return [line | {"eval_seconds": time.monotonic() - began}]
 
     return score
@@ -121,9 +119,7 @@ def _conditions(result: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in (result | (result["settings"] or {})).items() if k not in free}
 
 
-def validating(
-    run: Run, out: str | Path, *, say: Callable[[str], None] = lambda text: None
-) -> Callback:
+def validating(run: Run, out: str | Path, *, say: Say = lambda text: None) -> Callback:
     """The callback that gives a line of kind "validation"; `say` gets a text on each.
 
     It is the objective's own squared error on images that are not trained on, with the class given

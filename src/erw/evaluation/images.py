@@ -156,8 +156,8 @@ def _(path: str | Path) -> ImageSet:
         for block in read_images(path, rows=batch_size, first=first, stop=stop):
             yield torch.from_numpy(block).permute(0, 3, 1, 2).contiguous()
 
-    content = hash_file(path)[:32]
-    return ImageSet(path.name, count, content, (height, width), read, read_settings(path))
+    size, content = (height, width), hash_file(path)[:32]
+    return ImageSet(path.name, count, content, size, read, read_settings(path))
 
 
 @opened.register(Source)

@@ -17,11 +17,9 @@ from erw.evaluation.images import Images, image_set
 
 
 class Nearest(NamedTuple):
-    """The number (N,) of the nearest training image of each sample, and its distance (N,).
-
-    A distance is 1 - cosine of both images' features. `usual` has those of images that were not
-    trained on; `suspicious` is the share of samples nearer than all but one percent of these.
-    """
+    """The number (N,) of each sample's nearest training image, and its distance (N,), 1 - cosine of
+    the features; `usual`: distances of images that were not trained on; `suspicious`: the share of
+    samples nearer than all but one percent of these."""
 
     number: Tensor
     distance: Tensor

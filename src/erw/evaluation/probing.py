@@ -11,6 +11,7 @@ nothing of the label. Means have length 1 before cknna and cka, as in Huh et al.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,17 +57,14 @@ class Point(NamedTuple):
     value: float
 
 
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.double(), dim=-1)
-
-
+_unit = partial(F.normalize, dim=-1)
 METRICS: dict[str, Callable[[Tensor, Material, int], float]] = {
-    "cknna": lambda x, images, k: alignment.cknna(_unit(x), _unit(images.target), k=k),
-    "cka": lambda x, images, _: alignment.cka(_unit(x), _unit(images.target)),
+    "cknna": lambda x, images, k: alignment.cknna(_unit(x), _unit(images.target.double()), k=k),
+    "cka": lambda x, images, _: alignment.cka(_unit(x), _unit(images.target.double())),
     "probe": lambda x, images, _: alignment.linear_probe(x, images.labels),
     "knn": lambda x, images, _: alignment.knn_accuracy(x, images.labels),
 }
-"""Name -> (mean tokens (n, D), images, neighbours of cknna) -> value."""
+"""Name -> (mean tokens (n, D), float64, images, neighbours of cknna) -> value."""
 
 
 def cknna(
@@ -93,7 +91,7 @@ def curve(
         raise ConfigError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
     for time in times:
         for depth, x in hidden_states(model, images, time=time, depths=depths).items():
-            yield Point(name, model.step, time, depth, METRICS[metric](x, images, k))
+            yield Point(name, model.step, time, depth, METRICS[metric](x.double(), images, k))
 
 
 @torch.no_grad()
@@ -144,10 +142,7 @@ def network_inputs(
     if not width:
         return latents, labels
     if token is None or token.shape[1] != width:
-        raise DataError(
-            f"the model needs class tokens of {width} channels, which this cache does not have: "
-            "give the cache that it was trained on, or prepare one with --class-token"
-        )
+        raise DataError(f"the model needs class tokens of {width} channels: give its own cache")
     if net.representation:
         return latents, F.layer_norm(token, token.shape[1:])
     return torch.cat([latents.flatten(1), token], 1), labels
