@@ -168,7 +168,7 @@ def test_on_the_command_line(
     code, _, err = erw("prepare", made.more, "--out", copy)
     assert code == 2 and "--data.cache A B reads both as one" in err
     code, _, err = erw("prepare", made.folder, "--out", copy, "--add-encoder", OTHER, "--flip")
-    assert code == 2 and "--flip does not go with --add-encoder" in err
+    assert code == 2 and "--add-encoder takes --features, --class-token" in err
     code, out, _ = erw("prepare", made.folder, "--out", copy, "--add-encoder", OTHER)
     assert code == 0 and OTHER in out
     assert erw("prepare", "--out", copy, "--verify")[0] == 0

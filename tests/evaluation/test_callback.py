@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from erw.cli import main
-from erw.cli.train import Watch, together, watches
+from erw.cli.train import watching
 from erw.config import Eval, Run
 from erw.errors import CheckpointError, ConfigError
-from erw.evaluation.callback import keep_if_best
+from erw.evaluation.callback import Callback, keep_if_best, together
 from erw.evaluation.evaluate import Scores
 from erw.evaluation.images import reference_images
 from erw.log import read_metrics
@@ -30,7 +30,7 @@ SMALL = Eval(every=2, samples=8, reference_count=16, loss=2, loss_images=8)
 
 
 def watched(run: Run, out: Path) -> Path:
-    go(run, out, **together(watches(run, str(out), say=lambda text: None)))
+    go(run, out, **watching(run, str(out), say=lambda text: None))
     return out
 
 
@@ -132,11 +132,11 @@ def test_only_comparable_scores_decide_which_weights_are_best(scored: Path, tmp_
         )
 
 
-def test_steps_and_several_watches() -> None:
+def test_steps_and_several_callbacks() -> None:
     run = Run(steps=25, eval=Eval(every=10))
     assert watched_steps(run, run.eval.every) == (10, 20, 25) and watched_steps(run, 0) == ()
     seen: list[tuple[str, int]] = []
-    two: list[Watch] = [
+    two: list[tuple[set[int], Callback]] = [
         ({1, 2}, lambda s, *_: seen.append(("a", s))),
         ({2}, lambda s, *_: seen.append(("b", s))),
     ]

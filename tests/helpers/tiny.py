@@ -93,7 +93,7 @@ def _die_in_score(number: int) -> None:
 
 
 if __name__ == "__main__":
-    from erw.cli.train import together, watches
+    from erw.cli.train import watching
     from erw.data.cache import Cache as Opened
     from erw.log import Progress
     from erw.training import train
@@ -123,7 +123,7 @@ if __name__ == "__main__":
     run = run.replace(
         eval=Eval(every=every, samples=8, reference_count=16, loss=every, loss_images=8)
     )
-    watched = together(watches(run, args.out, say=print))
+    watched = watching(run, args.out, say=print)
     learn = build_objective(resolve(run, Opened.open(args.cache)))
 
     def deadly(net, batch, phase, rng, **options):  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from erw.cli.settings import RunDirs, Settings
 from erw.dist import current
 from erw.errors import ConfigError
-from erw.evaluation.probing import METRICS, Material, curve, material
+from erw.evaluation.probing import METRICS, curve, material
 from erw.interop import load_pretrained
 from erw.log import Progress
 from erw.study.knowledge import history, save_knowledge
@@ -35,7 +35,7 @@ class Analysis:
     num_heads: int | None = None  # likewise, where neither width nor shapes say it
 
 
-def analyze(runs: RunDirs, how: Settings[Analysis], *, out: str | None = None) -> None:
+def analyze(runs: RunDirs, options: Settings[Analysis], *, out: str | None = None) -> None:
     """Measure networks block by block: what they know at which depth, noise time and step.
 
     Args:
@@ -46,57 +46,49 @@ def analyze(runs: RunDirs, how: Settings[Analysis], *, out: str | None = None) -
     if not runs:
         raise ConfigError("erw analyze needs a run first; see erw analyze --help")
     names = [Path(run).stem if Path(run).is_file() else Path(run).name for run in runs]
-    if len(set(names)) < len(names):
-        names = list(runs)
-    same = ("metric", "times", "depths", "k")
-    options = {name: getattr(how, name) for name in same}
+    names = names if len(set(names)) == len(names) else list(runs)
+    measured = {name: getattr(options, name) for name in ("metric", "times", "depths", "k")}
     points: list[dict[str, Any]] = []
-    images: Material | None = None
+    images: Any = None
     with Progress("analyze", len(runs)) as progress:
         for run, name in zip(runs, names, strict=True):
-            for model in models_of(run, how):
-                images = images or material_for(model, how)
-                points += [p._asdict() for p in curve(model, images, **options, name=name)]
+            for model in models_of(run, options):
+                if images is None:
+                    cache: Any = options.cache or model.run.data.cache
+                    images = material(cache, encoder=options.encoder, count=options.count)
+                points += [p._asdict() for p in curve(model, images, **measured, name=name)]
             progress.update()
-    assert images is not None, "a run has a checkpoint"
-    changes = history(points)
-    record = {
-        **asdict(how),
-        "encoder": images.encoder,
-        "count": len(images.rows),
-        "points": points,
-        "reference": None,  # the encoder's own accuracy
-        "history": changes,
-    }
     for p in points:
         place = f"{p['run']}  step {p['step']:<8} t {p['time']:<5g} depth {p['depth']:<3}"
         print(f"{place} {p['value']:.4f}")
-    if how.metric in ("probe", "knn"):
-        value = METRICS[how.metric](images.target, images, how.k)
-        record["reference"] = value
-        print(f"{images.encoder} itself {value:.4f}")
-    by_time = groupby(changes, lambda change: f"{change['run']}  t {change['time']:g}")
-    for title, blocks in by_time:
+    reference = None
+    if options.metric in ("probe", "knn"):
+        reference = METRICS[options.metric](images.target, images, options.k)
+        print(f"{images.encoder} itself {reference:.4f}")
+    changes = history(points)
+    for title, blocks in groupby(changes, lambda block: f"{block['run']}  t {block['time']:g}"):
         bent = [block["u_shaped"] for block in blocks]
         print(f"{title}: {sum(bent)} of {len(bent)} blocks fall and come back over steps")
     if out:
+        record = {
+            **asdict(options),
+            "encoder": images.encoder,
+            "count": len(images.rows),
+            "points": points,
+            "reference": reference,  # the encoder's own accuracy
+            "history": changes,
+        }
         print("\n".join(map(str, save_knowledge(record, out))))
 
 
-def models_of(run: str, how: Analysis) -> Iterator[Trained]:
+def models_of(run: str, options: Analysis) -> Iterator[Trained]:
     """The networks that a run's folder or a released checkpoint has, one at a time."""
     device = current().device
     if not is_run(run):
-        yield load_pretrained(run, how.layout, num_heads=how.num_heads, device=device)
+        if options.cache is None:
+            raise ConfigError("a released checkpoint names no images: give --cache")
+        yield load_pretrained(run, options.layout, num_heads=options.num_heads, device=device)
         return
-    kept = [str(step_of(path)) for path in paths(Path(run) / "checkpoints")] or ["last"]
-    for checkpoint in kept if how.checkpoint == "all" else [how.checkpoint]:
+    every = [str(step_of(path)) for path in paths(Path(run) / "checkpoints")] or ["last"]
+    for checkpoint in every if options.checkpoint == "all" else [options.checkpoint]:
         yield load(run, checkpoint=checkpoint, device=device)
-
-
-def material_for(model: Trained, how: Analysis) -> Material:
-    """Latents and features of the cache that the options, or the first run, name."""
-    cache: Any = how.cache or (model.run.data.cache if is_run(model.source) else None)
-    if cache is None:
-        raise ConfigError("a released checkpoint names no images: give --cache")
-    return material(cache, encoder=how.encoder, count=how.count)

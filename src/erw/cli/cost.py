@@ -9,11 +9,9 @@
   what well-tuned transformers of this size reach.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -25,46 +23,26 @@ from erw.study.compare import amount
 from erw.training.flops import Ledger
 from erw.training.network import Network, build_network, resolve
 
-STATE_BYTES = 20
-CAST_BYTES = {"bf16": 2, "fp32": 0}
+PARAMETER_BYTES = {"bf16": 22, "fp32": 20}
 ACTIVATION_BYTES = {"bf16": 48, "fp32": 80}
 UTILISATION = 0.4
-GIB = 2**30
-
-
-class Accelerator(NamedTuple):
-    """Dense bf16 peak in FLOP/s and memory in bytes, by the maker's data sheet."""
-
-    peak: float
-    memory: int
-
-
 ACCELERATORS = {
-    "rtx3090": Accelerator(71e12, 24 * GIB),
-    "rtx4090": Accelerator(165e12, 24 * GIB),
-    "l40s": Accelerator(362e12, 48 * GIB),
-    "a100-40": Accelerator(312e12, 40 * GIB),
-    "a100": Accelerator(312e12, 80 * GIB),
-    "h100": Accelerator(989e12, 80 * GIB),
-    "h200": Accelerator(989e12, 141 * GIB),
-    "b200": Accelerator(2250e12, 180 * GIB),
+    "rtx3090": (71e12, 24),
+    "rtx4090": (165e12, 24),
+    "l40s": (362e12, 48),
+    "a100-40": (312e12, 40),
+    "a100": (312e12, 80),
+    "h100": (989e12, 80),
+    "h200": (989e12, 141),
+    "b200": (2250e12, 180),
 }
+"""name -> dense bf16 peak in FLOP/s and memory in GiB, by the maker's data sheet."""
 TEACHERS = {
     "dinov2-s": (384, 12_247_123_968),
     "dinov2-b": (768, 46_322_454_528),
     "dinov2-l": (1024, 162_023_964_672),
 }
 """name -> channels of the patch tokens and FLOPs of one image."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A resolved run, its network on the meta device, its ledger, and the source of these."""
-
-    run: Run
-    net: Network
-    ledger: Ledger
-    origin: str
 
 
 def cost(
@@ -90,93 +68,68 @@ def cost(
             raise ConfigError(f"--{name}: unknown {value!r}{nearest(value, table)}")
     if gpus < 1:
         raise ConfigError(f"--gpus is {gpus}; expected 1 or more")
-    parts = by_cache(run) or assumed(run, teacher)
-    run, chosen = parts.run, ACCELERATORS[gpu]
+    run, net, ledger, text = account(run, teacher)
+    peak, memory = ACCELERATORS[gpu]
     images = -(-run.data.batch_size // (gpus * run.optim.accumulate))
     precision = "fp32" if run.optim.precision == "fp32" else "bf16"
-    need = rank_memory(
-        parameters=sum(p.numel() for p in parts.net.parameters()),
-        images=images,
-        tokens=parts.net.model.tokens,
-        width=run.model.width,
-        blocks=run.model.depth,
-        precision=precision,
+    state = sum(p.numel() for p in net.parameters()) * PARAMETER_BYTES[precision]
+    kept = images * net.model.tokens * run.model.width * run.model.depth
+    need = (state + kept * ACTIVATION_BYTES[precision]) / 2**30
+    fits = "fits" if need < 0.9 * memory else "does NOT fit: raise --optim.accumulate"
+    hours = ledger.spent(run.steps).total / (peak * UTILISATION * gpus) / 3600
+    print(
+        f"{run.name}: {text}\n\non {gpus} x {gpu} at {UTILISATION:g} of its bf16 peak:\n"
+        f"  memory      {need:.1f} of {memory} GiB a GPU, {images} images each in {precision}: "
+        f"{fits}\n  training    {hours:,.2f} h"
     )
-    fits = "fits" if need < 0.9 * chosen.memory else "does NOT fit: raise --optim.accumulate"
-
-    print(f"{run.name}: {parts.origin}", "", *by_part(parts), "", sep="\n")
-    print(f"on {gpus} x {gpu} at {UTILISATION:g} of its bf16 peak:")
-    print(f"  memory      {need / 2**30:.1f} of {chosen.memory / 2**30:.0f} GiB a GPU", end="")
-    print(f", {images} images each in {precision}: {fits}")
-    hours = parts.ledger.spent(run.steps).total / (chosen.peak * UTILISATION * gpus) / 3600
-    print(f"  training    {hours:,.2f} h")
 
 
-def by_cache(run: Run) -> Parts | None:
-    """What the run needs by its cache; None where there is none."""
+def account(run: Run, teacher: str | None = None) -> tuple[Run, Network, Ledger, str]:
+    """A run resolved by its cache, its network on the meta device, its ledger, and both as text.
+
+    Without a cache it is for ImageNet at 256, the VAE of Stable Diffusion and this teacher. Raises
+    CacheError where there is no teacher either.
+    """
     try:
         cache = Cache.open(run.data.cache)
     except CacheError:
-        if Path(run.data.cache[0]).expanduser().exists():
+        if teacher is None or Path(run.data.cache[0]).expanduser().exists():
             raise
-        return None
-    run = resolve(run, cache)
-    dims = {name: spec.dim for name, spec in cache.features.items()}
-    origin = f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}"
-    return Parts(run, _on_meta(run, dims), Ledger.of(run, cache), origin)
-
-
-def assumed(run: Run, teacher: str) -> Parts:
-    """What the run needs for ImageNet at 256 in latents like those of Stable Diffusion's VAE."""
-    (dim, work), model = TEACHERS[teacher], run.model
-    model = replace(
-        model,
-        input_size=model.input_size or 32,
-        channels=model.channels or 4,
-        class_dim=dim if model.needs_token else None,
-        num_classes=1000 if model.num_classes is None else model.num_classes,
-    )
-    dims = {teacher: dim} if run.plan.reads_encoder else {}
-    run = run.replace(model=model, data=replace(run.data, features=tuple(dims)))
-    reads = bool(dims) or model.needs_token
-    ledger = Ledger.from_dims(run, dims, teacher=work * reads, rows=1_281_167)
-    origin = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at 256, "
-    origin += "the VAE of Stable Diffusion" + f", teacher {teacher}" * reads
-    return Parts(run, _on_meta(run, dims), ledger, origin)
-
-
-def _on_meta(run: Run, dims: Mapping[str, int]) -> Network:
+        (dim, work), model = TEACHERS[teacher], run.model
+        model = replace(
+            model,
+            input_size=model.input_size or 32,
+            channels=model.channels or 4,
+            class_dim=dim if model.needs_token else None,
+            num_classes=1000 if model.num_classes is None else model.num_classes,
+        )
+        dims = {teacher: dim} if run.plan.reads_encoder else {}
+        run = run.replace(model=model, data=replace(run.data, features=tuple(dims)))
+        reads = bool(dims) or model.needs_token
+        ledger = Ledger.from_dims(run, dims, teacher=work * reads, rows=1_281_167)
+        origin = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at 256, "
+        origin += "the VAE of Stable Diffusion" + f", teacher {teacher}" * reads
+    else:
+        run = resolve(run, cache)
+        dims = {name: spec.dim for name, spec in cache.features.items()}
+        ledger = Ledger.of(run, cache)
+        origin = f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}"
     with torch.device("meta"):
-        return build_network(run, dims)
-
-
-def by_part(parts: Parts) -> list[str]:
-    """Lines on parameters, on FLOPs of a step, and on the whole run."""
-    run, book = parts.run, parts.ledger
-    flops = partial(amount, over="flops")
-    modules = parts.net.model, parts.net.projectors
-    count, heads = (sum(p.numel() for p in m.parameters()) for m in modules)
-    lines = [
-        f"parameters    {count / 1e6:.1f} M" + f", projectors {heads / 1e6:.1f} M" * bool(heads)
-    ]
-    for step in dict.fromkeys((run.plan.warmup, 0)) if run.plan.warmup else (0,):
-        rate, batch = book.rate(step), book.images(step + 1) - book.images(step)
+        net = build_network(run, dims)
+    flops, spent = partial(amount, over="flops"), ledger.spent(run.steps)
+    count, heads = (sum(p.numel() for p in m.parameters()) for m in (net.model, net.projectors))
+    projectors = f", projectors {heads / 1e6:.1f} M" * bool(heads)
+    lines = [origin, f"parameters    {count / 1e6:.1f} M{projectors}"]
+    for step in sorted({run.plan.warmup, 0}, reverse=True):
+        rate, batch = ledger.rate(step), ledger.images(step + 1) - ledger.images(step)
         name = "warm-up step" if rate.warmup else "full step"
-        work = f"{flops(batch * rate.trained)}, {batch} images of {flops(rate.trained)}"
-        lines.append(f"{name:<14}{work}")
-    if book.teacher:
-        lines.append(f"teacher       {flops(book.teacher)} an image, once each from a cache")
-    spent = book.spent(run.steps)
-    return [
-        *lines,
+        lines.append(
+            f"{name:<14}{flops(batch * rate.trained)}, {batch} images of {flops(rate.trained)}"
+        )
+    if ledger.teacher:
+        lines.append(f"teacher       {flops(ledger.teacher)} an image, once each from a cache")
+    lines.append(
         f"run           {flops(spent.total)} in {run.steps:,} steps, of which warm-up "
-        f"{flops(spent.warmup)}, teacher {flops(spent.teacher)}",
-    ]
-
-
-def rank_memory(
-    *, parameters: int, images: int, tokens: int, width: int, blocks: int, precision: str = "bf16"
-) -> int:
-    """Bytes of one rank in training, by the model above; `images` are those of a micro-batch."""
-    state = parameters * (STATE_BYTES + CAST_BYTES[precision])
-    return state + images * tokens * width * blocks * ACTIVATION_BYTES[precision]
+        f"{flops(spent.warmup)}, teacher {flops(spent.teacher)}"
+    )
+    return run, net, ledger, "\n".join(lines)

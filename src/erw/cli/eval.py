@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Fixed, arg
 
 from erw.cli.sample import Draw, call_with_model, generation_of
 from erw.cli.settings import RunOrImages, Settings
-from erw.data.sources import BUILT_IN
+from erw.data.sources import BUILT_IN, open_source
 from erw.dist import current
 from erw.errors import ConfigError
 from erw.evaluation.evaluate import evaluate as score_images
-from erw.evaluation.images import image_set, reference_images
+from erw.evaluation.images import ImageSet, image_set, reference_images
 from erw.log import Progress
 from erw.training import Trained
 
@@ -43,8 +43,8 @@ def evaluate(
     source: RunOrImages,
     score: Settings[Score],
     draw: Settings[Draw],
-    model: Trained | None,
     *,
+    model: Fixed[Trained | None] = None,
     out: str | None = None,
 ) -> None:
     """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl.
@@ -54,39 +54,13 @@ def evaluate(
             images.
         out: write scores and how they were made as JSON.
     """
-    scores = scored(images_of(source, model, draw, score.reference_count), model, score)
-    if not current().first:
-        return
-    for name, value in scores["values"].items():
-        print(f"{name:<20}{value:.4f}")
-    line = json.dumps(scores) + "\n"
-    if model is not None and Path(source).is_dir():
-        with (Path(source) / "scores.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
-    if out:
-        Path(out).write_text(line, encoding="utf-8")
-
-
-def images_of(source: str, model: Trained | None, draw: Draw, count: int) -> tuple[Any, int | None]:
-    """The images that `source` names, or a run's samples to be, with their side in pixels."""
-    if model is not None:
-        generation = generation_of(model, draw)
-        vae: Any = generation.vae
-        return generation, model.latent_shape[-1] * vae.factor if vae else None
-    if draw != DRAW:
-        raise ConfigError(f"{source} is no run: leave out --seeds, --steps and the like")
-    built_in = source in BUILT_IN
-    return (reference_images(source, (), size=None, count=count) if built_in else source), None
-
-
-def scored(images: tuple[Any, int | None], model: Trained | None, score: Score) -> dict[str, Any]:
-    """The scores with everything that they depend on, as JSON values."""
-    world, (samples, size) = current(), images
-    names = model.class_names if model else ()
-    reference = reference_images(score.reference, names, size=size, count=score.reference_count)
-    samples = image_set(samples)
-    with Progress("eval", samples.count or 0, unit="images", quiet=not world.first) as progress:
-        return score_images(
+    world, names = current(), model.class_names if model else ()
+    samples = samples_of(source, model, draw, score.reference_count)
+    reference = reference_images(
+        score.reference, names, size=samples.resolution[0], count=score.reference_count
+    )
+    with Progress("eval", samples.count, unit="images", quiet=not world.first) as progress:
+        scores = score_images(
             samples,
             reference=reference,
             metric=score.metric,
@@ -94,4 +68,24 @@ def scored(images: tuple[Any, int | None], model: Trained | None, score: Score) 
             device=str(world.device),
             world=world,
             progress=lambda count: progress.update(count * world.size),  # the others are as far
-        ).to_dict()
+        )
+    if not world.first:
+        return
+    for name, value in scores.values.items():
+        print(f"{name:<20}{value:.4f}")
+    line = json.dumps(scores.to_dict()) + "\n"
+    if model is not None and Path(source).is_dir():
+        with (Path(source) / "scores.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)
+    if out:
+        Path(out).write_text(line, encoding="utf-8")
+
+
+def samples_of(source: str, model: Trained | None, draw: Draw, count: int) -> ImageSet:
+    """The images that `source` names, or a run's samples to be."""
+    if model is None and draw != DRAW:
+        raise ConfigError(f"{source} is no run: leave out --seeds, --steps and the like")
+    images: Any = generation_of(model, draw) if model else source
+    if images in BUILT_IN:
+        images = open_source(source, count=count)
+    return image_set(images, what="samples")

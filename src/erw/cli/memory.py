@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tyro.conf import Fixed
 
-from erw.cli.eval import DRAW, images_of
+from erw.cli.eval import DRAW, samples_of
 from erw.cli.sample import Draw, call_with_model
 from erw.cli.settings import RunOrImages, Settings
 from erw.data.cache import Cache
@@ -39,10 +40,10 @@ def main(args: Sequence[str]) -> None:
 
 def memory(
     source: RunOrImages,
-    how: Settings[Memory],
+    options: Settings[Memory],
     draw: Settings[Draw],
-    model: Trained | None,
     *,
+    model: Fixed[Trained | None] = None,
     out: str | None = None,
 ) -> None:
     """Find the nearest training image of every sample: distances, pairs and a picture.
@@ -52,21 +53,21 @@ def memory(
             images.
         out: write OUT.json and OUT.png, the nearest samples above their training images.
     """
-    given, size = images_of(source, model, draw, how.count)
-    sets: dict[str, Any] = {"samples": image_set(given, what="samples")}
-    if how.training is None and model is None:
+    samples = samples_of(source, model, draw, options.count)
+    training: Any = options.training or (model and Cache.open(model.run.data.cache))
+    if training is None:
         raise ConfigError("--training is missing: the images that were trained on")
-    training: Any = how.training or (model and Cache.open(model.run.data.cache))
-    held_out = how.held_out or ("openmoji-test" if training in BUILT_IN else None)
-    for name, images in (("training", training), ("held_out", held_out)):
+    held_out = options.held_out or ("openmoji-test" if training in BUILT_IN else None)
+    sets = {"samples": samples}
+    for name, images in {"training": training, "held_out": held_out}.items():
         if isinstance(images, str):
-            images = reference_images(images, (), size=size, count=how.count)
+            size = samples.resolution[0]
+            images = reference_images(images, (), size=size, count=options.count)
         if images is not None:
             what = f"{name.replace('_', '-')} images"
-            sets[name] = image_set(images, what=what, like=sets["samples"])
-    encoder = load_encoder(how.encoder, device=str(current().device))
-    total = sum(one.count or 0 for one in sets.values())
-    with Progress("memory", total, unit="images") as progress:
+            sets[name] = image_set(images, what=what, like=samples)
+    encoder = load_encoder(options.encoder, device=str(current().device))
+    with Progress("memory", sum(s.count for s in sets.values()), unit="images") as progress:
         near = nearest_images(**sets, encoder=encoder, progress=progress.update)
     for name, q in (("least", 0.0), ("median", 0.5)):
         usual = "" if near.usual is None else f"   held out {near.usual.quantile(q):.4f}"
@@ -75,10 +76,9 @@ def memory(
         print(f"{'suspicious':<12}{near.suspicious:.1%}   nearer than 99 % of held-out images")
     if out is None:
         return
-    nearest = [
-        {"sample": i, "image": int(near.number[i]), "distance": float(near.distance[i])}
-        for i in near.distance.argsort().tolist()
-    ]
+    order = near.distance.argsort().tolist()
+    numbers, distances = near.number.tolist(), near.distance.tolist()
+    nearest = [{"sample": i, "image": numbers[i], "distance": distances[i]} for i in order]
     record = {
         **{n: {"name": s.name, "hash": s.content, "count": s.count} for n, s in sets.items()},
         "encoder": encoder.name,
@@ -86,13 +86,12 @@ def memory(
         "nearest": nearest,
         "suspicious": near.suspicious,
         "usual": None if near.usual is None else near.usual.tolist(),
-        "settings": sets["samples"].settings,
+        "settings": samples.settings,
     }
-    top = nearest[:8]
-    texts = [""] * len(top) + [f"{pair['distance']:.3f}" for pair in top]
-    places = [("samples", pair["sample"]) for pair in top]
-    places += [("training", pair["image"]) for pair in top]
+    top = order[:8]
+    places = [("samples", i) for i in top] + [("training", numbers[i]) for i in top]
     pairs = torch.stack([next(sets[name].batches(1, i, i + 1))[0].cpu() for name, i in places])
+    texts = [""] * len(top) + [f"{distances[i]:.3f}" for i in top]
     write_bytes(Path(f"{out}.png"), picture(pairs, range(len(texts)), texts, columns=len(top)))
     write_json(Path(f"{out}.json"), record)
     print(f"{out}.png\n{out}.json")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Fixed, Positional, arg
 
 from erw.cli.settings import Settings, call, peek
 from erw.data import on_the_fly
@@ -18,9 +18,9 @@ from erw.errors import ConfigError
 
 COMPOSING = ("count", "groups")
 READING = ("classes", "split", "subset", "columns")
-"""Settings that say how images are found in IMAGES."""
+"""Settings that say which images of the built-in sets, and of others, are read."""
 ADDED = ("features", "class_token", "batch_size")
-"""Settings that --add-encoder takes; the rest is as the cache has it."""
+"""Settings of an added encoder; the others are the cache's."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,21 @@ class Prepare:
     precision: Literal["float32", "bfloat16"] | None = None
     seed: int = 0  # of the built-in images
 
-    def reading(self, source: str) -> dict[str, Any]:
-        """Options of `open_source`, but for the seed."""
-        if source in BUILT_IN:
-            count = 50_000 if self.count is None else self.count
-            return {"size": self.image_size, "count": count, "groups": self.groups}
-        given = {name: getattr(self, name) for name in COMPOSING if getattr(self, name)}
-        return {name: getattr(self, name) for name in READING} | given
-
 
 def main(args: Sequence[str]) -> None:
     source, out = peek("prepare", _names, args)
-    how, spec = Prepare(), read_spec(Path(out).expanduser()) if out else None
+    options, spec = Prepare(), read_spec(Path(out).expanduser()) if out else None
     if spec:  # the settings of the cache that --out names
         same = ("image_size", "flip", "images", "rows_per_shard", "precision", "seed")
-        options = {name: getattr(spec, name) for name in same}
         encoders = tuple(encoder.name for encoder in spec.encoders)
         count = spec.source.count if source in BUILT_IN else None
-        how = replace(how, vae=spec.vae.name, encoders=encoders, count=count, **options)
-    call("prepare", prepare, args, {"base": how}, how=how)
+        options = Prepare(
+            vae=spec.vae.name,
+            encoders=encoders,
+            count=count,
+            **{name: getattr(spec, name) for name in same},
+        )
+    call("prepare", prepare, args, options=options, base=options)
 
 
 def _names(source: Positional[str | None] = None, *, out: str | None = None) -> Any:
@@ -78,10 +74,10 @@ def _names(source: Positional[str | None] = None, *, out: str | None = None) -> 
 
 
 def prepare(
-    how: Settings[Prepare],
-    base: Prepare,
+    options: Settings[Prepare],
     source: Annotated[Positional[str | None], arg(metavar="IMAGES")] = None,
     *,
+    base: Fixed[Prepare] = Prepare(),
     out: str,
     add_encoder: tuple[str, ...] = (),
     verify: bool = False,
@@ -107,23 +103,26 @@ def prepare(
         return print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
     if source is None:
         raise ConfigError("missing IMAGES, what to prepare; see erw prepare --help")
-    device, settings = str(current().device), asdict(how)
-    reading = how.reading(source)
-    seed: dict[str, Any] = {"seed": how.seed} if source in BUILT_IN else {}
-    images = open_source(source, **reading, **seed)
+    device, settings = str(current().device), asdict(options)
+    composing = {name: settings.pop(name) for name in COMPOSING}
+    reading = {name: settings.pop(name) for name in READING}
+    if source in BUILT_IN:
+        count = 50_000 if options.count is None else options.count
+        reading = composing | {"size": options.image_size, "count": count, "seed": options.seed}
+    else:
+        reading |= {name: value for name, value in composing.items() if value}
+    images = open_source(source, **reading)
     if add_encoder:
-        taken = {*ADDED, *READING, *COMPOSING, "seed"}
-        changed = {name for name in settings.keys() - taken if settings[name] != vars(base)[name]}
-        for name in sorted(changed) + ["online"] * online + ["dry-run"] * dry_run:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} does not go with --add-encoder: leave it out")
-        options = {name: settings[name] for name in ADDED}
-        return print(add_encoders(images, out, encoders=add_encoder, device=device, **options))
+        free = {name: getattr(base, name) for name in (*ADDED, *READING, *COMPOSING, "seed")}
+        if replace(options, **free) != base or online or dry_run:
+            taken = ", ".join(f"--{name.replace('_', '-')}" for name in ADDED)
+            raise ConfigError(f"of an encoder's settings --add-encoder takes {taken} alone")
+        added = {name: settings[name] for name in ADDED}
+        return print(add_encoders(images, out, encoders=add_encoder, device=device, **added))
     if online and not dry_run:
         same = ("vae", "encoders", "image_size", "flip", "seed", "class_token")
         reading |= {name: settings[name] for name in same}
-        precision = how.precision or "bfloat16"
+        precision = options.precision or "bfloat16"
         return print(repr(on_the_fly.write(str(source), out, precision=precision, **reading)))
-    options = {name: settings[name] for name in settings.keys() - {*COMPOSING, *READING}}
-    options |= {"device": device, "precision": how.precision or "float32"}
-    print((estimate if dry_run else encode)(images, out, **options))
+    settings |= {"device": device, "precision": options.precision or "float32"}
+    print((estimate if dry_run else encode)(images, out, **settings))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tyro.conf import Fixed
+
 from erw.cli.settings import RunDir, Settings, call, first, peek
 from erw.config import Sample, nearest, to_dict
 from erw.data.sources import BUILT_IN
@@ -50,7 +52,7 @@ def call_with_model(
             raise FileNotFoundError(f"{name} is neither a run nor images; there is nothing there")
         if model is not None:
             draw = replace(draw, **to_dict(model.run.sample))
-        call(verb, function, args, {"model": model}, draw=draw)
+        call(verb, function, args, model=model, draw=draw)
 
 
 def open_run(run: RunDir, *, checkpoint: str = "last", layout: str = "auto") -> Trained:
@@ -61,8 +63,8 @@ def open_run(run: RunDir, *, checkpoint: str = "last", layout: str = "auto") -> 
 def sample(
     run: RunDir,
     draw: Settings[Draw],
-    model: Trained | None,
     *,
+    model: Fixed[Trained | None] = None,
     out: str,
     preview: bool = False,
 ) -> None:

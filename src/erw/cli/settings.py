@@ -7,14 +7,13 @@ import inspect
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import tyro
-from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, SuppressFixed, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from erw.config import Run, to_dict
+from erw.config import Run
 from erw.errors import ConfigError
 
 T = TypeVar("T")
@@ -26,24 +25,15 @@ RunDirs = Annotated[Positional[tuple[str, ...]], arg(metavar="RUN...")]
 RunOrImages = Annotated[Positional[str], arg(metavar="RUN|IMAGES")]
 
 HELP = {"-h", "--help"}
-GIVEN = ("model", "start", "base")
-"""Parameters of verbs that are no options: what has been read to learn the options' defaults."""
-TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-REGISTRY = ConstructorRegistry()
+TRUTH = {"": True, "true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+REGISTRY, CONFIG = ConstructorRegistry(), (FlagCreatePairsOff, SuppressFixed)
 
 
-def call(
-    verb: str,
-    function: Callable[..., Any],
-    args: Sequence[str],
-    given: Mapping[str, Any] = MappingProxyType({}),
-    **defaults: Any,
-) -> None:
+def call(verb: str, function: Callable[..., Any], args: Sequence[str], **defaults: Any) -> None:
     """Call a verb's function with what `args` say.
 
-    Args:
-        given: the parameters in `GIVEN`.
-        defaults: take the place of the function's own; those of `run` are the recipe's.
+    `defaults` take the place of the function's own; those of `run` are the recipe's. A parameter
+    that is `Fixed` is no option.
 
     Raises:
         ConfigError: an option is unknown (the nearest is named), or its value is missing or wrong.
@@ -51,7 +41,7 @@ def call(
     if "recipe" in inspect.signature(function).parameters:
         defaults = {"run": recipe_of(verb, args)} | defaults
     args = ["--help"] if HELP & set(args) else args
-    _parse(verb, functools.partial(bound(function), **defaults), args)(**given)
+    _parse(verb, functools.partial(bound(function), **defaults), args)()
 
 
 def recipe_of(verb: str, args: Sequence[str]) -> Run:
@@ -93,7 +83,7 @@ def print_completion(verbs: Mapping[str, Callable[..., Any]], shell: str) -> Non
     words = ["--tyro-print-completion", shell]
     tyro.extras.subcommand_cli_from_dict(
         {verb: bound(function) for verb, function in verbs.items()},
-        prog="erw", args=words, registry=REGISTRY, config=(FlagCreatePairsOff,),
+        prog="erw", args=words, registry=REGISTRY, config=CONFIG,
     )  # fmt: skip
 
 
@@ -104,16 +94,13 @@ def bound(function: Callable[..., Any]) -> Callable[..., Any]:
     def bind(*args: Any, **kwargs: Any) -> Any:
         return functools.partial(function, *args, **kwargs)
 
-    signature = inspect.signature(function)
-    options = [p for name, p in signature.parameters.items() if name not in GIVEN]
-    bind.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     return bind
 
 
 def _parse(verb: str, function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:
     """What tyro makes of `args`; its box around an error becomes one line with the nearest name."""
     box = io.StringIO()
-    options |= {"prog": f"erw {verb}", "registry": REGISTRY, "config": (FlagCreatePairsOff,)}
+    options |= {"prog": f"erw {verb}", "registry": REGISTRY, "config": CONFIG}
     try:
         with contextlib.redirect_stderr(box):
             return tyro.cli(function, args=args, **options)
@@ -140,9 +127,9 @@ def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         word = args[0].lower() if args and args[0] else ""  # a positional left out is [[]]
         if optional:
             return None if word in ("", "none") else kind(args[0])
-        if args and word not in TRUTH:
+        if word not in TRUTH:
             raise ValueError(f"expected true or false, got {args[0]!r}")
-        return not args or TRUTH[word]
+        return TRUTH[word]
 
     return PrimitiveConstructorSpec(
         nargs=1 if optional else (0, 1),
@@ -155,17 +142,16 @@ def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 def typed(value: Any) -> str:
     """A value as one types it; an empty list is the option alone."""
-    if isinstance(value, tuple):
-        return " ".join(map(typed, value))
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text.lower() if text in ("True", "False", "None") else text
 
 
-def as_options(record: Any, prefix: str = "--") -> Iterator[str]:
-    """Every setting of a record, and of the records inside it, as it is typed."""
-    for name, value in (record if isinstance(record, dict) else to_dict(record)).items():
+def as_options(settings: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
+    """Every setting of a record's dictionary, and of those inside it, as it is typed."""
+    for name, value in settings.items():
+        option = prefix + name.replace("_", "-")
         if isinstance(value, tuple) and value and isinstance(value[0], dict):
             value = {str(i): inner for i, inner in enumerate(value)}
-        option = prefix + name.replace("_", "-")
         if isinstance(value, dict):
             yield from as_options(value, f"{option}.")
         else:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from erw.cli.settings import Recipe, Settings, as_options, call
-from erw.config import Run
+from erw.config import Run, to_dict
+from erw.errors import CacheError
 
 
 def main(args: Sequence[str]) -> None:
@@ -13,7 +14,7 @@ def main(args: Sequence[str]) -> None:
         return call("show", show, args)
     names = recipes.names()
     for name in names:
-        print(f"{name:<{max(map(len, names))}}  {recipes.note(name).splitlines()[0]}")
+        print(f"{name:<{max(map(len, names))}}  {recipes.note(name)}")
 
 
 def show(recipe: Recipe, run: Settings[Run], *, tiny: bool = False) -> None:
@@ -23,10 +24,10 @@ def show(recipe: Recipe, run: Settings[Run], *, tiny: bool = False) -> None:
         recipe: its name.
         tiny: its twin of a few seconds on a CPU.
     """
-    from erw.cli.cost import by_cache, by_part
+    from erw.cli.cost import account
 
-    print("\n".join(as_options(run)) + "\n")
-    if parts := by_cache(run):
-        print(f"cost {parts.origin}", *by_part(parts), sep="\n")
-    else:
-        print(f"cost: not known without the cache {' '.join(run.data.cache)} (see erw cost)")
+    print("\n".join(as_options(to_dict(run))) + "\n")
+    try:
+        print(f"cost {account(run)[-1]}")
+    except CacheError as error:
+        print(f"cost not known: {error}")

@@ -6,6 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from erw.cli.settings import Settings, as_options, call, first
+from erw.config import to_dict
 from erw.study.run import STUDIES, Study, run_study, study_plan
 
 
@@ -29,8 +30,7 @@ def study(
         dry_run: print all settings, do nothing.
     """
     if dry_run:  # name and methods make a study that study, and are no settings
-        print(
-            *(s for s in as_options(plan) if not s.startswith(("--name ", "--methods"))), sep="\n"
-        )
+        settings = {k: v for k, v in to_dict(plan).items() if k not in ("name", "methods")}
+        print(*as_options(settings), sep="\n")
     else:
         print(run_study(plan, out))

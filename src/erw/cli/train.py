@@ -1,21 +1,18 @@
 """`erw train`: train a recipe; the same command resumes."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Fixed, arg
 
 from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
 from erw.config import Run
-from erw.dist import World, world
+from erw.dist import world
 from erw.errors import CacheError, ConfigError
 from erw.log import say
 from erw.sinks import sink as to_tracker
 from erw.training import Trained
-
-Watch = tuple[Collection[int], Callable[[int, Trained, World], Any]]
-"""What looks at a run while it trains: after which steps, and how."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -25,7 +22,7 @@ def main(args: Sequence[str]) -> None:
 
         start = peek("train", starting_model, args)
         run = adopt(run, start) if start else run
-    call("train", train, args, {"start": start}, run=run)
+    call("train", train, args, start=start, run=run)
 
 
 def starting_model(
@@ -47,8 +44,8 @@ def starting_model(
 def train(
     recipe: Recipe,
     run: Settings[Run],
-    start: Trained | None,
     *,
+    start: Fixed[Trained | None] = None,
     out: str,
     tiny: bool = False,
     dry_run: bool = False,
@@ -81,7 +78,7 @@ def train(
     from erw.training import train as run_training
     from erw.training.network import resolve
 
-    with world() as here:
+    with world() as joined:
         _prepare_built_in(run)
         if start is not None:  # its classes and heads become those of the run's cache
             cache = Cache.open(run.data.cache)
@@ -89,10 +86,9 @@ def train(
             count = resolved.model.num_classes or 0
             names = cache.class_names if count else ()
             start = starting_point(start, resolved, names, count, projectors=init_projectors)
-        write = to_tracker(run.log.to, run, out) if run.log.to and here.first else None
-        watched = together(watches(run, out, say=say))
-        result = run_training(run, out, init=start, sink=write, **watched)
-        if here.first:
+        write = to_tracker(run.log.to, run, out) if run.log.to and joined.first else None
+        result = run_training(run, out, init=start, sink=write, **watching(run, out))
+        if joined.first:
             print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
 
 
@@ -113,13 +109,12 @@ def _prepare_built_in(run: Run) -> None:
         prepare_builtin(CACHE, count=count, class_token=run.model.needs_token)
 
 
-def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
-    """Everything that the settings ask to look at a run while it trains.
+def watching(run: Run, out: str, say: Callable[[str], None] = say) -> dict[str, Any]:
+    """`at=` and `evaluate=` of `erw.train` for all scores and pictures that the settings ask for.
 
-    Raises:
-        ConfigError: there is nothing to look at, without images or without representations.
+    Raises ConfigError where there is nothing to draw, without images or without representations.
     """
-    from erw.evaluation.callback import scoring, validating
+    from erw.evaluation.callback import scoring, together, validating
     from erw.sampling.preview import previewing, watched_steps
     from erw.training.trained import RDM
 
@@ -131,15 +126,5 @@ def watches(run: Run, out: str, *, say: Callable[[str], None]) -> list[Watch]:
             f"images are drawn from representations, but there is no {RDM} in {out}: train it "
             f"first (--out {out}/{RDM}), or leave eval.every and log.preview at 0"
         )
-    looks = ((run.eval.every, scoring), (run.eval.loss, validating), (run.log.preview, previewing))
-    return [(watched_steps(run, n), make(run, out, say=say)) for n, make in looks if n]
-
-
-def together(watches: Sequence[Watch]) -> dict[str, Any]:
-    """`at=` and `evaluate=` of `erw.train` for all of them; each is called at its own steps."""
-
-    def look(step: int, model: Trained, world: World) -> list[dict[str, Any]]:
-        due = [look for steps, look in watches if step in steps]
-        return [line for look in due for line in look(step, model, world) or ()]
-
-    return {"at": {step for steps, _ in watches for step in steps}, "evaluate": look}
+    every = ((run.eval.every, scoring), (run.eval.loss, validating), (run.log.preview, previewing))
+    return together([(watched_steps(run, n), make(run, out, say=say)) for n, make in every if n])

