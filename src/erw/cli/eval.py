@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Fixed, arg
+from tyro.conf import arg
 
 from erw.cli.sample import Draw, call_with_model, generation_of
 from erw.cli.settings import RunOrImages, Settings
@@ -44,7 +44,7 @@ def evaluate(
     score: Settings[Score],
     draw: Settings[Draw],
     *,
-    model: Fixed[Trained | None] = None,
+    model: Trained | None,
     out: str | None = None,
 ) -> None:
     """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tyro.conf import Fixed
 
 from erw.cli.eval import DRAW, samples_of
 from erw.cli.sample import Draw, call_with_model
@@ -43,7 +42,7 @@ def memory(
     options: Settings[Memory],
     draw: Settings[Draw],
     *,
-    model: Fixed[Trained | None] = None,
+    model: Trained | None,
     out: str | None = None,
 ) -> None:
     """Find the nearest training image of every sample: distances, pairs and a picture.

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Fixed, Positional, arg
+from tyro.conf import Positional, arg
 
 from erw.cli.settings import Settings, call, peek
 from erw.data import on_the_fly
@@ -77,7 +77,7 @@ def prepare(
     options: Settings[Prepare],
     source: Annotated[Positional[str | None], arg(metavar="IMAGES")] = None,
     *,
-    base: Fixed[Prepare] = Prepare(),
+    base: Prepare,
     out: str,
     add_encoder: tuple[str, ...] = (),
     verify: bool = False,

@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tyro.conf import Fixed
-
 from erw.cli.settings import RunDir, Settings, call, first, peek
 from erw.config import Sample, nearest, to_dict
 from erw.data.sources import BUILT_IN
@@ -64,7 +62,7 @@ def sample(
     run: RunDir,
     draw: Settings[Draw],
     *,
-    model: Fixed[Trained | None] = None,
+    model: Trained | None,
     out: str,
     preview: bool = False,
 ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
-from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, SuppressFixed, arg
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from erw.config import Run
@@ -25,15 +25,16 @@ RunDirs = Annotated[Positional[tuple[str, ...]], arg(metavar="RUN...")]
 RunOrImages = Annotated[Positional[str], arg(metavar="RUN|IMAGES")]
 
 HELP = {"-h", "--help"}
+GIVEN = ("model", "start", "base")
+"""Parameters of verbs that are no options: what has been read to learn the options' defaults."""
 TRUTH = {"": True, "true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-REGISTRY, CONFIG = ConstructorRegistry(), (FlagCreatePairsOff, SuppressFixed)
+REGISTRY, CONFIG = ConstructorRegistry(), (FlagCreatePairsOff,)
 
 
 def call(verb: str, function: Callable[..., Any], args: Sequence[str], **defaults: Any) -> None:
     """Call a verb's function with what `args` say.
 
-    `defaults` take the place of the function's own; those of `run` are the recipe's. A parameter
-    that is `Fixed` is no option.
+    `defaults` take the place of the function's own; those of `run` are the recipe's.
 
     Raises:
         ConfigError: an option is unknown (the nearest is named), or its value is missing or wrong.
@@ -41,7 +42,8 @@ def call(verb: str, function: Callable[..., Any], args: Sequence[str], **default
     if "recipe" in inspect.signature(function).parameters:
         defaults = {"run": recipe_of(verb, args)} | defaults
     args = ["--help"] if HELP & set(args) else args
-    _parse(verb, functools.partial(bound(function), **defaults), args)()
+    given = {name: defaults.pop(name) for name in GIVEN if name in defaults}
+    _parse(verb, functools.partial(bound(function), **defaults), args)(**given)
 
 
 def recipe_of(verb: str, args: Sequence[str]) -> Run:
@@ -94,6 +96,9 @@ def bound(function: Callable[..., Any]) -> Callable[..., Any]:
     def bind(*args: Any, **kwargs: Any) -> Any:
         return functools.partial(function, *args, **kwargs)
 
+    signature = inspect.signature(function)
+    options = [p for name, p in signature.parameters.items() if name not in GIVEN]
+    bind.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     return bind
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Fixed, arg
+from tyro.conf import arg
 
 from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
 from erw.config import Run
@@ -45,7 +45,7 @@ def train(
     recipe: Recipe,
     run: Settings[Run],
     *,
-    start: Fixed[Trained | None] = None,
+    start: Trained | None,
     out: str,
     tiny: bool = False,
     dry_run: bool = False,
