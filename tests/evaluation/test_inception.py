@@ -158,7 +158,7 @@ def test_files_with_code_are_not_run(tmp_path: Path) -> None:
 
 def test_no_weights_says_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"https://github.com/mseitzer.*put it at"):
+    with pytest.raises(FileNotFoundError, match=r"https://github.com/mseitzer.*--weights"):
         find_inception()
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
         load_inception("nothing.pth")

@@ -64,4 +64,4 @@ def test_a_failed_download_is_one_line(
     capsys.readouterr()
     assert main(["eval", images, "--reference", images, "--metrics", "fid"]) == 2
     line = capsys.readouterr().err
-    assert "pt_inception" in line and "put it at" in line and line.count("\n") == 1
+    assert "pt_inception" in line and "--weights FILE" in line and line.count("\n") == 1

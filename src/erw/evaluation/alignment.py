@@ -80,8 +80,7 @@ def knn_accuracy(features: Tensor, labels: Tensor) -> float:
 def _kernels(a: Tensor, b: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     if not 2 <= k < len(a) or len(a) < 4:
         raise DataError(f"k = {k} neighbours among {len(a)} images: give 2 <= k < n, n >= 4")
-    a, b = a.double(), b.double()
-    return a @ a.T, b @ b.T
+    return a.double() @ a.double().T, b.double() @ b.double().T
 
 
 def _hsic(k: Tensor, l: Tensor, unbiased: bool) -> Tensor:  # noqa: E741

@@ -50,25 +50,21 @@ def scoring(run: Run, out: str | Path, *, say: Say = lambda text: None) -> Callb
     impossible metric, or missing weights, reference or cache.
     """
     options = run.eval
-    metrics: dict[str, Any] = {"metric": options.metric, "weights": options.weights}
     extractors_of(metrics_of(options.metric), weights=options.weights)
     cache = Cache.open(run.data.cache)
     reference = reference_images(
         options.reference, cache.class_names, size=cache.image_size, count=options.reference_count
     )
+    fixed: dict[str, Any] = {"metric": options.metric, "weights": options.weights}
 
     def score(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         if is_written(out, "eval", step, world):
             return ()
         began = time.monotonic()
         seeds, settings = range(options.samples), to_dict(run.sample)
-        scores = evaluate(
-            generate(model, seeds, precision="auto", vae=options.vae, **settings),
-            **metrics,
-            reference=reference,
-            device=str(world.device),
-            world=world,
-        )
+        images = generate(model, seeds, precision="auto", vae=options.vae, **settings)
+        device = str(world.device)
+        scores = evaluate(images, reference=reference, **fixed, device=device, world=world)
         if not world.first:
             return ()
         best = options.keep_best and keep_if_best(Path(out) / BEST, model, scores)

@@ -15,10 +15,8 @@ from erw.errors import DataError
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean (D,) and scatter (D, D) (sum of centred outer products) of features, float64.
-
-    Build with `Moments.of(features)`; `a + b` is exactly the moments of both sets together.
-    """
+    """Count, mean (D,) and scatter (D, D), the sum of centred outer products, of features; float64.
+    `a + b` is exactly the moments of both sets together."""
 
     count: int
     mean: Tensor
@@ -93,8 +91,8 @@ def kid(x: Tensor, y: Tensor) -> float:
     return within(x) + within(y) - 2 * _total(kernel, x, y) / (len(x) * len(y))
 
 
-def cmmd(x: Tensor, y: Tensor, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
-    """`scale` times the biased squared MMD of features (N, D), (M, D), Gaussian kernel of `sigma`.
+def cmmd(x: Tensor, y: Tensor) -> float:
+    """1,000 times the biased squared MMD of features (N, D), (M, D), Gaussian kernel, sigma 10.
 
     With CLIP's embeddings of length 1 this is CMMD. Pairs of an image with itself count, as in its
     released code, so it is never negative. Source: Jayasumana et al. (arXiv 2401.09603), Eq. 3.
@@ -103,12 +101,10 @@ def cmmd(x: Tensor, y: Tensor, *, sigma: float = 10.0, scale: float = 1000.0) ->
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         squared = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
-        return squared.clamp_(min=0).div_(-2 * sigma**2).exp_()
+        return squared.clamp_(min=0).div_(-2 * 10**2).exp_()
 
-    def mean(a: Tensor, b: Tensor) -> float:
-        return _total(kernel, a, b) / (len(a) * len(b))
-
-    return scale * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+    within = _total(kernel, x, x) / len(x) ** 2 + _total(kernel, y, y) / len(y) ** 2
+    return 1000 * (within - 2 * _total(kernel, x, y) / (len(x) * len(y)))
 
 
 def _total(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:

@@ -211,7 +211,7 @@ def evaluate(
     Args:
         images, reference: uint8 tensor (N, 3, H, W), a `Generation`, a source, a cache with images,
             or the path of a folder, a zip, a cache or a `.npz` with `arr_0`.
-        metric: one or several, see above.
+        metric: one or several, as in the table of this module.
         encoder: the network itself in place of the one that `metric` names.
         weights: file of the Inception network's weights.
         cache: folder for the reference's statistics; None: in the user's cache folder.
@@ -242,17 +242,11 @@ def evaluate(
             meta = {"encoder": network.name, "weights": weights_hash}
             networks |= dict.fromkeys(names, meta)
         return Scores(
-            values=values,
-            count=fake.count,
-            reference_count=real.count,
-            images=fake.name,
-            images_hash=fake.content,
-            reference=real.name,
-            reference_hash=real.content,
-            resolution=fake.resolution,
-            settings=fake.settings,
-            reference_statistics="stated" if stated else "images",
-            features=networks,
-        )
+            values=values, count=fake.count, reference_count=real.count,
+            images=fake.name, images_hash=fake.content,
+            reference=real.name, reference_hash=real.content,
+            resolution=fake.resolution, settings=fake.settings,
+            reference_statistics="stated" if stated else "images", features=networks,
+        )  # fmt: skip
 
     return world.broadcast(score)

@@ -37,10 +37,8 @@ class PooledEncoder(Protocol):
 
 
 class Extractor(NamedTuple):
-    """An encoder, the hash of its weights, and how many leading features of each image are kept.
-
-    None keeps all, 0 none. The moments are of all features.
-    """
+    """An encoder, the hash of its weights, and how many leading features of each image are kept:
+    None keeps all, 0 none. The moments are of all features."""
 
     encoder: PooledEncoder
     weights: str = ""

@@ -154,7 +154,10 @@ def resize_tf1(images: Tensor, side: int) -> Tensor:
 
 def find_inception() -> Path:
     """The file of `WEIGHTS` in the user's cache folder, downloaded if necessary."""
-    return download(WEIGHTS, cache_home() / "weights" / Path(WEIGHTS).name, sha256=SHA256)
+    try:
+        return download(WEIGHTS, cache_home() / "weights" / Path(WEIGHTS).name, sha256=SHA256)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or --weights FILE; fd-lite2 needs none") from error
 
 
 def load_inception(path: str | Path | None = None, *, device: str = "cpu") -> Inception:

@@ -106,8 +106,7 @@ def hidden_states(
     if wrong := set(depths) - set(range(1, net.depth + 1)):
         raise ConfigError(f"depth {min(wrong)}: the model has blocks 1 to {net.depth}")
     if shape != tuple(net.latent_shape):
-        expected = tuple(net.latent_shape)
-        raise DataError(f"latents are {shape}, the model's are {expected}: give its own cache")
+        raise DataError(f"latents are {shape}, the model's are {net.latent_shape}: give its cache")
     clean, _ = network_inputs(net, images.latents, images.labels, images.token)
     device = next(net.parameters()).device
     pooled: dict[int, list[Tensor]] = {depth: [] for depth in depths}
