@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -60,17 +60,12 @@ class Schedule:
         factor = SCHEDULES[self.kind](k / self.over if self.over else 0.0)
         return self.value * factor if factor >= self.floor else 0.0
 
-    @property
+    @cached_property
     def ends(self) -> int | None:
         """The first k from which the weight is 0; None: it never is."""
-        return _end_of(self)
-
-
-@lru_cache
-def _end_of(schedule: Schedule) -> int | None:
-    if schedule(FOREVER) > 0:
-        return None
-    return bisect_left(range(FOREVER), True, key=lambda k: schedule(k) <= 0)
+        if self(FOREVER) > 0:
+            return None
+        return bisect_left(range(FOREVER), True, key=lambda k: self(k) <= 0)
 
 
 # A schedule of each kind: half_life(2.0, over=500). ERW's released code halves over 50,000 steps;

@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from erw.config import Run
 from erw.data.cache import Batch, Cache
-from erw.models import build_model
 from erw.plan import Phase, Plan
 from erw.rng import Draws
 from erw.training.network import build_network
@@ -124,18 +123,6 @@ def step_flops(run: Run, dims: Mapping[str, int], phase: Phase) -> int:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             losses = build_objective(run)(net, batch, phase, _MetaDraws(), ema=net.model)
             total(losses, phase).backward()
-    return counter.get_total_flops()
-
-
-def forward_flops(run: Run) -> int:
-    """FLOPs of one evaluation of a resolved run's backbone on one sample."""
-    with torch.device("meta"), torch.no_grad():
-        net = build_model(run.model, outputs=run.flow.outputs)
-        shape = net.latent_shape
-        if net.class_token:
-            shape = (torch.Size(shape).numel() + net.class_token,)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            net(torch.zeros(1, *shape), torch.zeros(1), None)
     return counter.get_total_flops()
 
 

@@ -94,13 +94,17 @@ def build_network(run: Run, dims: Mapping[str, int]) -> Network:
 
     Backbone and projectors are seeded apart, so that methods start from the same backbone.
     """
+
+    def widths(term: Align) -> tuple[int, ...]:
+        return tuple(dims[name] for name in encoders_of(term, run)) or (run.model.width,)
+
     model = build_model(run.model, outputs=run.flow.outputs, seed=run.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(run.seed, "projector"))
         return Network(
             model,
             terms=run.plan.active,
-            dims={term.name: target_dims(term, run, dims) for term in run.plan.active},
+            dims={term.name: widths(term) for term in run.plan.active},
             hidden=run.model.projector,
         )
 
@@ -108,11 +112,6 @@ def build_network(run: Run, dims: Mapping[str, int]) -> Network:
 def fresh_projectors(run: Run, dims: Mapping[str, int]) -> nn.ModuleList:
     """Projectors that start phase 2 anew: the same shapes, another seed."""
     return build_network(run.replace(seed=seeded(run.seed, "phase 2")), dims).projectors
-
-
-def target_dims(term: Align, run: Run, dims: Mapping[str, int]) -> tuple[int, ...]:
-    """Channels of a term's targets: one per encoder that it reads, or the model's width."""
-    return tuple(dims[name] for name in encoders_of(term, run)) or (run.model.width,)
 
 
 def encoders_of(term: Align, run: Run) -> tuple[str, ...]:

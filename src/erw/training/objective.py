@@ -74,19 +74,32 @@ class FlowMatching:
         self, net: Network, batch: Batch, phase: Phase, rng: Draws, *, ema: Backbone | None = None
     ) -> Losses:
         x = self.clean(batch, rng)
-        if phase.clean:
-            noised = flow.Noised(x, torch.zeros(len(x), device=x.device), x, x)
-        else:
-            u, normal = rng.uniform("time"), rng.normal("time")
-            t = flow.sample_times(u, normal, times=self.times, path=self.path, shift=self.shift)
-            noised = flow.noise(x, rng.normal("noise", *x.shape[1:]), t, path=self.path)
-
+        noised = self.noised(x, phase, rng)
         y = self.condition(batch, phase, rng)
         prediction = net(noised.x_t, noised.t, y, phase=phase)
-
         losses: Losses = {}
-        if "flow" in phase.weights and prediction.output is not None:
-            output = prediction.output.float()
+        if prediction.output is not None:
+            losses = self.prediction_losses(prediction.output.float(), x, noised, batch, phase)
+        ask_ema = None if ema is None else partial(ema, noised.x_t, noised.t, y)
+        return losses | alignment(
+            prediction, batch, phase, rng,
+            features=self.features, ema=ask_ema, token_first=self.token == "denoised",
+        )  # fmt: skip
+
+    def noised(self, x: Tensor, phase: Phase, rng: Draws) -> flow.Noised:
+        """The network's input: x at sampled times, or clean at t = 0."""
+        if phase.clean:
+            return flow.Noised(x, torch.zeros(len(x), device=x.device), x, x)
+        u, normal = rng.uniform("time"), rng.normal("time")
+        t = flow.sample_times(u, normal, times=self.times, path=self.path, shift=self.shift)
+        return flow.noise(x, rng.normal("noise", *x.shape[1:]), t, path=self.path)
+
+    def prediction_losses(
+        self, output: Tensor, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
+    ) -> Losses:
+        """The losses on the network's output, those that the phase weighs."""
+        losses: Losses = {}
+        if "flow" in phase.weights:
             residual = flow.residual(self.prediction, output, x, noised, path=self.path)
             if self.token == "denoised":
                 residual, of_token = residual.tensor_split([batch.mean[0].numel()], 1)
@@ -94,22 +107,13 @@ class FlowMatching:
             losses["flow"] = residual.pow(2).mean()
             if "direction" in phase.weights:
                 losses["direction"] = flow.direction_loss(output, noised.velocity)
-        ask_ema = None if ema is None else partial(ema, noised.x_t, noised.t, y)
-        return losses | alignment(
-            prediction,
-            batch,
-            phase,
-            rng,
-            features=self.features,
-            ema=ask_ema,
-            token_first=self.token == "denoised",
-        )
+        return losses
 
     def clean(self, batch: Batch, rng: Draws) -> Tensor:
         """What is noised: latents, with or without the class token, or the token alone."""
         if self.token == "generated":
             return standardized_token(batch)
-        x = latents(batch, rng)
+        x = batch.mean + batch.std * rng.normal("latent", *batch.mean.shape[1:])  # VAE's moments
         if self.token == "denoised":
             assert batch.token is not None
             x = torch.cat([x.flatten(1), batch.token], 1)
@@ -117,46 +121,36 @@ class FlowMatching:
 
     def condition(self, batch: Batch, phase: Phase, rng: Draws) -> Tensor:
         """Labels (B,), or representations (B, R) with zeros where they are dropped."""
-        if self.token != "given":
-            return labels(batch, phase, rng, null=self.null_class, dropout=self.class_dropout)
-        dropped = rng.uniform("label") < (1.0 if phase.unlabelled else self.class_dropout)
+        given = self.token == "given"
+        withheld = phase.unlabelled or not (self.null_class or given)
+        dropped = rng.uniform("label") < (1.0 if withheld else self.class_dropout)
+        if not given:
+            return torch.where(dropped, self.null_class, batch.labels)
         return torch.where(dropped[:, None], 0.0, standardized_token(batch))
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class Diffusion(FlowMatching):
     """DiT's objective in place of flow matching: squared error of the noise plus the variational
-    bound that teaches the variance, at a random step of the chain for each image. All else is as in
-    `FlowMatching`; a clean input has step 0, the least noisy.
+    bound that teaches the variance, at a random step of the chain for each image; the attributes
+    of the path have no meaning. A clean input has step 0, the least noisy.
     """
 
-    null_class: int
-    features: tuple[str, ...] = ()
-    class_dropout: float = 0.1
-
-    def __call__(
-        self, net: Network, batch: Batch, phase: Phase, rng: Draws, *, ema: Backbone | None = None
-    ) -> Losses:
-        x, chain = latents(batch, rng), _chain(rng.device)
-        eps = rng.normal("noise", *x.shape[1:])
+    def noised(self, x: Tensor, phase: Phase, rng: Draws) -> flow.Noised:
+        """x at random steps of the chain; the noise is its own target."""
+        eps, chain = rng.normal("noise", *x.shape[1:]), _chain(rng.device)
         if phase.clean:
-            step = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-            x_s = x
-        else:
-            step = (rng.uniform("time") * len(chain)).long()
-            x_s = ddpm.noised(chain, x, eps, step)
+            return flow.Noised(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), eps, eps)
+        step = (rng.uniform("time") * len(chain)).long()
+        return flow.Noised(ddpm.noised(chain, x, eps, step), step, eps, eps)
 
-        y = labels(batch, phase, rng, null=self.null_class, dropout=self.class_dropout)
-        prediction = net(x_s, step, y, phase=phase)
-
-        losses: Losses = {}
-        if "ddpm" in phase.weights and prediction.output is not None:
-            terms = ddpm.hybrid_terms(chain, prediction.output.float(), x, eps, step)
-            losses["ddpm"] = terms.loss.mean()
-        ask_ema = None if ema is None else partial(ema, x_s, step, y)
-        return losses | alignment(
-            prediction, batch, phase, rng, features=self.features, ema=ask_ema
-        )
+    def prediction_losses(
+        self, output: Tensor, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
+    ) -> Losses:
+        if "ddpm" not in phase.weights:
+            return {}
+        terms = ddpm.hybrid_terms(_chain(x.device), output, x, noised.noise, noised.t)
+        return {"ddpm": terms.loss.mean()}
 
 
 def alignment(
@@ -219,17 +213,6 @@ def _targets(
     with torch.no_grad():
         tapped = ema(tap=(term.target_block,), stop_at=term.target_block)
     return (tapped.hidden[term.target_block],)
-
-
-def latents(batch: Batch, rng: Draws) -> Tensor:
-    """Latents (B, C, h, w) drawn from the VAE's moments."""
-    return batch.mean + batch.std * rng.normal("latent", *batch.mean.shape[1:])
-
-
-def labels(batch: Batch, phase: Phase, rng: Draws, *, null: int, dropout: float) -> Tensor:
-    """Labels (B,), some or (as the phase says) all replaced by the null class."""
-    dropped = rng.uniform("label") < (1.0 if phase.unlabelled or not null else dropout)
-    return torch.where(dropped, null, batch.labels)
 
 
 def standardized_token(batch: Batch) -> Tensor:

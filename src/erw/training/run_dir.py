@@ -11,9 +11,9 @@ import erw
 from erw.config import Run, differences, from_dict, to_dict
 from erw.data.cache import Cache
 from erw.errors import CheckpointError
-from erw.io import lock
+from erw.io import lock, weight_hash
 from erw.training.flops import Ledger
-from erw.training.trained import RDM, RECIPE, Trained, init_record, read_recipe
+from erw.training.trained import RDM, RECIPE, Trained, read_recipe
 
 MAY_CHANGE = ("steps", "data.cache", "log.", "sample.", "eval.")
 """Settings that another start of the same run may change: they alter no step already made. A cache
@@ -55,8 +55,11 @@ def claim(
             "class_names": list(cache.class_names),
         },
         "cost": {"teacher": ledger.teacher, "rates": [rate._asdict() for rate in ledger.rates]},
-        "init": init_record(init) if init else None,
+        "init": None,
     }
+    if init:
+        identity = weight_hash(init.net) + "-heads" * bool(len(init.projectors))
+        recipe["init"] = dict(source=init.source, identity=identity, message=init.origin)
     if (folder / RECIPE).exists():
         before = read_recipe(folder)
         # Settings that came after that run was begun have their defaults in it.

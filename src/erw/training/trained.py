@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from erw import flow
 from erw.config import Run, from_dict
 from erw.errors import CheckpointError, ConfigError
-from erw.io import load_tensors, misfit, tensor_header, weight_hash
+from erw.io import load_tensors, misfit, tensor_header
 from erw.models import build_model
 from erw.training.checkpoint import copy, paths, step_of
 
@@ -101,14 +101,8 @@ def load(
     copy(file, tensors, dict(net.named_parameters()))
     folder = path if path.is_dir() else path.parent
     folder = folder.parent if folder.name == "checkpoints" else folder
-    return assembled(
-        net.to(device),
-        recipe,
-        folder,
-        step=int(header["step"]),
-        source=str(path),
-        average=header.get("average", ""),
-    )
+    step, average = int(header["step"]), header.get("average", "")
+    return assembled(net.to(device), recipe, folder, step=step, source=str(path), average=average)
 
 
 def assembled(
@@ -120,17 +114,9 @@ def assembled(
     if net.representation and (folder / RDM / WEIGHTS).is_file():
         rdm = fitting_rdm(load(folder / RDM, device=next(net.parameters()).device), run)
     classes = rdm.class_names if rdm else cache["class_names"] if net.null_class else ()
-    return Trained(
-        net.eval().requires_grad_(False),
-        run,
-        cache["vae"],
-        tuple(classes),
-        step,
-        cache.get("scaling"),
-        source,
-        average,
-        rdm,
-    )
+    net = net.eval().requires_grad_(False)
+    scaling = cache.get("scaling")
+    return Trained(net, run, cache["vae"], tuple(classes), step, scaling, source, average, rdm)
 
 
 def fitting_rdm(rdm: Trained, run: Run) -> Trained:
@@ -199,12 +185,6 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r})") from error
     return recipe
-
-
-def init_record(model: Trained) -> dict[str, str]:
-    """What `recipe.json` says of the model that a run begins with."""
-    identity = weight_hash(model.net) + "-heads" * bool(len(model.projectors))
-    return {"source": model.source, "identity": identity, "message": model.origin}
 
 
 @torch.no_grad()
