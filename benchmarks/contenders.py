@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,8 @@ class OneBatch:
     """A cache, as far as the training state asks, that holds one batch in memory."""
 
     def __init__(self, data: Given, *, grid: int) -> None:
-        self.data, self.num_classes, self.variants = data, CLASSES, 1
+        self.data, self.num_classes = data, CLASSES
+        self.spec = SimpleNamespace(flip=False)
         self.latent_shape = tuple(data.mean.shape[1:])
         self.features = {
             "dinov2-b": EncoderSpec("dinov2-b", "", 768, (grid, grid), 46_322_454_528, "float32")

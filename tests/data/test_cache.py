@@ -72,7 +72,7 @@ def test_the_flipped_variant_is_of_the_mirrored_image(made: Parts) -> None:
 def test_what_a_cache_says_about_itself(made: Parts) -> None:
     cache = made.cache
     assert len(cache) == 24 and cache.class_names == CLASSES
-    assert cache.latent_shape == (4, 8, 8) and cache.variants == 2
+    assert cache.latent_shape == (4, 8, 8) and cache.spec.flip
     spec = cache.features[ENCODER]
     assert (spec.dim, spec.grid) == (112, (4, 4))
     assert spec.flops == load_encoder(ENCODER).flops(32) and cache.vae["flops"] > 0

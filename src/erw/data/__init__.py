@@ -2,16 +2,6 @@
 
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader, prefetch
-from erw.data.manifest import CacheSpec, EncoderSpec
 from erw.data.sources import Source, open_source
 
-__all__ = [
-    "Batch",
-    "Cache",
-    "CacheSpec",
-    "EncoderSpec",
-    "Loader",
-    "Source",
-    "open_source",
-    "prefetch",
-]
+__all__ = ["Batch", "Cache", "Loader", "Source", "open_source", "prefetch"]

@@ -68,17 +68,15 @@ class Cache:
         self._class_numbers = {name: number for number, name in enumerate(named)}
         self.class_names, self.num_classes = tuple(named), len(named)
         self.latent_shape, self.image_size = self.spec.latent_shape, self.spec.image_size
-        self.variants = 2 if self.spec.flip else 1
         self.scaling = manifest.scaling or None  # measured, where the VAE has none
         self.vae: dict[str, Any] = asdict(self.spec.vae) | manifest.scaling
         encoders = [{e.name: e for e in part.manifest.spec.encoders} for part in parts]
         common = set(encoders[0]).intersection(*encoders)
         self.features = {name: e for name, e in encoders[0].items() if name in common}
-        alike = ["flip", "image_size", "latent_shape", "vae.weight_hash"]
-        alike += [f"encoders.{name}." for name in common]
+        same = ("flip", "image_size", "latent_shape", "vae.weight_hash")
+        same += tuple(f"encoders.{name}." for name in common)
         for part in parts[1:]:
-            differences = self.spec.differences(part.manifest.spec)
-            changed = [change for change in differences if change.startswith(tuple(alike))]
+            changed = [x for x in self.spec.differences(part.manifest.spec) if x.startswith(same)]
             if bool(manifest.class_names) != bool(part.manifest.class_names):
                 changed.append("only one of them has classes")
             if changed:
@@ -86,14 +84,10 @@ class Cache:
                     f"{parts[0].where} and {part.where} cannot be read as one cache: "
                     f"{', '.join(changed)}; prepare one of them again"
                 )
-        self._columns = {k: v for part in self.spec.columns().values() for k, v in part.items()}
-        self._shards = [
-            (part, part.manifest.spec.columns(), shard, dict[str, Tensor]())
-            for part in parts
-            for shard in part.manifest.shards
-            if shard.rows
-        ]
-        self._ends = np.cumsum([shard.rows for _, _, shard, _ in self._shards])
+        self._columns = {k: v for group in self.spec.columns().values() for k, v in group.items()}
+        shards = [(part, shard) for part in parts for shard in part.manifest.shards if shard.rows]
+        self._shards = [(part, shard, dict[str, Tensor]()) for part, shard in shards]
+        self._ends = np.cumsum([shard.rows for _, shard in shards])
         self.encoded = len(self)  # images that the encoders ever see for training
 
     @classmethod
@@ -197,7 +191,7 @@ class Cache:
                 list(pool.map(lambda n: [self._column(n, k) for k in names], set(numbers.tolist())))
         columns = {}
         for name in names:
-            varied = self.variants == 2 and name not in SINGLE
+            varied = self.spec.flip and name not in SINGLE
             dtype, shape = self._columns[name]
             column = torch.empty(len(index), *shape[varied:], dtype=getattr(torch, dtype))
             for place, (number, row, variant) in enumerate(places):
@@ -246,7 +240,7 @@ class Cache:
                 )
         if token and not (token in self.features and self.features[token].class_dim):
             self._lacks(f"no class token of {token}", f"--encoders {token} --class-token")
-        if flip and self.variants == 1:
+        if flip and not self.spec.flip:
             self._lacks("no flipped variant", "--flip")
 
     def _lacks(self, what: str, option: str) -> None:
@@ -257,8 +251,9 @@ class Cache:
 
     def _column(self, number: int, name: str) -> Tensor:
         """A column of a shard, rows first, mapped; its pages are read when they are touched."""
-        part, columns, shard, mapped = self._shards[number]
+        part, shard, mapped = self._shards[number]
         if name not in mapped:
+            columns = part.manifest.spec.columns()
             kind = next(kind for kind, names in columns.items() if name in names)
             file = next(f for f in shard.files if f.file == shard_file(shard.index, kind))
             mapped |= map_columns(part.local(file), columns[kind], rows=shard.rows)

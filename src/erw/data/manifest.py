@@ -183,14 +183,16 @@ class Record:
 
     @staticmethod
     def read(folder: Path, index: int) -> "Record | None":
-        """A shard's record with those of its files that are there in full size, or None."""
+        """A shard's record with those of its files that are there in full size, or None without
+        the latents'."""
         sizes = {path.name: path.stat().st_size for path in folder.glob(f"{index:05d}.*")}
         try:
             values = json.loads((folder / f"{index:05d}.json").read_text())
             shard = _shard(values["shard"])
             files = tuple(file for file in shard.files if sizes.get(file.file) == file.bytes)
-            shard = replace(shard, files=files)
-            return Record(shard, values["rejected"], values["latent_sums"])
+            if shard.rows and shard_file(index) not in (file.file for file in files):
+                return None
+            return Record(replace(shard, files=files), values["rejected"], values["latent_sums"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

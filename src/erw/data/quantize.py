@@ -20,10 +20,9 @@ class Packed(NamedTuple):
 def pack(tokens: Tensor, format: str, *, name: str = "features") -> Packed:
     """Float tokens (..., D) in one of `FORMATS`. Raises DataError for numbers that do not fit."""
     if format == "int8":
-        tokens = tokens.float()
-        scale = tokens.abs().amax(-1) / 127
-        safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-        packed = Packed(torch.round(tokens / safe[..., None]).to(torch.int8), scale)
+        scale = tokens.float().abs().amax(-1) / 127
+        nonzero = torch.where(scale > 0, scale, 1.0)[..., None]
+        packed = Packed(torch.round(tokens.float() / nonzero).to(torch.int8), scale)
     else:
         packed = Packed(tokens.to(getattr(torch, format)), None)
     if not torch.isfinite(packed.values if packed.scale is None else packed.scale).all():

@@ -41,7 +41,9 @@ class Writer:
 
     def write(self, indices: Sequence[int], *, quiet: bool) -> None:
         """Make what is missing of these shards. The result depends on neither threads nor ranks."""
-        todo = {index: parts for index in indices if (parts := self._missing(index))}
+        records = {index: Record.read(self.folder, index) for index in indices}
+        missing = {index: self._missing(index, record) for index, record in records.items()}
+        todo = {index: parts for index, parts in missing.items() if parts}
         loaded = self.networks.encoders
         lacking = {str(n) for n, e in enumerate(self.spec.encoders) if e.name not in loaded}
         lacking |= {""} if self.networks.vae is None else set()
@@ -52,7 +54,7 @@ class Writer:
                     "erw prepare that made the cache, all its encoders named"
                 )
             remove_partial(self.folder, [shard_file(index, part) for part in parts])
-        images = {index: self._images(index, parts) for index, parts in todo.items()}
+        images = {index: self._images(index, records[index]) for index in todo}
         numbers = list(chain.from_iterable(images.values()))
         if numbers:
             self._load(numbers[0])  # sources build tables on first use, which one thread must do
@@ -66,25 +68,25 @@ class Writer:
             for line in overview(self.source):
                 progress.say(line)
             for index, parts in todo.items():
+                shard = islice(items, len(images[index]))
                 try:
-                    self._write_shard(index, parts, islice(items, len(images[index])), progress)
+                    self._write_shard(index, parts, records[index], shard, progress)
                 except (OSError, CheckpointError) as error:
                     raise CacheError(
                         f"could not make shard {index} of {self.out} ({one_line(error)}): mend "
                         "that, and run the same command again"
                     ) from error
 
-    def _missing(self, index: int) -> list[str]:
-        """Parts of a shard that are to be made; without the latents' file, all of them."""
-        if (record := Record.read(self.folder, index)) is None:
-            return list(self.parts)
-        names = {file.file for file in record.shard.files}
-        missing = [part for part in self.parts if shard_file(index, part) not in names]
-        return [] if not record.shard.rows else list(self.parts) if "" in missing else missing
+    def _missing(self, index: int, record: Record | None) -> list[str]:
+        """Parts of a shard that are to be made."""
+        if record and not record.shard.rows:
+            return []
+        names = {file.file for file in record.shard.files} if record else set()
+        return [part for part in self.parts if shard_file(index, part) not in names]
 
-    def _images(self, index: int, parts: Sequence[str]) -> Sequence[int]:
+    def _images(self, index: int, record: Record | None) -> Sequence[int]:
         """The images of a shard: all of its span, or those that have a row already."""
-        if "" in parts or (record := Record.read(self.folder, index)) is None:
+        if record is None:
             return self.spec.span(index)
         latents = self.folder / shard_file(index)
         return map_columns(latents, self.parts[""], rows=record.shard.rows)["item"].tolist()
@@ -97,10 +99,14 @@ class Writer:
             return number, None, str(error)
 
     def _write_shard(
-        self, index: int, parts: Sequence[str], images: Iterable[Any], progress: Progress
+        self,
+        index: int,
+        parts: Sequence[str],
+        old: Record | None,
+        images: Iterable[Any],
+        progress: Progress,
     ) -> None:
         """Make some of a shard's files, then its record."""
-        record = None if "" in parts else Record.read(self.folder, index)
         rejected, batches = list[tuple[int, str, str]](), list[dict[str, Tensor]]()
         classes = len(self.source.class_names)
 
@@ -108,7 +114,7 @@ class Writer:
             for number, pixels, label in images:
                 progress.update()
                 path = self.source.location(number)
-                if pixels is None and record:
+                if pixels is None and old:
                     raise CacheError(f"{path} has changed since its row was stored: {label}")
                 if pixels is None:
                     rejected.append((number, path, label))
@@ -121,16 +127,16 @@ class Writer:
         while batch := list(islice(rows, self.batch_size)):
             batches.append(self._encode(batch, parts))
         columns = {name: torch.cat([b[name] for b in batches]) for name in (batches or [{}])[0]}
-        files = {file.file: file for file in (record.shard.files if record else ())}
+        files = {file.file: file for file in (old.shard.files if old else ())}
         for part in parts if batches else ():
             path = self.folder / shard_file(index, part)
             files[path.name] = write_columns(path, {k: columns[k] for k in self.parts[part]})
-        if record is None:
-            sums = _latent_sums(columns["moments"]) if batches else []
-            record = Record(Shard(index, len(columns.get("label", ())), ()), rejected, sums)
-        names = (shard_file(index, part) for part in self.parts)
-        whole = tuple(files[name] for name in names if name in files)
-        record = replace(record, shard=replace(record.shard, files=whole))
+        names = [shard_file(index, part) for part in self.parts]
+        count = old.shard.rows if old else len(columns.get("label", ()))
+        shard = Shard(index, count, tuple(files[name] for name in names if name in files))
+        record = (
+            replace(old, shard=shard) if old else Record(shard, rejected, _latent_sums(columns))
+        )
         write_text(self.folder / f"{index:05d}.json", json.dumps(asdict(record), sort_keys=True))
 
     def _encode(
@@ -147,24 +153,24 @@ class Writer:
             return [torch.stack(x, 1) if self.spec.flip else x[0] for x in both]
 
         columns = {}
-        if "" in parts:
-            columns["label"] = torch.tensor(labels, dtype=torch.int32)
-            columns["item"] = torch.tensor(numbers, dtype=torch.int64)
-            (moments,) = run(self.networks.vae.encode)
-            columns["moments"] = pack(moments, "float16", name="moments of latents").values
-        if "images" in parts:
-            columns["image"] = images
-        for number, spec in enumerate(self.spec.encoders):
-            if str(number) not in parts:
-                continue
-            encoder = self.networks.encoders[spec.name]
-            outputs = run(encoder.both if spec.class_dim else encoder)
-            formats = {"features": spec.format, "class": "float16"}
-            for (kind, form), output in zip(formats.items(), outputs, strict=False):
-                values, scale = pack(output, form, name=f"{kind} of {spec.name}")
-                columns[f"{kind}.{spec.name}"] = values
-                if scale is not None:
-                    columns[f"scale.{spec.name}"] = scale
+        for part in parts:
+            if part == "":
+                columns["label"] = torch.tensor(labels, dtype=torch.int32)
+                columns["item"] = torch.tensor(numbers, dtype=torch.int64)
+                (moments,) = run(self.networks.vae.encode)
+                columns["moments"] = pack(moments, "float16", name="moments of latents").values
+            elif part == "images":
+                columns["image"] = images
+            else:
+                spec = self.spec.encoders[int(part)]
+                encoder = self.networks.encoders[spec.name]
+                outputs = run(encoder.both if spec.class_dim else encoder)
+                formats = {"features": spec.format, "class": "float16"}
+                for (kind, form), output in zip(formats.items(), outputs, strict=False):
+                    packed = pack(output, form, name=f"{kind} of {spec.name}")
+                    columns[f"{kind}.{spec.name}"] = packed.values
+                    if packed.scale is not None:
+                        columns[f"scale.{spec.name}"] = packed.scale
         return {name: column.cpu() for name, column in columns.items()}
 
 
@@ -182,8 +188,10 @@ def write_columns(path: Path, columns: Mapping[str, Tensor]) -> File:
     return File(path.name, path.stat().st_size, hash_file(path))
 
 
-def _latent_sums(moments: Tensor) -> list[list[float]]:
+def _latent_sums(columns: Mapping[str, Tensor]) -> list[list[float]]:
     """Per channel of moments (N, ..., 2C, h, w): sum of mean, of mean^2 + std^2; and the count."""
-    mean, std = moments.double().flatten(0, -4).chunk(2, 1)
+    if not columns:
+        return []
+    mean, std = columns["moments"].double().flatten(0, -4).chunk(2, 1)
     sums = mean.sum((0, 2, 3)), (mean.square() + std.square()).sum((0, 2, 3))
     return [*(part.tolist() for part in sums), [float(mean[:, 0].numel())]]
