@@ -40,13 +40,6 @@ USAGE = (
     "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 130 interrupted"
 )
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
-BAD_PATH = (
-    FileExistsError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,11 +93,9 @@ def function_of(verb: str) -> Callable[..., Any]:
 
 
 def is_the_users(error: Exception) -> bool:
-    """Whether the user caused it: our errors, paths, a full disk, a ValueError that we raised."""
-    if isinstance(error, (ErwError, *BAD_PATH)) or "No space left on device" in str(error):
+    """Whether the user can mend it: our errors, the system's, a ValueError that we raised."""
+    if isinstance(error, (ErwError, OSError)) or "No space left on device" in str(error):
         return True
-    if isinstance(error, OSError):
-        return error.errno in FULL_DISK | {errno.EROFS}
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     ours = Path(frame.f_code.co_filename).is_relative_to(Path(erw.__file__).parent)
     return isinstance(error, ValueError) and ours

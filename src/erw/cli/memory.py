@@ -57,7 +57,7 @@ def memory(
     if training is None:
         raise ConfigError("--training is missing: the images that were trained on")
     held_out = options.held_out or ("openmoji-test" if training in BUILT_IN else None)
-    sets = {"samples": samples}
+    sets: dict[str, Any] = {"samples": samples}
     for name, images in {"training": training, "held_out": held_out}.items():
         if isinstance(images, str):
             size = samples.resolution[0]

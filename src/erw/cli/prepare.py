@@ -57,15 +57,11 @@ def main(args: Sequence[str]) -> None:
     source, out = peek("prepare", _names, args)
     options, spec = Prepare(), read_spec(Path(out).expanduser()) if out else None
     if spec:  # the settings of the cache that --out names
-        same = ("image_size", "flip", "images", "rows_per_shard", "precision", "seed")
+        names = ("image_size", "flip", "images", "rows_per_shard", "precision", "seed")
+        same: dict[str, Any] = {name: getattr(spec, name) for name in names}
         encoders = tuple(encoder.name for encoder in spec.encoders)
         count = spec.source.count if source in BUILT_IN else None
-        options = Prepare(
-            vae=spec.vae.name,
-            encoders=encoders,
-            count=count,
-            **{name: getattr(spec, name) for name in same},
-        )
+        options = Prepare(vae=spec.vae.name, encoders=encoders, count=count, **same)
     call("prepare", prepare, args, options=options, base=options)
 
 

@@ -92,18 +92,13 @@ RDM = BASE.replace(
     flow=Flow(prediction="x"),
     optim=replace(BASE.optim, lr=5e-4, weight_decay=0.01),
 )
+LDIT = "LightningDiT-XL/1"
 RECIPES |= {
-    "lightningdit_xl1_in256": (
-        LIGHTNING,
-        "LightningDiT-XL/1 as released for 64 epochs; 5.14, or 2.11 with guidance 10 on 3 channels",
-    ),
-    "lightningdit_xl1_in256_repa": (
-        LIGHTNING.replace(plan=REPA),
-        "LightningDiT-XL/1 with REPA's alignment after block 8",
-    ),
+    "lightningdit_xl1_in256": (LIGHTNING, f"{LDIT} as released for 64 epochs; 5.14, guided 2.11"),
+    "lightningdit_xl1_in256_repa": (LIGHTNING.replace(plan=REPA), f"{LDIT}, REPA after block 8"),
     "lightningdit_xl1_in256_erw": (
         LIGHTNING.replace(plan=replace(PAPER_V3, warmup=10_000)),
-        "LightningDiT-XL/1 with ERW as the paper (v3) has it, but 10,000 warm-up steps",
+        f"{LDIT}, ERW as the paper (v3) has it, but 10,000 warm-up steps",
     ),
     "sit_b2_in256_reg": (
         BASE.replace(model=replace(model("B"), class_token="denoised"), plan=repa(4)),
