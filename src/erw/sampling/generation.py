@@ -66,9 +66,9 @@ class Generation:
     def collect(self) -> Samples:
         """All samples as one record on the CPU; each batch moves there before the next begins."""
         batches = [[x.cpu() if isinstance(x, Tensor) else x for x in batch] for batch in self]
-        tensors: Any = zip(*batches, strict=True)
-        labels, latents, images = (x[0] if x[0] is None else torch.cat(x) for x in [*tensors][1:])
-        return Samples(self.seeds, labels, latents, images)
+        columns: Any = [*zip(*batches, strict=True)][1:]
+        tensors: Any = (x[0] if x[0] is None else torch.cat(x) for x in columns)
+        return Samples(self.seeds, *tensors)
 
     def rows(self, numbers: Sequence[int]) -> "Generation":
         """The part of these positions, to divide the work or skip what exists."""
@@ -135,7 +135,8 @@ class Generation:
         own, channels = predictor(model), sample.guided_channels
         if self.solver.objective == "ddpm":  # a DiT's variance is never guided
             channels = channels or model.latent_shape[0]
-        options = {"scale": sample.guidance, "interval": sample.interval, "channels": channels}
+        options: dict[str, Any] = {"scale": sample.guidance, "interval": sample.interval}
+        options["channels"] = channels
         if self.autoguidance:
             other = conditional(predictor(self.autoguidance), y)
             return guided(conditional(own, y), other, **options)
@@ -229,8 +230,8 @@ def representations(model: Trained, seeds: Sequence[int], labels: Tensor | None)
     """RCG (arXiv 2312.03701): each seed's representation (B, R), drawn by the rdm."""
     assert model.rdm is not None, "see _check"
     own, options = [seeded(seed, "representation") for seed in seeds], to_dict(model.rdm.run.sample)
-    drawn = generate(model.rdm, own, labels, **options, decode=False).collect().latents
-    return drawn.to(next(model.net.parameters()).device)
+    drawn = generate(model.rdm, own, labels, **options, decode=False).collect()
+    return drawn.latents.to(next(model.net.parameters()).device)
 
 
 def _decoder(model: Trained, vae: VAE | str | None) -> VAE:

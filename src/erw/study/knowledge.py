@@ -68,13 +68,10 @@ def save_knowledge(record: Mapping[str, Any], stem: str | Path) -> list[Path]:
         texts = [text for name, text in FIELDS.items() if name != axis]
         # What tells the lines apart, and nothing else.
         differ = [j for j, values in enumerate(zip(*lines, strict=True)) if len({*values}) > 1]
-        drawn = [
-            Line(
-                ", ".join(texts[j].format(key[j]) for j in differ) or str(key[0]),
-                *zip(*line, strict=True),
-            )
-            for key, line in lines.items()
-        ]
+        drawn = []
+        for key, line in lines.items():
+            name = ", ".join(texts[j].format(key[j]) for j in differ) or str(key[0])
+            drawn.append(Line(name, [x for x, _ in line], [y for _, y in line]))
         draw = partial(lines_figure, drawn, title=title, label=AXES[axis], level=level)
         path = stem.with_name(f"{stem.name}-{axis}") if i else stem
         written += save_figure(draw, path, data=record)

@@ -23,8 +23,8 @@ MARKERS = {"SiT": "o", "REPA": "s", "ERW": "D"}
 TITLES = {"flow": "Flow-matching loss", "align": "Alignment loss"}
 LABELS = {"flops": "training compute", "seconds": "training time", "steps": "training steps"}
 WIDE, HALF = (1056.0, 430.0), (520.0, 320.0)
-POINTS = {"textcoords": "offset points"}
-DASHED = {"linewidth": 1.2, "linestyle": (0, (4, 3))}
+POINTS: dict[str, Any] = {"textcoords": "offset points"}
+DASHED: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def lines_figure(
         ax.set_xlabel(label, loc="left", labelpad=7)
         if width < 600:
             ax.locator_params(axis="both", nbins=5)
+        options: dict[str, Any]
         for line in lines:
             options = {"marker": MARKERS.get(line.name, "o"), "markersize": 4, "linewidth": 2}
             ax.plot(line.xs, line.ys, color=colors[line.name], **options | look)
@@ -166,12 +167,10 @@ def score_figure(
         ax.set_xlim(left=0)
         for name, some in curves.items() if len(runs) > len(curves) else ():
             low, high = (mean_curve(some, of).values for of in (min, max))
-            ax.fill_between(
-                means[name].costs, low, high, color=colors[name], alpha=0.16, linewidth=0
-            )
+            color = {"color": colors[name]}
+            ax.fill_between(means[name].costs, low, high, alpha=0.16, linewidth=0, **color)
             for curve in some:
-                options = {"color": colors[name], "markersize": 5, "alpha": 0.55}
-                ax.plot(curve.costs, curve.values, ".", **options)
+                ax.plot(curve.costs, curve.values, ".", markersize=5, alpha=0.55, **color)
         if over != "flops" or first == last:
             return
         ratio = speed_up(curves[last], curves[first], metric=metric)
@@ -187,8 +186,8 @@ def score_figure(
     lines = [Line(n, c.costs, c.values, f"{n} {c.values[-1]:.4g}") for n, c in means.items()]
     sense = "higher" if metric.startswith(HIGHER) else "lower"
     title = f"{label_of(metric)} over {label.partition(',')[0]} ({sense} is better)"
-    options = {"title": title, "label": label, "size": size, "decorate": decorate}
-    return lines_figure(lines, theme, **options, markersize=6.5, linewidth=2.4)
+    options: dict[str, Any] = {"size": size, "decorate": decorate, "markersize": 6.5}
+    return lines_figure(lines, theme, title=title, label=label, **options, linewidth=2.4)
 
 
 def curve_figure(
@@ -224,15 +223,16 @@ def curve_figure(
             ax.set_ylim(low - 0.06 * (high - low), high + 0.12 * (high - low))
 
     title = TITLES.get(name, name) + " of held-out images" * (group == "validation")
-    options = {"title": title, "label": label, "size": size, "decorate": decorate}
-    return lines_figure(lines, theme, **options, marker="", linewidth=1.8, alpha=0.9)
+    look: dict[str, Any] = {"marker": "", "linewidth": 1.8, "alpha": 0.9, "decorate": decorate}
+    return lines_figure(lines, theme, title=title, label=label, size=size, **look)
 
 
 def times_figure(
     runs: Sequence[RunResult], theme: Theme = LIGHT, *, size: tuple[float, float] = HALF
 ) -> Any:
     """The last validation loss of each run at each of its fixed times."""
-    ends = [(run.method, line) for run in runs for line in run.lines["validation"][-1:]]
+    none = {"times": (), "flow_by_time": ()}
+    ends = [(run.method, [none, *run.lines["validation"]][-1]) for run in runs]
     lines = [Line(method, last["times"], last["flow_by_time"]) for method, last in ends]
     title, label = "The same by time, at the end", "noise time, 0 is clean"
     return lines_figure(lines, theme, title=title, label=label, size=size)

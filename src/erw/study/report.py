@@ -51,13 +51,10 @@ def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
     record = json.loads((base / STUDY).read_text()) if (base / STUDY).is_file() else {}
     groups, reference = by_method(runs), base / REFERENCE
     metrics = [m for m in runs[0].names("values") if all(m in r.names("values") for r in runs)]
-    curves = {
-        metric: {name: [run.curve("values", metric) for run in g] for name, g in groups.items()}
-        for metric in metrics
+    done = {name: group for name, group in groups.items() if all(run.finished for run in group)}
+    main = {
+        name: [r.curve("values", m) for r in g] for m in metrics[:1] for name, g in done.items()
     }
-    waiting = [name for name, group in groups.items() if not all(run.finished for run in group)]
-    main = curves[metrics[0]] if metrics else {}
-    done = {name: some for name, some in main.items() if name not in waiting}
     losses = {name for run in runs for name in run.names("losses")}
     emoji = any(run.recipe["cache"]["vae"].startswith("openmoji") for run in runs)
     return {
@@ -67,11 +64,11 @@ def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
         "groups": groups,
         "metrics": metrics,
         "ends": {
-            metric: {name: [c.values[-1] for c in some] for name, some in named.items()}
-            for metric, named in curves.items()
+            m: {name: [r.curve("values", m).values[-1] for r in g] for name, g in groups.items()}
+            for m in metrics
         },
-        "waiting": waiting,
-        "speed_ups": speed_ups(done, metric=metrics[0]) if metrics else {},
+        "waiting": [name for name in groups if name not in done],
+        "speed_ups": speed_ups(main, metric=metrics[0]) if metrics else {},
         "losses": sorted(losses, key=lambda name: (name != "flow", name)),
         "wide": WIDE,
         "score": partial(_figure, plots.score_figure, runs),

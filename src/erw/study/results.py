@@ -145,9 +145,7 @@ def _folders(path: Path) -> list[Path]:
     names = json.loads(study.read_text()).get("runs", []) if study.is_file() else []
     folders = [path / "runs" / name for name in names if (path / "runs" / name / METRICS).is_file()]
     if not folders:
-        raise FileNotFoundError(
-            f"no {METRICS} in {path}: it is not the folder of a training run, nor of a study"
-        )
+        raise FileNotFoundError(f"no {METRICS} in {path}: not the folder of a run, nor of a study")
     return folders
 
 
@@ -162,9 +160,9 @@ def _lines(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _kind(recipe: dict[str, Any]) -> str:
     """Everything that decides a run's numbers but its seed."""
-    settings = flat(recipe["resolved"])
-    compared = {k: v for k, v in settings.items() if not k.startswith((*MAY_CHANGE, "seed"))}
-    return json.dumps([compared, recipe["cache"]["identity"]], sort_keys=True)
+    free = (*MAY_CHANGE, "seed")
+    settings = {k: v for k, v in flat(recipe["resolved"]).items() if not k.startswith(free)}
+    return json.dumps([settings, recipe["cache"]["identity"]], sort_keys=True)
 
 
 def _lifted(line: dict[str, Any]) -> dict[str, Any]:
