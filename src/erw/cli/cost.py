@@ -10,7 +10,6 @@
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from erw.cli.settings import Recipe, Settings
 from erw.config import Run, nearest
 from erw.data.cache import Cache
 from erw.errors import CacheError, ConfigError
-from erw.study.compare import amount
+from erw.study.compare import amount as flops
 from erw.training.flops import Ledger
 from erw.training.network import Network, build_network, resolve
 
@@ -116,7 +115,7 @@ def account(run: Run, teacher: str | None = None) -> tuple[Run, Network, Ledger,
         origin = f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}"
     with torch.device("meta"):
         net = build_network(run, dims)
-    flops, spent = partial(amount, over="flops"), ledger.spent(run.steps)
+    spent = ledger.spent(run.steps)
     count, heads = (sum(p.numel() for p in m.parameters()) for m in (net.model, net.projectors))
     projectors = f", projectors {heads / 1e6:.1f} M" * bool(heads)
     lines = [origin, f"parameters    {count / 1e6:.1f} M{projectors}"]

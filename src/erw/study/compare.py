@@ -98,10 +98,7 @@ def flops_unit(most: float) -> tuple[float, str]:
     return next((unit for unit in FLOPS if most >= unit[0]), FLOPS[-1])
 
 
-def flops_text(flops: float, over: str = "") -> str:
+def amount(flops: float) -> str:
     """FLOPs with their unit: "1.94 PFLOP"."""
     scale, unit = flops_unit(flops)
     return f"{flops / scale:.3g} {unit}"
-
-
-amount = flops_text

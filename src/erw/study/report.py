@@ -14,7 +14,7 @@ from erw.data.sources.openmoji import ATTRIBUTION
 from erw.errors import DataError
 from erw.io import write_text
 from erw.study import plots
-from erw.study.compare import flops_text, label_of, speed_ups
+from erw.study.compare import amount, label_of, speed_ups
 from erw.study.plots import DARK, HALF, LIGHT, WIDE
 from erw.study.results import STUDY, RunResult, by_method, read_runs
 
@@ -40,7 +40,7 @@ def report(paths: Sequence[str | Path], *, out: str | Path) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"label": label_of, "flat": flat, "flops": flops_text}
+    environment.filters |= {"label": label_of, "flat": flat, "flops": amount}
     page = environment.get_template("report.html.j2")
     write_text(Path(out), page.render(content(read_runs(paths), Path(paths[0]))))
     return Path(out)
