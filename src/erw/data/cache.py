@@ -73,8 +73,8 @@ class Cache:
         encoders = [{e.name: e for e in part.manifest.spec.encoders} for part in parts]
         common = set(encoders[0]).intersection(*encoders)
         self.features = {name: e for name, e in encoders[0].items() if name in common}
-        same = ("flip", "image_size", "latent_shape", "vae.weight_hash")
-        same += tuple(f"encoders.{name}." for name in common)
+        names = (f"encoders.{name}." for name in common)
+        same = ("flip", "image_size", "latent_shape", "vae.weight_hash", *names)
         for part in parts[1:]:
             changed = [x for x in self.spec.differences(part.manifest.spec) if x.startswith(same)]
             if bool(manifest.class_names) != bool(part.manifest.class_names):
