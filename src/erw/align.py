@@ -184,9 +184,7 @@ class Aligned(nn.Module):
 
         def tap(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if learning and not torch.is_grad_enabled():
-                raise ConfigError(
-                    f"block {path!r} has no gradients: checkpoint use_reentrant=False"
-                )
+                raise ConfigError(f"{path!r} has no gradients: checkpoint use_reentrant=False")
             seen.append(self.select(output))
             if stop:
                 raise _Stop
@@ -207,7 +205,5 @@ class Aligned(nn.Module):
 def _image_tokens(output: Any) -> Tensor:
     tokens = output[-1] if isinstance(output, tuple) and output else output
     if not isinstance(tokens, Tensor):
-        raise ConfigError(
-            f"the block returned {type(output).__name__}: give select= for its tokens"
-        )
+        raise ConfigError(f"the block returned {type(output).__name__}: give select= for tokens")
     return tokens

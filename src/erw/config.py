@@ -69,9 +69,7 @@ class Model:
 
     def __post_init__(self) -> None:
         if self.net == "rdm" and self.class_token != "none":
-            raise ConfigError(
-                "model.class_token is for images; an rdm makes the class token itself"
-            )
+            raise ConfigError("model.class_token is for images; an rdm makes the token itself")
         sizes = ("depth", "width", "heads", "patch", "projector")
         check_ranges(self, "model", **dict.fromkeys(sizes, "[1, inf)"))
         if self.net == "sit" and self.width % self.heads:
@@ -325,9 +323,7 @@ class Run:
                 "ddpm and ddim are the solvers of ddpm, the others those of flow"
             )
         if self.flow.direction and self.model.needs_token and self.model.class_token != "given":
-            raise ConfigError(
-                "flow.direction is for latents alone, not with class tokens: set it 0"
-            )
+            raise ConfigError("flow.direction is for latents, not with class tokens: set it 0")
         if objective == "ddpm" and self.model.needs_token:
             raise ConfigError("class tokens need flow matching: leave flow.objective at flow")
         if self.model.net == "rdm" and plan.active:

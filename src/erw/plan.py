@@ -240,9 +240,7 @@ class Plan:
         if len(set(names)) < len(names):
             raise ConfigError(f"plan.align names its terms {', '.join(names)}: each needs its own")
         if self.warmup and not any(term.phase != "full" for term in self.align):
-            raise ConfigError(
-                "plan.warmup has nothing to learn: give plan.align a term, phase both"
-            )
+            raise ConfigError("plan.warmup has nothing to learn: plan.align needs a term for it")
 
     def __call__(self, step: int) -> Phase:
         """The phase of optimiser step `step`, counted from 0 over both phases."""

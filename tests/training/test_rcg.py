@@ -126,7 +126,7 @@ def test_a_stop_changes_nothing_about_it(cache: Path, tmp_path: Path) -> None:
 def test_what_it_cannot_do_is_refused(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="an rdm has no tokens to align"):
         rdm_run(cache).replace(plan=tiny_run(cache).plan)
-    with pytest.raises(ConfigError, match="is for images; an rdm makes the class token itself"):
+    with pytest.raises(ConfigError, match="is for images; an rdm makes the token itself"):
         rdm_run(cache, class_token="given")
     go(rdm_run(cache).replace(steps=1), tmp_path / "rdm")
     with pytest.raises(ConfigError, match="an rdm makes representations and no images"):

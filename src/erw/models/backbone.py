@@ -64,23 +64,16 @@ class Backbone(Protocol):
 def _sit(model: "Model", outputs: int) -> SiT:
     names = ("patch", "depth", "width", "heads", "rope", "qk_norm", "norm", "mlp", "adaln_shift")
     assert model.input_size and model.channels and model.num_classes is not None
+    width = model.class_dim or 0  # of the class token
     return SiT(
         input_size=model.input_size,
         channels=model.channels,
         num_classes=model.num_classes,
         out_channels=outputs * model.channels,
-        **token_sizes(model),
+        class_token=width if model.class_token == "denoised" else 0,
+        representation=width if model.class_token == "given" else 0,
         **{name: getattr(model, name) for name in names},
     )
-
-
-def token_sizes(model: "Model") -> dict[str, Any]:
-    """The arguments of `SiT` that the use of a class token decides."""
-    width = model.class_dim or 0
-    return {
-        "class_token": width if model.class_token == "denoised" else 0,
-        "representation": width if model.class_token == "given" else 0,
-    }
 
 
 def _rdm(model: "Model", outputs: int) -> Rdm:
