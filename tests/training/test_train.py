@@ -56,7 +56,7 @@ def test_weights_stay_where_they_were_in_the_bad_step(cache: Path, tmp_path: Pat
 def test_another_run_in_the_folder_is_refused(cache: Path, straight: Path) -> None:
     other = tiny_run(cache, seed=1)
     with pytest.raises(
-        CheckpointError, match=r"holds another run, which differs in seed 0 \(there\)"
+        CheckpointError, match=r"holds another run, which differs in seed \(0, now 1\)"
     ):
         go(other, straight)
 
