@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from erw.ema import exponent
-from erw.errors import ConfigError, check_ranges
-from erw.errors import nearest as nearest
+from erw.errors import ConfigError, nearest
 from erw.flow import PathName, Prediction, Times
 from erw.plan import Phase, Plan
+from erw.settings import Settings, ranged
 
 T = typing.TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Settings):
     """A SiT, or the small network of a representation diffusion model. `None`: as the cache says.
 
     Attributes:
@@ -46,16 +46,16 @@ class Model:
     """
 
     net: str = "sit"
-    depth: int = 12
-    width: int = 768
-    heads: int = 12
-    patch: int = 2
+    depth: int = ranged(12, "[1, inf)")
+    width: int = ranged(768, "[1, inf)")
+    heads: int = ranged(12, "[1, inf)")
+    patch: int = ranged(2, "[1, inf)")
     rope: bool = False
     qk_norm: bool = False
     norm: Literal["layer", "rms"] = "layer"
     mlp: Literal["gelu", "swiglu"] = "gelu"
     adaln_shift: bool = True
-    projector: int = 2048
+    projector: int = ranged(2048, "[1, inf)")
     input_size: int | None = None
     channels: int | None = None
     num_classes: int | None = None
@@ -68,10 +68,9 @@ class Model:
         return self.net == "rdm" or self.class_token != "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.net == "rdm" and self.class_token != "none":
             raise ConfigError("model.class_token is for images; an rdm makes the token itself")
-        sizes = ("depth", "width", "heads", "patch", "projector")
-        check_ranges(self, "model", **dict.fromkeys(sizes, "[1, inf)"))
         if self.net == "sit" and self.width % self.heads:
             raise ConfigError(f"model.width {self.width} is not a multiple of model.heads")
         if self.width % 4 or (self.rope and self.width // self.heads % 4):
@@ -79,7 +78,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Settings):
     """What is read.
 
     Attributes:
@@ -94,17 +93,17 @@ class Data:
     cache: tuple[str, ...] = ("cache",)
     features: tuple[str, ...] = ()
     class_token: str | None = None
-    batch_size: int = 256
-    class_dropout: float = 0.1
+    batch_size: int = ranged(256, "[1, inf)")
+    class_dropout: float = ranged(0.1, "[0, 1]")
 
     def __post_init__(self) -> None:
         if isinstance(typing.cast(Any, self.cache), str):
             object.__setattr__(self, "cache", (self.cache,))
-        check_ranges(self, "data", batch_size="[1, inf)", class_dropout="[0, 1]")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Settings):
     """The objective: the path from data to noise, training times, and what the network predicts.
 
     Attributes:
@@ -121,14 +120,13 @@ class Flow:
     objective: Literal["flow", "ddpm"] = "flow"
     path: PathName = "linear"
     times: Times = "uniform"
-    shift: float = 1.0
+    shift: float = ranged(1.0, "(0, inf)")
     prediction: Prediction = "velocity"
-    direction: float = 0.0
-    token_weight: float = 0.03
+    direction: float = ranged(0.0, "[0, inf)")
+    token_weight: float = ranged(0.03, "[0, inf)")
 
     def __post_init__(self) -> None:
-        positive = {"direction": "[0, inf)", "token_weight": "[0, inf)"}
-        check_ranges(self, "flow", shift="(0, inf)", **positive)
+        super().__post_init__()
         if self.direction and self.prediction != "velocity":
             raise ConfigError(f"flow.direction compares velocities, not {self.prediction}")
         for other in dataclasses.fields(self)[1:]:
@@ -143,7 +141,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Optim:
+class Optim(Settings):
     """AdamW and what stands around it.
 
     Attributes:
@@ -162,32 +160,28 @@ class Optim:
         compile: torch.compile of every transformer block.
     """
 
-    lr: float = 1e-4
-    lr_warmup: int = 0
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    eps: float = 1e-8
-    clip: float = 1.0
-    ema: float = 0.9999
+    lr: float = ranged(1e-4, "(0, inf)")
+    lr_warmup: int = ranged(0, "[0, inf)")
+    betas: tuple[float, float] = ranged((0.9, 0.999), "[0, 1)")
+    weight_decay: float = ranged(0.0, "[0, 1]")
+    eps: float = ranged(1e-8, "(0, inf)")
+    clip: float = ranged(1.0, "(0, inf)")
+    ema: float = ranged(0.9999, "[0, 1)")
     ema_profiles: tuple[float, ...] = ()
-    accumulate: int = 1
+    accumulate: int = ranged(1, "[1, inf)")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check_ranges(self, "optim", lr="(0, inf)", clip="(0, inf)", eps="(0, inf)")
-        check_ranges(self, "optim", lr_warmup="[0, inf)", accumulate="[1, inf)")
-        check_ranges(self, "optim", weight_decay="[0, 1]", ema="[0, 1)")
+        super().__post_init__()
         for sigma_rel in self.ema_profiles:
             exponent(sigma_rel)
         if len(set(self.ema_profiles)) < len(self.ema_profiles):
             raise ConfigError(f"optim.ema_profiles {self.ema_profiles} names a width twice")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"optim.betas is {self.betas}; expected numbers in [0, 1)")
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Settings):
     """How images are drawn from the trained model: see `erw.generate`.
 
     Attributes:
@@ -201,26 +195,23 @@ class Sample:
         rtol: relative tolerance of dopri5.
     """
 
-    steps: int = 50
+    steps: int = ranged(50, "[1, inf)")
     solver: str = "heun"
-    guidance: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    guided_channels: int | None = None
-    shift: float = 1.0
-    atol: float = 1e-6
-    rtol: float = 1e-3
+    guidance: float = ranged(1.0, "(-inf, inf)")
+    interval: tuple[float, float] = ranged((0.0, 1.0), "[0, 1]")
+    guided_channels: int | None = ranged(None, "[1, inf)")
+    shift: float = ranged(1.0, "(0, inf)")
+    atol: float = ranged(1e-6, "(0, inf)")
+    rtol: float = ranged(1e-3, "(0, inf)")
 
     def __post_init__(self) -> None:
-        check_ranges(self, "sample", steps="[1, inf)", guidance="(-inf, inf)")
-        check_ranges(self, "sample", shift="(0, inf)", atol="(0, inf)", rtol="(0, inf)")
-        if not 0 <= self.interval[0] <= self.interval[1] <= 1:
-            raise ConfigError(f"sample.interval is {self.interval}; expected 0 <= low <= high <= 1")
-        if self.guided_channels is not None:
-            check_ranges(self, "sample", guided_channels="[1, inf)")
+        super().__post_init__()
+        if self.interval[0] > self.interval[1]:
+            raise ConfigError(f"sample.interval is {self.interval}; expected low <= high")
 
 
 @dataclass(frozen=True)
-class Log:
+class Log(Settings):
     """What is written, how often, in steps.
 
     Attributes:
@@ -232,20 +223,16 @@ class Log:
         to: also log to tensorboard, trackio or wandb.
     """
 
-    every: int = 50
-    checkpoint: int = 1000
-    keep: int = 2
-    snapshot: int = 1000
-    preview: int = 0
+    every: int = ranged(50, "[1, inf)")
+    checkpoint: int = ranged(1000, "[1, inf)")
+    keep: int = ranged(2, "[1, inf)")
+    snapshot: int = ranged(1000, "[1, inf)")
+    preview: int = ranged(0, "[0, inf)")
     to: str | None = None
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "log", every="[1, inf)", checkpoint="[1, inf)", keep="[1, inf)")
-        check_ranges(self, "log", snapshot="[1, inf)", preview="[0, inf)")
 
 
 @dataclass(frozen=True)
-class Eval:
+class Eval(Settings):
     """Scores and a validation loss while training; they change none of its numbers.
 
     Attributes:
@@ -265,25 +252,21 @@ class Eval:
             images.
     """
 
-    every: int = 0
-    samples: int = 500
+    every: int = ranged(0, "[0, inf)")
+    samples: int = ranged(500, "[2, inf)")
     metric: tuple[str, ...] = ("fd-lite2",)
     reference: str | None = None
-    reference_count: int = 2000
+    reference_count: int = ranged(2000, "[2, inf)")
     weights: str | None = None
     vae: str | None = None
     keep_best: bool = True
-    loss: int = 0
-    loss_images: int = 256
+    loss: int = ranged(0, "[0, inf)")
+    loss_images: int = ranged(256, "[2, inf)")
     heldout: str | None = None
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "eval", every="[0, inf)", loss="[0, inf)", loss_images="[2, inf)")
-        check_ranges(self, "eval", samples="[2, inf)", reference_count="[2, inf)")
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Settings):
     """Everything that decides a run's numbers.
 
     Attributes:
@@ -294,7 +277,7 @@ class Run:
 
     name: str = "run"
     seed: int = 0
-    steps: int = 400_000
+    steps: int = ranged(400_000, "[1, inf)")
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     flow: Flow = field(default_factory=Flow)
@@ -305,7 +288,7 @@ class Run:
     eval: Eval = field(default_factory=Eval)
 
     def __post_init__(self) -> None:
-        check_ranges(self, "run", steps="[1, inf)")
+        super().__post_init__()
         plan, blocks = self.plan, self.model.depth
         if plan.warmup and plan.depth > blocks:
             raise ConfigError(f"plan.depth {plan.depth} is deeper than the model's {blocks} blocks")

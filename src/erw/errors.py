@@ -29,17 +29,6 @@ class NumericsError(ErwError, ArithmeticError):
     """A loss or gradient is not finite."""
 
 
-def check_ranges(record: object, group: str, **intervals: str) -> None:
-    """Raise ConfigError unless each named number of a settings record lies in its interval, such
-    as "[1, inf)"; NaN lies in none."""
-    for name, interval in intervals.items():
-        value = getattr(record, name)
-        low, high = (float(end) for end in interval[1:-1].split(","))
-        closed = (interval[0] == "[" and value == low) or (interval[-1] == "]" and value == high)
-        if not (low < value < high or closed):
-            raise ConfigError(f"{group}.{name} is {value}; expected a number in {interval}")
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """ "; did you mean X?" for the closest of `known`, or the list of them."""
     known = sorted(known)

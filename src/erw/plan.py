@@ -15,7 +15,8 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from erw.align import ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
-from erw.errors import ConfigError, check_ranges, nearest
+from erw.errors import ConfigError, nearest
+from erw.settings import Settings, ranged
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
@@ -32,7 +33,7 @@ FOREVER = 2**40  # steps; no run is longer
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Settings, group="weight"):
     """A weight over k, the optimiser steps since the end of warm-up: value * factor(k / over).
 
     Attributes:
@@ -44,14 +45,14 @@ class Schedule:
     """
 
     kind: str = "constant"
-    value: float = 0.5
+    value: float = ranged(0.5, "[0, inf)")
     over: int = 0
-    floor: float = 1e-3
+    floor: float = ranged(1e-3, "[0, inf)")
 
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
             raise ConfigError(f"weight.kind is {self.kind!r}{nearest(self.kind, SCHEDULES)}")
-        check_ranges(self, "weight", value="[0, inf)", floor="[0, inf)")
+        super().__post_init__()
         if self.kind != "constant" and self.over <= 0:
             raise ConfigError(f"weight.over is {self.over}; it needs a number of steps > 0")
 
@@ -79,7 +80,7 @@ stop_at = partial(Schedule, "stop_at")
 
 
 @dataclass(frozen=True)
-class Align:
+class Align(Settings, group="plan.align"):
     """One alignment term: the tokens after a block, projected, against a target.
 
     Attributes:
@@ -100,19 +101,20 @@ class Align:
     """
 
     name: str = "align"
-    block: int = 8
+    block: int = ranged(8, "[1, inf)")
     target: str = "encoder"
     target_block: int | None = None
     projector: str = "mlp"
     loss: str = "cosine"
-    temperature: float | None = None
+    temperature: float | None = ranged(None, "(0, inf)")
     normalize: str = "none"
-    tokens: float = 1.0
+    tokens: float = ranged(1.0, "(0, 1]")
     weight: Schedule = field(default_factory=Schedule)
-    warmup_weight: float = 1.0
+    warmup_weight: float = ranged(1.0, "(0, inf)")
     phase: Literal["both", "warmup", "full"] = "both"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         registries: tuple[Mapping[str, object], ...] = ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
         for key, known in zip(("loss", "projector", "normalize"), registries, strict=True):
             if (value := getattr(self, key)) not in known:
@@ -124,10 +126,6 @@ class Align:
             raise ConfigError("plan.align: targets ema and block need target_block, others none")
         if not self.reads_encoder and self.phase != "full":
             raise ConfigError(f"plan.align target {self.target}, no encoder, needs phase full")
-        check_ranges(self, "plan.align", block="[1, inf)", tokens="(0, 1]")
-        check_ranges(self, "plan.align", warmup_weight="(0, inf)")
-        if self.temperature is not None:
-            check_ranges(self, "plan.align", temperature="(0, inf)")
         if self.name in RESERVED:
             raise ConfigError(f"plan.align name {self.name!r} is taken by another loss")
 
@@ -204,7 +202,7 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Settings):
     """From an optimiser step to its phase: `plan(step) -> Phase`.
 
     Attributes:
@@ -220,22 +218,20 @@ class Plan:
             ones.
     """
 
-    warmup: int = 0
-    depth: int = 4
+    warmup: int = ranged(0, "[0, inf)")
+    depth: int = ranged(4, "[1, inf)")
     align: tuple[Align, ...] = (Align(),)
     warmup_input: Literal["clean", "noisy"] = "clean"
     warmup_label: Literal["given", "dropped"] = "given"
-    warmup_lr: float = 1.0
-    warmup_batch: int | None = None
+    warmup_lr: float = ranged(1.0, "(0, inf)")
+    warmup_batch: int | None = ranged(None, "[1, inf)")
     projector: Literal["keep", "fresh"] = "keep"
     optimizer: Literal["keep", "fresh"] = "keep"
 
     def __post_init__(self) -> None:
         if isinstance(self.align, Schedule):
             object.__setattr__(self, "align", (Align(weight=self.align),))
-        check_ranges(self, "plan", warmup="[0, inf)", depth="[1, inf)", warmup_lr="(0, inf)")
-        if self.warmup_batch is not None:
-            check_ranges(self, "plan", warmup_batch="[1, inf)")
+        super().__post_init__()
         names = [term.name for term in self.align]
         if len(set(names)) < len(names):
             raise ConfigError(f"plan.align names its terms {', '.join(names)}: each needs its own")

