@@ -100,8 +100,7 @@ def ours(spec: dict[str, Any], device: torch.device) -> Turn:
         trainer.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
         trainer.enter(phases[phase])
         step = steps[phase]
-        _, loss, _ = trainer.step(step, phases[phase], trainer.read(step))
-        return loss
+        return trainer.step(step, phases[phase], trainer.read(step))["loss"]
 
     return turn
 

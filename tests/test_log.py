@@ -1,11 +1,8 @@
 """What a long run reports: metrics that survive a cut-off line, progress with the time left."""
 
-from pathlib import Path
-
 import pytest
 
-from erw.errors import CheckpointError
-from erw.log import Metrics, Progress, read_metrics
+from erw.log import Progress
 
 
 def test_the_time_left_follows_the_work_done(
@@ -31,18 +28,3 @@ def test_a_quiet_bar_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         bar.say("hello")
         bar.update(1)
     assert capsys.readouterr().err == ""
-
-
-def test_metrics_go_on_from_a_step(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    metrics = Metrics(path, step=0)
-    for step in (1, 2, 3):
-        metrics.write({"step": step})
-    with path.open("a") as file:
-        file.write('{"step": 4')  # cut off by a kill
-    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
-    Metrics(path, step=2).write({"step": 3, "again": True})
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
-    path.write_text("[1]\n")
-    with pytest.raises(CheckpointError, match="line 1 is no JSON object with a step"):
-        read_metrics(path)

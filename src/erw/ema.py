@@ -13,9 +13,10 @@ Averages stored at several t are mixed into any other, with the weights x whose 
 in L2: A x = b with A and b the inner products of profiles (Eq. 151, Algorithm 3).
 """
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,15 @@ WIDEST = 12**-0.5  # sigma_rel of gamma = 0, the plain mean
 
 
 class Ema:
-    """Averages `module`'s parameters in float32: ema <- decay * ema + (1 - decay) * parameter."""
+    """A copy of `module` that averages its parameters in float32:
+
+    ema <- decay * ema + (1 - decay) * parameter
+    """
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
         self.decay = decay
-        self.tensors = _copies(module)
+        self.module: Any = copy.deepcopy(module).float().requires_grad_(False).eval()
+        self.tensors: dict[str, Tensor] = dict(self.module.named_parameters())
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -40,9 +45,10 @@ class Ema:
         torch._foreach_lerp_(averages, list(moving.values()), 1 - self.decay)
 
     @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
+    def restart(self, module: nn.Module) -> None:
+        """Take the parameters as they are."""
         for name, p in module.named_parameters():
-            p.copy_(self.tensors[name])
+            self.tensors[name].copy_(p)
 
 
 class PowerEmas:
@@ -51,7 +57,10 @@ class PowerEmas:
 
     def __init__(self, module: nn.Module, sigma_rels: Sequence[float]) -> None:
         self.exponents = {sigma: exponent(sigma) for sigma in sigma_rels}
-        self.tensors = {sigma: _copies(module) for sigma in sigma_rels}
+        self.tensors = {
+            sigma: {name: p.detach().clone().float() for name, p in module.named_parameters()}
+            for sigma in sigma_rels
+        }
 
     @torch.no_grad()
     def update(self, module: nn.Module, t: int) -> None:
@@ -72,7 +81,7 @@ class Profile(NamedTuple):
 
 class Mix(NamedTuple):
     weights: Tensor  # (stored,) float64, of sum 1
-    error: float  # share of the wanted profile's length in L2
+    error: float  # share of the target profile's length in L2
 
 
 def width(gamma: float) -> float:
@@ -108,19 +117,15 @@ def overlaps(rows: Sequence[Profile], columns: Sequence[Profile]) -> Tensor:
     return (ga + 1) * (gb + 1) / power * shares
 
 
-def mix(stored: Sequence[Profile], wanted: Profile) -> Mix:
-    """The mix of stored averages that is nearest to the `wanted` profile (Algorithm 3)."""
-    if wanted in stored:
-        return Mix(torch.eye(len(stored), dtype=torch.float64)[list(stored).index(wanted)], 0.0)
-    a, b = overlaps(stored, stored), overlaps(stored, [wanted])
+def mix(stored: Sequence[Profile], target: Profile) -> Mix:
+    """The mix of stored averages that is nearest to the `target` profile (Algorithm 3)."""
+    if target in stored:
+        return Mix(torch.eye(len(stored), dtype=torch.float64)[list(stored).index(target)], 0.0)
+    a, b = overlaps(stored, stored), overlaps(stored, [target])
     norm = a.diagonal().rsqrt()[:, None]  # profiles of length 1 are better conditioned
     solved = torch.linalg.lstsq(norm * a * norm.T, norm * b, driver="gelsd").solution
     weights = (norm * solved)[:, 0]
     weights = weights / weights.sum()
-    length = overlaps([wanted], [wanted])[0, 0]
+    length = overlaps([target], [target])[0, 0]
     distance = length - 2 * weights @ b[:, 0] + weights @ a @ weights
     return Mix(weights, math.sqrt(max(0.0, float(distance / length))))
-
-
-def _copies(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone().float() for name, p in module.named_parameters()}

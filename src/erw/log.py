@@ -6,26 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from erw.errors import CheckpointError
-from erw.io import write_text
-
-
-class Metrics:
-    """`metrics.jsonl`: one JSON object a line, in step order, no step twice.
-
-    Opening it for a run that goes on from step N drops every line after N (they will be written
-    again) and a last line that was cut off by a kill.
-    """
-
-    def __init__(self, path: Path, *, step: int) -> None:
-        self.path = path
-        lines = read_metrics(path) if path.exists() else []
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
-        write_text(path, "".join(kept))
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

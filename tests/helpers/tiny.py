@@ -78,16 +78,16 @@ def _die_in_rename(number: int) -> None:
 
 def _die_in_score(number: int) -> None:
     """Kill this process once its `number`th score or validation loss is known, before its line."""
-    from erw.log import Metrics
+    from erw.training.metrics import Metrics
 
     write, seen = Metrics.write, 0
 
-    def written(self: Metrics, line: dict[str, object]) -> None:
+    def written(self: Metrics, line: dict[str, object], step: int) -> None:
         nonlocal seen
         seen += line["kind"] != "train"
         if seen == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(self, line)
+        write(self, line, step)
 
     Metrics.write = written  # type: ignore[method-assign]
 

@@ -8,7 +8,6 @@ a checkpoint has the rest, so a run that was killed ends with the same bits as o
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from erw.config import Run
 from erw.data.cache import Batch, Cache
@@ -25,14 +23,14 @@ from erw.data.loader import Loader, prefetch
 from erw.dist import World, precision, unsynced, world
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
-from erw.io import save_tensors, tensor_header, write_json
-from erw.log import Metrics, Progress
-from erw.models import build_model
+from erw.io import save_tensors, write_json
+from erw.log import Progress
 from erw.plan import Phase
 from erw.rng import Draws
 from erw.training import checkpoint, posthoc_ema, run_dir
 from erw.training.checkpoint import Position
 from erw.training.flops import Ledger
+from erw.training.metrics import Metrics
 from erw.training.network import build_network, fresh_projectors, resolve
 from erw.training.objective import Losses, Objective, build_objective, total
 from erw.training.trained import RECIPE, WEIGHTS, Trained, assembled, begin_with
@@ -93,18 +91,17 @@ def train(
         )
         objective = objective or build_objective(resolved)
         trainer = Trainer(resolved, cache, processes, out, recipe, objective)
-        newest = checkpoint.paths(trainer.checkpoints)
-        parts = trainer.net, trainer.ema, trainer.profiles, trainer.optimizer
-        start = checkpoint.load(newest[-1], *parts) if newest else Position(0, 0.0, {})
+        state = trainer.net, trainer.ema, trainer.profiles, trainer.optimizer
+        newest = checkpoint.paths(trainer.checkpoints)[-1:]
+        start = checkpoint.load(newest[0], *state) if newest else Position(0, 0.0, {})
+        if start.step > run.steps:
+            raise CheckpointError(f"{out} is at step {start.step} already, past the {run.steps}")
         if init and not newest:
             trainer.begin_with(init)
-        if start.step > run.steps:
-            raise CheckpointError(
-                f"{out} is at step {start.step} already, past the {run.steps} requested"
-            )
-        whole, done = ledger.spent(run.steps), ledger.spent(start.step).total
+
+        whole, spent = ledger.spent(run.steps), ledger.spent(start.step).total
         bar = progress or stack.enter_context(
-            Progress(run.name, whole.total, done=done, quiet=not processes.first)
+            Progress(run.name, whole.total, done=spent, quiet=not processes.first)
         )
         bar.say(
             f"{run.name}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M "
@@ -114,51 +111,36 @@ def train(
             f"warm-up, {whole.teacher / whole.total:.1%} teacher"
         )
         if newest:
-            bar.say(f"going on from {newest[-1]}")
+            bar.say(f"going on from {newest[0]}")
         elif init:
             bar.say(f"begins with {init.source}: {init.origin}")
-        metrics = None
         if processes.first:
             write_json(out / RECIPE, recipe)
-            trainer.complete(start.step)
-            metrics = Metrics(out / "metrics.jsonl", step=start.step)
-        sums, began, paused = Sums(start.sums, processes), time.monotonic() - start.seconds, 0.0
+            if newest:  # a kill may have come between the checkpoint and these
+                trainer.save_weights(start.step)
+                trainer.save_profiles(start.step)
+        path = out / "metrics.jsonl"
+        metrics = Metrics(path, start, ledger=ledger, processes=processes, sink=sink)
 
-        def seconds() -> float:
-            """Of training, over stops and starts."""
-            return (paused or time.monotonic()) - began
-
-        def record(line: dict[str, Any], step: int) -> None:
-            """Write a line with what the run has cost up to `step`."""
-            spent = {f"flops_{k}": v for k, v in ledger.spent(step)._asdict().items()}
-            costs = {"step": step, "images": ledger.images(step), **spent}
-            line = {"kind": line["kind"], **costs, "seconds": seconds(), **line}
-            if metrics:
-                metrics.write(line)
-                if sink:
-                    sink(line)
-
-        def pause(step: int) -> None:
-            """Hand the EMA model of `step` to the caller, with the clock stopped."""
-            nonlocal began, paused
-            paused = time.monotonic()
-            if evaluate:
-                for line in evaluate(step, trainer.ema_model(step), processes) or ():
-                    record(line, step)
-            if processes.agree(interrupted.is_set()):
-                raise KeyboardInterrupt(STOPPED.format(step))
-            began, paused = began + time.monotonic() - paused, 0.0
+        def evaluate_now(step: int) -> None:
+            with metrics.paused():
+                lines = evaluate(step, trainer.ema_model(step), processes) if evaluate else ()
+                for line in lines or ():
+                    metrics.write(line, step)
+                if processes.agree(interrupted.is_set()):
+                    raise KeyboardInterrupt(STOPPED.format(step))
 
         if newest and start.step in at:
-            pause(start.step)
+            evaluate_now(start.step)
 
-        for step, batch in trainer.batches(start.step, run.steps):
+        steps = range(start.step, run.steps)
+        batches = prefetch(trainer.read, steps, threads=cache.threads)
+        for step, batch in zip(steps, batches, strict=True):
             phase = resolved.phase(step)
             if 0 < resolved.plan.warmup == step:
                 trainer.cross_the_boundary()
             trainer.enter(phase)
-            losses, loss, norm = trainer.step(step, phase, batch)
-            sums.add({"loss": loss, "grad_norm": norm, **losses})
+            metrics.add(trainer.step(step, phase, batch))
 
             done = step + 1
             last = done == run.steps
@@ -166,11 +148,11 @@ def train(
             logs = last or done == resolved.plan.warmup or done % run.log.every == 0
             if logs:
                 trainer.stop_if_not_finite()
-                means = sums.take()
+                losses = metrics.means()
                 line = {"kind": "train", "phase": phase.name, "lr": trainer.lr(step, phase)}
-                line |= {name: means.pop(name) for name in ("grad_norm", "loss")}
-                record(line | {"losses": means, "weights": dict(phase.weights)}, done)
-                values = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+                line |= {name: losses.pop(name) for name in ("grad_norm", "loss")}
+                metrics.write(line | {"losses": losses, "weights": dict(phase.weights)}, done)
+                values = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 bar.note(f"step {done}/{run.steps}  {phase.name}  {values}")
             bar.update(ledger.spent(done).total - ledger.spent(step).total)
 
@@ -179,14 +161,15 @@ def train(
             stop = processes.agree(interrupted.is_set()) if meets else False
             if last or stop or done % run.log.checkpoint == 0:
                 trainer.stop_if_not_finite()
-                position = Position(done, seconds(), sums.state())
+                position = metrics.position(done)
                 if processes.first:
-                    trainer.save(position)
+                    checkpoint.save(trainer.checkpoints, *state, position, keep=run.log.keep)
+                    trainer.save_weights(done)
                 processes.barrier()
             if processes.first:
-                trainer.snapshot(done)
+                trainer.save_profiles(done)
             if done in at:
-                pause(done)
+                evaluate_now(done)
             if stop and not last:
                 raise KeyboardInterrupt(STOPPED.format(done))
         trainer.synced = trainer.net  # lets go of the group of processes, which ends next
@@ -229,7 +212,7 @@ class Trainer:
         if run.optim.compile:
             for block in self.model.blocks:
                 block.compile()
-        self.synced: nn.Module = self.net  # what averages gradients over processes
+        self.synced: Any = self.net  # what averages gradients over processes
         self.trains: object = None  # Phase.trains that `enter` has arranged
         # The first step that was not finite, -1 as long as all were. It stays on the device: asking
         # for it every step would make the device wait.
@@ -243,10 +226,15 @@ class Trainer:
         """The backbone."""
         return self.net.model
 
+    @property
+    def averaged(self) -> Any:
+        """The EMA model."""
+        return self.ema.module.model
+
     def begin_with(self, init: Trained) -> None:
         """Start from other weights than fresh ones; the average starts from them too."""
         begin_with(self.model, init, projectors=self.net.projectors)
-        self.ema = Ema(self.net, decay=self.run.optim.ema)
+        self.ema.restart(self.net)
 
     def enter(self, phase: Phase) -> None:
         """Set requires_grad for this phase and wrap the network for several processes anew."""
@@ -270,12 +258,7 @@ class Trainer:
                 self.optimizer.state.pop(p, None)
         if plan.optimizer == "fresh":
             self.optimizer.state.clear()
-        self.ema = Ema(self.net, decay=self.run.optim.ema)
-
-    def batches(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
-        """(step, this process's rows of its batch) for each step, read ahead."""
-        steps = range(start, stop)
-        return zip(steps, prefetch(self.read, steps, threads=self.cache.threads), strict=True)
+        self.ema.restart(self.net)
 
     def read(self, step: int) -> Batch:
         """This process's rows of a step's batch; the encoder's features only where needed."""
@@ -285,26 +268,34 @@ class Trainer:
         loader = self.loader if plan(step).reads_encoder else self.without_features
         return loader.batch(plan.images(step, size), count, lo=lo, hi=hi)
 
-    def step(self, step: int, phase: Phase, batch: Batch) -> tuple[Losses, Tensor, Tensor]:
-        """One optimiser step: losses, their weighted sum and the gradient's norm before clipping,
-        all of which stay on the device."""
-        batch, rng = batch.to(self.device), self.draws(step)
-        parts = self.run.optim.accumulate
+    def step(self, step: int, phase: Phase, batch: Batch) -> Losses:
+        """One optimiser step.
+
+        Returns the losses by name, their weighted sum `loss`, and `grad_norm`, the gradient's norm
+        before clipping; all stay on the device.
+        """
+        batch, parts = batch.to(self.device), self.run.optim.accumulate
+        count = self.run.plan.batch(step, self.run.data.batch_size)
+        rng = Draws(self.run.seed, step, *self.processes.share(count), count, self.device)
         size = len(batch.labels) // parts
-        losses: Losses = {}
+        autocast = torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        )
+        values: Losses = {}
         for i in range(parts):
-            rows = slice(i * size, (i + 1) * size)
+            lo, hi = i * size, (i + 1) * size
+            rows, draws = batch.rows(slice(lo, hi)), rng.rows(lo, hi)
             with unsynced(self.synced, last=i == parts - 1):
-                part = self.losses(batch.rows(rows), phase, rng.rows(rows.start, rows.stop))
-                part["loss"] = total(part, phase)
-                (part["loss"] / parts).backward()
-            for name, value in part.items():
+                with autocast:
+                    losses = self.objective(self.synced, rows, phase, draws, ema=self.averaged)
+                losses["loss"] = total(losses, phase)
+                (losses["loss"] / parts).backward()
+            for name, value in losses.items():
                 value = value.detach() / parts
-                losses[name] = losses[name] + value if i else value
-        loss = losses.pop("loss")
+                values[name] = values[name] + value if i else value
 
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.run.optim.clip, foreach=True)
-        self.watch(step, torch.isfinite(norm) & torch.isfinite(loss))
+        self.watch(step, torch.isfinite(norm) & torch.isfinite(values["loss"]))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step, phase)
         self.optimizer.step()
@@ -312,22 +303,7 @@ class Trainer:
         self.ema.update(self.net)
         if self.profiles.tensors and not phase.warmup:
             self.profiles.update(self.model, step + 1 - self.run.plan.warmup)
-        return losses, loss, norm.detach()
-
-    def draws(self, step: int) -> Draws:
-        """The step's random numbers for this process's rows."""
-        count = self.run.plan.batch(step, self.run.data.batch_size)
-        return Draws(self.run.seed, step, *self.processes.share(count), count, self.device)
-
-    def losses(self, batch: Batch, phase: Phase, rng: Draws) -> Losses:
-        """The objective under autocast."""
-        on = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=on):
-            return self.objective(self.synced, batch, phase, rng, ema=self.ask_ema)  # type: ignore[arg-type]
-
-    def ask_ema(self, *args: Any, **kwargs: Any) -> Any:
-        """The EMA model, called like the backbone."""
-        return functional_call(self.model, self.ema_weights(), args, kwargs)
+        return {"loss": values.pop("loss"), "grad_norm": norm.detach(), **values}
 
     def lr(self, step: int, phase: Phase) -> float:
         """The learning rate of a step."""
@@ -355,79 +331,21 @@ class Trainer:
             f"and {good}: try a lower optim.lr, or optim.precision fp32, in another --out"
         )
 
-    def save(self, position: Position) -> None:
-        """Write the checkpoint, then the EMA model alone."""
-        parts = self.net, self.ema, self.profiles, self.optimizer
-        checkpoint.save(self.checkpoints, *parts, position, keep=self.run.log.keep)
-        self.save_weights(position.step)
-
     def save_weights(self, step: int) -> None:
         """Write the EMA model alone."""
         header = {"step": str(step), "recipe": self.run.name}
-        save_tensors(self.out / WEIGHTS, self.ema_weights(), header)
+        save_tensors(self.out / WEIGHTS, dict(self.averaged.named_parameters()), header)
 
-    def ema_weights(self) -> dict[str, Tensor]:
-        """The backbone's averaged parameters by name, not copied."""
-        own = "model."
-        return {k.removeprefix(own): v for k, v in self.ema.tensors.items() if k.startswith(own)}
-
-    def ema_model(self, step: int) -> Trained:
-        """The EMA model as a record that can be sampled; it shares the average's memory."""
-        with torch.device("meta"):
-            net = build_model(self.run.model, outputs=self.run.flow.outputs)
-        net.load_state_dict(self.ema_weights(), assign=True)
-        for path, buffer in self.model.named_buffers():
-            parent, _, name = path.rpartition(".")
-            net.get_submodule(parent).register_buffer(name, buffer, persistent=False)
-        return assembled(net, self.recipe, self.out, step=step, source=str(self.out))
-
-    def complete(self, step: int) -> None:
-        """Write what follows the checkpoint of `step`, if a kill came in between."""
-        weights = self.out / WEIGHTS
-        if step and (not weights.exists() or tensor_header(weights).get("step") != str(step)):
-            self.save_weights(step)
-        if step and not checkpoint.path_of(self.out / posthoc_ema.FOLDER, step).exists():
-            self.snapshot(step)
-
-    def snapshot(self, step: int) -> None:
+    def save_profiles(self, step: int) -> None:
         """Write the averages of `optim.ema_profiles`, for `erw ema`, if they are due."""
         t, due = step - self.run.plan.warmup, not step % self.run.log.snapshot
         if (due or step == self.run.steps) and self.profiles.tensors and t > 0:
             self.stop_if_not_finite()
             posthoc_ema.write(self.out, step, t, self.profiles)
 
-
-class Sums:
-    """Running sums of what is logged, by name, on the device, so that no step waits for a number.
-
-    The values of one step are added in one go. Which losses there are changes with the phase, so
-    there is one vector of sums for each set of names, with the number of steps last.
-    """
-
-    def __init__(self, vectors: dict[str, list[float]], processes: World) -> None:
-        self.processes, self.vectors = processes, dict[str, Tensor]()
-        for names, values in vectors.items():
-            self.vectors[names] = torch.tensor(values, dtype=torch.float64, device=processes.device)
-
-    def add(self, values: Losses) -> None:
-        """Add one step."""
-        vector = torch.stack([*values.values(), torch.ones_like(values["loss"])]).double()
-        names = " ".join(values)
-        self.vectors[names] = self.vectors[names] + vector if names in self.vectors else vector
-
-    def state(self) -> dict[str, list[float]]:
-        """The vectors by the names in them, averaged over processes."""
-        return {names: self.processes.mean(v).tolist() for names, v in self.vectors.items()}
-
-    def take(self) -> dict[str, float]:
-        """The means over the steps since the last call, and over processes."""
-        sums, counts = dict[str, float](), dict[str, float]()
-        for names, (*values, count) in self.state().items():
-            for name, value in zip(names.split(), values, strict=True):
-                sums[name] = sums.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0.0) + count
-        self.vectors.clear()
-        return {name: value / counts[name] for name, value in sums.items()}
+    def ema_model(self, step: int) -> Trained:
+        """The EMA model as a record that can be sampled; it shares the average's memory."""
+        return assembled(self.averaged, self.recipe, self.out, step=step, source=str(self.out))
 
 
 @contextmanager

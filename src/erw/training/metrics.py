@@ -1,0 +1,92 @@
+"""What a run reports while it trains: `metrics.jsonl`, its costs and the means of its losses."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erw.dist import World
+from erw.io import write_text
+from erw.log import read_metrics
+from erw.training.checkpoint import Position
+from erw.training.flops import Ledger
+from erw.training.objective import Losses
+
+
+class Metrics:
+    """The metrics file of a run: one JSON object a line, in step order, no step twice.
+
+    A run that goes on from a step drops the lines after it (they will be written again) and a last
+    line that was cut off by a kill. Only the first process writes.
+
+    The sums are by name and on the device, so that no step waits for a number. Which losses there
+    are changes with the phase: there is one vector of sums for each set of names, its last number
+    the steps.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        start: Position,
+        *,
+        ledger: Ledger,
+        processes: World,
+        sink: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.path, self.ledger, self.processes, self.sink = path, ledger, processes, sink
+        self.began, self.stopped = time.monotonic() - start.seconds, 0.0
+        options: dict[str, Any] = {"dtype": torch.float64, "device": processes.device}
+        self.sums = {names: torch.tensor(v, **options) for names, v in start.sums.items()}
+        if processes.first:
+            lines = read_metrics(path) if path.exists() else []
+            earlier = [json.dumps(line) + "\n" for line in lines if line["step"] <= start.step]
+            write_text(path, "".join(earlier))
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over stops and starts."""
+        return (self.stopped or time.monotonic()) - self.began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock within the block."""
+        self.stopped = time.monotonic()
+        yield
+        self.began, self.stopped = self.began + time.monotonic() - self.stopped, 0.0
+
+    def add(self, values: Losses) -> None:
+        """Add the values of one step to the sums, in one go."""
+        names = " ".join(values)
+        vector = torch.stack([*values.values(), torch.ones_like(values["loss"])]).double()
+        self.sums[names] = self.sums[names] + vector if names in self.sums else vector
+
+    def position(self, step: int) -> Position:
+        """Time and sums after `step`, for its checkpoint; the sums averaged over processes."""
+        sums = {names: self.processes.mean(v).tolist() for names, v in self.sums.items()}
+        return Position(step, self.seconds, sums)
+
+    def means(self) -> dict[str, float]:
+        """The means over the steps since the last call, and over processes."""
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        for names, (*values, count) in self.position(0).sums.items():
+            for name, value in zip(names.split(), values, strict=True):
+                pairs.setdefault(name, []).append((value, count))
+        self.sums.clear()
+        totals = {name: map(sum, zip(*some, strict=True)) for name, some in pairs.items()}
+        return {name: value / count for name, (value, count) in totals.items()}
+
+    def write(self, line: dict[str, Any], step: int) -> None:
+        """Write a line with what the run has cost up to `step`."""
+        if not self.processes.first:
+            return
+        spent = {f"flops_{k}": v for k, v in self.ledger.spent(step)._asdict().items()}
+        costs = {"step": step, "images": self.ledger.images(step), **spent}
+        line = {"kind": line["kind"], **costs, "seconds": self.seconds, **line}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.sink:
+            self.sink(line)
