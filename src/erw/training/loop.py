@@ -95,7 +95,8 @@ def train(
         newest = checkpoint.paths(trainer.checkpoints)[-1:]
         start = checkpoint.load(newest[0], *state) if newest else Position(0, 0.0, {})
         if start.step > run.steps:
-            raise CheckpointError(f"{out} is at step {start.step} already, past the {run.steps}")
+            problem = f"at step {start.step} already, past the {run.steps} requested"
+            raise CheckpointError(f"{out} is {problem}")
         if init and not newest:
             trainer.begin_with(init)
 
