@@ -228,7 +228,7 @@ def test_labels_out_of_range_are_found(copy: Path) -> None:
     manifest = json.loads(path.read_text())
     manifest["class_names"] = manifest["class_names"][:2]
     with pytest.raises(
-        CacheError, match=r"manifest.json cannot be read \(its content does not match its checksum"
+        CacheError, match=r"manifest.json cannot be read: .*\(its content does not match its checksu"
     ):
         path.write_text(json.dumps(manifest))
         Cache.open(copy)
@@ -239,7 +239,7 @@ def test_labels_out_of_range_are_found(copy: Path) -> None:
 
 def test_the_wrong_cache_is_refused_with_the_command_for_the_right_one(made: Parts) -> None:
     cache = made.cache
-    cache.require(encoders=[ENCODER], tokens=16, flip=True)
+    cache.require(encoders=[ENCODER], tokens=16)
     with pytest.raises(CacheError, match=r"features of efficientnet.*not of dinov2-b.*--encoders"):
         cache.require(encoders=["dinov2-b"])
     with pytest.raises(CacheError, match=r"4 x 4 = 16 tokens an image, the model has 64"):
@@ -323,6 +323,6 @@ def test_a_manifest_names_files_not_paths(copy: Path) -> None:
     manifest["shards"][0]["files"][0][0] = "../../00000.safetensors"
     write_checked(copy, manifest)
     with pytest.raises(
-        CacheError, match=r"cannot be read \(a path where the name of a file was expected"
+        CacheError, match=r"cannot be read: .*\(a path where the name of a file was expected"
     ):
         Cache.open(copy)

@@ -63,7 +63,7 @@ def test_batches_are_those_of_the_cache_on_disk(local: Cache, site: Web, store: 
     assert site.url in repr(remote)
     one, two = (Loader(c, seed=3, features=[ENCODER]) for c in (local, remote))
     for start in (40, 0, 7):
-        a, b = one.batch(start, 20), two.batch(start, 20)
+        a, b = (x.batch(range(start, start + 20)) for x in (one, two))
         assert torch.equal(a.mean, b.mean) and torch.equal(a.labels, b.labels)
         assert torch.equal(a.features[0], b.features[0])
     assert np.array_equal(*(cache.columns(["item"], [5, 47])["item"] for cache in (remote, local)))
@@ -78,9 +78,9 @@ def test_batches_are_those_of_the_cache_on_disk(local: Cache, site: Web, store: 
 
 def test_features_that_are_not_read_are_not_downloaded(local: Cache, site: Web) -> None:
     loader = Loader(Cache.open(site.url), seed=3)
-    assert torch.equal(loader.batch(0, 48).mean, Loader(local, seed=3).batch(0, 48).mean)
+    assert torch.equal(loader.batch(range(48)).mean, Loader(local, seed=3).batch(range(48)).mean)
     assert sorted(site.asked[1:]) == names()
-    Loader(Cache.open(site.url), seed=3, features=[ENCODER]).batch(0, 48)
+    Loader(Cache.open(site.url), seed=3, features=[ENCODER]).batch(range(48))
     assert sorted(site.asked[SHARDS + 2 :]) == names(".0")
 
 
@@ -137,10 +137,10 @@ def test_addresses_that_hold_no_cache(
 ) -> None:
     for url, message in [
         (f"{site.url}/nothing", f"{site.url}/nothing/manifest.json cannot be read"),
-        ("http://127.0.0.1:9/cache", "manifest.json cannot be read .*: check address, network"),
+        ("http://127.0.0.1:9/cache", "manifest.json cannot be read: check address, network"),
         ("memory://nothing", "manifest.json cannot be read"),
         ("gs://bucket/cache", "gs:// gcsfs"),
-        ("foo://bucket/cache", r"cannot be read \(Protocol not known: foo\)"),
+        ("foo://bucket/cache", r"cannot be read: .*\(Protocol not known: foo\)"),
     ]:
         with pytest.raises(CacheError, match=message) as error:
             Cache.open(url)

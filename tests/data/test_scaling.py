@@ -160,5 +160,5 @@ def test_a_channel_that_never_changes_has_no_scale(made: SimpleNamespace, tmp_pa
 
 def test_a_loader_reads_what_was_measured(made: SimpleNamespace) -> None:
     cache = Cache.open(made.cache.path)
-    batch = Loader(cache, seed=0, features=[TEACHER]).batch(0, 24)
+    batch = Loader(cache, seed=0, features=[TEACHER]).batch(range(24))
     assert batch.mean.mean((0, 2, 3)).abs().max() < 1e-3

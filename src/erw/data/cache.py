@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +86,7 @@ class Cache:
                     f"{', '.join(changed)}; prepare one of them again"
                 )
         self._columns = {k: v for group in self.spec.columns().values() for k, v in group.items()}
+        self._columns["label"] = ("int64", ())  # numbers of the classes of all caches
         shards = [(part, shard) for part in parts for shard in part.manifest.shards if shard.rows]
         self._shards = [(part, shard, dict[str, Tensor]()) for part, shard in shards]
         self._ends = np.cumsum([shard.rows for _, shard in shards])
@@ -142,18 +144,17 @@ class Cache:
         `packed` leaves features as they are stored until `Batch.to`, and everything in pinned
         memory if there is a GPU.
         """
-        mirrored = flipped is not None and bool(flipped.any())
-        self.require(encoders=features, token=token, flip=mirrored)
+        self.require(encoders=features, token=token)
+        if flipped is not None and flipped.any() and not self.spec.flip:
+            self._lacks("no flipped variant", "--flip")
         names = ["label", "moments", *(f"features.{name}" for name in features)]
         names += [f"scale.{name}" for name in features if self.features[name].format == "int8"]
         names += [f"class.{token}"] if token else []
         columns = self.columns(names, indices, flipped)
-        mean, std = columns["moments"].float().chunk(2, 1)
-        scaling = (torch.tensor(self.vae[k], device=mean.device) for k in ("shift", "scale"))
-        shift, scale = (values.reshape(-1, 1, 1) for values in scaling)
+        mean, std = self.scaled(columns["moments"])
         batch = Batch(
-            (mean - shift).mul_(scale),
-            std * scale,
+            mean,
+            std,
             columns["label"],
             tuple(Packed(columns[f"features.{n}"], columns.get(f"scale.{n}")) for n in features),
             columns[f"class.{token}"].float() if token else None,
@@ -162,6 +163,13 @@ class Cache:
             return batch.to(mean.device)
         pinned = torch.cuda.is_available() and mean.is_cpu
         return batch._each(Tensor.pin_memory) if pinned else batch
+
+    def scaled(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of latents, shifted and scaled, of raw moments (B, 2C, h, w)."""
+        mean, std = moments.float().chunk(2, 1)
+        values = (torch.tensor(self.vae[key], device=mean.device) for key in ("shift", "scale"))
+        shift, scale = (value.reshape(-1, 1, 1) for value in values)
+        return (mean - shift).mul_(scale), std * scale
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
@@ -198,35 +206,26 @@ class Cache:
                 stored = self._column(number, name)
                 column[place] = stored[row, variant] if varied else stored[row]
             columns[name] = column
-        if "label" in columns:
-            labels = zip(numbers.tolist(), columns["label"].tolist(), strict=True)
-            columns["label"] = torch.tensor([self._label(*x) for x in labels], dtype=torch.int64)
         return columns
 
     def verify(self) -> list[str]:
         """Rehash every file; the names of those that are damaged, cut short or missing."""
 
-        def whole(part: Part, file: File) -> bool:
-            try:
-                return hash_file(part.local(file)) == file.blake3
-            except (OSError, CacheError):
-                return False
+        def damaged(part: Part, file: File) -> list[str]:
+            with suppress(OSError, CacheError):
+                if hash_file(part.local(file)) == file.blake3:
+                    return []
+            return [file.file]
 
         files = [(part, file) for part in self.parts for file in part.manifest.files]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            good = list(pool.map(lambda pair: whole(*pair), files))
-        return [file.file for (_, file), fine in zip(files, good, strict=True) if not fine]
+            return [name for names in pool.map(damaged, *zip(*files, strict=True)) for name in names]
 
     def require(
-        self,
-        *,
-        encoders: Sequence[str] = (),
-        tokens: int | None = None,
-        token: str = "",
-        flip: bool = False,
+        self, *, encoders: Sequence[str] = (), tokens: int | None = None, token: str = ""
     ) -> None:
-        """Raise `CacheError` unless it has features of `encoders`, of so many `tokens` each, the
-        class token of the encoder `token`, and mirrored rows (`flip`)."""
+        """Raise `CacheError` unless it has features of `encoders`, of so many `tokens` each, and
+        the class token of the encoder `token`."""
         for name in encoders:
             if name not in self.features:
                 cached = ", ".join(self.features) or "no encoder"
@@ -234,20 +233,15 @@ class Cache:
             rows, columns = self.features[name].grid
             if tokens not in (None, rows * columns):
                 raise CacheError(
-                    f"cache {self.where}: {name} gives {rows} x {columns} = {rows * columns} tokens"
-                    f" an image, the model has {tokens}: change the patch size, or the encoder's "
-                    "input (NAME@SIDE)"
+                    f"{name} gives {rows} x {columns} = {rows * columns} tokens an image, the model"
+                    f" has {tokens}: change the patch size, or the encoder's input (NAME@SIDE)"
                 )
         if token and not (token in self.features and self.features[token].class_dim):
             self._lacks(f"no class token of {token}", f"--encoders {token} --class-token")
-        if flip and not self.spec.flip:
-            self._lacks("no flipped variant", "--flip")
 
     def _lacks(self, what: str, option: str) -> None:
-        raise CacheError(
-            f"cache {self.where} holds {what}: make one with "
-            f"erw prepare IMAGES --out OTHER_DIR {option}"
-        )
+        make = f"make one with erw prepare IMAGES --out OTHER_DIR {option}"
+        raise CacheError(f"cache {self.where} holds {what}: {make}")
 
     def _column(self, number: int, name: str) -> Tensor:
         """A column of a shard, rows first, mapped; its pages are read when they are touched."""
@@ -256,13 +250,13 @@ class Cache:
             columns = part.manifest.spec.columns()
             kind = next(kind for kind, names in columns.items() if name in names)
             file = next(f for f in shard.files if f.file == shard_file(shard.index, kind))
-            mapped |= map_columns(part.local(file), columns[kind], rows=shard.rows)
+            new = map_columns(part.local(file), columns[kind], rows=shard.rows)
+            if kind == "":
+                names, label = part.manifest.class_names, new["label"].long()
+                table = torch.tensor([self._class_numbers[n] for n in names] or [0])
+                if len(bad := label[(label < 0) | (label >= len(table))]):
+                    wrong = f"label {int(bad[0])} but {len(names)} classes"
+                    raise CacheError(f"cache {part.where} has {wrong}: {AGAIN}")
+                new["label"] = table[label]
+            mapped |= new
         return mapped[name]
-
-    def _label(self, number: int, label: int) -> int:
-        """A shard's label by the classes of all caches."""
-        part = self._shards[number][0]
-        names = part.manifest.class_names
-        if not 0 <= label < max(1, len(names)):
-            raise CacheError(f"cache {part.where} has label {label} but {len(names)} classes")
-        return self._class_numbers[names[label]] if names else 0

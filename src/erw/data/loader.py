@@ -39,12 +39,9 @@ class Loader:
         self._read = partial(cache.read, features=features, token=token, packed=stored)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
-    def batch(self, start: int, count: int, *, lo: int = 0, hi: int | None = None) -> Batch:
-        """Rows `lo:hi` of the batch of `count` images that starts at position `start`.
-
-        Independent of earlier calls and of who calls: ranks read slices of one batch.
-        """
-        rows, coins = self.order(np.arange(start + lo, start + (count if hi is None else hi)))
+    def batch(self, positions: range) -> Batch:
+        """The rows at these positions, whatever was read before: ranks read parts of one batch."""
+        rows, coins = self.order(np.asarray(positions))
         return self._read(rows, flipped=coins if self.cache.spec.flip else None)
 
     def order(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,20 +15,19 @@ Each group of columns is a file of its own, so that a run opens (or downloads) o
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from blake3 import blake3
 
 from erw.config import differences, flat
-from erw.errors import CacheError
+from erw.errors import CacheError, raised_as
 from erw.io import write_text
 
 VERSION = 2
 MANIFEST, SETTINGS, REJECTED = "manifest.json", "prepare.json", "rejected.jsonl"
-CHECK = "check"  # of a manifest: the hash of the rest
 
 SINGLE = ("label", "item", "image")  # columns that a row has once, the others also mirrored
 Column = tuple[str, tuple[int, ...]]
@@ -127,19 +126,15 @@ class CacheSpec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "CacheSpec":
-        """From JSON values, as `asdict` gives them.
-
-        Raises CacheError for features of a kind that is gone, KeyError or TypeError for damage.
-        """
+        """From JSON values, as `asdict` gives them. Raises CacheError for features of a kind that
+        is gone, and what Python raises for damage."""
         for encoder in values["encoders"]:
             if "pca" in encoder or encoder["format"] == "float8":
                 raise CacheError(
                     f"features of {encoder['name']} are principal components or float8, which this "
                     "erw does not read: make them anew with erw prepare IMAGES --features int8"
                 )
-        source, vae = _record(SourceSpec, values["source"]), _record(VaeSpec, values["vae"])
-        encoders = tuple(_record(EncoderSpec, encoder) for encoder in values["encoders"])
-        return _record(cls, values | {"source": source, "vae": vae, "encoders": encoders})
+        return _record(cls, values)
 
     def differences(self, new: "CacheSpec") -> list[str]:
         """Settings in which two caches differ, as "crop (adm, now resize)".
@@ -178,8 +173,8 @@ class Record:
     """All that the manifest needs to know about one shard."""
 
     shard: Shard
-    rejected: list[tuple[int, str, str]]  # number, path, reason
-    latent_sums: list[list[float]]  # per channel: sum of mean, sum of mean^2 + std^2; then [count]
+    rejected: Sequence[tuple[int, str, str]]  # number, path, reason
+    latent_sums: Sequence[Sequence[float]]  # see `erw.data.writer`
 
     @staticmethod
     def read(folder: Path, index: int) -> "Record | None":
@@ -187,14 +182,14 @@ class Record:
         the latents'."""
         sizes = {path.name: path.stat().st_size for path in folder.glob(f"{index:05d}.*")}
         try:
-            values = json.loads((folder / f"{index:05d}.json").read_text())
-            shard = _shard(values["shard"])
-            files = tuple(file for file in shard.files if sizes.get(file.file) == file.bytes)
-            if shard.rows and shard_file(index) not in (file.file for file in files):
-                return None
-            return Record(replace(shard, files=files), values["rejected"], values["latent_sums"])
-        except (OSError, ValueError, TypeError, KeyError):
+            record = _record(Record, json.loads((folder / f"{index:05d}.json").read_text()))
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return None
+        shard = record.shard
+        files = tuple(file for file in shard.files if sizes.get(file.file) == file.bytes)
+        if shard.rows and shard_file(index) not in (file.file for file in files):
+            return None
+        return replace(record, shard=replace(shard, files=files))
 
 
 @dataclass(frozen=True)
@@ -225,27 +220,26 @@ class Manifest:
         """Write `manifest.json` in canonical form: equal caches have equal bytes."""
         values = asdict(self) | {"version": VERSION}
         values["settings"] = values.pop("spec")
-        values[CHECK] = _check(values)
+        values["check"] = _check(values)
         write_text(out / MANIFEST, json.dumps(values, sort_keys=True, indent=1) + "\n")
 
     @staticmethod
     def parse(text: bytes, *, where: str) -> "Manifest":
         """From JSON. Raises `CacheError` naming `where` if it is damaged or of another version."""
-        try:
+        what = f"{where} cannot be read: remove it and run erw prepare again"
+        with raised_as(CacheError, what):
             values = json.loads(text)
             if values["version"] != VERSION:
                 raise ValueError(f"its version is {values['version']}, this erw reads {VERSION}")
-            if values.pop(CHECK) != _check(values):
+            if values.pop("check") != _check(values):
                 raise ValueError("its content does not match its checksum")
             spec = CacheSpec.from_json(values["settings"])
-            shards = tuple(map(_shard, values["shards"]))
-            if values["rows"] != (rows := sum(shard.rows for shard in shards)):
-                raise ValueError(f"{values['rows']} rows, but {rows} in its shards")
-            return _record(Manifest, values | {"spec": spec, "shards": shards})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CacheError(
-                f"{where} cannot be read ({error}): remove it and run erw prepare again"
-            ) from error
+            manifest: Manifest = _record(Manifest, values | {"spec": spec})
+            if any("/" in file.file for file in manifest.files):
+                raise ValueError("a path where the name of a file was expected")
+            if manifest.rows != (rows := sum(shard.rows for shard in manifest.shards)):
+                raise ValueError(f"{manifest.rows} rows, but {rows} in its shards")
+        return manifest
 
 
 def shard_file(index: int, part: str = "") -> str:
@@ -262,14 +256,14 @@ def _check(values: dict[str, Any]) -> str:
     return blake3(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _shard(values: dict[str, Any]) -> Shard:
-    files = tuple(File(*file) for file in values["files"])
-    if any("/" in file.file for file in files):
-        raise ValueError("a path where the name of a file was expected")
-    return Shard(values["index"], values["rows"], files)
-
-
-def _record(kind: Any, values: dict[str, Any]) -> Any:
-    """A record from JSON values, lists as tuples; keys of other versions are left out."""
-    known = {name: values[name] for name in kind.__dataclass_fields__ if name in values}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+def _record(kind: Any, value: Any) -> Any:
+    """A field's value from JSON: records by the types of their fields, lists as tuples; keys of
+    other versions are left out."""
+    if isinstance(value, dict) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{k: _record(hints[k], v) for k, v in value.items() if k in hints})
+    if kind is File:
+        return File(*value)
+    if isinstance(value, list):
+        return tuple(_record(get_args(kind)[0], item) for item in value)
+    return value

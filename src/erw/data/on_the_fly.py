@@ -23,7 +23,7 @@ from erw.data.networks import Networks, cache_spec
 from erw.data.parts import Part
 from erw.data.sources import BUILT_IN, HUB, open_source
 from erw.data.writer import cropped
-from erw.errors import CacheError, ConfigError, DataError
+from erw.errors import CacheError, ConfigError, DataError, raised_as
 from erw.io import hash_file, weight_hash, write_json
 
 ONLINE = "online.json"
@@ -41,12 +41,10 @@ class Online(Cache):
 
     def __init__(self, path: Path) -> None:
         file = path / ONLINE
-        try:
+        with raised_as(CacheError, f"{file} is damaged: make it again"):
             self._settings = settings = json.loads(file.read_text())
-            self.source = source = open_source(settings["where"], **settings["options"])
             spec = CacheSpec.from_json(settings["settings"])
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise CacheError(f"{file} is damaged ({error}): make it again") from error
+        self.source = source = open_source(settings["where"], **settings["options"])
         if source.fingerprint() != spec.source.fingerprint:
             raise CacheError(f"the images of {settings['where']} have changed: make another {path}")
         manifest = Manifest(spec, len(source), 0, tuple(source.class_names), (), (), ())
@@ -68,9 +66,8 @@ class Online(Cache):
         columns = {"item": torch.from_numpy(numbers), "label": torch.tensor(labels)}
         columns["image"] = images
         if flipped is not None:
-            images = torch.where(
-                torch.from_numpy(flipped)[:, None, None, None], images.flip(-1), images
-            )
+            mirrored = torch.from_numpy(flipped)[:, None, None, None]
+            images = torch.where(mirrored, images.flip(-1), images)
         if "moments" in names:
             (columns["moments"],) = self._networks.run(self._networks.vae.encode, images)
         for name in self.features:
@@ -85,14 +82,11 @@ class Online(Cache):
         try:
             return cropped(self.source, int(index), self.spec)
         except Unreadable as error:
-            raise DataError(
-                f"{self.source.location(index)}: {error}; take it out, or prepare without "
-                "--online, which lists and skips such images"
-            ) from error
+            bad = f"{self.source.location(index)}: {error}"
+            raise DataError(f"{bad}; take it out, or prepare without --online") from error
 
     @cached_property
     def _networks(self) -> Networks:
-        """VAE and encoders, with the weights of the spec."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         vae, encoders = self._settings["vae"], self._settings["encoders"]
         networks = Networks(vae, [*encoders.values()], precision=self.spec.precision, device=device)

@@ -6,8 +6,7 @@ checks contents nor renames.)
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +16,14 @@ from blake3 import blake3
 from torch import Tensor
 
 from erw.data.manifest import MANIFEST, Column, File, Manifest
-from erw.errors import CacheError, CheckpointError, one_line
+from erw.errors import CacheError, raised_as
 from erw.io import cache_home, hash_file, load_tensors, lock
 
 AGAIN = "run the same erw prepare again"
+UNREACHABLE = (
+    "{} cannot be read: check address, network, credentials and disk; s3:// and https:// need pip "
+    "install 'erw[remote]', gs:// gcsfs"
+)
 
 
 class Part(NamedTuple):
@@ -41,7 +44,7 @@ def open_part(path: str | Path) -> Part:
     local: Callable[[File], Path]
     if "://" in str(path):
         where = str(path).rstrip("/")
-        with _errors(f"{where}/{MANIFEST}"):
+        with raised_as(CacheError, UNREACHABLE.format(f"{where}/{MANIFEST}")):
             from fsspec.core import url_to_fs
 
             files, root = url_to_fs(where)
@@ -62,10 +65,8 @@ def open_part(path: str | Path) -> Part:
 
 def map_columns(path: Path, columns: Mapping[str, Column], *, rows: int) -> dict[str, Tensor]:
     """The mapped columns of a shard's file. Raises `CacheError` unless it holds these."""
-    try:
+    with raised_as(CacheError, f"shard {path} is damaged: {AGAIN}"):
         mapped, _ = load_tensors(path)
-    except (CheckpointError, ValueError, RuntimeError) as error:
-        raise CacheError(f"shard {path} is damaged ({one_line(error)}): {AGAIN}") from error
     for name, (dtype, shape) in columns.items():
         column = mapped.get(name, torch.empty(0))
         kind, expected = str(column.dtype).removeprefix("torch."), (rows, *shape)
@@ -83,7 +84,8 @@ def _download(files: Any, root: str, url: str, file: File) -> Path:
     path, tmp = folder / f"{file.blake3}.safetensors", folder / f".{file.blake3}.part"
     if path.is_file():
         return path
-    with lock(folder / f".{file.blake3}.lock", wait=True), _errors(f"{url}/{file.file}"):
+    failed = raised_as(CacheError, UNREACHABLE.format(f"{url}/{file.file}"))
+    with lock(folder / f".{file.blake3}.lock", wait=True), failed:
         if path.is_file():  # another process has downloaded it meanwhile
             return path
         try:
@@ -96,15 +98,3 @@ def _download(files: Any, root: str, url: str, file: File) -> Path:
         f"shard {file.file} arrived damaged from {url}: try again, or check the original with "
         "erw prepare --verify and upload it"
     )
-
-
-@contextmanager
-def _errors(name: str) -> Iterator[None]:
-    """Any file system's errors, also those of botocore and aiohttp, as `CacheError` in one line."""
-    try:
-        yield
-    except Exception as error:
-        raise CacheError(
-            f"{name} cannot be read ({one_line(error)}): check address, network, credentials and "
-            "disk; s3:// and https:// need pip install 'erw[remote]', gs:// gcsfs"
-        ) from error

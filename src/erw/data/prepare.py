@@ -16,7 +16,7 @@ from erw.data.parts import open_part
 from erw.data.sources import Source, open_source, overview
 from erw.data.writer import Writer
 from erw.dist import current, world
-from erw.errors import CacheError, DataError
+from erw.errors import CacheError, DataError, raised_as
 from erw.io import lock, write_json, write_text
 from erw.log import say
 
@@ -67,8 +67,8 @@ def prepare_builtin(
     Composed OpenMoji glyphs, latents of `openmoji-f4c4`, features of `efficientnet-lite0`; nothing
     is downloaded. `options`: of `prepare`.
     """
-    options = {"vae": "openmoji-f4c4", "encoders": ("efficientnet-lite0",)} | options
     source = open_source("openmoji", size=image_size, count=count)
+    options = {"vae": "openmoji-f4c4", "encoders": ("efficientnet-lite0",)} | options
     return prepare(source, out, image_size=image_size, **options)
 
 
@@ -116,9 +116,8 @@ def estimate(
     source: Source, out: str | Path, *, vae: Any, encoders: Sequence[Any], **options: Any
 ) -> str:
     """Images, classes, FLOPs and bytes of the cache that `prepare` would make with its options."""
-    networks = Networks(
-        vae, encoders, precision=options.pop("precision"), device=options.pop("device")
-    )
+    run = {name: options.pop(name) for name in ("precision", "device")}
+    networks = Networks(vae, encoders, **run)
     del options["batch_size"]  # it changes no size
     spec = cache_spec(source, networks, like=read_spec(Path(out).expanduser()), **options)
     flops = (spec.vae.flops + sum(encoder.flops for encoder in spec.encoders)) * (1 + spec.flip)
@@ -136,10 +135,8 @@ def read_spec(out: Path) -> CacheSpec | None:
     path = out / SETTINGS
     if not path.exists():
         return open_part(out).manifest.spec if (out / MANIFEST).exists() else None
-    try:
+    with raised_as(CacheError, f"{path} cannot be read: remove {out}, prepare anew"):
         return CacheSpec.from_json(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{path} cannot be read ({error}): remove {out}, prepare anew") from error
 
 
 def _make(writer: Writer, *, adding: bool = False, progress: bool) -> Cache:
@@ -203,35 +200,28 @@ def _whole(writer: Writer) -> bool:
 def _join(writer: Writer) -> None:
     """Write rejected.jsonl and the manifest from the records of all shards."""
     out, source, spec = writer.out, writer.source, writer.spec
-    read = (Record.read(writer.folder, index) for index in range(spec.shards))
-    records = [record for record in read if record]
+    records = [x for i in range(spec.shards) if (x := Record.read(writer.folder, i))]
     assert len(records) == spec.shards, "joined before all shards were there"
-    fields = ("item", "path", "reason")
-    rejected = [
-        dict(zip(fields, row, strict=True)) for record in records for row in record.rejected
-    ]
-    write_text(out / REJECTED, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in rejected))
+    rejected = [row for record in records for row in record.rejected]
+    rows = (dict(zip(("item", "path", "reason"), row, strict=True)) for row in rejected)
+    write_text(out / REJECTED, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in rows))
     sums = [record.latent_sums for record in records if record.shard.rows]
     if not sums:
         shutil.rmtree(writer.folder)  # so that other images may come here
         (out / SETTINGS).unlink()
         raise DataError(
             f"none of the {len(source)} images of {source.name} can be used: "
-            f"{rejected[0]['path']}: {rejected[0]['reason']}; all reasons are in {out / REJECTED}"
+            f"{': '.join(rejected[0][1:])}; all reasons are in {out / REJECTED}"
         )
-    means, squares, numbers = (
-        [sum(x) for x in zip(*s, strict=True)] for s in zip(*sums, strict=True)
-    )
-    mean, square = ([total / numbers[0] for total in totals] for totals in (means, squares))
+    *totals, (count,) = ([sum(x) for x in zip(*s, strict=True)] for s in zip(*sums, strict=True))
+    mean, square = ([x / count for x in total] for total in totals)
     std = tuple(max(0.0, b - a * a) ** 0.5 for a, b in zip(mean, square, strict=True))
     if spec.vae.scale is None and min(std) < 1e-6:  # at the least log-variance of a VAE
-        raise CacheError(
-            f"channel {std.index(min(std))} of the latents is the same everywhere: VAE "
-            f"{spec.vae.name} cannot be scaled by their deviation"
-        )
+        constant = f"channel {std.index(min(std))} of the latents is the same everywhere"
+        raise CacheError(f"{constant}: VAE {spec.vae.name} cannot be scaled by their deviation")
     shards = tuple(record.shard for record in records)
-    rows, classes = sum(shard.rows for shard in shards), tuple(source.class_names)
-    Manifest(spec, rows, len(rejected), classes, tuple(mean), std, shards).write(out)
+    number, classes = sum(shard.rows for shard in shards), tuple(source.class_names)
+    Manifest(spec, number, len(rejected), classes, tuple(mean), std, shards).write(out)
 
 
 def _local(out: str | Path) -> Path:

@@ -189,7 +189,6 @@ def _held_out(run: Run, cache: Cache) -> Callable[[range, torch.device], Batch]:
     count, name = run.eval.loss_images, run.eval.heldout
     if run.model.net == "rdm":
         raise ConfigError("an rdm has no latents to validate on: leave eval.loss at 0")
-    scaling = {key: cache.vae[key] for key in ("shift", "scale")}
     if name is None:
         names = () if run.model.needs_token else cache.class_names  # only a cache has tokens
         missing = f"eval.heldout is missing: give a cache of other images, made as {cache.where}"
@@ -198,12 +197,11 @@ def _held_out(run: Run, cache: Cache) -> Callable[[range, torch.device], Batch]:
 
         def compose(rows: range, device: torch.device) -> Batch:
             """Built-in test images, encoded by the cache's VAE."""
-            vae = load_vae(cache.vae["name"], device=str(device)).scaled(**scaling)
+            vae = load_vae(cache.vae["name"], device=str(device))
             images, labels = zip(*(source[i] for i in rows), strict=True)
             pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
             encoded = torch.cat([vae.encode(part) for part in pixels.split(64)])
-            (mean, std), (shift, scale) = encoded.chunk(2, 1), vae.scaling
-            return Batch((mean - shift) * scale, std * scale, torch.tensor(labels))
+            return Batch(*cache.scaled(encoded), torch.tensor(labels))
 
         return compose
     other = Cache.open(name)
@@ -217,5 +215,5 @@ def _held_out(run: Run, cache: Cache) -> Callable[[range, torch.device], Batch]:
         raise ConfigError(f"eval.heldout {name} has {wrong[0]}: prepare it as {cache.where}")
     token = network.token_encoder(run, cache) if run.model.needs_token else ""
     spread = np.arange(count) * len(other) // count  # a cache may be sorted by class
-    other.vae |= scaling  # a cache may have measured its own
+    other.vae = cache.vae  # a cache may have measured its own scaling
     return lambda rows, device: other.read(spread[list(rows)], token=token)

@@ -264,10 +264,9 @@ class Trainer:
     def read(self, step: int) -> Batch:
         """This process's rows of a step's batch; the encoder's features only where needed."""
         plan, size = self.run.plan, self.run.data.batch_size
-        count = plan.batch(step, size)
-        lo, hi = self.processes.share(count)
+        first, (lo, hi) = plan.images(step, size), self.processes.share(plan.batch(step, size))
         loader = self.loader if plan(step).reads_encoder else self.without_features
-        return loader.batch(plan.images(step, size), count, lo=lo, hi=hi)
+        return loader.batch(range(first + lo, first + hi))
 
     def step(self, step: int, phase: Phase, batch: Batch) -> Losses:
         """One optimiser step.
