@@ -1,10 +1,16 @@
-"""A prepared cache: latents' moments, teacher features and labels, read row by row."""
+"""A prepared cache: latents' moments, teacher features and labels, read row by row.
+
+It lies in a folder or at a URL (anything that fsspec opens). Files at a URL are downloaded whole,
+once per machine, and named by their blake3, so that they serve every cache, address and process,
+and what has a name is whole. (fsspec's own file cache neither checks contents nor renames.)
+"""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +20,17 @@ from blake3 import blake3
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from erw.data.manifest import SINGLE, File, shard_file
-from erw.data.parts import AGAIN, Part, map_columns, open_part
+from erw.data.manifest import MANIFEST, SINGLE, Column, File, Manifest, shard_file
 from erw.data.quantize import Packed, unpack
-from erw.errors import CacheError
-from erw.io import hash_file
+from erw.errors import CacheError, raised_as
+from erw.io import cache_home, hash_file, load_tensors, lock
 
+AGAIN = "run the same erw prepare again"
+UNREACHABLE = (
+    "{} cannot be read: check address, network, credentials and disk; s3:// and https:// need pip "
+    "install 'erw[remote]', gs:// gcsfs"
+)
+Rows = Sequence[int] | np.ndarray  # by number
 DOWNLOADS = 8  # at a time: object stores give their bandwidth to many connections
 
 
@@ -49,6 +60,80 @@ class Batch(NamedTuple):
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return tree_map_only(Tensor, change, self)
+
+
+class Part(NamedTuple):
+    """One prepared folder or URL. `local` gives the path of one of its files on this machine."""
+
+    where: str
+    manifest: Manifest
+    identity: str
+    local: Callable[[File], Path]
+
+
+def open_part(path: str | Path) -> Part:
+    """A finished cache in a folder or at a URL, its files unchecked.
+
+    fsspec's file system finds credentials and addresses. Raises `CacheError` where it cannot be
+    read, or is damaged.
+    """
+    local: Callable[[File], Path]
+    if "://" in str(path):
+        where = str(path).rstrip("/")
+        with raised_as(CacheError, UNREACHABLE.format(f"{where}/{MANIFEST}")):
+            from fsspec.core import url_to_fs
+
+            files, root = url_to_fs(where)
+            text = files.cat_file(f"{root}/{MANIFEST}")
+        local = partial(_download, files, f"{root}/shards", f"{where}/shards")
+    else:
+        folder = Path(path).expanduser()
+        if (folder / "online.json").is_file():
+            raise CacheError(f"{folder} encodes while training (--online): give it alone")
+        if not (folder / MANIFEST).is_file():
+            again = f"run erw prepare IMAGES --out {folder}"
+            raise CacheError(f"no cache at {folder}, or an unfinished one: {again}")
+        where, text = str(folder), (folder / MANIFEST).read_bytes()
+        local = lambda file: folder / "shards" / file.file  # noqa: E731
+    manifest = Manifest.parse(text, where=f"{where}/{MANIFEST}")
+    return Part(where, manifest, blake3(text).hexdigest()[:32], local)
+
+
+def map_columns(path: Path, columns: Mapping[str, Column], *, rows: int) -> dict[str, Tensor]:
+    """The mapped columns of a shard's file. Raises `CacheError` unless it holds these."""
+    with raised_as(CacheError, f"shard {path} is damaged: {AGAIN}"):
+        mapped, _ = load_tensors(path)
+    for name, (dtype, shape) in columns.items():
+        column = mapped.get(name, torch.empty(0))
+        kind, expected = str(column.dtype).removeprefix("torch."), (rows, *shape)
+        if kind != dtype or column.shape != expected:
+            raise CacheError(
+                f"shard {path} has {kind} {tuple(column.shape)} as {name}, not {dtype} {expected} "
+                f"as the manifest says: {AGAIN}"
+            )
+    return mapped
+
+
+def _download(files: Any, root: str, url: str, file: File) -> Path:
+    """The path of a file on this machine. Raises `CacheError` if it cannot be had undamaged."""
+    folder = Path(os.environ.get("ERW_SHARD_CACHE") or cache_home() / "shards").expanduser()
+    path, tmp = folder / f"{file.blake3}.safetensors", folder / f".{file.blake3}.part"
+    if path.is_file():
+        return path
+    failed = raised_as(CacheError, UNREACHABLE.format(f"{url}/{file.file}"))
+    with lock(folder / f".{file.blake3}.lock", wait=True), failed:
+        if path.is_file():  # another process has downloaded it meanwhile
+            return path
+        try:
+            files.get_file(f"{root}/{file.file}", str(tmp))
+            if hash_file(tmp) == file.blake3:
+                return tmp.rename(path)
+        finally:
+            tmp.unlink(missing_ok=True)
+    raise CacheError(
+        f"shard {file.file} arrived damaged from {url}: try again, or check the original with "
+        "erw prepare --verify and upload it"
+    )
 
 
 class Cache:
@@ -131,7 +216,7 @@ class Cache:
 
     def read(
         self,
-        indices: Sequence[int] | np.ndarray,
+        indices: Rows,
         *,
         features: Sequence[str] = (),
         token: str = "",
@@ -151,17 +236,15 @@ class Cache:
         names += [f"scale.{name}" for name in features if self.features[name].format == "int8"]
         names += [f"class.{token}"] if token else []
         columns = self.columns(names, indices, flipped)
-        mean, std = self.scaled(columns["moments"])
         batch = Batch(
-            mean,
-            std,
+            *self.scaled(columns["moments"]),
             columns["label"],
             tuple(Packed(columns[f"features.{n}"], columns.get(f"scale.{n}")) for n in features),
             columns[f"class.{token}"].float() if token else None,
         )
         if not packed:
-            return batch.to(mean.device)
-        pinned = torch.cuda.is_available() and mean.is_cpu
+            return batch.to(batch.mean.device)
+        pinned = torch.cuda.is_available() and batch.mean.is_cpu
         return batch._each(Tensor.pin_memory) if pinned else batch
 
     def scaled(self, moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,17 +254,14 @@ class Cache:
         shift, scale = (value.reshape(-1, 1, 1) for value in values)
         return (mean - shift).mul_(scale), std * scale
 
-    def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+    def images(self, indices: Rows) -> Tensor:
         """The cropped images, uint8 (B, 3, H, W), of a cache made with `images=True`."""
         if not all(part.manifest.spec.images for part in self.parts):
             self._lacks("no images", "--images")
         return self.columns(["image"], indices)["image"]
 
     def columns(
-        self,
-        names: Sequence[str],
-        indices: Sequence[int] | np.ndarray,
-        flipped: np.ndarray | None = None,
+        self, names: Sequence[str], indices: Rows, flipped: np.ndarray | None = None
     ) -> dict[str, Tensor]:
         """Named columns of rows, in the order given, as they are stored; labels int64 (see `read`).
 
@@ -219,7 +299,9 @@ class Cache:
 
         files = [(part, file) for part in self.parts for file in part.manifest.files]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [name for names in pool.map(damaged, *zip(*files, strict=True)) for name in names]
+            return [
+                name for names in pool.map(damaged, *zip(*files, strict=True)) for name in names
+            ]
 
     def require(
         self, *, encoders: Sequence[str] = (), tokens: int | None = None, token: str = ""

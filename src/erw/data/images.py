@@ -10,10 +10,11 @@ from erw.errors import DataError, one_line
 
 WHITE = (255, 255, 255)
 # What Pillow opens and people keep photographs in; documents, vector and array formats stay out.
-EXTENSIONS = frozenset(
+_ENDINGS = (
     ".apng .avif .bmp .dds .dib .gif .icns .ico .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg "
-    ".jpx .mpo .pbm .pcx .pgm .png .pnm .ppm .qoi .sgi .tga .tif .tiff .webp".split()
+    ".jpx .mpo .pbm .pcx .pgm .png .pnm .ppm .qoi .sgi .tga .tif .tiff .webp"
 )
+EXTENSIONS = frozenset(_ENDINGS.split())
 _MOST_PIXELS = 89_478_485  # where Pillow begins to warn
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to Pillow's Transpose
 

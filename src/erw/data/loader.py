@@ -74,5 +74,4 @@ def prefetch(
             while pending:
                 yield pending.pop(0).result()
         finally:
-            for future in pending:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)

@@ -15,7 +15,7 @@ Each group of columns is a file of its own, so that a run opens (or downloads) o
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -259,7 +259,7 @@ def _check(values: dict[str, Any]) -> str:
 def _record(kind: Any, value: Any) -> Any:
     """A field's value from JSON: records by the types of their fields, lists as tuples; keys of
     other versions are left out."""
-    if isinstance(value, dict) and is_dataclass(kind):
+    if isinstance(value, dict):
         hints = get_type_hints(kind)
         return kind(**{k: _record(hints[k], v) for k, v in value.items() if k in hints})
     if kind is File:

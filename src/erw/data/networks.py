@@ -83,9 +83,7 @@ def cache_spec(
     """
     vae, size = networks.vae, settings["image_size"]
     if size < vae.factor or size % vae.factor:
-        raise ConfigError(
-            f"image size {size} is no multiple of {vae.factor}, the factor of VAE {vae.name}"
-        )
+        raise ConfigError(f"image size {size} is no multiple of {vae.factor}, as {vae.name} needs")
     if settings["rows_per_shard"] < 1:
         raise ConfigError(f"rows_per_shard is {settings['rows_per_shard']}: expected at least 1")
     one = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=networks.device)
@@ -129,7 +127,5 @@ def encoder_specs(
 
 def _plain(values: Tensor | None) -> Any:
     """Numbers per channel, or one for all, for JSON; None where the cache measures it."""
-    if values is None:
-        return None
-    numbers = tuple(values.double().flatten().tolist())
-    return numbers if len(numbers) > 1 else numbers[0]
+    numbers = () if values is None else tuple(values.double().flatten().tolist())
+    return numbers if len(numbers) > 1 else next(iter(numbers), None)

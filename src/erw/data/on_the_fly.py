@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw.data.cache import Cache
+from erw.data.cache import Cache, Part, Rows
 from erw.data.images import Unreadable
 from erw.data.manifest import CacheSpec, Manifest
 from erw.data.networks import Networks, cache_spec
-from erw.data.parts import Part
 from erw.data.sources import BUILT_IN, HUB, open_source
 from erw.data.writer import cropped
 from erw.errors import CacheError, ConfigError, DataError, raised_as
@@ -53,10 +52,7 @@ class Online(Cache):
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="crop")
 
     def columns(
-        self,
-        names: Sequence[str],
-        indices: Sequence[int] | np.ndarray,
-        flipped: np.ndarray | None = None,
+        self, names: Sequence[str], indices: Rows, flipped: np.ndarray | None = None
     ) -> dict[str, Tensor]:
         """As `Cache.columns`, in float32 as the networks give them; those that are not named do not
         run. Raises DataError for a bad image."""

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from erw.data.cache import Cache
+from erw.data.cache import Cache, open_part
 from erw.data.manifest import MANIFEST, REJECTED, SETTINGS, CacheSpec, Manifest, Record, readable
 from erw.data.networks import Networks, cache_spec, encoder_specs
-from erw.data.parts import open_part
 from erw.data.sources import Source, open_source, overview
 from erw.data.writer import Writer
 from erw.dist import current, world
@@ -92,15 +91,11 @@ def add_encoders(
     """
     source, out = open_source(source), _local(out)
     before = open_part(out).manifest.spec
-    if source.fingerprint() != before.source.fingerprint:
-        raise CacheError(
-            f"{source.name} ({len(source)} images) is not what {out} was made of, or has changed "
-            f"since: expected {before.source.name} ({before.source.count} images)"
-        )
+    images = replace(before.source, fingerprint=source.fingerprint(), count=len(source))
     networks = Networks(None, encoders, precision=before.precision, device=device)
     added = encoder_specs(networks, before.image_size, features, class_token, like=before)
-    writer = Writer(out, replace(before, encoders=added), source, networks, batch_size)
-    return _make(writer, adding=True, progress=progress)
+    spec = replace(before, source=images, encoders=added)
+    return _make(Writer(out, spec, source, networks, batch_size), adding=True, progress=progress)
 
 
 def verify(out: str | Path) -> Cache:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erw.data.cache import map_columns
 from erw.data.images import WHITE, Unreadable, crop
 from erw.data.loader import prefetch
 from erw.data.manifest import CacheSpec, File, Record, Shard, shard_file
 from erw.data.networks import Networks, one_thread_each
-from erw.data.parts import map_columns
 from erw.data.quantize import pack
 from erw.data.sources import Source, overview
 from erw.errors import CacheError, CheckpointError, ConfigError, DataError, one_line
@@ -41,55 +41,43 @@ class Writer:
 
     def write(self, indices: Sequence[int], *, quiet: bool) -> None:
         """Make what is missing of these shards. The result depends on neither threads nor ranks."""
-        records = {index: Record.read(self.folder, index) for index in indices}
-        missing = {index: self._missing(index, record) for index, record in records.items()}
-        todo = {index: parts for index, parts in missing.items() if parts}
         loaded = self.networks.encoders
         lacking = {str(n) for n, e in enumerate(self.spec.encoders) if e.name not in loaded}
         lacking |= {""} if self.networks.vae is None else set()
-        for index, parts in todo.items():
+        todo = list[tuple[int, list[str], Record | None, Sequence[int]]]()
+        for index in indices:
+            record = Record.read(self.folder, index)
+            images: Sequence[int] = self.spec.span(index)
+            names = {file.file for file in record.shard.files} if record else set()
+            parts = [part for part in self.parts if shard_file(index, part) not in names]
+            if not parts or (record and not record.shard.rows):
+                continue
             if lacking.intersection(parts):
                 raise CacheError(
                     f"{self.out}: shard {index} is damaged or unfinished: make it again with the "
                     "erw prepare that made the cache, all its encoders named"
                 )
             remove_partial(self.folder, [shard_file(index, part) for part in parts])
-        images = {index: self._images(index, records[index]) for index in todo}
-        numbers = list(chain.from_iterable(images.values()))
-        if numbers:
+            if record:  # the images that have a row already
+                file, rows = self.folder / shard_file(index), record.shard.rows
+                images = map_columns(file, self.parts[""], rows=rows)["item"].tolist()
+            todo.append((index, parts, record, images))
+        if numbers := [number for *_, images in todo for number in images]:
             self._load(numbers[0])  # sources build tables on first use, which one thread must do
         workers = min(16, os.cpu_count() or 1)
         items = prefetch(self._load, numbers, depth=64 * workers, threads=workers)
-        title = f"prepare {self.source.name}"
-        with (
-            Progress(title, len(numbers), unit="images", quiet=quiet) as progress,
-            one_thread_each() as self._pool,
-        ):
-            for line in overview(self.source):
-                progress.say(line)
-            for index, parts in todo.items():
-                shard = islice(items, len(images[index]))
+        progress = Progress(f"prepare {self.source.name}", len(numbers), unit="images", quiet=quiet)
+        with progress as self._progress, one_thread_each() as self._pool:
+            progress.say("\n".join(overview(self.source)))
+            for index, parts, record, images in todo:
+                shard = islice(items, len(images))
                 try:
-                    self._write_shard(index, parts, records[index], shard, progress)
+                    self._write_shard(index, parts, record, shard)
                 except (OSError, CheckpointError) as error:
                     raise CacheError(
                         f"could not make shard {index} of {self.out} ({one_line(error)}): mend "
                         "that, and run the same command again"
                     ) from error
-
-    def _missing(self, index: int, record: Record | None) -> list[str]:
-        """Parts of a shard that are to be made."""
-        if record and not record.shard.rows:
-            return []
-        names = {file.file for file in record.shard.files} if record else set()
-        return [part for part in self.parts if shard_file(index, part) not in names]
-
-    def _images(self, index: int, record: Record | None) -> Sequence[int]:
-        """The images of a shard: all of its span, or those that have a row already."""
-        if record is None:
-            return self.spec.span(index)
-        latents = self.folder / shard_file(index)
-        return map_columns(latents, self.parts[""], rows=record.shard.rows)["item"].tolist()
 
     def _load(self, number: int) -> tuple[int, np.ndarray | None, Any]:
         """An image by its number: cropped, with its label; or None and the reason why not."""
@@ -99,12 +87,7 @@ class Writer:
             return number, None, str(error)
 
     def _write_shard(
-        self,
-        index: int,
-        parts: Sequence[str],
-        old: Record | None,
-        images: Iterable[Any],
-        progress: Progress,
+        self, index: int, parts: Sequence[str], old: Record | None, images: Iterable[Any]
     ) -> None:
         """Make some of a shard's files, then its record."""
         rejected, batches = list[tuple[int, str, str]](), list[dict[str, Tensor]]()
@@ -112,7 +95,7 @@ class Writer:
 
         def usable() -> Iterator[tuple[int, np.ndarray, int]]:
             for number, pixels, label in images:
-                progress.update()
+                self._progress.update()
                 path = self.source.location(number)
                 if pixels is None and old:
                     raise CacheError(f"{path} has changed since its row was stored: {label}")
@@ -134,9 +117,8 @@ class Writer:
         names = [shard_file(index, part) for part in self.parts]
         count = old.shard.rows if old else len(columns.get("label", ()))
         shard = Shard(index, count, tuple(files[name] for name in names if name in files))
-        record = (
-            replace(old, shard=shard) if old else Record(shard, rejected, _latent_sums(columns))
-        )
+        sums = _latent_sums(columns["moments"]) if batches and not old else ()
+        record = replace(old, shard=shard) if old else Record(shard, rejected, sums)
         write_text(self.folder / f"{index:05d}.json", json.dumps(asdict(record), sort_keys=True))
 
     def _encode(
@@ -188,10 +170,8 @@ def write_columns(path: Path, columns: Mapping[str, Tensor]) -> File:
     return File(path.name, path.stat().st_size, hash_file(path))
 
 
-def _latent_sums(columns: Mapping[str, Tensor]) -> list[list[float]]:
+def _latent_sums(moments: Tensor) -> list[list[float]]:
     """Per channel of moments (N, ..., 2C, h, w): sum of mean, of mean^2 + std^2; and the count."""
-    if not columns:
-        return []
-    mean, std = columns["moments"].double().flatten(0, -4).chunk(2, 1)
+    mean, std = moments.double().flatten(0, -4).chunk(2, 1)
     sums = mean.sum((0, 2, 3)), (mean.square() + std.square()).sum((0, 2, 3))
     return [*(part.tolist() for part in sums), [float(mean[:, 0].numel())]]
