@@ -31,9 +31,7 @@ class Chain:
     abar_before: Tensor  # the same without the step itself, 1 at step 0
     clean: Tensor  # sqrt(abar), the weight of the latent
     noise: Tensor  # sqrt(1 - abar), the weight of the noise
-    variance: (
-        Tensor  # of q(x_{s-1} | x_s, x), the lower bound of the learned one; beta is the upper
-    )
+    variance: Tensor  # of q(x_{s-1} | x_s, x): the learned one's lower bound, as beta is its upper
     log_variance: Tensor  # step 0, where the variance is 0, takes that of step 1
     mean_x: Tensor  # the mean of q is mean_x x + mean_x_s x_s
     mean_x_s: Tensor

@@ -128,10 +128,10 @@ def unsynced(net: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+def precision(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype of autocast and the reason for it; float32 means no autocast."""
-    if wanted != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted], "as set"
+    if setting != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[setting], "as set"
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -166,6 +166,20 @@ def misfit(tensors: Tensors, expected: Tensors, *, optional: Container[str] = ()
     return "; ".join(f"{problem}: {', '.join(names)}" for problem, names in parts.items())
 
 
+def fill(
+    expected: Tensors, tensors: Tensors, *, what: str, hint: str, optional: Container[str] = ()
+) -> None:
+    """Copy `tensors` into `expected`, by name. Raises CheckpointError, with `what` before it and
+    `hint` behind, where `misfit` has something to say."""
+    import torch
+
+    if problems := misfit(tensors, expected, optional=optional):
+        raise CheckpointError(f"{what}: {problems}; {hint}")
+    with torch.no_grad():
+        for name, value in tensors.items():
+            expected[name].copy_(value)
+
+
 def hash_file(path: Path) -> str:
     """blake3 of a file, hexadecimal."""
     from blake3 import blake3
@@ -175,8 +189,8 @@ def hash_file(path: Path) -> str:
 
 def weight_hash(module: Any) -> str:
     """A module's own `weight_hash`, or 32 hex digits of blake3 over its parameters and buffers."""
-    if own := getattr(module, "weight_hash", None):
-        return own
+    if known := getattr(module, "weight_hash", None):
+        return known
     import torch
     from blake3 import blake3
 

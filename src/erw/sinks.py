@@ -12,7 +12,8 @@ SINKS = ("tensorboard", "trackio", "wandb")
 
 
 def sink(name: str, run: Run, out: str | Path) -> Callable[[dict[str, Any]], None]:
-    """A function that writes one line of metrics to the tracker `name`, of `SINKS`.
+    """A function that writes a line of metrics to the tracker `name`, of `SINKS`: of
+    {"kind": "train", "losses": {"flow": 0.9}} the number train/losses/flow.
 
     A resumed run goes on under the same name. Raises ConfigError for an unknown tracker and one
     that is not installed.
@@ -31,7 +32,13 @@ def sink(name: str, run: Run, out: str | Path) -> Callable[[dict[str, Any]], Non
         raise ConfigError(f"log.to {name} needs its package: pip install {name}") from error
 
     def write(line: dict[str, Any]) -> None:
-        values = scalars(line)
+        groups = {k: v if isinstance(v, dict) else {"": v} for k, v in line.items() if k != "step"}
+        values = {
+            "/".join(filter(None, (line.get("kind"), name, inner))): number
+            for name, group in groups.items()
+            for inner, number in group.items()
+            if type(number) in (int, float)
+        }
         if name != "tensorboard":
             return api.log(values, step=line["step"])
         if not writers:  # hides the steps that a resumed run makes again
@@ -41,14 +48,3 @@ def sink(name: str, run: Run, out: str | Path) -> Callable[[dict[str, Any]], Non
         writers[0].flush()
 
     return write
-
-
-def scalars(line: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a line by name: {"losses": {"flow": 0.9}} gives "train/losses/flow"."""
-    groups = {k: v if isinstance(v, dict) else {"": v} for k, v in line.items() if k != "step"}
-    return {
-        "/".join(filter(None, (line.get("kind"), name, inner))): number
-        for name, group in groups.items()
-        for inner, number in group.items()
-        if type(number) in (int, float)
-    }

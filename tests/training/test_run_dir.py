@@ -26,12 +26,12 @@ LEDGER = Ledger(SIT, 4, (), teacher=0, rows=8)
 
 def test_a_run_older_than_a_setting_goes_on(tmp_path: Path) -> None:
     run = Run()
-    recipe = json.loads(json.dumps(run_dir.claim(tmp_path, run, run, CACHE, LEDGER)))
+    recipe = json.loads(json.dumps(run_dir.claim(tmp_path, run, run, CACHE, LEDGER, init=None)))
     del recipe["resolved"]["model"]["mlp"]
     (tmp_path / RECIPE).write_text(json.dumps(recipe))
-    run_dir.claim(tmp_path, run, run, CACHE, LEDGER)
+    run_dir.claim(tmp_path, run, run, CACHE, LEDGER, init=None)
 
     recipe["resolved"]["seed"] = 3
     (tmp_path / RECIPE).write_text(json.dumps(recipe))
     with pytest.raises(CheckpointError, match=r"differs in seed \(3, now 0\);"):
-        run_dir.claim(tmp_path, run, run, CACHE, LEDGER)
+        run_dir.claim(tmp_path, run, run, CACHE, LEDGER, init=None)

@@ -228,14 +228,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        qk_norm: bool,
-        norm: NormKind,
-        mlp: MlpKind,
-        shift: bool = True,
+        self, width: int, heads: int, *, qk_norm: bool, norm: NormKind, mlp: MlpKind, shift: bool
     ) -> None:
         super().__init__()
         self.shift = shift

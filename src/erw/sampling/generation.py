@@ -106,7 +106,7 @@ class Generation:
 
     def _batch(self, rows: slice) -> Samples:
         model, sample, solver, seeds = self.model, self.sample, self.solver, self.seeds[rows]
-        device, flow = next(model.net.parameters()).device, model.run.flow
+        device, flow = model.device, model.run.flow
         labels = None if self.labels is None else torch.tensor(self.labels[rows], device=device)
         path, token, options = PATHS[flow.path], model.net.class_token, {}
         if solver.evaluations:
@@ -189,7 +189,7 @@ def generate(
     for net in [each.net for each in (model, autoguidance) if each and compile]:
         for block in getattr(net, "blocks", [net]):
             block.compile()
-    bf16 = precision_of(precision, next(model.net.parameters()).device)[0] is torch.bfloat16
+    bf16 = precision_of(precision, model.device)[0] is torch.bfloat16
     decoder = _decoder(model, vae) if decode else None
     return Generation(model, seeds, chosen, rule, sample, autoguidance, bf16, batch_size, decoder)
 
@@ -231,14 +231,14 @@ def representations(model: Trained, seeds: Sequence[int], labels: Tensor | None)
     assert model.rdm is not None, "see _check"
     own, options = [seeded(seed, "representation") for seed in seeds], to_dict(model.rdm.run.sample)
     drawn = generate(model.rdm, own, labels, **options, decode=False).collect()
-    return drawn.latents.to(next(model.net.parameters()).device)
+    return drawn.latents.to(model.device)
 
 
 def _decoder(model: Trained, vae: VAE | str | None) -> VAE:
     """The VAE, with the scaling that the model's data has measured where it has one."""
     scales = not isinstance(vae, VAE) or vae.scale is None
     if not isinstance(vae, VAE):
-        vae = load_vae(vae or model.vae, device=str(next(model.net.parameters()).device))
+        vae = load_vae(vae or model.vae, device=str(model.device))
     return vae.scaled(**model.scaling) if model.scaling and scales else vae
 
 

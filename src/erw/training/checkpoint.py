@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError
-from erw.io import load_tensors, misfit, save_tensors
+from erw.io import fill, load_tensors, save_tensors
 
 
 class Position(NamedTuple):
@@ -52,10 +52,7 @@ def save(
     keep: int,
 ) -> None:
     """Write the checkpoint of `position.step`, then delete all but the newest `keep`."""
-    tensors = _state(net, ema, profiles)
-    for name, p in net.named_parameters():
-        for moment, value in optimizer.state.get(p, {}).items():
-            tensors[f"optim.{name}.{moment}"] = value
+    tensors = _tensors(net, ema, profiles, optimizer)
     header = {"progress": json.dumps(position._asdict()), "tensors": str(len(tensors))}
     save_tensors(path_of(folder, position.step), tensors, header)
     for old in paths(folder)[:-keep]:
@@ -72,8 +69,7 @@ def load(
     """
     try:
         tensors, header = load_tensors(path)
-        values = json.loads(header["progress"])
-        position = Position(int(values["step"]), float(values["seconds"]), dict(values["sums"]))
+        position = Position(**json.loads(header["progress"]))
         if len(tensors) != int(header["tensors"]):
             raise ValueError(f"{len(tensors)} tensors of {header['tensors']}")
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
@@ -81,44 +77,26 @@ def load(
         older = [p.name for p in paths(path.parent) if p != path]
         hint = f"; delete it to go on from {older[-1]}" if older else ""
         raise CheckpointError(f"{reason}{hint}") from error
-    parameters = dict(net.named_parameters())
-    moments = {k: v for k, v in tensors.items() if k.startswith("optim.")}
-    state = _state(net, ema, profiles)
-    trained = {key.removeprefix("optim.").rpartition(".")[0] for key in moments}
-    expected = state | {
-        f"optim.{name}.{moment}": torch.zeros(()) if moment == "step" else parameters[name]
-        for name in trained & parameters.keys()
-        for moment in ("step", "exp_avg", "exp_avg_sq")
-    }
-    copy(path, tensors, state, expected)
     optimizer.state.clear()
-    for key, value in moments.items():
-        name, moment = key.removeprefix("optim.").rsplit(".", 1)
-        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
+    for name, p in net.named_parameters():  # those that have trained have moments
+        if any(key.startswith(f"optim.{name}.") for key in tensors):
+            moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+    expected = _tensors(net, ema, profiles, optimizer)
+    fill(expected, tensors, what=f"{path} is from another model", hint="choose another --out")
     return position
 
 
-@torch.no_grad()
-def copy(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    into: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Copy the tensors of the file at `path`.
-
-    Raises CheckpointError unless they have the names and shapes `expected`, those of `into`.
-    """
-    if problems := misfit(tensors, expected or into):
-        raise CheckpointError(f"{path} is from another model: {problems}; choose another --out")
-    for name, value in into.items():
-        value.copy_(tensors[name])
-
-
-def _state(net: nn.Module, ema: Ema, profiles: PowerEmas) -> dict[str, Tensor]:
-    """The live tensors of network and averages, by their names in the file."""
+def _tensors(
+    net: nn.Module, ema: Ema, profiles: PowerEmas, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """What a checkpoint has, by name: the live tensors, not copied."""
+    parameters = dict(net.named_parameters())
     groups: dict[str, Mapping[str, Tensor]] = {
-        **{"net.": dict(net.named_parameters()), "ema.": ema.tensors},
+        **{"net.": parameters, "ema.": ema.tensors},
         **{f"profile.{sigma:g}.": values for sigma, values in profiles.tensors.items()},
+        **{
+            f"optim.{k}.": optimizer.state[p] for k, p in parameters.items() if p in optimizer.state
+        },
     }
     return {f"{prefix}{k}": v for prefix, values in groups.items() for k, v in values.items()}

@@ -23,16 +23,17 @@ from erw.data.loader import Loader, prefetch
 from erw.dist import World, precision, unsynced, world
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
-from erw.io import save_tensors, write_json
+from erw.io import lock, save_tensors, write_json
 from erw.log import Progress
 from erw.plan import Phase
 from erw.rng import Draws
-from erw.training import checkpoint, posthoc_ema, run_dir
+from erw.training import checkpoint, posthoc_ema
 from erw.training.checkpoint import Position
 from erw.training.flops import Ledger
 from erw.training.metrics import Metrics
 from erw.training.network import build_network, fresh_projectors, resolve
 from erw.training.objective import Losses, Objective, build_objective, total
+from erw.training.run_dir import claim
 from erw.training.trained import RECIPE, WEIGHTS, Trained, assembled, begin_with
 
 STOPPED = "stopped after step {}; the same command goes on from there"
@@ -83,12 +84,10 @@ def train(
     ledger = Ledger.of(resolved, cache)
     with ExitStack() as stack:
         processes = stack.enter_context(world())
-        if processes.first:
-            stack.enter_context(run_dir.locked(out))
+        if processes.first and not stack.enter_context(lock(out / ".lock")):
+            raise CheckpointError(f"another process is training in {out}: choose another --out")
         interrupted = stack.enter_context(_ctrl_c())
-        recipe = processes.broadcast(
-            lambda: run_dir.claim(out, run, resolved, cache, ledger, init=init)
-        )
+        recipe = processes.broadcast(lambda: claim(out, run, resolved, cache, ledger, init=init))
         objective = objective or build_objective(resolved)
         trainer = Trainer(resolved, cache, processes, out, recipe, objective)
         state = trainer.net, trainer.ema, trainer.profiles, trainer.optimizer

@@ -1,7 +1,5 @@
-"""A run's folder: who may write in it, and whether what is in it is this run."""
+"""A run's folder: whether what is in it is this run, and what its recipe.json says."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import erw
 from erw.config import Run, differences, from_dict, to_dict
 from erw.data.cache import Cache
 from erw.errors import CheckpointError
-from erw.io import lock, weight_hash
+from erw.io import weight_hash
 from erw.training.flops import Ledger
 from erw.training.trained import RDM, RECIPE, Trained, read_recipe
 
@@ -20,23 +18,8 @@ MAY_CHANGE = ("steps", "data.cache", "log.", "sample.", "eval.")
 may lie elsewhere: its content is compared by a hash."""
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder. Raises CheckpointError if another process does."""
-    with lock(folder / ".lock") as free:
-        if not free:
-            raise CheckpointError(f"another process is training in {folder}: choose another --out")
-        yield
-
-
 def claim(
-    folder: Path,
-    run: Run,
-    resolved: Run,
-    cache: Cache,
-    ledger: Ledger,
-    *,
-    init: Trained | None = None,
+    folder: Path, run: Run, resolved: Run, cache: Cache, ledger: Ledger, *, init: Trained | None
 ) -> dict[str, Any]:
     """The content of `recipe.json`.
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from erw import flow
 from erw.config import Run, from_dict
 from erw.errors import CheckpointError, ConfigError
-from erw.io import load_tensors, misfit, tensor_header
+from erw.io import fill, load_tensors, tensor_header
 from erw.models import build_model
-from erw.training.checkpoint import copy, paths, step_of
+from erw.training.checkpoint import paths, step_of
 
 RECIPE, WEIGHTS, BEST = "recipe.json", "ema.safetensors", "best.safetensors"
 RDM = "rdm"
@@ -63,6 +63,11 @@ class Trained:
         return self.average or self.run.optim.ema
 
     @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.net.parameters()).device
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
         return self.net.latent_shape
@@ -92,15 +97,23 @@ def load(
         CheckpointError: no run or no such weights there, or truncated or another model's.
     """
     path = Path(path)
-    if path.is_file() and checkpoint != "last":
-        raise CheckpointError(f"{path} is a single checkpoint; leave out checkpoint {checkpoint!r}")
-    file = path if path.is_file() else _named(path, str(checkpoint))
+    files = {"last": path}
+    if path.is_file():
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    else:
+        folder = path
+        read_recipe(folder)  # says so where there is no run at all
+        files = {name: folder / file for name, file in (("last", WEIGHTS), ("best", BEST))}
+        files = {name: file for name, file in files.items() if file.exists()}
+        files |= {str(step_of(file)): file for file in paths(folder / "checkpoints")}
+    if (file := files.get(str(checkpoint))) is None:
+        known = ", ".join(files) or "none at all"
+        raise CheckpointError(f"{path} has no checkpoint {str(checkpoint)!r}, but {known}")
     recipe, tensors, header = _read(file)
     run = from_dict(Run, recipe["resolved"])
     net = build_model(run.model, outputs=run.flow.outputs)
-    copy(file, tensors, dict(net.named_parameters()))
-    folder = path if path.is_dir() else path.parent
-    folder = folder.parent if folder.name == "checkpoints" else folder
+    what = f"{file} is from another model"
+    fill(dict(net.named_parameters()), tensors, what=what, hint="load it with its own run folder")
     step, average = int(header["step"]), header.get("average", "")
     return assembled(net.to(device), recipe, folder, step=step, source=str(path), average=average)
 
@@ -143,18 +156,6 @@ def is_run(path: str | Path) -> bool:
     return path.name in (WEIGHTS, BEST) or bool({"run", "progress"} & header.keys())
 
 
-def _named(folder: Path, checkpoint: str) -> Path:
-    """The file of a run folder that `load` names."""
-    read_recipe(folder)  # says so where there is no run at all
-    files = {"last": folder / WEIGHTS, "best": folder / BEST}
-    files = {name: path for name, path in files.items() if path.exists()}
-    files |= {str(step_of(path)): path for path in paths(folder / "checkpoints")}
-    if checkpoint not in files:
-        known = ", ".join(files) or "none at all"
-        raise CheckpointError(f"{folder} has no checkpoint {checkpoint!r}, but {known}")
-    return files[checkpoint]
-
-
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
     """(recipe, weights, header with the step) of a file that `load` takes."""
     tensors, header = load_tensors(file)
@@ -164,8 +165,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]
         return read_recipe(file.parent), tensors, header
     if "progress" not in header:
         raise CheckpointError(f"{file} is neither a run's checkpoint nor a file of erw ema")
-    own = "ema.model."
-    weights = {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
+    prefix = "ema.model."
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     step = json.loads(header["progress"])["step"]
     return read_recipe(file.parent.parent), weights, {"step": str(step)}
 
@@ -187,24 +188,19 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-@torch.no_grad()
 def begin_with(net: nn.Module, model: Trained, *, projectors: nn.Module | None = None) -> None:
     """Copy the model's parameters into the transformer `net`, except those that its file did not
     have, and its alignment heads, if it has any, into `projectors`.
 
     Raises CheckpointError if they do not fit; the first few differences are named.
     """
-    pairs = [(model.net, net, "leave out the --model settings, or use a cache with its channels")]
+    problem = f"{model.source} cannot start this run"
+    hint = "leave out the --model settings, or use a cache with its channels"
+    tensors = {k: p for k, p in model.net.named_parameters() if k not in model.missing}
+    expected = dict(net.named_parameters())
+    fill(expected, tensors, what=problem, hint=hint, optional=model.missing)
     if len(model.projectors) and projectors is not None:
-        pairs.append((model.projectors, projectors, "leave out --init-projectors"))
-    for source, into, hint in pairs:
-        optional = model.missing if into is net else frozenset()
-        tensors = {k: p for k, p in source.named_parameters() if k not in optional}
-        parameters = dict(into.named_parameters())
-        if problems := misfit(tensors, parameters, optional=optional):
-            what = "it" if into is net else "its alignment heads"
-            raise CheckpointError(
-                f"{model.source} cannot start this run, {what} do not fit: {problems}; {hint}"
-            )
-        for name, value in tensors.items():
-            parameters[name].copy_(value)
+        heads = dict(model.projectors.named_parameters())
+        problem += " with its alignment heads"
+        hint = "leave out --init-projectors"
+        fill(dict(projectors.named_parameters()), heads, what=problem, hint=hint)
