@@ -292,9 +292,7 @@ class Run(Settings):
         plan, blocks = self.plan, self.model.depth
         if plan.warmup and plan.depth > blocks:
             raise ConfigError(f"plan.depth {plan.depth} is deeper than the model's {blocks} blocks")
-        for term in plan.active:
-            if term.phase == "warmup" or not term.weight(0):
-                continue
+        for term in plan(plan.warmup).terms:
             for key in ("block", "target_block"):
                 if (depth := getattr(term, key) or 0) > blocks:
                     problem = f"{key} {depth} is deeper than the model's {blocks} blocks"

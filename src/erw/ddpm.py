@@ -46,10 +46,6 @@ class Terms(NamedTuple):
     vb: Tensor  # the variational bound in bits per dimension
     mse: Tensor
 
-    @property
-    def loss(self) -> Tensor:
-        return self.mse + self.vb
-
 
 def chain(beta: Tensor | None = None, *, timesteps: Tensor | None = None) -> Chain:
     """The chain of `beta` (N,), default DDPM's 1,000 steps; `timesteps` defaults to 0..N-1."""

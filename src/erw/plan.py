@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from erw.align import ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
 from erw.errors import ConfigError, nearest
@@ -173,10 +173,6 @@ class Phase:
         """Whether a step needs the encoder's features."""
         return any(term.reads_encoder for term in self.terms)
 
-    def weight(self, name: str) -> float:
-        """What a loss weighs; 0 where it is not computed."""
-        return self.weights.get(name, 0.0)
-
     def block(self, term: Align) -> int:
         """The block whose output the term aligns."""
         return self.stop_at or term.block
@@ -191,14 +187,6 @@ class Phase:
     def trains(self) -> tuple[int | None, tuple[str, ...]]:
         """What decides which parameters train: the last block that runs, the active terms."""
         return self.stop_at, tuple(term.name for term in self.terms)
-
-
-class Segment(NamedTuple):
-    """Steps start:stop, in which the same losses are computed; `phase` is that of the first."""
-
-    start: int
-    stop: int
-    phase: Phase
 
 
 @dataclass(frozen=True)
@@ -257,12 +245,11 @@ class Plan(Settings):
                 weights[term.name] = weight
         return Phase(weights=weights, terms=tuple(t for t in self.align if t.name in weights))
 
-    def segments(self, steps: int) -> tuple[Segment, ...]:
-        """The first `steps` steps, cut wherever other losses begin to be computed."""
+    def segments(self, steps: int) -> tuple[tuple[int, int], ...]:
+        """Steps start:stop of the first `steps`, cut wherever other losses begin to be computed."""
         ends = [term.weight.ends for term in self.align]
         cuts = {0, self.warmup, steps, *(self.warmup + end for end in ends if end is not None)}
-        ordered = sorted(cut for cut in cuts if cut <= steps)
-        return tuple(Segment(a, b, self(a)) for a, b in pairwise(ordered))
+        return tuple(pairwise(sorted(cut for cut in cuts if cut <= steps)))
 
     def batch(self, step: int, batch_size: int) -> int:
         """Images in step `step` when a full step has `batch_size`."""
@@ -276,12 +263,8 @@ class Plan(Settings):
     @property
     def active(self) -> tuple[Align, ...]:
         """The terms that some step computes."""
-        return tuple(
-            term
-            for term in self.align
-            if (self.warmup and term.phase != "full")
-            or (term.phase != "warmup" and term.weight(0) > 0)
-        )
+        computed = self(0).terms + self(self.warmup).terms
+        return tuple(term for term in self.align if term in computed)
 
     @property
     def reads_encoder(self) -> bool:

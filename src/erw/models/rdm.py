@@ -31,6 +31,7 @@ class Rdm(nn.Module):
     def __init__(self, *, dim: int, depth: int, width: int, num_classes: int = 0) -> None:
         super().__init__()
         self.null_class, self.latent_shape = num_classes, (dim,)
+        self.depth, self.width = depth, width
         self.t_embedder = TimeEmbed(CONDITION)
         self.y_embedder = LabelEmbed(num_classes + 1, CONDITION)
         self.input = nn.Linear(dim, width)
@@ -40,10 +41,6 @@ class Rdm(nn.Module):
         self.apply(init)
         for module in (last, *(block.second for block in self.blocks)):
             zero(module)  # type: ignore[arg-type]
-
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
 
     def warmup_modules(self, depth: int) -> list[nn.Module]:
         raise ConfigError("an rdm has no tokens to align, so it has no warm-up")

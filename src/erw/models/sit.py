@@ -68,8 +68,10 @@ class SiT(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.patch, self.grid = channels, patch, grid_of(input_size, patch)
+        self.latent_shape, self.tokens = (channels, input_size, input_size), self.grid**2
         self.out_channels = channels if out_channels is None else out_channels
-        self.width, self.null_class = width, 0 if representation else num_classes
+        self.depth, self.width = depth, width
+        self.null_class = 0 if representation else num_classes
         self.class_token, self.representation = class_token, representation
         self.x_embedder = PatchEmbed(channels, patch, width)
         self.t_embedder = TimeEmbed(width)
@@ -96,26 +98,11 @@ class SiT(nn.Module):
         for module in filter(None, (last.adaLN_modulation, last.linear, last.linear_cls)):
             zero(module)
 
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens of a latent."""
-        return self.grid**2
-
     def warmup_modules(self, depth: int) -> list[nn.Module]:
         """What a warm-up of so many blocks trains: all but the later blocks and the final layer."""
         left_out = {self.blocks, self.final_layer}
         embedders = [module for module in self.children() if module not in left_out]
         return [*embedders, *self.blocks[:depth]]
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        side = self.grid * self.patch
-        return self.channels, side, side
 
     def join(self, latents: Tensor, token: Tensor) -> Tensor:
         """One row (B, C H W + R) of latents (B, C, H, W) and class tokens (B, R)."""
@@ -383,20 +370,22 @@ class RmsNorm(nn.RMSNorm):
         return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
 
 
+def _angles(grid: int, count: int) -> tuple[Tensor, Tensor]:
+    """Row and column of each patch, row-major, times `count` frequencies: (grid * grid, count)."""
+    omega = 10000.0 ** -(torch.arange(count, dtype=torch.float64) / count)
+    axes = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    rows, columns = (axis.reshape(-1, 1).double() * omega for axis in axes)
+    return rows, columns
+
+
 def sincos_2d(width: int, grid: int) -> Tensor:
     """Frozen 2-D sin-cos positions (grid * grid, width), row-major.
 
     The first half of the channels holds the column, the second the row, each as sines then cosines
     of width / 4 frequencies (MAE, arXiv 2111.06377; DiT and SiT use the same).
     """
-    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-
-    def one_axis(position: Tensor) -> Tensor:
-        angle = position.reshape(-1, 1).double() * omega
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-    return torch.cat([one_axis(columns), one_axis(rows)], dim=1).float()
+    rows, columns = _angles(grid, width // 4)
+    return torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1).float()
 
 
 def rope_2d(head_dim: int, grid: int, *, class_token: bool = False) -> Tensor:
@@ -406,11 +395,7 @@ def rope_2d(head_dim: int, grid: int, *, class_token: bool = False) -> Tensor:
     row, the second with the column; channels 2i and 2i + 1 form a pair that turns by one angle. A
     leading class token is not rotated.
     """
-    half = head_dim // 2
-    omega = 10000.0 ** -(torch.arange(0, half, 2, dtype=torch.float64) / half)
-    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    angle = torch.cat([p.reshape(-1, 1).double() * omega for p in (rows, columns)], dim=1)
-    angle = angle.repeat_interleave(2, dim=1)
+    angle = torch.cat(_angles(grid, head_dim // 4), dim=1).repeat_interleave(2, dim=1)
     if class_token:
         angle = torch.cat([torch.zeros(1, head_dim, dtype=torch.float64), angle])
     return torch.stack([angle.cos(), angle.sin()]).float()

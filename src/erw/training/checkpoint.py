@@ -26,6 +26,15 @@ class Position(NamedTuple):
     sums: dict[str, list[float]]
 
 
+class State(NamedTuple):
+    """What trains and is averaged."""
+
+    net: nn.Module
+    ema: Ema
+    profiles: PowerEmas
+    optimizer: torch.optim.Optimizer
+
+
 def paths(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
     return sorted(folder.glob("step-*.safetensors"))
@@ -41,27 +50,16 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def save(
-    folder: Path,
-    net: nn.Module,
-    ema: Ema,
-    profiles: PowerEmas,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    *,
-    keep: int,
-) -> None:
+def save(folder: Path, state: State, position: Position, *, keep: int) -> None:
     """Write the checkpoint of `position.step`, then delete all but the newest `keep`."""
-    tensors = _tensors(net, ema, profiles, optimizer)
+    tensors = _tensors(state)
     header = {"progress": json.dumps(position._asdict()), "tensors": str(len(tensors))}
     save_tensors(path_of(folder, position.step), tensors, header)
     for old in paths(folder)[:-keep]:
         old.unlink()
 
 
-def load(
-    path: Path, net: nn.Module, ema: Ema, profiles: PowerEmas, optimizer: torch.optim.Optimizer
-) -> Position:
+def load(path: Path, state: State) -> Position:
     """Restore everything that `save` wrote, exactly.
 
     Raises:
@@ -77,26 +75,23 @@ def load(
         older = [p.name for p in paths(path.parent) if p != path]
         hint = f"; delete it to go on from {older[-1]}" if older else ""
         raise CheckpointError(f"{reason}{hint}") from error
-    optimizer.state.clear()
-    for name, p in net.named_parameters():  # those that have trained have moments
+    state.optimizer.state.clear()
+    for name, p in state.net.named_parameters():  # those that have trained have moments
         if any(key.startswith(f"optim.{name}.") for key in tensors):
             moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
-    expected = _tensors(net, ema, profiles, optimizer)
-    fill(expected, tensors, what=f"{path} is from another model", hint="choose another --out")
+            state.optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+    fill(
+        _tensors(state), tensors, what=f"{path} is from another model", hint="choose another --out"
+    )
     return position
 
 
-def _tensors(
-    net: nn.Module, ema: Ema, profiles: PowerEmas, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def _tensors(state: State) -> dict[str, Tensor]:
     """What a checkpoint has, by name: the live tensors, not copied."""
-    parameters = dict(net.named_parameters())
+    parameters, moments = dict(state.net.named_parameters()), state.optimizer.state
     groups: dict[str, Mapping[str, Tensor]] = {
-        **{"net.": parameters, "ema.": ema.tensors},
-        **{f"profile.{sigma:g}.": values for sigma, values in profiles.tensors.items()},
-        **{
-            f"optim.{k}.": optimizer.state[p] for k, p in parameters.items() if p in optimizer.state
-        },
+        **{"net.": parameters, "ema.": state.ema.tensors},
+        **{f"profile.{sigma:g}.": values for sigma, values in state.profiles.tensors.items()},
+        **{f"optim.{name}.": moments[p] for name, p in parameters.items() if p in moments},
     }
     return {f"{prefix}{k}": v for prefix, values in groups.items() for k, v in values.items()}

@@ -71,9 +71,10 @@ class Ledger:
     def from_dims(cls, run: Run, dims: Mapping[str, int], *, teacher: int, rows: int) -> "Ledger":
         """The same from the encoders' feature widths, without a cache."""
         rates = []
-        for start, stop, phase in run.plan.segments(run.steps):
+        for start, stop in run.plan.segments(run.steps):
+            phase = run.phase(start)
             taught = phase.reads_encoder or run.model.needs_token
-            trained = step_flops(run, dims, run.phase(start))
+            trained = step_flops(run, dims, phase)
             rates.append(Rate(start, stop, phase.warmup, trained, taught))
         return cls(run.plan, run.data.batch_size, tuple(rates), teacher, rows)
 

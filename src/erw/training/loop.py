@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from erw.log import Progress
 from erw.plan import Phase
 from erw.rng import Draws
 from erw.training import checkpoint, posthoc_ema
-from erw.training.checkpoint import Position
+from erw.training.checkpoint import Position, State
 from erw.training.flops import Ledger
 from erw.training.metrics import Metrics
 from erw.training.network import build_network, fresh_projectors, resolve
@@ -90,9 +90,9 @@ def train(
         recipe = processes.broadcast(lambda: claim(out, run, resolved, cache, ledger, init=init))
         objective = objective or build_objective(resolved)
         trainer = Trainer(resolved, cache, processes, out, recipe, objective)
-        state = trainer.net, trainer.ema, trainer.profiles, trainer.optimizer
+        state = State(trainer.net, trainer.ema, trainer.profiles, trainer.optimizer)
         newest = checkpoint.paths(trainer.checkpoints)[-1:]
-        start = checkpoint.load(newest[0], *state) if newest else Position(0, 0.0, {})
+        start = checkpoint.load(newest[0], state) if newest else Position(0, 0.0, {})
         if start.step > run.steps:
             problem = f"at step {start.step} already, past the {run.steps} requested"
             raise CheckpointError(f"{out} is {problem}")
@@ -163,7 +163,7 @@ def train(
                 trainer.stop_if_not_finite()
                 position = metrics.position(done)
                 if processes.first:
-                    checkpoint.save(trainer.checkpoints, *state, position, keep=run.log.keep)
+                    checkpoint.save(trainer.checkpoints, state, position, keep=run.log.keep)
                     trainer.save_weights(done)
                 processes.barrier()
             if processes.first:
@@ -200,6 +200,8 @@ class Trainer:
         self.cache, self.dims = cache, {name: spec.dim for name, spec in cache.features.items()}
         self.net = build_network(run, self.dims).to(self.device)
         self.ema = Ema(self.net, decay=run.optim.ema)
+        self.model = cast(Any, self.net.model)
+        self.averaged: Any = self.ema.module.model
         self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
         options = {key: getattr(run.optim, key) for key in ("lr", "betas", "weight_decay", "eps")}
         # It leaves alone the parameters that have no gradient in a phase.
@@ -220,16 +222,6 @@ class Trainer:
         self.found_inf = torch.zeros((), device=self.device)
         # Fused AdamW holds still while this is 1.
         self.optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
-
-    @property
-    def model(self) -> Any:
-        """The backbone."""
-        return self.net.model
-
-    @property
-    def averaged(self) -> Any:
-        """The EMA model."""
-        return self.ema.module.model
 
     def begin_with(self, init: Trained) -> None:
         """Start from other weights than fresh ones; the average starts from them too."""

@@ -48,14 +48,13 @@ def total(losses: Losses, phase: Phase) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FlowMatching:
-    """Flow matching with alignment (ERW Eq. 14); warm-up (Eq. 40) is the same with other weights.
+class Denoising:
+    """What objectives share: a noised input, a condition, losses on the output, and alignment.
 
     Attributes:
         null_class: label of an image whose class is withheld.
         features: encoders in the order of `batch.features`.
         class_dropout: share of labels replaced by the null class.
-        path, times, shift, prediction: see `erw.flow`.
         token: how the encoder's class token is used: `none`; `denoised` along with the latents at
             the same times (REG, arXiv 2507.01467); `given` in place of the class (RCG, arXiv
             2312.03701); or `generated`, the only thing that is (RCG's RDM).
@@ -64,10 +63,6 @@ class FlowMatching:
     null_class: int
     features: tuple[str, ...] = ()
     class_dropout: float = 0.1
-    path: flow.Path = flow.LINEAR
-    times: flow.Times = "uniform"
-    shift: float = 1.0
-    prediction: flow.Prediction = "velocity"
     token: Token = "none"
 
     def __call__(
@@ -87,27 +82,14 @@ class FlowMatching:
         )  # fmt: skip
 
     def noised(self, x: Tensor, phase: Phase, rng: Draws) -> flow.Noised:
-        """The network's input: x at sampled times, or clean at t = 0."""
-        if phase.clean:
-            return flow.Noised(x, torch.zeros(len(x), device=x.device), x, x)
-        u, normal = rng.uniform("time"), rng.normal("time")
-        t = flow.sample_times(u, normal, times=self.times, path=self.path, shift=self.shift)
-        return flow.noise(x, rng.normal("noise", *x.shape[1:]), t, path=self.path)
+        """The network's input: x at sampled times, or the clean x."""
+        raise NotImplementedError
 
     def prediction_losses(
         self, output: Tensor, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
     ) -> Losses:
         """The losses on the network's output, those that the phase weighs."""
-        losses: Losses = {}
-        if "flow" in phase.weights:
-            residual = flow.residual(self.prediction, output, x, noised, path=self.path)
-            if self.token == "denoised":
-                residual, of_token = residual.tensor_split([batch.mean[0].numel()], 1)
-                losses["token"] = of_token.pow(2).mean()
-            losses["flow"] = residual.pow(2).mean()
-            if "direction" in phase.weights:
-                losses["direction"] = flow.direction_loss(output, noised.velocity)
-        return losses
+        raise NotImplementedError
 
     def clean(self, batch: Batch, rng: Draws) -> Tensor:
         """What is noised: latents, with or without the class token, or the token alone."""
@@ -130,14 +112,47 @@ class FlowMatching:
 
 
 @dataclass(frozen=True)
-class Diffusion(FlowMatching):
-    """DiT's objective in place of flow matching: squared error of the noise plus the variational
-    bound that teaches the variance, at a random step of the chain for each image; the attributes
-    of the path have no meaning. A clean input has step 0, the least noisy.
+class FlowMatching(Denoising):
+    """Flow matching with alignment (ERW Eq. 14); warm-up (Eq. 40) is the same with other weights.
+
+    Attributes: see `erw.flow`. A clean input has t = 0.
+    """
+
+    path: flow.Path = flow.LINEAR
+    times: flow.Times = "uniform"
+    shift: float = 1.0
+    prediction: flow.Prediction = "velocity"
+
+    def noised(self, x: Tensor, phase: Phase, rng: Draws) -> flow.Noised:
+        if phase.clean:
+            return flow.Noised(x, torch.zeros(len(x), device=x.device), x, x)
+        u, normal = rng.uniform("time"), rng.normal("time")
+        t = flow.sample_times(u, normal, times=self.times, path=self.path, shift=self.shift)
+        return flow.noise(x, rng.normal("noise", *x.shape[1:]), t, path=self.path)
+
+    def prediction_losses(
+        self, output: Tensor, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
+    ) -> Losses:
+        losses: Losses = {}
+        if "flow" in phase.weights:
+            residual = flow.residual(self.prediction, output, x, noised, path=self.path)
+            if self.token == "denoised":
+                residual, of_token = residual.tensor_split([batch.mean[0].numel()], 1)
+                losses["token"] = of_token.pow(2).mean()
+            losses["flow"] = residual.pow(2).mean()
+            if "direction" in phase.weights:
+                losses["direction"] = flow.direction_loss(output, noised.velocity)
+        return losses
+
+
+@dataclass(frozen=True)
+class Diffusion(Denoising):
+    """DiT's objective: squared error of the noise plus the variational bound that teaches the
+    variance, at a random step of the chain for each image. A clean input has step 0, the least
+    noisy.
     """
 
     def noised(self, x: Tensor, phase: Phase, rng: Draws) -> flow.Noised:
-        """x at random steps of the chain; the noise is its own target."""
         eps, chain = rng.normal("noise", *x.shape[1:]), _chain(rng.device)
         if phase.clean:
             return flow.Noised(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), eps, eps)
@@ -150,7 +165,7 @@ class Diffusion(FlowMatching):
         if "ddpm" not in phase.weights:
             return {}
         terms = ddpm.hybrid_terms(_chain(x.device), output, x, noised.noise, noised.t)
-        return {"ddpm": terms.loss.mean()}
+        return {"ddpm": (terms.mse + terms.vb).mean()}
 
 
 def alignment(
