@@ -107,10 +107,8 @@ def map_columns(path: Path, columns: Mapping[str, Column], *, rows: int) -> dict
         column = mapped.get(name, torch.empty(0))
         kind, expected = str(column.dtype).removeprefix("torch."), (rows, *shape)
         if kind != dtype or column.shape != expected:
-            raise CacheError(
-                f"shard {path} has {kind} {tuple(column.shape)} as {name}, not {dtype} {expected} "
-                f"as the manifest says: {AGAIN}"
-            )
+            stored = f"{kind} {tuple(column.shape)} as {name}"
+            raise CacheError(f"shard {path} has {stored}, not {dtype} {expected}: {AGAIN}")
     return mapped
 
 
@@ -130,10 +128,8 @@ def _download(files: Any, root: str, url: str, file: File) -> Path:
                 return tmp.rename(path)
         finally:
             tmp.unlink(missing_ok=True)
-    raise CacheError(
-        f"shard {file.file} arrived damaged from {url}: try again, or check the original with "
-        "erw prepare --verify and upload it"
-    )
+    again = "try again, or upload a copy that erw prepare --verify finds whole"
+    raise CacheError(f"shard {file.file} arrived damaged from {url}: {again}")
 
 
 class Cache:
@@ -166,10 +162,8 @@ class Cache:
             if bool(manifest.class_names) != bool(part.manifest.class_names):
                 changed.append("only one of them has classes")
             if changed:
-                raise CacheError(
-                    f"{parts[0].where} and {part.where} cannot be read as one cache: "
-                    f"{', '.join(changed)}; prepare one of them again"
-                )
+                both = f"{parts[0].where} and {part.where} cannot be read as one cache"
+                raise CacheError(f"{both}: {', '.join(changed)}; prepare one of them again")
         self._columns = {k: v for group in self.spec.columns().values() for k, v in group.items()}
         self._columns["label"] = ("int64", ())  # numbers of the classes of all caches
         shards = [(part, shard) for part in parts for shard in part.manifest.shards if shard.rows]
@@ -314,10 +308,10 @@ class Cache:
                 self._lacks(f"features of {cached}, not of {name}", f"--encoders {name}")
             rows, columns = self.features[name].grid
             if tokens not in (None, rows * columns):
-                raise CacheError(
-                    f"{name} gives {rows} x {columns} = {rows * columns} tokens an image, the model"
-                    f" has {tokens}: change the patch size, or the encoder's input (NAME@SIDE)"
+                grids = (
+                    f"{rows} x {columns} = {rows * columns} tokens an image, the model has {tokens}"
                 )
+                raise CacheError(f"{name} gives {grids}: change patch size or input (NAME@SIDE)")
         if token and not (token in self.features and self.features[token].class_dim):
             self._lacks(f"no class token of {token}", f"--encoders {token} --class-token")
 

@@ -50,7 +50,6 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _to_rgb(image: Any) -> Any:
-    """Any Pillow mode to RGB."""
     from PIL import Image
 
     # Mode I is 16-bit too in these formats: Pillow scales a PGM of any depth to 0..65535.

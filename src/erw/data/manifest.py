@@ -89,15 +89,10 @@ class CacheSpec:
     vae: VaeSpec
     encoders: tuple[EncoderSpec, ...] = ()
 
-    @property
-    def shards(self) -> int:
-        """How many shards the source fills."""
-        return math.ceil(self.source.count / self.rows_per_shard)
-
-    def span(self, index: int) -> range:
-        """The images of the source that go into a shard."""
-        first = index * self.rows_per_shard
-        return range(first, min(first + self.rows_per_shard, self.source.count))
+    def spans(self) -> list[range]:
+        """The images of the source that go into each shard."""
+        images, size = range(self.source.count), self.rows_per_shard
+        return [images[first : first + size] for first in images[::size]]
 
     def columns(self) -> dict[str, dict[str, Column]]:
         """The columns of a shard, by the part of its file's name (see `shard_file`)."""
@@ -130,10 +125,9 @@ class CacheSpec:
         is gone, and what Python raises for damage."""
         for encoder in values["encoders"]:
             if "pca" in encoder or encoder["format"] == "float8":
-                raise CacheError(
-                    f"features of {encoder['name']} are principal components or float8, which this "
-                    "erw does not read: make them anew with erw prepare IMAGES --features int8"
-                )
+                old = f"features of {encoder['name']} are principal components or float8"
+                anew = "erw prepare IMAGES --features int8"
+                raise CacheError(f"{old}, which this erw does not read: make them anew with {anew}")
         return _record(cls, values)
 
     def differences(self, new: "CacheSpec") -> list[str]:
@@ -144,9 +138,8 @@ class CacheSpec:
 
         def compared(spec: CacheSpec) -> dict[str, Any]:
             encoders = {encoder.name: asdict(encoder) for encoder in spec.encoders}
-            values = flat(asdict(spec) | {"encoders": encoders})
-            free = (".flops", ".revision", "vae.name")
-            return {key: value for key, value in values.items() if not key.endswith(free)}
+            values = flat(asdict(spec) | {"encoders": encoders}).items()
+            return {k: v for k, v in values if not k.endswith((".flops", ".revision", "vae.name"))}
 
         return differences(compared(self), compared(new))
 
@@ -161,7 +154,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """Images `spec.span(index)` of the source, less those rejected, in `files`."""
+    """Images `spec.spans()[index]` of the source, less those rejected, in `files`."""
 
     index: int
     rows: int

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from erw.data.cache import Cache, Part, Rows
-from erw.data.images import Unreadable
 from erw.data.manifest import CacheSpec, Manifest
 from erw.data.networks import Networks, cache_spec
 from erw.data.sources import BUILT_IN, HUB, open_source
@@ -75,11 +74,9 @@ class Online(Cache):
         return {name: columns[name] for name in names}
 
     def _load(self, index: int) -> tuple[np.ndarray, int]:
-        try:
+        bad = f"{self.source.location(index)}: take it out, or prepare without --online"
+        with raised_as(DataError, bad):
             return cropped(self.source, int(index), self.spec)
-        except Unreadable as error:
-            bad = f"{self.source.location(index)}: {error}"
-            raise DataError(f"{bad}; take it out, or prepare without --online") from error
 
     @cached_property
     def _networks(self) -> Networks:

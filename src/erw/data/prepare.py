@@ -117,7 +117,8 @@ def estimate(
     spec = cache_spec(source, networks, like=read_spec(Path(out).expanduser()), **options)
     flops = (spec.vae.flops + sum(encoder.flops for encoder in spec.encoders)) * (1 + spec.flip)
     lines = ["images      " + "\n            ".join(overview(source))]
-    lines += [f"shards      {spec.shards}", f"encoding    {flops / 1e9:.3f} GFLOP an image", ""]
+    lines.append(f"shards      {len(spec.spans())}")
+    lines.append(f"encoding    {flops / 1e9:.3f} GFLOP an image\n")
     sizes = spec.row_bytes()
     for name, size in (sizes | {"all": sum(sizes.values())}).items():
         total = readable(size * len(source))
@@ -135,14 +136,13 @@ def read_spec(out: Path) -> CacheSpec | None:
 
 
 def _make(writer: Writer, *, adding: bool = False, progress: bool) -> Cache:
-    """Make what is missing or damaged, join it, and report on it."""
     here, out = current(), writer.out
     with ExitStack() as stack:
         writer = replace(writer, spec=here.broadcast(partial(_begin, writer, stack, adding=adding)))
         if here.broadcast(partial(_whole, writer)):
             return Cache.open(out)
         quiet = not (progress and here.first)
-        writer.write(range(here.rank, writer.spec.shards, here.size), quiet=quiet)
+        writer.write(here, quiet=quiet)
         here.barrier()
         here.broadcast(partial(_join, writer))
         cache = Cache.open(out)
@@ -195,8 +195,9 @@ def _whole(writer: Writer) -> bool:
 def _join(writer: Writer) -> None:
     """Write rejected.jsonl and the manifest from the records of all shards."""
     out, source, spec = writer.out, writer.source, writer.spec
-    records = [x for i in range(spec.shards) if (x := Record.read(writer.folder, i))]
-    assert len(records) == spec.shards, "joined before all shards were there"
+    shards = range(len(spec.spans()))
+    records = [record for index in shards if (record := Record.read(writer.folder, index))]
+    assert len(records) == len(shards), "joined before all shards were there"
     rejected = [row for record in records for row in record.rejected]
     rows = (dict(zip(("item", "path", "reason"), row, strict=True)) for row in rejected)
     write_text(out / REJECTED, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in rows))
@@ -204,19 +205,17 @@ def _join(writer: Writer) -> None:
     if not sums:
         shutil.rmtree(writer.folder)  # so that other images may come here
         (out / SETTINGS).unlink()
-        raise DataError(
-            f"none of the {len(source)} images of {source.name} can be used: "
-            f"{': '.join(rejected[0][1:])}; all reasons are in {out / REJECTED}"
-        )
+        what = f"none of the {len(source)} images of {source.name} can be used"
+        raise DataError(f"{what}: {': '.join(rejected[0][1:])}; all reasons: {out / REJECTED}")
     *totals, (count,) = ([sum(x) for x in zip(*s, strict=True)] for s in zip(*sums, strict=True))
     mean, square = ([x / count for x in total] for total in totals)
     std = tuple(max(0.0, b - a * a) ** 0.5 for a, b in zip(mean, square, strict=True))
     if spec.vae.scale is None and min(std) < 1e-6:  # at the least log-variance of a VAE
         constant = f"channel {std.index(min(std))} of the latents is the same everywhere"
         raise CacheError(f"{constant}: VAE {spec.vae.name} cannot be scaled by their deviation")
-    shards = tuple(record.shard for record in records)
-    number, classes = sum(shard.rows for shard in shards), tuple(source.class_names)
-    Manifest(spec, number, len(rejected), classes, tuple(mean), std, shards).write(out)
+    parts, classes = tuple(record.shard for record in records), tuple(source.class_names)
+    number = sum(shard.rows for shard in parts)
+    Manifest(spec, number, len(rejected), classes, tuple(mean), std, parts).write(out)
 
 
 def _local(out: str | Path) -> Path:

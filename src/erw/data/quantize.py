@@ -26,10 +26,8 @@ def pack(tokens: Tensor, format: str, *, name: str = "features") -> Packed:
     else:
         packed = Packed(tokens.to(getattr(torch, format)), None)
     if not torch.isfinite(packed.values if packed.scale is None else packed.scale).all():
-        raise DataError(
-            f"{name} do not fit into {format} (largest magnitude {float(tokens.abs().max()):g}): "
-            "store bfloat16, or look for NaN in the network's weights"
-        )
+        largest = f"largest magnitude {float(tokens.abs().max()):g}"
+        raise DataError(f"{name} do not fit into {format} ({largest}): store bfloat16")
     return packed
 
 

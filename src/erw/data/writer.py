@@ -19,6 +19,7 @@ from erw.data.manifest import CacheSpec, File, Record, Shard, shard_file
 from erw.data.networks import Networks, one_thread_each
 from erw.data.quantize import pack
 from erw.data.sources import Source, overview
+from erw.dist import World
 from erw.errors import CacheError, CheckpointError, ConfigError, DataError, one_line
 from erw.io import hash_file, remove_partial, save_tensors, write_text
 from erw.log import Progress
@@ -39,24 +40,22 @@ class Writer:
             raise ConfigError(f"batch_size is {self.batch_size}: expected at least 1")
         self.folder, self.parts = self.out / "shards", self.spec.columns()
 
-    def write(self, indices: Sequence[int], *, quiet: bool) -> None:
-        """Make what is missing of these shards. The result depends on neither threads nor ranks."""
+    def write(self, world: World, *, quiet: bool) -> None:
+        """Make what is missing of this process's shards, to the same bytes for any number of
+        threads and processes."""
         loaded = self.networks.encoders
         lacking = {str(n) for n, e in enumerate(self.spec.encoders) if e.name not in loaded}
         lacking |= {""} if self.networks.vae is None else set()
-        todo = list[tuple[int, list[str], Record | None, Sequence[int]]]()
-        for index in indices:
-            record = Record.read(self.folder, index)
-            images: Sequence[int] = self.spec.span(index)
+        todo = list[tuple[int, list[str], Record | None, list[int]]]()
+        for index, span in list(enumerate(self.spec.spans()))[world.rank :: world.size]:
+            record, images = Record.read(self.folder, index), list(span)
             names = {file.file for file in record.shard.files} if record else set()
             parts = [part for part in self.parts if shard_file(index, part) not in names]
             if not parts or (record and not record.shard.rows):
                 continue
             if lacking.intersection(parts):
-                raise CacheError(
-                    f"{self.out}: shard {index} is damaged or unfinished: make it again with the "
-                    "erw prepare that made the cache, all its encoders named"
-                )
+                what = f"{self.out}: shard {index} is damaged or unfinished"
+                raise CacheError(f"{what}: make it again with the erw prepare of all its encoders")
             remove_partial(self.folder, [shard_file(index, part) for part in parts])
             if record:  # the images that have a row already
                 file, rows = self.folder / shard_file(index), record.shard.rows
@@ -74,10 +73,8 @@ class Writer:
                 try:
                     self._write_shard(index, parts, record, shard)
                 except (OSError, CheckpointError) as error:
-                    raise CacheError(
-                        f"could not make shard {index} of {self.out} ({one_line(error)}): mend "
-                        "that, and run the same command again"
-                    ) from error
+                    what = f"could not make shard {index} of {self.out} ({one_line(error)})"
+                    raise CacheError(f"{what}: mend that, run the same command again") from error
 
     def _load(self, number: int) -> tuple[int, np.ndarray | None, Any]:
         """An image by its number: cropped, with its label; or None and the reason why not."""
@@ -91,20 +88,17 @@ class Writer:
     ) -> None:
         """Make some of a shard's files, then its record."""
         rejected, batches = list[tuple[int, str, str]](), list[dict[str, Tensor]]()
-        classes = len(self.source.class_names)
 
         def usable() -> Iterator[tuple[int, np.ndarray, int]]:
             for number, pixels, label in images:
                 self._progress.update()
-                path = self.source.location(number)
-                if pixels is None and old:
-                    raise CacheError(f"{path} has changed since its row was stored: {label}")
-                if pixels is None:
-                    rejected.append((number, path, label))
-                elif not 0 <= label < max(1, classes):
-                    raise DataError(f"{path} has label {label}, but there are {classes} classes")
-                else:
+                if pixels is not None:
                     yield number, pixels, label
+                    continue
+                path = self.source.location(number)
+                if old:
+                    raise CacheError(f"{path} has changed since its row was stored: {label}")
+                rejected.append((number, path, label))
 
         rows = usable()
         while batch := list(islice(rows, self.batch_size)):
@@ -160,7 +154,10 @@ def cropped(source: Source, number: int, spec: CacheSpec) -> tuple[np.ndarray, i
     """An image as a cache has it, uint8 (size, size, 3), and its label. Raises `Unreadable`."""
     if (spec.crop, spec.background) != ("adm", WHITE):
         raise CacheError(f"crop {spec.crop} on {spec.background} is gone: prepare the images anew")
-    image, label = source[number]
+    (image, label), classes = source[number], len(source.class_names)
+    if not 0 <= label < max(1, classes):
+        where = source.location(number)
+        raise DataError(f"{where} has label {label}, but there are {classes} classes")
     return crop(image, spec.image_size), label
 
 
