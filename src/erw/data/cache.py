@@ -146,9 +146,9 @@ class Cache:
         self.parts, self.manifest, self.spec = tuple(parts), manifest, manifest.spec
         self.where = " ".join(part.where for part in parts)  # for messages
         self.path = Path(parts[0].where)
-        named = dict.fromkeys(name for part in parts for name in part.manifest.class_names)
-        self._class_numbers = {name: number for number, name in enumerate(named)}
-        self.class_names, self.num_classes = tuple(named), len(named)
+        named = (name for part in parts for name in part.manifest.class_names)
+        self.class_names = tuple(dict.fromkeys(named))
+        self.num_classes = len(self.class_names)
         self.latent_shape, self.image_size = self.spec.latent_shape, self.spec.image_size
         self.scaling = manifest.scaling or None  # measured, where the VAE has none
         self.vae: dict[str, Any] = asdict(self.spec.vae) | manifest.scaling
@@ -209,14 +209,9 @@ class Cache:
         return Cache.open, ([part.where for part in self.parts],)
 
     def read(
-        self,
-        indices: Rows,
-        *,
-        features: Sequence[str] = (),
-        token: str = "",
-        flipped: np.ndarray | None = None,
-        packed: bool = False,
-    ) -> Batch:
+        self, indices: Rows, *, features: Sequence[str] = (), token: str = "",
+        flipped: np.ndarray | None = None, packed: bool = False,
+    ) -> Batch:  # fmt: skip
         """Rows by number, in the order given, with the features of these encoders, the class token
         of `token`, and the mirrored variant where `flipped` (bool, (B,)).
 
@@ -258,9 +253,7 @@ class Cache:
         self, names: Sequence[str], indices: Rows, flipped: np.ndarray | None = None
     ) -> dict[str, Tensor]:
         """Named columns of rows, in the order given, as they are stored; labels int64 (see `read`).
-
-        `item` numbers the images in their source: rejected ones leave gaps.
-        """
+        `item` numbers the images in their source: rejected ones leave gaps."""
         index = np.asarray(indices, dtype=np.int64)
         if index.ndim != 1 or (len(index) and not 0 <= index.min() <= index.max() < len(self)):
             raise IndexError(f"rows {index} of a cache of {len(self)}")
@@ -285,17 +278,16 @@ class Cache:
     def verify(self) -> list[str]:
         """Rehash every file; the names of those that are damaged, cut short or missing."""
 
-        def damaged(part: Part, file: File) -> list[str]:
+        def damaged(place: tuple[Part, File]) -> bool:
+            part, file = place
             with suppress(OSError, CacheError):
-                if hash_file(part.local(file)) == file.blake3:
-                    return []
-            return [file.file]
+                return hash_file(part.local(file)) != file.blake3
+            return True
 
         files = [(part, file) for part in self.parts for file in part.manifest.files]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [
-                name for names in pool.map(damaged, *zip(*files, strict=True)) for name in names
-            ]
+            flags = pool.map(damaged, files)
+            return [file.file for (_, file), bad in zip(files, flags, strict=True) if bad]
 
     def require(
         self, *, encoders: Sequence[str] = (), tokens: int | None = None, token: str = ""
@@ -308,10 +300,9 @@ class Cache:
                 self._lacks(f"features of {cached}, not of {name}", f"--encoders {name}")
             rows, columns = self.features[name].grid
             if tokens not in (None, rows * columns):
-                grids = (
-                    f"{rows} x {columns} = {rows * columns} tokens an image, the model has {tokens}"
-                )
-                raise CacheError(f"{name} gives {grids}: change patch size or input (NAME@SIDE)")
+                grid = f"{rows} x {columns} = {rows * columns} tokens an image"
+                change = "change the patch size or the encoder's input (NAME@SIDE)"
+                raise CacheError(f"{name} gives {grid}, the model has {tokens}: {change}")
         if token and not (token in self.features and self.features[token].class_dim):
             self._lacks(f"no class token of {token}", f"--encoders {token} --class-token")
 
@@ -329,7 +320,8 @@ class Cache:
             new = map_columns(part.local(file), columns[kind], rows=shard.rows)
             if kind == "":
                 names, label = part.manifest.class_names, new["label"].long()
-                table = torch.tensor([self._class_numbers[n] for n in names] or [0])
+                numbers = {name: number for number, name in enumerate(self.class_names)}
+                table = torch.tensor([numbers[name] for name in names] or [0])
                 if len(bad := label[(label < 0) | (label >= len(table))]):
                     wrong = f"label {int(bad[0])} but {len(names)} classes"
                     raise CacheError(f"cache {part.where} has {wrong}: {AGAIN}")

@@ -17,12 +17,9 @@ class Loader:
     """Reads rows of a cache in a random order that only `seed` decides; mirrors every other one, by
     chance, if the cache has mirrored rows.
 
-    Position p of the stream is row `permutation[p mod n]` of epoch `p div n`, for n rows.
-
-    Args:
-        features: names of encoders in the cache.
-        token: one of them whose class token is read too.
-        stored: leave features packed until `Batch.to` (see `Cache.read`).
+    Position p of the stream is row `permutation[p mod n]` of epoch `p div n`, for n rows. Features
+    of the encoders `features` and the class token of `token` are read too; with `stored`, features
+    stay packed until `Batch.to` (see `Cache.read`).
     """
 
     def __init__(
@@ -71,7 +68,6 @@ def prefetch(
                 pending.append(pool.submit(fetch, step))
                 if len(pending) > depth:
                     yield pending.pop(0).result()
-            while pending:
-                yield pending.pop(0).result()
+            yield from (future.result() for future in pending)
         finally:
             pool.shutdown(cancel_futures=True)

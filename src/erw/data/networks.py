@@ -69,18 +69,11 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
 
 
 def cache_spec(
-    source: Source,
-    networks: Networks,
-    *,
-    features: str | None = None,
-    class_token: bool,
-    like: CacheSpec | None = None,
-    **settings: Any,
-) -> CacheSpec:
-    """The spec of a cache; `settings`: those of `prepare` that are fields of a `CacheSpec`.
-
-    Raises ConfigError for an impossible setting.
-    """
+    source: Source, networks: Networks, *, features: str | None = None, class_token: bool,
+    like: CacheSpec | None = None, **settings: Any,
+) -> CacheSpec:  # fmt: skip
+    """The spec of a cache; `settings`: those of `prepare` that are fields of a `CacheSpec`. Raises
+    ConfigError for an impossible one."""
     vae, size = networks.vae, settings["image_size"]
     if size < vae.factor or size % vae.factor:
         raise ConfigError(f"image size {size} is no multiple of {vae.factor}, as {vae.name} needs")

@@ -55,11 +55,10 @@ class Online(Cache):
     ) -> dict[str, Tensor]:
         """As `Cache.columns`, in float32 as the networks give them; those that are not named do not
         run. Raises DataError for a bad image."""
-        numbers = np.asarray(indices, dtype=np.int64)
-        pixels, labels = zip(*self._pool.map(self._load, numbers), strict=True)
+        item = torch.tensor(np.asarray(indices, dtype=np.int64))
+        pixels, labels = zip(*self._pool.map(self._load, item.tolist()), strict=True)
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-        columns = {"item": torch.from_numpy(numbers), "label": torch.tensor(labels)}
-        columns["image"] = images
+        columns = {"item": item, "label": torch.tensor(labels), "image": images}
         if flipped is not None:
             mirrored = torch.from_numpy(flipped)[:, None, None, None]
             images = torch.where(mirrored, images.flip(-1), images)
@@ -76,7 +75,7 @@ class Online(Cache):
     def _load(self, index: int) -> tuple[np.ndarray, int]:
         bad = f"{self.source.location(index)}: take it out, or prepare without --online"
         with raised_as(DataError, bad):
-            return cropped(self.source, int(index), self.spec)
+            return cropped(self.source, index, self.spec)
 
     @cached_property
     def _networks(self) -> Networks:
@@ -106,7 +105,6 @@ def write(
     """Make a folder that reads like a cache of these images but encodes while training.
 
     Arguments are those of `prepare`, networks by name; further `options` go to `open_source`.
-
     Raises CacheError where `out` holds something else, ConfigError for a VAE without a scale.
     """
     out = Path(out).expanduser()
@@ -122,14 +120,13 @@ def write(
         images, networks, image_size=image_size, class_token=class_token, flip=flip, seed=seed,
         rows_per_shard=1, images=True,
     )  # fmt: skip
-    if (out / ONLINE).exists():
-        online = Online(out)
-        if changed := online.spec.differences(spec):
-            raise CacheError(f"{out} was made with other settings: {', '.join(changed)}")
-        return online
-    if out.is_dir() and any(out.iterdir()):
-        raise CacheError(f"{out} is not empty: choose another folder")
-    names = dict(zip(networks.encoders, encoders, strict=True))
-    given = {"where": str(source), "options": options, "vae": vae, "encoders": names}
-    write_json(out / ONLINE, given | {"settings": asdict(spec)})
-    return Online(out)
+    if not (out / ONLINE).exists():
+        if out.is_dir() and any(out.iterdir()):
+            raise CacheError(f"{out} is not empty: choose another folder")
+        names = dict(zip(networks.encoders, encoders, strict=True))
+        where = {"where": str(source), "options": options, "vae": vae, "encoders": names}
+        write_json(out / ONLINE, where | {"settings": asdict(spec)})
+    online = Online(out)
+    if changed := online.spec.differences(spec):
+        raise CacheError(f"{out} was made with other settings: {', '.join(changed)}")
+    return online

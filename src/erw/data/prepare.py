@@ -61,11 +61,8 @@ def prepare(
 def prepare_builtin(
     out: str | Path, *, image_size: int = 64, count: int = 50_000, **options: Any
 ) -> Cache:
-    """The cache of the quickstart recipes: `erw prepare openmoji --out OUT --image-size 64`.
-
-    Composed OpenMoji glyphs, latents of `openmoji-f4c4`, features of `efficientnet-lite0`; nothing
-    is downloaded. `options`: of `prepare`.
-    """
+    """The cache of the quickstart recipes, as `erw prepare openmoji --out OUT` makes it; nothing is
+    downloaded. `options`: of `prepare`."""
     source = open_source("openmoji", size=image_size, count=count)
     options = {"vae": "openmoji-f4c4", "encoders": ("efficientnet-lite0",)} | options
     return prepare(source, out, image_size=image_size, **options)
