@@ -79,13 +79,13 @@ def open_part(path: str | Path) -> Part:
     """
     local: Callable[[File], Path]
     if "://" in str(path):
-        where = str(path).rstrip("/")
-        with raised_as(CacheError, UNREACHABLE.format(f"{where}/{MANIFEST}")):
+        address = str(path).rstrip("/")
+        with raised_as(CacheError, UNREACHABLE.format(f"{address}/{MANIFEST}")):
             from fsspec.core import url_to_fs
 
-            files, root = url_to_fs(where)
+            files, root = url_to_fs(address)
             text = files.cat_file(f"{root}/{MANIFEST}")
-        local = partial(_download, files, f"{root}/shards", f"{where}/shards")
+        local = partial(_download, files, f"{root}/shards", f"{address}/shards")
     else:
         folder = Path(path).expanduser()
         if (folder / "online.json").is_file():
@@ -93,10 +93,10 @@ def open_part(path: str | Path) -> Part:
         if not (folder / MANIFEST).is_file():
             again = f"run erw prepare IMAGES --out {folder}"
             raise CacheError(f"no cache at {folder}, or an unfinished one: {again}")
-        where, text = str(folder), (folder / MANIFEST).read_bytes()
+        address, text = str(folder), (folder / MANIFEST).read_bytes()
         local = lambda file: folder / "shards" / file.file  # noqa: E731
-    manifest = Manifest.parse(text, where=f"{where}/{MANIFEST}")
-    return Part(where, manifest, blake3(text).hexdigest()[:32], local)
+    manifest = Manifest.parse(text, address=f"{address}/{MANIFEST}")
+    return Part(address, manifest, blake3(text).hexdigest()[:32], local)
 
 
 def map_columns(path: Path, columns: Mapping[str, Column], *, rows: int) -> dict[str, Tensor]:
@@ -306,9 +306,9 @@ class Cache:
         if token and not (token in self.features and self.features[token].class_dim):
             self._lacks(f"no class token of {token}", f"--encoders {token} --class-token")
 
-    def _lacks(self, what: str, option: str) -> None:
+    def _lacks(self, content: str, option: str) -> None:
         make = f"make one with erw prepare IMAGES --out OTHER_DIR {option}"
-        raise CacheError(f"cache {self.where} holds {what}: {make}")
+        raise CacheError(f"cache {self.where} holds {content}: {make}")
 
     def _column(self, number: int, name: str) -> Tensor:
         """A column of a shard, rows first, mapped; its pages are read when they are touched."""

@@ -217,10 +217,10 @@ class Manifest:
         write_text(out / MANIFEST, json.dumps(values, sort_keys=True, indent=1) + "\n")
 
     @staticmethod
-    def parse(text: bytes, *, where: str) -> "Manifest":
-        """From JSON. Raises `CacheError` naming `where` if it is damaged or of another version."""
-        what = f"{where} cannot be read: remove it and run erw prepare again"
-        with raised_as(CacheError, what):
+    def parse(text: bytes, *, address: str) -> "Manifest":
+        """From JSON. Raises `CacheError` naming `address` if damaged or of another version."""
+        problem = f"{address} cannot be read: remove it and run erw prepare again"
+        with raised_as(CacheError, problem):
             values = json.loads(text)
             if values["version"] != VERSION:
                 raise ValueError(f"its version is {values['version']}, this erw reads {VERSION}")

@@ -124,8 +124,8 @@ def write(
         if out.is_dir() and any(out.iterdir()):
             raise CacheError(f"{out} is not empty: choose another folder")
         names = dict(zip(networks.encoders, encoders, strict=True))
-        where = {"where": str(source), "options": options, "vae": vae, "encoders": names}
-        write_json(out / ONLINE, where | {"settings": asdict(spec)})
+        settings = {"where": str(source), "options": options, "vae": vae, "encoders": names}
+        write_json(out / ONLINE, settings | {"settings": asdict(spec)})
     online = Online(out)
     if changed := online.spec.differences(spec):
         raise CacheError(f"{out} was made with other settings: {', '.join(changed)}")

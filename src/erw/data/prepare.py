@@ -133,15 +133,16 @@ def read_spec(out: Path) -> CacheSpec | None:
 
 
 def _make(writer: Writer, *, adding: bool = False, progress: bool) -> Cache:
-    here, out = current(), writer.out
+    processes, out = current(), writer.out
     with ExitStack() as stack:
-        writer = replace(writer, spec=here.broadcast(partial(_begin, writer, stack, adding=adding)))
-        if here.broadcast(partial(_whole, writer)):
+        spec = processes.broadcast(partial(_begin, writer, stack, adding=adding))
+        writer = replace(writer, spec=spec)
+        if processes.broadcast(partial(_whole, writer)):
             return Cache.open(out)
-        quiet = not (progress and here.first)
-        writer.write(here, quiet=quiet)
-        here.barrier()
-        here.broadcast(partial(_join, writer))
+        quiet = not (progress and processes.first)
+        writer.write(processes, quiet=quiet)
+        processes.barrier()
+        processes.broadcast(partial(_join, writer))
         cache = Cache.open(out)
     if not quiet:
         rows, rejected = len(cache), cache.manifest.rejected
@@ -202,8 +203,8 @@ def _join(writer: Writer) -> None:
     if not sums:
         shutil.rmtree(writer.folder)  # so that other images may come here
         (out / SETTINGS).unlink()
-        what = f"none of the {len(source)} images of {source.name} can be used"
-        raise DataError(f"{what}: {': '.join(rejected[0][1:])}; all reasons: {out / REJECTED}")
+        problem = f"none of the {len(source)} images of {source.name} can be used"
+        raise DataError(f"{problem}: {': '.join(rejected[0][1:])}; all reasons: {out / REJECTED}")
     *totals, (count,) = ([sum(x) for x in zip(*s, strict=True)] for s in zip(*sums, strict=True))
     mean, square = ([x / count for x in total] for total in totals)
     std = tuple(max(0.0, b - a * a) ** 0.5 for a, b in zip(mean, square, strict=True))

@@ -54,8 +54,10 @@ class Writer:
             if not parts or (record and not record.shard.rows):
                 continue
             if lacking.intersection(parts):
-                what = f"{self.out}: shard {index} is damaged or unfinished"
-                raise CacheError(f"{what}: make it again with the erw prepare of all its encoders")
+                problem = f"{self.out}: shard {index} is damaged or unfinished"
+                raise CacheError(
+                    f"{problem}: make it again with the erw prepare of all its encoders"
+                )
             remove_partial(self.folder, [shard_file(index, part) for part in parts])
             if record:  # the images that have a row already
                 file, rows = self.folder / shard_file(index), record.shard.rows
@@ -73,8 +75,8 @@ class Writer:
                 try:
                     self._write_shard(index, parts, record, shard)
                 except (OSError, CheckpointError) as error:
-                    what = f"could not make shard {index} of {self.out} ({one_line(error)})"
-                    raise CacheError(f"{what}: mend that, run the same command again") from error
+                    problem = f"could not make shard {index} of {self.out} ({one_line(error)})"
+                    raise CacheError(f"{problem}: mend that, run the same command again") from error
 
     def _load(self, number: int) -> tuple[int, np.ndarray | None, Any]:
         """An image by its number: cropped, with its label; or None and the reason why not."""
@@ -156,8 +158,8 @@ def cropped(source: Source, number: int, spec: CacheSpec) -> tuple[np.ndarray, i
         raise CacheError(f"crop {spec.crop} on {spec.background} is gone: prepare the images anew")
     (image, label), classes = source[number], len(source.class_names)
     if not 0 <= label < max(1, classes):
-        where = source.location(number)
-        raise DataError(f"{where} has label {label}, but there are {classes} classes")
+        path = source.location(number)
+        raise DataError(f"{path} has label {label}, but there are {classes} classes")
     return crop(image, spec.image_size), label
 
 
