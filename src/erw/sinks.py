@@ -34,8 +34,8 @@ def sink(name: str, run: Run, out: str | Path) -> Callable[[dict[str, Any]], Non
     def write(line: dict[str, Any]) -> None:
         groups = {k: v if isinstance(v, dict) else {"": v} for k, v in line.items() if k != "step"}
         values = {
-            "/".join(filter(None, (line.get("kind"), name, inner))): number
-            for name, group in groups.items()
+            "/".join(filter(None, (line.get("kind"), key, inner))): number
+            for key, group in groups.items()
             for inner, number in group.items()
             if type(number) in (int, float)
         }

@@ -145,17 +145,13 @@ class SiT(nn.Module):
                 hidden[depth] = h
         if stop_at is not None:
             return Tapped(None, hidden)
-        patches, token = self.final_layer(h, c)
-        velocity = self._unpatchify(patches)
+        patches, token = self.final_layer(h, c)  # (B, T, p * p * C): row, column, channel
+        g, p, side = self.grid, self.patch, self.grid * self.patch
+        image = patches.reshape(-1, g, g, p, p, self.out_channels).permute(0, 5, 1, 3, 2, 4)
+        velocity = image.reshape(-1, self.out_channels, side, side)
         if token is not None:
             velocity = self.join(velocity, token)
         return Tapped(velocity, hidden) if tap else velocity
-
-    def _unpatchify(self, patches: Tensor) -> Tensor:
-        """(B, T, p * p * C) -> (B, C, H, W); within a patch the order is row, column, channel."""
-        b, g, p, c = len(patches), self.grid, self.patch, self.out_channels
-        image = patches.reshape(b, g, g, p, p, c).permute(0, 5, 1, 3, 2, 4)
-        return image.reshape(b, c, g * p, g * p)
 
 
 # Layers, in the order of the forward pass.

@@ -161,7 +161,7 @@ def train(
             stop = processes.agree(interrupted.is_set()) if meets else False
             if last or stop or done % run.log.checkpoint == 0:
                 trainer.stop_if_not_finite()
-                position = metrics.position(done)
+                position = Position(done, metrics.seconds, metrics.state())
                 if processes.first:
                     checkpoint.save(trainer.checkpoints, state, position, keep=run.log.keep)
                     trainer.save_weights(done)

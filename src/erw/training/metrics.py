@@ -64,15 +64,14 @@ class Metrics:
         vector = torch.stack([*values.values(), torch.ones_like(values["loss"])]).double()
         self.sums[names] = self.sums[names] + vector if names in self.sums else vector
 
-    def position(self, step: int) -> Position:
-        """Time and sums after `step`, for its checkpoint; the sums averaged over processes."""
-        sums = {names: self.processes.mean(v).tolist() for names, v in self.sums.items()}
-        return Position(step, self.seconds, sums)
+    def state(self) -> dict[str, list[float]]:
+        """The sums by the names in them, averaged over processes."""
+        return {names: self.processes.mean(v).tolist() for names, v in self.sums.items()}
 
     def means(self) -> dict[str, float]:
         """The means over the steps since the last call, and over processes."""
         pairs: dict[str, list[tuple[float, float]]] = {}
-        for names, (*values, count) in self.position(0).sums.items():
+        for names, (*values, count) in self.state().items():
             for name, value in zip(names.split(), values, strict=True):
                 pairs.setdefault(name, []).append((value, count))
         self.sums.clear()

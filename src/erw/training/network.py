@@ -94,19 +94,12 @@ def build_network(run: Run, dims: Mapping[str, int]) -> Network:
 
     Backbone and projectors are seeded apart, so that methods start from the same backbone.
     """
-
-    def widths(term: Align) -> tuple[int, ...]:
-        return tuple(dims[name] for name in encoders_of(term, run)) or (run.model.width,)
-
-    model = build_model(run.model, outputs=run.flow.outputs, seed=run.seed)
+    model, terms = build_model(run.model, outputs=run.flow.outputs, seed=run.seed), run.plan.active
+    encoders = {term.name: encoders_of(term, run) for term in terms}
+    widths = {k: tuple(dims[v] for v in names) or (model.width,) for k, names in encoders.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(run.seed, "projector"))
-        return Network(
-            model,
-            terms=run.plan.active,
-            dims={term.name: widths(term) for term in run.plan.active},
-            hidden=run.model.projector,
-        )
+        return Network(model, terms=terms, dims=widths, hidden=run.model.projector)
 
 
 def fresh_projectors(run: Run, dims: Mapping[str, int]) -> nn.ModuleList:
@@ -136,11 +129,9 @@ def resolve(run: Run, cache: Cache) -> Run:
         "class_dim": cache.features[token].class_dim if token else None,
     }
     for name, value in decided.items():
-        if getattr(run.model, name) not in (None, value):
-            raise ConfigError(
-                f"model.{name} is {getattr(run.model, name)}, but the cache {cache.where} has "
-                f"{value}; leave it out to take the cache's"
-            )
+        if (setting := getattr(run.model, name)) not in (None, value):
+            problem = f"model.{name} is {setting}, but the cache {cache.where} has {value}"
+            raise ConfigError(f"{problem}; leave it out to take the cache's")
     features = _features(run, cache, token)
     model = dataclasses.replace(run.model, **decided)
     if model.net != "rdm":
@@ -155,9 +146,7 @@ def _features(run: Run, cache: Cache, token: str) -> tuple[str, ...]:
     if not encoders:
         return ()
     if not (run.data.features or cache.features):
-        raise ConfigError(
-            f"the plan aligns, but the cache {cache.where} holds no features: prepare --encoders"
-        )
+        raise ConfigError(f"the plan aligns, but {cache.where} has no features: prepare --encoders")
     denoised = run.model.class_token == "denoised"
     named = dict.fromkeys(name for name in encoders if name)
     default = (token,) if denoised else named if all(encoders) else cache.features
@@ -172,13 +161,9 @@ def _features(run: Run, cache: Cache, token: str) -> tuple[str, ...]:
 def token_encoder(run: Run, cache: Cache) -> str:
     """The encoder whose class token the run reads. Raises as `resolve`."""
     names = [name for name, spec in cache.features.items() if spec.class_dim]
-    if run.data.class_token or not names:
-        name = run.data.class_token or next(iter(cache.features), "dinov2-b")
-        cache.require(token=name)
-        return name
-    if len(names) > 1:
-        raise ConfigError(
-            f"the cache {cache.where} has class tokens of {', '.join(names)}; choose one with "
-            "--data.class_token"
-        )
-    return names[0]
+    if len(names) > 1 and not run.data.class_token:
+        problem = f"the cache {cache.where} has class tokens of {', '.join(names)}"
+        raise ConfigError(f"{problem}; choose one with --data.class_token")
+    name = run.data.class_token or next(iter(names or cache.features), "dinov2-b")
+    cache.require(token=name)
+    return name

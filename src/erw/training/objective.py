@@ -12,7 +12,6 @@ the phase gives no weight is not computed and not among them.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Literal, Protocol
@@ -75,11 +74,8 @@ class Denoising:
         losses: Losses = {}
         if prediction.output is not None:
             losses = self.prediction_losses(prediction.output.float(), x, noised, batch, phase)
-        ask_ema = None if ema is None else partial(ema, noised.x_t, noised.t, y)
-        return losses | alignment(
-            prediction, batch, phase, rng,
-            features=self.features, ema=ask_ema, token_first=self.token == "denoised",
-        )  # fmt: skip
+        same_input = None if ema is None else partial(ema, noised.x_t, noised.t, y)
+        return losses | self.alignment(prediction, batch, phase, rng, same_input)
 
     def noised(self, x: Tensor, phase: Phase, rng: Draws) -> flow.Noised:
         """The network's input: x at sampled times, or the clean x."""
@@ -109,6 +105,53 @@ class Denoising:
         if not given:
             return torch.where(dropped, self.null_class, batch.labels)
         return torch.where(dropped[:, None], 0.0, standardized_token(batch))
+
+    def alignment(
+        self, prediction: Prediction, batch: Batch, phase: Phase, rng: Draws, ema: partial | None
+    ) -> Losses:
+        """The loss of each active alignment term; of several encoders in one term the mean."""
+        losses: Losses = {}
+        for term in phase.terms:
+            projected, loss = prediction.projected[term.name], ALIGN_LOSSES[term.loss]
+            if term.temperature is not None:
+                loss = partial(loss, temperature=term.temperature)
+            values = []
+            targets = self.targets(term, prediction, batch, ema)
+            for h, z in zip(projected, targets, strict=True):
+                z = TARGET_NORMS[term.normalize](z)
+                if term.tokens < 1:  # those with the smallest of uniform numbers
+                    u = rng.uniform(f"tokens {term.name}", h.shape[1])
+                    index = u.argsort(dim=1)[:, : max(1, round(term.tokens * h.shape[1])), None]
+                    h, z = (x.gather(1, index.expand(-1, -1, x.shape[2])) for x in (h, z))
+                values.append(compare(loss, h, z))
+            losses[term.name] = torch.stack(values).mean()
+        return losses
+
+    def targets(
+        self, term: Align, prediction: Prediction, batch: Batch, ema: partial | None
+    ) -> tuple[Tensor, ...]:
+        """A term's targets (B, T, F), in the order of its projections.
+
+        A class token that is denoised precedes the patches; so it does in targets of its width.
+        """
+        if term.reads_encoder:
+            features = dict(zip(self.features, batch.features, strict=True))
+            targets = (features[term.encoder],) if term.encoder else tuple(features.values())
+            if self.token != "denoised" or (token := batch.token) is None:
+                return targets
+            return tuple(
+                torch.cat([token[:, None], z], 1) if token.shape[1] == z.shape[2] else z
+                for z in targets
+            )
+        if term.target == "none":
+            return prediction.projected[term.name]
+        assert term.target_block is not None
+        if term.target == "block":
+            return (prediction.hidden[term.target_block].detach(),)
+        assert ema is not None, "an objective with a term of target ema is called with ema="
+        with torch.no_grad():
+            tapped = ema(tap=(term.target_block,), stop_at=term.target_block)
+        return (tapped.hidden[term.target_block],)
 
 
 @dataclass(frozen=True)
@@ -166,68 +209,6 @@ class Diffusion(Denoising):
             return {}
         terms = ddpm.hybrid_terms(_chain(x.device), output, x, noised.noise, noised.t)
         return {"ddpm": (terms.mse + terms.vb).mean()}
-
-
-def alignment(
-    prediction: Prediction,
-    batch: Batch,
-    phase: Phase,
-    rng: Draws,
-    *,
-    features: tuple[str, ...],
-    ema: partial | None = None,
-    token_first: bool = False,
-) -> Losses:
-    """The loss of each active alignment term; of several encoders in one term the mean.
-
-    `token_first`: a class token precedes the patches, in the hidden tokens and in those targets
-    that have its width.
-    """
-    by_name = dict(zip(features, batch.features, strict=True)) if batch.features else {}
-    losses: Losses = {}
-    for term in phase.terms:
-        projected = prediction.projected[term.name]
-        targets = _targets(term, prediction, by_name, ema, projected)
-        if token_first and batch.token is not None and term.reads_encoder:
-            token = batch.token
-            targets = tuple(
-                torch.cat([token[:, None], z], 1) if token.shape[1] == z.shape[2] else z
-                for z in targets
-            )
-        loss = ALIGN_LOSSES[term.loss]
-        if term.temperature is not None:
-            loss = partial(loss, temperature=term.temperature)
-        values = []
-        for h, z in zip(projected, targets, strict=True):
-            z = TARGET_NORMS[term.normalize](z)
-            if term.tokens < 1:  # those with the smallest of uniform numbers
-                u = rng.uniform(f"tokens {term.name}", h.shape[1])
-                index = u.argsort(dim=1)[:, : max(1, round(term.tokens * h.shape[1])), None]
-                h, z = (x.gather(1, index.expand(-1, -1, x.shape[2])) for x in (h, z))
-            values.append(compare(loss, h, z))
-        losses[term.name] = torch.stack(values).mean()
-    return losses
-
-
-def _targets(
-    term: Align,
-    prediction: Prediction,
-    features: Mapping[str, Tensor],
-    ema: partial | None,
-    projected: tuple[Tensor, ...],
-) -> tuple[Tensor, ...]:
-    """A term's targets (B, T, F), in the order of its projections."""
-    if term.reads_encoder:
-        return (features[term.encoder],) if term.encoder else tuple(features.values())
-    if term.target == "none":
-        return projected
-    assert term.target_block is not None
-    if term.target == "block":
-        return (prediction.hidden[term.target_block].detach(),)
-    assert ema is not None, "an objective with a term of target ema is called with ema="
-    with torch.no_grad():
-        tapped = ema(tap=(term.target_block,), stop_at=term.target_block)
-    return (tapped.hidden[term.target_block],)
 
 
 def standardized_token(batch: Batch) -> Tensor:

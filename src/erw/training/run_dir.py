@@ -58,12 +58,8 @@ def claim(
             one, two = (start.get("source", "fresh weights") for start in starts)
             different.append(f"what it begins with: {one} (there) against {two}")
         if different:
-            what = "; ".join(different[:4])
-            raise CheckpointError(
-                f"{folder} holds another run, which differs in {what}; change --out"
-            )
-    elif folder.exists() and any(
-        path.name != RDM and not path.name.startswith(".") for path in folder.iterdir()
-    ):
+            what = "another run, which differs in " + "; ".join(different[:4])
+            raise CheckpointError(f"{folder} holds {what}; change --out")
+    elif any(path.name != RDM for path in folder.glob("[!.]*")):
         raise CheckpointError(f"{folder} holds other files and no run; choose an empty --out")
     return recipe
