@@ -1,13 +1,15 @@
 """Named runs: frozen values, each with a line of lab note."""
 
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 from erw.config import Run
 from erw.errors import ConfigError, nearest
 from erw.plan import Align
 from erw.recipes import imagenet, quickstart
 
-_RECIPES: dict[str, tuple[Run, str]] = quickstart.RECIPES | imagenet.RECIPES
+_RECIPES = quickstart.RECIPES | imagenet.RECIPES
 
 
 def names() -> tuple[str, ...]:
@@ -19,12 +21,13 @@ def recipe(name: str) -> Run:
     """The recipe of that name. Raises ConfigError if there is none."""
     if name not in _RECIPES:
         raise ConfigError(f"no recipe {name!r}{nearest(name, _RECIPES)}")
-    return _RECIPES[name][0].replace(name=name)
+    return _RECIPES[name].replace(name=name)
 
 
 def note(name: str) -> str:
     """The lab note of a recipe: what it is, and the score to expect."""
-    return _RECIPES[name][1]
+    notes: dict[str, str] = tomllib.loads(Path(__file__).with_name("notes.toml").read_text())
+    return notes[name]
 
 
 def tiny(run: Run) -> Run:

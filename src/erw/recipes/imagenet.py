@@ -40,34 +40,15 @@ BASE = Run(
 )
 DIT = BASE.replace(flow=Flow(objective="ddpm"), sample=Sample(steps=250, solver="ddpm"))
 
-SCORES = {
-    "sit_b2_in256_base": "33.0 after 400K steps (SiT paper)",
-    "sit_l2_in256_base": "18.8 after 400K steps (SiT paper)",
-    "sit_xl2_in256_base": "17.2 after 400K steps, 8.3 after 7M (SiT paper)",
-    "sit_b2_in256_repa": "78.2 after 50K steps, 24.4 after 400K (REPA paper)",
-    "sit_l2_in256_repa": "9.7 after 400K steps (REPA paper)",
-    "sit_xl2_in256_repa": "19.4 after 100K steps, 7.9 after 400K (REPA paper)",
-    "sit_b2_in256_erw": "51.7 to 55.6 after 50K full steps (ERW v3; warm-up not stated)",
-    "sit_xl2_in256_erw": "12.1 after 100K warm-up and 100K full steps (ERW v3)",
-    "dit_s2_in256_base": "68.4 after 400K steps (DiT paper)",
-    "dit_b2_in256_base": "43.5 after 400K steps (DiT paper)",
-    "dit_l2_in256_base": "23.3 after 400K steps (DiT paper)",
-    "dit_xl2_in256_base": "19.5 after 400K steps, 9.6 after 7M (DiT paper)",
-    "dit_xl2_in256_repa": "12.3 after 400K steps (REPA paper)",
-}
-
-RECIPES: dict[str, tuple[Run, str]] = {}
-"""name -> (run, lab note)"""
-for family, base, sizes in (("SiT", BASE, ("B", "L", "XL")), ("DiT", DIT, ("S", "B", "L", "XL"))):
+RECIPES: dict[str, Run] = {}
+for family, base, sizes in (("sit", BASE, ("B", "L", "XL")), ("dit", DIT, ("S", "B", "L", "XL"))):
     for kind in ("base", "repa", "erw"):
         for size in sizes:
             plan = {"base": SIT, "repa": repa(4 if size in "SB" else 8), "erw": erw(size)}[kind]
-            name = f"{family.lower()}_{size.lower()}2_in256_{kind}"
-            note = f"{family}-{size}/2, {kind}; {SCORES.get(name, 'no score published')}"
-            RECIPES[name] = (base.replace(model=model(size), plan=plan), note)
+            name = f"{family}_{size.lower()}2_in256_{kind}"
+            RECIPES[name] = base.replace(model=model(size), plan=plan)
 for name in ("paper_v1", "paper_v3", "code_as_released"):
-    note = f'SiT-XL/2 with the plan erw.PRESETS["{name}"], one of three readings of the method'
-    RECIPES[f"sit_xl2_in256_{name}"] = (BASE.replace(model=model("XL"), plan=PRESETS[name]), note)
+    RECIPES[f"sit_xl2_in256_{name}"] = BASE.replace(model=model("XL"), plan=PRESETS[name])
 
 # The released configuration of 64 epochs. Its time runs from noise to data: `timestep_shift` 0.3 is
 # a shift of 1 / 0.3 here, no guidance below 0.11 is guidance within (0, 0.89), and its 250 points
@@ -92,31 +73,17 @@ RDM = BASE.replace(
     flow=Flow(prediction="x"),
     optim=replace(BASE.optim, lr=5e-4, weight_decay=0.01),
 )
-LDIT = "LightningDiT-XL/1"
 RECIPES |= {
-    "lightningdit_xl1_in256": (LIGHTNING, f"{LDIT} as released for 64 epochs; 5.14, guided 2.11"),
-    "lightningdit_xl1_in256_repa": (LIGHTNING.replace(plan=REPA), f"{LDIT}, REPA after block 8"),
-    "lightningdit_xl1_in256_erw": (
-        LIGHTNING.replace(plan=replace(PAPER_V3, warmup=10_000)),
-        f"{LDIT}, ERW as the paper (v3) has it, but 10,000 warm-up steps",
+    "lightningdit_xl1_in256": LIGHTNING,
+    "lightningdit_xl1_in256_repa": LIGHTNING.replace(plan=REPA),
+    "lightningdit_xl1_in256_erw": LIGHTNING.replace(plan=replace(PAPER_V3, warmup=10_000)),
+    "sit_b2_in256_reg": BASE.replace(
+        model=replace(model("B"), class_token="denoised"), plan=repa(4)
     ),
-    "sit_b2_in256_reg": (
-        BASE.replace(model=replace(model("B"), class_token="denoised"), plan=repa(4)),
-        "SiT-B/2, REG (arXiv 2507.01467): REPA, and the class token denoised with the latents",
+    "sit_xl2_in256_reg": BASE.replace(
+        model=replace(model("XL"), class_token="denoised"), plan=repa(8)
     ),
-    "sit_xl2_in256_reg": (
-        BASE.replace(model=replace(model("XL"), class_token="denoised"), plan=repa(8)),
-        "SiT-XL/2, REG; 3.4 after 400K steps (REG paper); after 4M 1.80, --guidance 2.3 "
-        "--interval 0 0.85",
-    ),
-    "sit_xl2_in256_rcg": (
-        BASE.replace(model=replace(model("XL"), class_token="given")),
-        "SiT-XL/2 conditioned on the class token, as RCG (arXiv 2312.03701) with DiT-XL/2: train "
-        "with --out runs/rcg, rdm_in256 with --out runs/rcg/rdm, then erw sample runs/rcg",
-    ),
-    "rdm_in256": (RDM, "RCG's model of representations: 12 residual blocks, 200 epochs"),
-    "rdm_in256_class": (
-        RDM.replace(model=replace(RDM.model, num_classes=None)),
-        "As rdm_in256, conditional on the class, through which images of a class are drawn",
-    ),
+    "sit_xl2_in256_rcg": BASE.replace(model=replace(model("XL"), class_token="given")),
+    "rdm_in256": RDM,
+    "rdm_in256_class": RDM.replace(model=replace(RDM.model, num_classes=None)),
 }

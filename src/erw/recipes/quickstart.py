@@ -39,29 +39,19 @@ RDM = QUICKSTART.replace(
     optim=replace(QUICKSTART.optim, lr=1e-3),
     sample=Sample(steps=50, solver="heun"),
 )
+STOPPED = Plan(align=(Align(block=4, weight=stop_at(2.0, over=3750)),))
 RECIPES = {
-    "quickstart": (QUICKSTART, "ERW on the built-in images; about 5 minutes on 2 CPU cores"),
-    "quickstart_repa": (
-        QUICKSTART.replace(plan=REPA),
-        "REPA as in quickstart: full training alone, with an alignment weight tuned for this data",
+    "quickstart": QUICKSTART,
+    "quickstart_repa": QUICKSTART.replace(plan=REPA),
+    "quickstart_sit": QUICKSTART.replace(plan=SIT),
+    "quickstart_repa_stopped": QUICKSTART.replace(plan=STOPPED),
+    "quickstart_paper": QUICKSTART.replace(plan=Plan(warmup=400, depth=2, align=(PAPER,))),
+    "debug": DEBUG,
+    "quickstart_reg": QUICKSTART.replace(
+        model=replace(QUICKSTART.model, class_token="denoised"), plan=REPA
     ),
-    "quickstart_sit": (QUICKSTART.replace(plan=SIT), "SiT as in quickstart: no alignment"),
-    "quickstart_repa_stopped": (
-        QUICKSTART.replace(plan=Plan(align=(Align(block=4, weight=stop_at(2.0, over=3750)),))),
-        "REPA whose alignment ends after 3,750 steps (as in HASTE); for runs of about twice that",
+    "quickstart_rcg": QUICKSTART.replace(
+        model=replace(QUICKSTART.model, class_token="given"), plan=SIT
     ),
-    "quickstart_paper": (
-        QUICKSTART.replace(plan=Plan(warmup=400, depth=2, align=(PAPER,))),
-        "ERW as the paper (v3) has it, depths in proportion: clean inputs, NT-Xent, weight 0.5",
-    ),
-    "debug": (DEBUG, "Twelve steps of a very small model through both phases, for tests"),
-    "quickstart_reg": (
-        QUICKSTART.replace(model=replace(QUICKSTART.model, class_token="denoised"), plan=REPA),
-        "REG as in quickstart: full training alone, with EfficientNet's pooled class token",
-    ),
-    "quickstart_rcg": (
-        QUICKSTART.replace(model=replace(QUICKSTART.model, class_token="given"), plan=SIT),
-        "RCG as in quickstart, --out runs/rcg: images from representations; erw sample runs/rcg",
-    ),
-    "quickstart_rdm": (RDM, "The representations of quickstart_rcg, by class: --out runs/rcg/rdm"),
+    "quickstart_rdm": RDM,
 }
