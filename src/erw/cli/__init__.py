@@ -10,7 +10,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import erw
@@ -58,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NumericsError as error:
         return fail(f"error: {error}", 3)
     except Exception as error:
-        if not is_the_users(error):
-            traceback.print_exc()
-            return fail(f"this is a bug in erw {erw.__version__}: please report the above", 1)
-        return fail(f"error: {describe(error)}", 2)
+        if isinstance(error, (ErwError, OSError)) or "No space left on device" in str(error):
+            return fail(f"error: {describe(error)}", 2)
+        traceback.print_exc()
+        return fail(f"this is a bug in erw {erw.__version__}: please report the above", 1)
 
 
 def dispatch(args: list[str]) -> None:
@@ -90,15 +89,6 @@ def dispatch(args: list[str]) -> None:
 def function_of(verb: str) -> Callable[..., Any]:
     name = "evaluate" if verb == "eval" else verb
     return getattr(importlib.import_module(f"erw.cli.{verb}"), name)
-
-
-def is_the_users(error: Exception) -> bool:
-    """Whether the user can mend it: our errors, the system's, a ValueError that we raised."""
-    if isinstance(error, (ErwError, OSError)) or "No space left on device" in str(error):
-        return True
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    ours = Path(frame.f_code.co_filename).is_relative_to(Path(erw.__file__).parent)
-    return isinstance(error, ValueError) and ours
 
 
 def describe(error: Exception) -> str:

@@ -36,22 +36,12 @@ ACCELERATORS = {
     "b200": (2250e12, 180),
 }
 """name -> dense bf16 peak in FLOP/s and memory in GiB, by the maker's data sheet."""
-TEACHERS = {
-    "dinov2-s": (384, 12_247_123_968),
-    "dinov2-b": (768, 46_322_454_528),
-    "dinov2-l": (1024, 162_023_964_672),
-}
-"""name -> channels of the patch tokens and FLOPs of one image."""
+TEACHER, TEACHER_DIM, TEACHER_FLOPS = "dinov2-b", 768, 46_322_454_528
+"""Channels of the patch tokens and FLOPs of one image."""
 
 
 def cost(
-    recipe: Recipe,
-    run: Settings[Run],
-    *,
-    tiny: bool = False,
-    gpu: str = "h100",
-    gpus: int = 8,
-    teacher: str = "dinov2-b",
+    recipe: Recipe, run: Settings[Run], *, tiny: bool = False, gpu: str = "h100", gpus: int = 8
 ) -> None:
     """Print parameters, FLOPs, memory and time of a recipe.
 
@@ -60,14 +50,12 @@ def cost(
         tiny: its twin of a few seconds on a CPU.
         gpu: rtx3090, rtx4090, l40s, a100-40, a100, h100, h200 or b200.
         gpus: how many.
-        teacher: without a cache: dinov2-s, dinov2-b or dinov2-l.
     """
-    for name, value, table in (("gpu", gpu, ACCELERATORS), ("teacher", teacher, TEACHERS)):
-        if value not in table:
-            raise ConfigError(f"--{name}: unknown {value!r}{nearest(value, table)}")
+    if gpu not in ACCELERATORS:
+        raise ConfigError(f"--gpu: unknown {gpu!r}{nearest(gpu, ACCELERATORS)}")
     if gpus < 1:
         raise ConfigError(f"--gpus is {gpus}; expected 1 or more")
-    run, net, ledger, text = account(run, teacher)
+    run, net, ledger, text = account(run)
     peak, memory = ACCELERATORS[gpu]
     images = -(-run.data.batch_size // (gpus * run.optim.accumulate))
     precision = "fp32" if run.optim.precision == "fp32" else "bf16"
@@ -83,31 +71,29 @@ def cost(
     )
 
 
-def account(run: Run, teacher: str | None = None) -> tuple[Run, Network, Ledger, str]:
+def account(run: Run) -> tuple[Run, Network, Ledger, str]:
     """A run resolved by its cache, its network on the meta device, its ledger, and both as text.
 
-    Without a cache it is for ImageNet at 256, the VAE of Stable Diffusion and this teacher. Raises
-    CacheError where there is no teacher either.
+    Without a cache it is for ImageNet at 256, the VAE of Stable Diffusion and DINOv2-B.
     """
     try:
         cache = Cache.open(run.data.cache)
     except CacheError:
-        if teacher is None or Path(run.data.cache[0]).expanduser().exists():
+        if Path(run.data.cache[0]).expanduser().exists():
             raise
-        (dim, work), model = TEACHERS[teacher], run.model
+        model, reads = run.model, run.plan.reads_encoder or run.model.needs_token
         model = replace(
             model,
             input_size=model.input_size or 32,
             channels=model.channels or 4,
-            class_dim=dim if model.needs_token else None,
+            class_dim=TEACHER_DIM if model.needs_token else None,
             num_classes=1000 if model.num_classes is None else model.num_classes,
         )
-        dims = {teacher: dim} if run.plan.reads_encoder else {}
+        dims = {TEACHER: TEACHER_DIM} if run.plan.reads_encoder else {}
         run = run.replace(model=model, data=replace(run.data, features=tuple(dims)))
-        reads = bool(dims) or model.needs_token
-        ledger = Ledger.from_dims(run, dims, teacher=work * reads, rows=1_281_167)
+        ledger = Ledger.from_dims(run, dims, teacher=TEACHER_FLOPS * reads, rows=1_281_167)
         origin = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at 256, "
-        origin += "the VAE of Stable Diffusion" + f", teacher {teacher}" * reads
+        origin += "the VAE of Stable Diffusion" + f", teacher {TEACHER}" * reads
     else:
         run = resolve(run, cache)
         dims = {name: spec.dim for name, spec in cache.features.items()}

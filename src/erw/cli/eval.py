@@ -1,14 +1,13 @@
 """`erw eval`: scores of a run's samples, or of images from anywhere, against a reference."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from erw.cli.sample import Draw, call_with_model, generation_of
+from erw.cli.sample import Draw, generation_of
 from erw.cli.settings import RunOrImages, Settings
 from erw.data.sources import BUILT_IN, open_source
 from erw.dist import current
@@ -35,16 +34,12 @@ class Score:
     reference_count: int = 2000  # how many images of a built-in reference to compose
 
 
-def main(args: Sequence[str]) -> None:
-    call_with_model("eval", evaluate, args, DRAW)
-
-
 def evaluate(
     source: RunOrImages,
     score: Settings[Score],
-    draw: Settings[Draw],
+    draw: Settings[Draw] = DRAW,
     *,
-    model: Trained | None,
+    model: Trained | None = None,
     out: str | None = None,
 ) -> None:
     """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl.

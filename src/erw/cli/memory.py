@@ -1,6 +1,5 @@
 """`erw memory`: does a model repeat its training images? The nearest of each sample."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 
 from erw.cli.eval import DRAW, samples_of
-from erw.cli.sample import Draw, call_with_model
+from erw.cli.sample import Draw
 from erw.cli.settings import RunOrImages, Settings
 from erw.data.cache import Cache
 from erw.data.sources import BUILT_IN
@@ -33,16 +32,12 @@ class Memory:
     count: int = 2000  # how many built-in images to compose, of the training and of the test set
 
 
-def main(args: Sequence[str]) -> None:
-    call_with_model("memory", memory, args, DRAW)
-
-
 def memory(
     source: RunOrImages,
     options: Settings[Memory],
-    draw: Settings[Draw],
+    draw: Settings[Draw] = DRAW,
     *,
-    model: Trained | None,
+    model: Trained | None = None,
     out: str | None = None,
 ) -> None:
     """Find the nearest training image of every sample: distances, pairs and a picture.
@@ -63,8 +58,7 @@ def memory(
             size = samples.resolution[0]
             images = reference_images(images, (), size=size, count=options.count)
         if images is not None:
-            what = f"{name.replace('_', '-')} images"
-            sets[name] = image_set(images, what=what, like=samples)
+            sets[name] = image_set(images, what=f"{name} images", like=samples)
     encoder = load_encoder(options.encoder, device=str(current().device))
     with Progress("memory", sum(s.count for s in sets.values()), unit="images") as progress:
         near = nearest_images(**sets, encoder=encoder, progress=progress.update)
@@ -75,22 +69,22 @@ def memory(
         print(f"{'suspicious':<12}{near.suspicious:.1%}   nearer than 99 % of held-out images")
     if out is None:
         return
-    order = near.distance.argsort().tolist()
-    numbers, distances = near.number.tolist(), near.distance.tolist()
-    nearest = [{"sample": i, "image": numbers[i], "distance": distances[i]} for i in order]
+    order = near.distance.argsort()
+    columns = (order, near.number[order], near.distance[order])
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
     record = {
         **{n: {"name": s.name, "hash": s.content, "count": s.count} for n, s in sets.items()},
         "encoder": encoder.name,
         "encoder_weights": weight_hash(encoder),
-        "nearest": nearest,
+        "nearest": [dict(zip(("sample", "image", "distance"), row, strict=True)) for row in rows],
         "suspicious": near.suspicious,
         "usual": None if near.usual is None else near.usual.tolist(),
         "settings": samples.settings,
     }
-    top = order[:8]
-    places = [("samples", i) for i in top] + [("training", numbers[i]) for i in top]
+    top = rows[:8]
+    places = [("samples", i) for i, _, _ in top] + [("training", i) for _, i, _ in top]
     pairs = torch.stack([next(sets[name].batches(1, i, i + 1))[0].cpu() for name, i in places])
-    texts = [""] * len(top) + [f"{distances[i]:.3f}" for i in top]
+    texts = [""] * len(top) + [f"{distance:.3f}" for *_, distance in top]
     write_bytes(Path(f"{out}.png"), picture(pairs, range(len(texts)), texts, columns=len(top)))
     write_json(Path(f"{out}.json"), record)
     print(f"{out}.png\n{out}.json")

@@ -1,17 +1,15 @@
 """`erw sample`: images out of a run; what other verbs need for that too."""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from erw.cli.settings import RunDir, Settings, call, first, peek
-from erw.config import Sample, nearest, to_dict
-from erw.data.sources import BUILT_IN
-from erw.dist import current, world
+from erw.cli.settings import RunDir, Settings
+from erw.config import Sample, nearest
+from erw.dist import current
 from erw.errors import ConfigError
-from erw.interop import kind_of, open_model
+from erw.interop import open_model
 from erw.log import Progress
 from erw.sampling import Generation, generate, write
 from erw.training import Trained
@@ -32,37 +30,11 @@ class Draw(Sample):
     layout: str = "auto"  # of a released file; auto tells it from keys and shapes
 
 
-def main(args: Sequence[str]) -> None:
-    call_with_model("sample", sample, args, Draw())
-
-
-def call_with_model(
-    verb: str, function: Callable[..., None], args: Sequence[str], draw: Draw
-) -> None:
-    """Call a verb with the model that its first argument names, whose sampler is the default.
-
-    The model is None where the argument names images.
-    """
-    with world():
-        name = first(verb, args, "a run (or images)")
-        model = peek(verb, open_run, args) if name and kind_of(name) else None
-        if name and model is None and not Path(name).exists() and name not in BUILT_IN:
-            raise FileNotFoundError(f"{name} is neither a run nor images; there is nothing there")
-        if model is not None:
-            draw = replace(draw, **to_dict(model.run.sample))
-        call(verb, function, args, model=model, draw=draw)
-
-
-def open_run(run: RunDir, *, checkpoint: str = "last", layout: str = "auto") -> Trained:
-    """The model that the options name, on this process's device."""
-    return open_model(run, checkpoint=checkpoint, layout=layout, device=current().device)
-
-
 def sample(
     run: RunDir,
-    draw: Settings[Draw],
+    draw: Settings[Draw] = Draw(),
     *,
-    model: Trained | None,
+    model: Trained | None = None,
     out: str,
     preview: bool = False,
 ) -> None:

@@ -7,13 +7,15 @@ import inspect
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from erw.config import Run
+from erw.config import Run, flat
+from erw.dist import current, world
 from erw.errors import ConfigError
 
 T = TypeVar("T")
@@ -26,7 +28,7 @@ RunOrImages = Annotated[Positional[str], arg(metavar="RUN|IMAGES")]
 
 HELP = {"-h", "--help"}
 GIVEN = ("model", "start", "base")
-"""Parameters of verbs that are no options: what has been read to learn the options' defaults."""
+"""Parameters of verbs that are no options: what is read first, for the options' defaults."""
 TRUTH = {"": True, "true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 REGISTRY, CONFIG = ConstructorRegistry(), (FlagCreatePairsOff,)
 
@@ -34,16 +36,39 @@ REGISTRY, CONFIG = ConstructorRegistry(), (FlagCreatePairsOff,)
 def call(verb: str, function: Callable[..., Any], args: Sequence[str], **defaults: Any) -> None:
     """Call a verb's function with what `args` say.
 
-    `defaults` take the place of the function's own; those of `run` are the recipe's.
+    `defaults` take the place of the function's own; those of `run` are the recipe's, those of
+    `draw` the sampler of the `model` that the first argument names.
 
     Raises:
         ConfigError: an option is unknown (the nearest is named), or its value is missing or wrong.
     """
-    if "recipe" in inspect.signature(function).parameters:
+    parameters = inspect.signature(function).parameters
+    if "recipe" in parameters:
         defaults = {"run": recipe_of(verb, args)} | defaults
-    args = ["--help"] if HELP & set(args) else args
-    given = {name: defaults.pop(name) for name in GIVEN if name in defaults}
-    _parse(verb, functools.partial(bound(function), **defaults), args)(**given)
+    with world() if "model" in parameters else contextlib.nullcontext():
+        if "model" in parameters and (model := model_of(verb, args)):
+            sampler = dataclasses.asdict(model.run.sample)
+            draw = dataclasses.replace(parameters["draw"].default, **sampler)
+            defaults |= {"model": model, "draw": draw}
+        args = ["--help"] if HELP & set(args) else args
+        given = {name: defaults.pop(name) for name in GIVEN if name in defaults}
+        _parse(verb, functools.partial(bound(function), **defaults), args)(**given)
+
+
+def model_of(verb: str, args: Sequence[str]) -> Any:
+    """The `Trained` that the first argument names, on this process's device; None for images."""
+    from erw.data.sources import BUILT_IN
+    from erw.interop import kind_of, open_model
+
+    def opened(run: RunDir, *, checkpoint: str = "last", layout: str = "auto") -> Any:
+        return open_model(run, checkpoint=checkpoint, layout=layout, device=current().device)
+
+    name = first(verb, args, "a run (or images)")
+    if name and kind_of(name):
+        return peek(verb, opened, args)
+    if name and name not in BUILT_IN and not Path(name).exists():
+        raise FileNotFoundError(f"{name} is neither a run nor images; there is nothing there")
+    return None
 
 
 def recipe_of(verb: str, args: Sequence[str]) -> Run:
@@ -147,17 +172,11 @@ def plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 def typed(value: Any) -> str:
     """A value as one types it; an empty list is the option alone."""
-    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
     return text.lower() if text in ("True", "False", "None") else text
 
 
-def as_options(settings: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
+def as_options(settings: dict[str, Any]) -> Iterator[str]:
     """Every setting of a record's dictionary, and of those inside it, as it is typed."""
-    for name, value in settings.items():
-        option = prefix + name.replace("_", "-")
-        if isinstance(value, tuple) and value and isinstance(value[0], dict):
-            value = {str(i): inner for i, inner in enumerate(value)}
-        if isinstance(value, dict):
-            yield from as_options(value, f"{option}.")
-        else:
-            yield f"{option} {typed(value)}".rstrip()
+    for name, value in flat(settings).items():
+        yield f"--{name.replace('_', '-')} {typed(value)}".rstrip()

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from erw.cli.settings import Recipe, Settings, as_options, call
 from erw.config import Run, to_dict
-from erw.errors import CacheError
 
 
 def main(args: Sequence[str]) -> None:
@@ -27,7 +26,4 @@ def show(recipe: Recipe, run: Settings[Run], *, tiny: bool = False) -> None:
     from erw.cli.cost import account
 
     print("\n".join(as_options(to_dict(run))) + "\n")
-    try:
-        print(f"cost {account(run)[-1]}")
-    except CacheError as error:
-        print(f"cost not known: {error}")
+    print(f"cost {account(run)[-1]}")
