@@ -22,8 +22,6 @@ from erw.errors import CheckpointError, ConfigError
 Scaling = tuple[list[float], list[float]]  # shift and scale, one value per channel
 SHIPPED = Path(__file__).parent / "weights"
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-
-
 ENTRIES: dict[str, dict[str, Any]] = pretrained.known("vaes")
 VA_VAE: dict[str, Any] = pretrained.known("va-vae")
 
@@ -133,12 +131,8 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     elif not folder.is_dir():
         choices = ", ".join([*shipped(), "none", *ENTRIES, "va-vae=FILE"])
         raise ConfigError(f"unknown VAE {name!r}: choose from {choices}, or a diffusers folder")
-    if kind == "va-vae":
-        weights = folder
-        network, scaling = _va_vae(weights)
-    else:
-        weights = folder / _WEIGHTS
-        network, scaling = _from_folder(folder, kind, entry)
+    network, scaling = _va_vae(folder) if kind == "va-vae" else _from_folder(folder, kind, entry)
+    weights = folder if kind == "va-vae" else folder / _WEIGHTS
     with weights.open("rb") as file:
         weight_hash = hashlib.file_digest(file, "sha256").hexdigest()
     config = network.config
@@ -146,11 +140,9 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     channels, factor = config["latent_channels"], 2 ** (len(levels) - 1)
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     vae = VAE(name, channels, factor, None, None, weight_hash, network, revision)
-    if scaling is None:
-        return vae
-    if any(len(values) != channels for values in scaling) or min(scaling[1]) <= 0:
+    if scaling and (list(map(len, scaling)) != [channels] * 2 or min(scaling[1]) <= 0):
         raise CheckpointError(f"{weights}: expected {channels} means and positive deviations")
-    return vae.scaled(*scaling)
+    return vae.scaled(*scaling) if scaling else vae
 
 
 def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | None]:
@@ -168,8 +160,8 @@ def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | No
         deviation, factor = deviation or ones, config["scaling_factor"]
     elif "scale" in entry:
         mean, deviation, factor = [entry["shift"]] * len(ones), ones, entry["scale"]
-    scaling = (mean, [factor / x for x in deviation]) if mean and deviation else None
-    return network, scaling
+    known = mean and deviation
+    return network, (mean, [factor / x for x in deviation]) if known else None
 
 
 def _va_vae(path: Path) -> tuple[Any, Scaling | None]:

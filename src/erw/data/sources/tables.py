@@ -11,7 +11,7 @@ import numpy as np
 
 from erw.data.images import WHITE, Unreadable
 from erw.data.sources.files import Source, digest
-from erw.data.sources.labels import classes, ending, label_name, listed
+from erw.data.sources.labels import classes, ending, label_name
 from erw.errors import DataError, raised_as
 from erw.io import hash_file
 
@@ -34,22 +34,15 @@ class Table(Source):
     ) -> None:
         first, *others = self.paths = sorted(paths)
         self.name = first.parent.name if others else first.name
-        schema = _open(first)[0]
-        self._image, label = _columns(first, schema, columns, labelled)
-        names = _features(schema, "ClassLabel").get(label or "", [])
-        values: list[Any] = []
+        values, expected = list[Any](), None
         self._places: list[tuple[Path, int, int]] = []  # file, row group and row in it
         for path in self.paths:
             schema, sizes, read = _open(path)
-            if missing := {self._image, label} - {None, *schema.names}:
-                raise DataError(f"{path} has no column {missing.pop()}, as {first} has")
-            kind = schema.field(self._image).type
-            if not re.match(_CELLS, str(kind)):
-                what = f"image column {self._image} has type {kind}, expected bytes or a path"
-                raise DataError(f"{path}: {what}; name another with --columns")
-            if (own := _features(schema, "ClassLabel").get(label or "", [])) != names:
-                what = f"different class names ({listed(own)}; {listed(names)})"
-                raise DataError(f"{path} and {first} have {what}: take --classes none")
+            layout = self._image, label, names = _columns(path, schema, columns, labelled)
+            expected = expected or layout
+            if layout != expected:
+                hint = "read one alone, or take --classes none"
+                raise DataError(f"{path} has {layout!s:.99}, {first} {expected!s:.99}: {hint}")
             for group, size in enumerate(sizes):
                 self._places += [(path, group, row) for row in range(size)]
                 values += read(group, label).to_pylist() if label else [None] * size
@@ -94,21 +87,29 @@ def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
         return table.schema, [len(table)], lambda _, name: table.column(name)
 
 
-def _columns(path: Path, schema: Any, columns: Sequence[str], labelled: bool) -> tuple[Any, Any]:
-    """The image and the label column: as given, by their usual names, by their features."""
+def _columns(
+    path: Path, schema: Any, columns: Sequence[str], labelled: bool
+) -> tuple[str, str | None, list[str]]:
+    """The image and the label column, as given, by usual names, by features; the class names."""
     names, pictures = schema.names, list(_features(schema, "Image"))
     usual = [name for name in _COLUMNS if name in names] or pictures[: len(pictures) == 1]
     image = (*columns[:1], *usual, None)[0]
     if missing := [name or "image" for name in (image, *columns) if name not in names]:
         how = f"found {', '.join(names)}; name the image and the label column with --columns"
         raise DataError(f"{path} has no column {missing[0]}: {how}")
-    if len(columns) > 1 or not labelled:
-        return image, columns[1] if labelled else None
+    kind = schema.field(image).type
+    if not re.match(_CELLS, str(kind)):
+        what = f"image column {image} has type {kind}, expected bytes or a path"
+        raise DataError(f"{path}: {what}; name another with --columns")
+    if not labelled:
+        return image, None, []
+    marked = _features(schema, "ClassLabel")
     rest = [name for name in names if name != image]
-    return image, label_name(rest, list(_features(schema, "ClassLabel")))
+    label = columns[1] if len(columns) > 1 else label_name(rest, list(marked))
+    return image, label, marked.get(label or "", [])
 
 
-def _features(schema: Any, kind: str) -> dict[str, list[Any]]:
+def _features(schema: Any, kind: str) -> dict[str, list[str]]:
     """Columns of a kind, with their class names, by the metadata of `datasets`."""
     meta = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
     features = (meta.get("info", {}).get("features") or {}).items()
