@@ -76,7 +76,7 @@ def test_any_diffusers_folder_with_its_own_scaling(tmp_path: Path) -> None:
 
 
 def copy_of_shipped(folder: Path) -> tuple[Path, Path]:
-    shutil.copytree(SHIPPED / NAME, folder)
+    shutil.copytree(SHIPPED[NAME], folder)
     return folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
 
 

@@ -81,7 +81,7 @@ def from_hub(name: str, hub: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repo, _, revision = hub.partition("@")
-    options = {"revision": revision or None, "local_files_only": _offline()}
+    options: dict[str, Any] = {"revision": revision or None, "local_files_only": _offline()}
     with raised_as(CheckpointError, _unavailable(name, repo)):
         return Path(snapshot_download(repo, allow_patterns=files, **options))
 

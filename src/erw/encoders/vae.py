@@ -20,7 +20,8 @@ from erw.encoders.base import check_images
 from erw.errors import CheckpointError, ConfigError
 
 Scaling = tuple[list[float], list[float]]  # shift and scale, one value per channel
-SHIPPED = Path(__file__).parent / "weights"
+# name -> folder, of those that come with the package
+SHIPPED = {x.parent.name: x.parent for x in Path(__file__).parent.glob("weights/*/config.json")}
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 ENTRIES: dict[str, dict[str, Any]] = pretrained.known("vaes")
 VA_VAE: dict[str, Any] = pretrained.known("va-vae")
@@ -59,9 +60,8 @@ class VAE:
 
     def scaled(self, shift: Sequence[float], scale: Sequence[float]) -> "VAE":
         """The same with another scaling, one value per channel: what a cache has measured."""
-        options = {"dtype": torch.float32, "device": self.device}
-        a, b = (torch.tensor(x, **options).view(-1, 1, 1) for x in (shift, scale))
-        return replace(self, shift=a, scale=b)
+        a, b = (torch.tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (shift, scale))
+        return replace(self, shift=a.to(self.device), scale=b.to(self.device))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -95,11 +95,6 @@ def _parts(x: Tensor) -> tuple[Tensor, ...]:
     return x.split(8) if x.device.type == "cpu" else (x,)
 
 
-def shipped() -> tuple[str, ...]:
-    """Names of the VAEs that come with the package."""
-    return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
-
-
 def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     """A VAE by one of these names.
 
@@ -118,8 +113,8 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     if name == "none":
         one = torch.ones(3, 1, 1, device=device)
         return VAE("none", 3, 1, torch.zeros_like(one), one, "none", None)
-    if name in shipped():
-        folder = SHIPPED / name
+    if name in SHIPPED:
+        folder = SHIPPED[name]
     elif local and (entry or kind == "va-vae"):
         folder = Path(local).expanduser()
     elif kind == "va-vae":
@@ -129,7 +124,7 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
         folder = pretrained.from_hub(kind, entry["hub"], files)
         folder, revision = folder / entry.get("subfolder", ""), folder.name
     elif not folder.is_dir():
-        choices = ", ".join([*shipped(), "none", *ENTRIES, "va-vae=FILE"])
+        choices = ", ".join([*SHIPPED, "none", *ENTRIES, "va-vae=FILE"])
         raise ConfigError(f"unknown VAE {name!r}: choose from {choices}, or a diffusers folder")
     network, scaling = _va_vae(folder) if kind == "va-vae" else _from_folder(folder, kind, entry)
     weights = folder if kind == "va-vae" else folder / _WEIGHTS
@@ -150,9 +145,9 @@ def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | No
     model = pretrained.read_json(folder / _CONFIG).get("_class_name")
     if model not in ("AutoencoderKL", "AutoencoderTiny"):
         raise CheckpointError(f"{folder / _CONFIG} is of a {model}: expected an AutoencoderKL")
-    title = f"VAE {name if entry else folder.name}"
+    name = f"VAE {name if entry else folder.name}"
     options = {"strict": True, "use_safetensors": True, "low_cpu_mem_usage": False}
-    network = pretrained.load_complete("diffusers", model, folder, name=title, **options).float()
+    network = pretrained.load_complete("diffusers", model, folder, name=name, **options).float()
     config, ones = network.config, [1.0] * network.config["latent_channels"]
     mean, deviation, factor = config.get("latents_mean"), config.get("latents_std"), 1.0
     if not entry:  # a folder: diffusers' meaning of the four settings

@@ -1,5 +1,6 @@
 """From one released layout to another: tensors are renamed and keep their bits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,16 @@ from torch import Tensor
 
 from erw.config import Model
 from erw.errors import CheckpointError, ConfigError
-from erw.interop.layouts import LAYOUTS, OURS, STEPS, TIMES, positions, to_diffusers, without_sigma
-from erw.interop.pretrained import FILES, OPTIONS, Released, read_released, unusual
+from erw.interop.layouts import LAYOUTS, STEPS, TIMES, positions, to_diffusers, without_sigma
+from erw.interop.pretrained import FILES, OPTIONS, read_released, unusual
 from erw.io import replacing, save_tensors
-from erw.training.trained import is_run, load
+from erw.training.trained import Trained, is_run, load
 
-PLAIN: dict[str, Any] = {name: getattr(Model(), name) for name in OPTIONS}
-SUPPORTED = {  # options that a layout's own code can build; None: any value
-    "dit": PLAIN,
-    "diffusers-dit": PLAIN,
-    "sit": PLAIN,
-    "repa": PLAIN | {"qk_norm": None},
-    "erw": PLAIN | {"qk_norm": None, "rope": None},
-    "reg": PLAIN | {"qk_norm": None, "class_token": "denoised"},
-    "lightningdit": dict.fromkeys(OPTIONS) | {"class_token": "none"},
+ALLOWED: dict[str, tuple[str, ...]] = {  # options that a layout's own code has
+    "repa": ("qk_norm",),
+    "erw": ("qk_norm", "rope"),
+    "reg": ("qk_norm", "class_token"),
+    "lightningdit": ("rope", "qk_norm", "norm", "mlp", "adaln_shift"),
 }
 
 
@@ -46,31 +43,30 @@ def convert(
         raise ConfigError(f"layout is {to!r}; expected {', '.join(LAYOUTS)}")
     source, out = Path(source).expanduser(), Path(out)
     file = _of_run(source) if is_run(source) else read_released(source, layout, **options)
-    time, model = TIMES[file.layout], file.run.model
+    model, layout, tensors = file
+    time, flow = TIMES[layout], model.run.flow
     if time != TIMES[to]:
         choices = ", ".join(other for other in LAYOUTS if TIMES[other] == time)
         raise CheckpointError(
             f"{source} counts time {time}, {to} {TIMES[to]}; weights cannot say that: choose "
             f"{choices}"
         )
-    for name, value in SUPPORTED[to].items():
-        if value not in (None, getattr(model, name)):
-            raise CheckpointError(
-                f"{to} has no {name} = {getattr(model, name)}; choose another layout"
-            )
-    tensors, flow = file.net, file.run.flow
-    if to not in ("sit", file.layout) and time != STEPS:
+    for name in OPTIONS:
+        value, usual = getattr(model.run.model, name), getattr(Model, name)
+        needed = to == "reg" and name == "class_token"
+        if (value == usual) if needed else (value != usual and name not in ALLOWED.get(to, ())):
+            raise CheckpointError(f"{to} has no {name} = {value}; choose another layout")
+    if to not in ("sit", layout) and time != STEPS:
         tensors = without_sigma(tensors)
-    heads = file.projectors if time == OURS else {}
-    heads = {f"projectors.{name}": tensor for name, tensor in heads.items()}
-    tensors = to_diffusers(tensors) if to == "diffusers-dit" else file.buffers | tensors | heads
+    if to == "diffusers-dit":
+        tensors = to_diffusers(tensors)
     settings = {"layout": to, "prediction": flow.prediction, "path_type": flow.path}
     write_weights(tensors, out, settings if unusual(flow) else {})
-    return file.origin
+    return model.origin
 
 
-def _of_run(folder: Path) -> Released:
-    """A run of ours: a flow model counts time as REPA and ERW do."""
+def _of_run(folder: Path) -> tuple[Trained, str, dict[str, Tensor]]:
+    """A run of ours as `read_released` has a file: a flow model counts time as REPA and ERW do."""
     model = load(folder)
     run, net = model.run, model.net
     if run.flow.prediction != "velocity" or run.flow.path == "vp":
@@ -81,8 +77,8 @@ def _of_run(folder: Path) -> Released:
         raise CheckpointError(f"{folder} works with representations; no released layout has them")
     layout = "reg" if net.class_token else "erw" if run.model.rope else "repa"
     layout = "dit" if run.flow.objective == "ddpm" else layout
-    weights = {k: p.detach() for k, p in net.named_parameters()}
-    return Released(layout, run, weights, {}, positions(net), frozenset(), f"run {run.name}")
+    model = replace(model, origin=f"run {run.name}")
+    return model, layout, positions(net) | dict(net.named_parameters())
 
 
 def write_weights(tensors: dict[str, Tensor], path: Path, settings: dict[str, str]) -> None:

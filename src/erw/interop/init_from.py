@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -60,13 +61,14 @@ def starting_point(
         words.append(message)
     if projectors:
         heads = _heads(model, run)
-        names = ", ".join(name for name, _ in _targets(run))
-        words.append(f"with its alignment heads for {names}")
+        words.append(f"with its alignment heads for {', '.join(n for n, _ in _targets(run))}")
     sizes = dataclasses.replace(model.run.model, num_classes=net.null_class)
-    settings, names, origin = model.run.replace(model=sizes), tuple(class_names), "; ".join(words)
-    return dataclasses.replace(
-        model, net=net, run=settings, class_names=names, projectors=heads, origin=origin
-    )
+    started: dict[str, Any] = {
+        "class_names": tuple(class_names),
+        "projectors": heads,
+        "origin": "; ".join(words),
+    }
+    return dataclasses.replace(model, net=net, run=model.run.replace(model=sizes), **started)
 
 
 def label_rows(

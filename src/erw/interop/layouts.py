@@ -30,7 +30,7 @@ TIMES = {
     **{"lightningdit": FLIPPED, "diffusers-dit": STEPS},
 }
 LAYOUTS = tuple(TIMES)
-BUFFERS = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+BUFFERS, HEADS = ("pos_embed", "feat_rope.freqs_"), "projectors."
 TABLE, LAST = "y_embedder.embedding_table.weight", "final_layer.linear.weight"
 SIGMA = (LAST, "final_layer.linear.bias")
 EMBEDDING = "transformer_blocks.{N}.norm1.emb."
@@ -100,16 +100,12 @@ def unshifted(tensors: Mapping[str, Tensor]) -> bool:
     return bias is not None and 4 * len(tensors["x_embedder.proj.weight"]) == len(bias)
 
 
-def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> list[dict]:
-    """The tensors of a file by our names: the network's, the projectors' and the buffers."""
-    net = _from_diffusers(tensors, path) if layout == "diffusers-dit" else dict(tensors)
-    heads = [key for key in net if key.startswith("projectors.")]
-    projectors = {key.removeprefix("projectors."): net.pop(key) for key in heads}
-    buffers = {key: net.pop(key) for key in BUFFERS if key in net}
+def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> dict[str, Tensor]:
+    """The tensors of a file by our names, with its projectors and buffers."""
+    net = _from_diffusers(tensors, path) if layout == "diffusers-dit" else tensors
     first = depth_of(net)  # REPA's old names: decoder_blocks.i come after the blocks
     old = re.compile(r"decoder_blocks\.(\d+)")
-    net = {old.sub(lambda m: f"blocks.{first + int(m[1])}", k): v for k, v in net.items()}
-    return [net, projectors, buffers]
+    return {old.sub(lambda m: f"blocks.{first + int(m[1])}", k): v for k, v in net.items()}
 
 
 def without_sigma(net: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from erw import __version__
 from erw.config import Run, Sample, from_dict, to_dict
 from erw.data.sources.openmoji import ATTRIBUTION, groups
-from erw.encoders.vae import ENTRIES, shipped
+from erw.encoders.vae import ENTRIES, SHIPPED
 from erw.errors import CheckpointError, ConfigError
 from erw.io import weight_hash
 from erw.log import read_metrics
@@ -54,8 +54,8 @@ def describe(model: Trained) -> Metadata:
         recipe, log, saved = read_recipe(folder), folder / "metrics.jsonl", folder / SCORES
         lines = read_metrics(log) if log.exists() else []
         steps = [line for line in lines if line["kind"] == "train" and line["step"] <= model.step]
-        scores = saved.read_text("utf-8").splitlines() if saved.exists() else []
-        scores = [json.loads(line) for line in scores if line.strip()]
+        text = saved.read_text("utf-8") if saved.exists() else ""
+        scores: list[Any] = [json.loads(line) for line in text.splitlines() if line.strip()]
         scores += [line["how"] | {"values": line["values"]} for line in lines if "how" in line]
         scores = [s for s in scores if (s.get("settings") or {}).get("weights") == weights]
         about = {
@@ -113,7 +113,7 @@ def model_card(meta: Metadata, *, repo: str, diffusers: bool, parameters: int) -
 
 def known_vae(name: str) -> bool:
     """Whether a VAE's weights come with the package or from the hub by that name alone."""
-    return name == "none" or name in shipped() or name in ENTRIES
+    return name == "none" or name in SHIPPED or name in ENTRIES
 
 
 def public(values: Any) -> Any:

@@ -4,7 +4,7 @@ and a flow model gives the velocity noise - data, whatever its file's network pr
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,9 @@ from torch import Tensor, nn
 
 from erw.align import PROJECTORS
 from erw.config import Flow, Model, Run, Sample
-from erw.errors import CheckpointError, ConfigError, one_line
+from erw.errors import CheckpointError, ConfigError, one_line, raised_as
 from erw.interop import layouts
-from erw.interop.layouts import (
-    FLIPPED,
-    LAST,
-    LAYOUTS,
-    SIGMA,
-    STEPS,
-    TABLE,
-    TIMES,
-    depth_of,
-    outputs_of,
-)
+from erw.interop.layouts import FLIPPED, LAST, LAYOUTS, STEPS, TABLE, TIMES, depth_of, outputs_of
 from erw.interop.metadata import METADATA, read_metadata
 from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
 from erw.io import misfit
@@ -53,20 +43,6 @@ DIT = Sample(steps=250, solver="ddpm", guided_channels=3)
 MOST_POSITIONS = 2**28  # numbers in the table of positions: far above any model there is
 
 
-@dataclass(frozen=True)
-class Released:
-    """A released file by our names, as stored: nothing is cast, turned or dropped. A warm-up lacks
-    the `missing` parameters; positions that a file does not have are added to the `buffers`."""
-
-    layout: str
-    run: Run
-    net: dict[str, Tensor]
-    projectors: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    missing: frozenset[str]
-    origin: str
-
-
 def load_pretrained(
     path: str | Path,
     layout: str = "auto",
@@ -92,24 +68,23 @@ def load_pretrained(
         FileNotFoundError, CheckpointError: missing, damaged, hostile, ambiguous, or not this
             layout's; missing, unexpected and mis-shaped keys are listed.
     """
-    file = read_released(path, layout, **options)
-    run, missing, origin = file.run, file.missing, file.origin
-    tensors = file.net if run.flow.outputs == 2 else layouts.without_sigma(file.net)
-    if TIMES[file.layout] == FLIPPED:
+    model, layout, tensors = read_released(path, layout, **options)
+    run, heads, origin = model.run, nn.ModuleList(), model.origin
+    stem = layouts.HEADS
+    stored = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
+    if run.flow.outputs == 1:
+        tensors = layouts.without_sigma(tensors)
+    if TIMES[layout] == FLIPPED:
         tensors = in_our_time(tensors, negate=run.flow.prediction == "velocity")
     net = build_model(run.model, outputs=run.flow.outputs)
     net.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
-    heads = nn.ModuleList()
-    if projectors and file.projectors:  # REPA's three-layer heads
-        count = len({key.partition(".")[0] for key in file.projectors})
-        heads = alignment_heads(file.projectors, net.width, ["mlp"] * count, path)
+    if projectors and stored:  # REPA's three-layer heads
+        count = len({key.partition(".")[0] for key in stored})
+        heads = alignment_heads(stored, net.width, ["mlp"] * count, path)
         origin += f", {count} projector(s)"
-    vae = VAES.get(net.channels, f"a VAE of {net.channels} channels")
     for module in (net, heads):
         module.to(device).eval().requires_grad_(False)
-    return Trained(
-        net, run, vae, source=str(path), projectors=heads, missing=missing, origin=origin
-    )
+    return replace(model, net=net, projectors=heads, origin=origin)
 
 
 def from_pretrained(
@@ -183,8 +158,11 @@ def read_released(
     path: str | Path, layout: str = "auto", *, which: Which = "ema", num_heads: int | None = None,
     input_size: int | None = None, depth: int | None = None, prediction: str | None = None,
     path_type: str | None = None,
-) -> Released:  # fmt: skip
-    """The checked contents of a released file, as stored; errors as for `load_pretrained`.
+) -> tuple[Trained, str, dict[str, Tensor]]:  # fmt: skip
+    """What a released file is, on the meta device, its layout, and its tensors by our names.
+
+    They are checked and as stored, neither cast nor turned, with projectors, and positions, which
+    are added where the file has none. Errors as for `load_pretrained`.
 
     Args:
         which: averaged ("ema") or plain weights ("model") of a training checkpoint.
@@ -202,7 +180,6 @@ def read_released(
     if layout == "diffusers-dit":  # its folder's config.json says them
         num_heads = num_heads or settings.get("num_attention_heads")
         input_size = input_size or settings.get("sample_size")
-    net, projectors, buffers = layouts.from_layout(tensors, layout, path)
     flow, sample = Flow(objective="ddpm"), DIT
     if TIMES[layout] != STEPS:
         sample = LIGHTNING if layout == "lightningdit" else Sample()
@@ -211,36 +188,37 @@ def read_released(
         flow = Flow(prediction=predicts, path=along)  # type: ignore[arg-type]
     elif prediction or path_type:
         raise ConfigError(f"{path} is a DiT, which predicts noise on its chain; say no other")
-    model = _model(net, buffers, path, heads=num_heads, depth=depth, input_size=input_size)
-    blocks, late, outputs = depth_of(net), tuple[str, ...](), flow.outputs
-    if LAST not in net:
+    tensors = layouts.from_layout(tensors, layout, path)
+    model = _model(tensors, path, heads=num_heads, depth=depth, input_size=input_size)
+    blocks, outputs, late = depth_of(tensors), flow.outputs, tuple[str, ...]()
+    if LAST not in tensors:
         late = ("final_layer.", *(f"blocks.{n}." for n in range(blocks, model.depth)))
-    elif outputs_of(net) == 2:
+    elif outputs_of(tensors) == 2:
         outputs = 2  # a flow model's file may have sigma channels
-    shape = check_fit(net, model, outputs=outputs, source=path, late=late)
-    tables = layouts.positions(shape)
-    if input_size and len(buffers.get("pos_embed", tables["pos_embed"])[0]) != len(
-        tables["pos_embed"][0]
-    ):
-        buffers = {}
-    for name, table in tables.items():
-        stored = buffers.get(name, table)
+    net = check_fit(tensors, model, outputs=outputs, source=path, late=late)
+    for name, table in layouts.positions(net).items():
+        stored = tensors.setdefault(name, table)
+        if input_size and stored.shape != table.shape:
+            tensors[name] = table
+            continue
+        table = table.to(stored.dtype).float()  # files may be in half precision
         if stored.shape != table.shape or not torch.allclose(stored.float(), table, atol=1e-4):
             raise CheckpointError(f"{path}: {name} is not the frozen table, which erw's model has")
-    side, plain = f"{model.input_size} x {model.input_size}", Model()
     words = [
-        f"{layout} ({evidence}): {model.depth} x {model.width}, {model.heads} heads, "
-        f"patch {model.patch}, latents {model.channels} x {side}, {model.num_classes} classes"
+        f"{layout} ({evidence}): {model.depth} x {model.width}, {model.heads} heads, patch "
+        f"{model.patch}, latents {model.channels} x {model.input_size} x {model.input_size}, "
+        f"{model.num_classes} classes"
     ]
-    options = {name: getattr(model, name) for name in (*OPTIONS, "class_dim")}
-    words += [f"{k} {v}" for k, v in options.items() if v != getattr(plain, k)]
+    options = {k: getattr(model, k) for k in (*OPTIONS, "class_dim")}
+    words += [f"{k} {v}" for k, v in options.items() if v != getattr(Model, k)]
     words += [f"weights {settings.get('weights')}"] * ("weights" in settings)
     words += ["sigma channels dropped"] * (outputs > flow.outputs)
     words += [f"warm start: blocks 1 to {blocks} from the file, the rest is new"] * bool(late)
     run = Run(name=Path(path).stem, model=model, flow=flow, plan=PRESETS["sit"], sample=sample)
-    missing = frozenset(dict(shape.named_parameters()).keys() - net.keys())
+    vae = VAES.get(net.channels, f"a VAE of {net.channels} channels")
+    missing = frozenset(dict(net.named_parameters()).keys() - tensors.keys())
     origin = ", ".join(words + unusual(flow))
-    return Released(layout, run, net, projectors, tables | buffers, missing, origin)
+    return Trained(net, run, vae, source=str(path), missing=missing, origin=origin), layout, tensors
 
 
 def check_fit(
@@ -263,6 +241,9 @@ def check_fit(
         )
     with torch.device("meta"):
         net: SiT = build_model(model, outputs=outputs)
+    tensors = {
+        k: v for k, v in tensors.items() if not k.startswith((*layouts.BUFFERS, layouts.HEADS))
+    }
     names = dict(net.named_parameters())
     if problems := misfit(tensors, names, optional={k for k in names if k.startswith(late)}):
         sizes = f"{model.depth} x {model.width}"
@@ -276,17 +257,15 @@ def unusual(flow: Flow) -> list[str]:
     return words + [f"{flow.path} path"] * (flow.path != "linear")
 
 
-def _model(
-    net: Any, buffers: Any, path: Any, *, heads: int | None, depth: int | None, input_size: Any
-) -> Model:
+def _model(net: Any, path: Any, *, heads: int | None, depth: int | None, input_size: Any) -> Model:
     """A network's settings from a file's tensors; the options fill in what shapes cannot say."""
-    token = "cls_projectors2.weight"
-    tables = net.get("blocks.0.attn.q_norm.weight"), buffers.get("feat_rope.freqs_cos")
+    token, rope = "cls_projectors2.weight", "feat_rope.freqs_cos"
+    norm = "blocks.0.attn.q_norm.weight"
     try:
         width, channels, patch, _ = net["x_embedder.proj.weight"].shape
         classes, class_dim = len(net[TABLE]) - 1, net[token].shape[1] if token in net else None
-        tokens = buffers["pos_embed"].shape[1] - (token in net) if "pos_embed" in buffers else 0
-        stored = next((width // t.shape[-1] for t in tables if t is not None), heads)
+        tokens = net["pos_embed"].shape[1] - (token in net) if "pos_embed" in net else 0
+        stored = next((width // net[k].shape[-1] for k in (norm, rope) if k in net), heads)
     except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} does not fit: {one_line(error)}") from error
     sizes: dict[str, Any] = {
@@ -306,8 +285,8 @@ def _model(
         width=width,
         heads=sizes["num_heads"],
         num_classes=classes,
-        rope="feat_rope.freqs_cos" in buffers,
-        qk_norm="blocks.0.attn.q_norm.weight" in net,
+        rope=rope in net,
+        qk_norm=norm in net,
         norm="rms" if "blocks.0.norm1.weight" in net else "layer",
         mlp="swiglu" if "blocks.0.mlp.w12.weight" in net else "gelu",
         adaln_shift=not layouts.unshifted(net),
@@ -322,8 +301,8 @@ def _known(path: object, key: str, names: dict[str, str], settings: Any, given: 
     meanings = {names.get(str(value).lower()) for value in values or [next(iter(names))]}
     meaning = meanings.pop()
     if meanings or meaning is None:
-        said = " in the file, as argument ".join(map(str, values))
-        raise CheckpointError(f"{path}: {key} is {said}; expected one of {', '.join(names)}")
+        both = " in the file, as argument ".join(map(str, values))
+        raise CheckpointError(f"{path}: {key} is {both}; expected one of {', '.join(names)}")
     return meaning
 
 
@@ -339,7 +318,7 @@ def in_our_time(tensors: Mapping[str, Tensor], *, negate: bool) -> dict[str, Ten
     omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     c, s = omega.cos(), omega.sin()
     turned = {first: torch.cat([cos * c + sin * s, cos * s - sin * c], 1).float()}
-    turned |= {name: -tensors[name] for name in SIGMA if negate and name in tensors}
+    turned |= {name: -tensors[name] for name in layouts.SIGMA if negate and name in tensors}
     return {**tensors, **turned}
 
 
@@ -368,9 +347,5 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     files = [METADATA, *EXPORTED, "vae/config.json", f"vae/{FOLDER_FILE}"]
-    try:
+    with raised_as(CheckpointError, f"there is no folder {repo}, and the hub's cannot be fetched"):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
-    except Exception as error:  # network, gate and disk raise many types
-        raise CheckpointError(
-            f"there is no folder {repo}, and the hub's cannot be fetched: {one_line(error)}"
-        ) from error

@@ -13,8 +13,8 @@ import json
 import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from importlib import resources
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ class Composition(NamedTuple):
 @lru_cache(maxsize=1)
 def groups() -> dict[str, tuple[str, ...]]:
     """The 9 groups and the hexcodes of their glyphs, in the order of OpenMoji's own table."""
-    text = resources.files("erw.data.sources").joinpath("openmoji_groups.json").read_text("utf-8")
+    text = (Path(__file__).parent / "openmoji_groups.json").read_text("utf-8")
     return {name: tuple(codes.split()) for name, codes in json.loads(text)["groups"].items()}
 
 

@@ -89,7 +89,7 @@ def _open(path: Path) -> tuple[Any, list[int], Callable[[int, str], Any]]:
 
 def _columns(
     path: Path, schema: Any, columns: Sequence[str], labelled: bool
-) -> tuple[str, str | None, list[str]]:
+) -> tuple[Any, Any, list[str]]:
     """The image and the label column, as given, by usual names, by features; the class names."""
     names, pictures = schema.names, list(_features(schema, "Image"))
     usual = [name for name in _COLUMNS if name in names] or pictures[: len(pictures) == 1]
