@@ -84,7 +84,9 @@ def test_files_with_other_class_names_are_refused(tmp_path: Path) -> None:
     same = write(tmp_path / "1.parquet", columns, label=classes("a", "b", "c"))
     other = write(tmp_path / "2.parquet", columns, label=classes("c", "b", "a"))
     assert Table([first, same]).class_names == ("a", "b", "c")
-    with pytest.raises(DataError, match=r"2.parquet has .*'c', 'b', 'a'.*0.parquet .*'a', 'b', 'c'"):
+    with pytest.raises(
+        DataError, match=r"2.parquet has .*'c', 'b', 'a'.*0.parquet .*'a', 'b', 'c'"
+    ):
         Table([first, same, other])
     assert len(Table([first, other], labelled=False)) == 2
     bare = write(tmp_path / "3.parquet", {"image": [png(0)]})
