@@ -124,7 +124,7 @@ def test_a_foreign_model_is_tapped_and_stopped_untouched() -> None:
 
 def test_features_of_another_shape_are_refused() -> None:
     net = Aligned(foreign(), at="1", width=16, dim=8, hidden=12)
-    with pytest.raises(ConfigError, match="do not match the encoder's features"):
+    with pytest.raises(ConfigError, match="expected the same shape"):
         net(torch.randn(2, 5, 6), targets=torch.randn(2, 3, 8))
 
 

@@ -60,8 +60,8 @@ def nt_xent(
         a, b = a.flatten(0, 1), b.flatten(0, 1)
         keys, first = _gathered(b)
         logits = a @ keys.T / temperature
-        own = torch.arange(first, first + len(a), device=a.device)
-        return F.cross_entropy(logits, own)
+        positive = torch.arange(first, first + len(a), device=a.device)
+        return F.cross_entropy(logits, positive)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -119,8 +119,8 @@ TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 def compare(loss: AlignLoss, projected: Tensor, target: Tensor) -> Tensor:
     """`loss` of two tensors; ConfigError where their shapes differ."""
     if projected.shape != target.shape:
-        one, other = tuple(projected.shape), tuple(target.shape)
-        raise ConfigError(f"projected tokens {one} do not match the encoder's features {other}")
+        shapes = f"projected tokens {tuple(projected.shape)}, targets {tuple(target.shape)}"
+        raise ConfigError(f"{shapes}: expected the same shape")
     return loss(projected, target)
 
 
@@ -180,12 +180,12 @@ class Aligned(nn.Module):
     ) -> AlignedOutput:
         if targets is None:
             return AlignedOutput(self.model(*args, **kwargs), None)
-        path, seen, learning = at or self.at, list[Tensor](), torch.is_grad_enabled()
+        path, tapped, learning = at or self.at, list[Tensor](), torch.is_grad_enabled()
 
         def tap(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if learning and not torch.is_grad_enabled():
                 raise ConfigError(f"{path!r} has no gradients: checkpoint use_reentrant=False")
-            seen.append(self.select(output))
+            tapped.append(self.select(output))
             if stop:
                 raise _Stop
 
@@ -198,7 +198,7 @@ class Aligned(nn.Module):
             handle.remove()
         targets = (targets,) if isinstance(targets, Tensor) else targets
         pairs = zip(self.projectors, targets, strict=True)
-        losses = [compare(self.loss, project(seen[-1]), z) for project, z in pairs]
+        losses = [compare(self.loss, project(tapped[-1]), z) for project, z in pairs]
         return AlignedOutput(out, torch.stack(losses).mean())
 
 

@@ -2,10 +2,14 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from erw.errors import CheckpointError
+
+Sink = Callable[[dict[str, Any]], None]
+"""Takes a line of metrics."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,17 +1,17 @@
 """Metrics for TensorBoard, trackio or Weights & Biases, besides `metrics.jsonl` (`log.to`)."""
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from erw.config import Run, to_dict
 from erw.errors import ConfigError, nearest
+from erw.log import Sink
 
 SINKS = ("tensorboard", "trackio", "wandb")
 
 
-def sink(name: str, run: Run, out: str | Path) -> Callable[[dict[str, Any]], None]:
+def sink(name: str, run: Run, out: str | Path) -> Sink:
     """A function that writes a line of metrics to the tracker `name`, of `SINKS`: of
     {"kind": "train", "losses": {"flow": 0.9}} the number train/losses/flow.
 

@@ -164,7 +164,7 @@ def test_erw_train_init(
     wide = ["--model.width", "48", "--model.heads", "3", "--model.qk-norm"]
     assert main([*args, *wide]) == 2
     said = capsys.readouterr().err
-    assert f"what it begins with: {before} (there) against fresh weights" in said
+    assert f"what it begins with ({before}, now fresh weights)" in said
     assert (
         main([*args[:2], "--out", str(tmp_path / "b"), *args[4:], *init, "--model.depth", "3"]) == 2
     )

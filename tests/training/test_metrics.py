@@ -18,13 +18,13 @@ LEDGER = Ledger(Plan(), 4, (Rate(0, 9, False, 10, False),), 0, 0)
 
 def test_metrics_go_on_from_a_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    metrics = Metrics(path, Position(0, 0.0, {}), ledger=LEDGER, processes=HERE)
+    metrics = Metrics(path, Position(0, 0.0, {}), ledger=LEDGER, processes=HERE, sink=None)
     for step in (1, 2, 3):
         metrics.write({"kind": "train"}, step)
     with path.open("a") as file:
         file.write('{"step": 4')  # cut off by a kill
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
-    metrics = Metrics(path, Position(2, 7.0, {}), ledger=LEDGER, processes=HERE)
+    metrics = Metrics(path, Position(2, 7.0, {}), ledger=LEDGER, processes=HERE, sink=None)
     metrics.write({"kind": "eval", "again": True}, 3)
     lines = read_metrics(path)
     assert [line["step"] for line in lines] == [1, 2, 3] and lines[-1]["again"]

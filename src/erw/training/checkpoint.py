@@ -19,7 +19,7 @@ from erw.io import fill, load_tensors, save_tensors
 
 
 class Position(NamedTuple):
-    """How far a run is: steps, seconds, and the log's sums since its last line (`loop.Sums`)."""
+    """How far a run is: steps, seconds, and the log's sums since its last line (`Metrics`)."""
 
     step: int
     seconds: float

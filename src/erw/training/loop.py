@@ -24,7 +24,7 @@ from erw.dist import World, precision, unsynced, world
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
 from erw.io import lock, save_tensors, write_json
-from erw.log import Progress
+from erw.log import Progress, Sink
 from erw.plan import Phase
 from erw.rng import Draws
 from erw.training import checkpoint, posthoc_ema
@@ -58,7 +58,7 @@ def train(
     objective: Objective | None = None,
     init: Trained | None = None,
     progress: Progress | None = None,
-    sink: Callable[[dict[str, Any]], None] | None = None,
+    sink: Sink | None = None,
 ) -> Result:
     """Train `run` in the folder `out`, going on from its newest checkpoint if it has one.
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from erw.dist import World
 from erw.io import write_text
-from erw.log import read_metrics
+from erw.log import Sink, read_metrics
 from erw.training.checkpoint import Position
 from erw.training.flops import Ledger
 from erw.training.objective import Losses
@@ -29,13 +29,7 @@ class Metrics:
     """
 
     def __init__(
-        self,
-        path: Path,
-        start: Position,
-        *,
-        ledger: Ledger,
-        processes: World,
-        sink: Callable[[dict[str, Any]], None] | None = None,
+        self, path: Path, start: Position, *, ledger: Ledger, processes: World, sink: Sink | None
     ) -> None:
         self.path, self.ledger, self.processes, self.sink = path, ledger, processes, sink
         self.began, self.stopped = time.monotonic() - start.seconds, 0.0
@@ -75,7 +69,7 @@ class Metrics:
             for name, value in zip(names.split(), values, strict=True):
                 pairs.setdefault(name, []).append((value, count))
         self.sums.clear()
-        totals = {name: map(sum, zip(*some, strict=True)) for name, some in pairs.items()}
+        totals = {name: map(sum, zip(*steps, strict=True)) for name, steps in pairs.items()}
         return {name: value / count for name, (value, count) in totals.items()}
 
     def write(self, line: dict[str, Any], step: int) -> None:

@@ -49,8 +49,8 @@ def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> None:
         for sigma, values in profiles.tensors.items()
         for name, value in values.items()
     }
-    if beyond := [name for name, value in tensors.items() if not value.isfinite().all()]:
-        raise NumericsError(f"average {beyond[0]} after step {step} is beyond float16's 65504")
+    if overflow := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise NumericsError(f"average {overflow[0]} after step {step} is beyond float16's 65504")
     header = {"step": str(step), "t": str(t), "sigma_rels": json.dumps(list(profiles.tensors))}
     save_tensors(path_of(folder / FOLDER, step), tensors, header)
 
@@ -75,23 +75,23 @@ def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None
         ConfigError: no such width, or no snapshot at that step.
         CheckpointError: nothing stored, or a damaged file.
     """
-    every = {one.step: one for one in snapshots(folder)}
-    last = max(every) if step is None else step
-    if last not in every:
-        known = ", ".join(map(str, every))
-        raise ConfigError(f"{folder} has no snapshot at step {last}, but at {known}")
-    used = [one for one in every.values() if one.step <= last]
-    stored = [Profile(sigma, one.t) for one in used for sigma in one.sigma_rels]
-    mixed = mix(stored, Profile(sigma_rel, used[-1].t))
+    by_step = {snapshot.step: snapshot for snapshot in snapshots(folder)}
+    last = max(by_step) if step is None else step
+    if last not in by_step:
+        steps = ", ".join(map(str, by_step))
+        raise ConfigError(f"{folder} has no snapshot at step {last}, but at {steps}")
+    used = [snapshot for snapshot in by_step.values() if snapshot.step <= last]
+    stored = [Profile(sigma, snapshot.t) for snapshot in used for sigma in snapshot.sigma_rels]
+    mixed = mix(stored, Profile(sigma_rel, by_step[last].t))
     weights = iter(mixed.weights.tolist())
     total: dict[str, Tensor] = {}
-    for one in used:
-        shares = {f"{sigma:g}.": next(weights) for sigma in one.sigma_rels}
-        tensors = load_tensors(one.path)[0] if any(shares.values()) else {}
-        for key, value in tensors.items():  # "0.05.blocks.0...": the width has a point too
-            prefix = next(prefix for prefix in shares if key.startswith(prefix))
-            name = key.removeprefix(prefix)
-            total[name] = total.get(name, 0) + shares[prefix] * value.double()
+    for snapshot in used:
+        shares = {f"{sigma:g}.": next(weights) for sigma in snapshot.sigma_rels}
+        tensors = load_tensors(snapshot.path)[0] if any(shares.values()) else {}
+        for prefix, share in shares.items():  # "0.05.": the width has a point too
+            for key in (key for key in tensors if key.startswith(prefix)):
+                name = key.removeprefix(prefix)
+                total[name] = total.get(name, 0) + share * tensors[key].double()
     averaged = {name: value.float() for name, value in total.items()}
     return Average(averaged, last, tuple(stored), mixed)
 

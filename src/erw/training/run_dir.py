@@ -53,10 +53,10 @@ def claim(
             different.append(f"erw {before['erw']}, which read images in another order")
         elif before["cache"]["identity"] != cache.identity:
             different.append(f"the contents of data.cache {cache.where}")
-        starts = [one.get("init") or {} for one in (before, recipe)]
+        starts = [record.get("init") or {} for record in (before, recipe)]
         if starts[0].get("identity") != starts[1].get("identity"):
-            one, two = (start.get("source", "fresh weights") for start in starts)
-            different.append(f"what it begins with: {one} (there) against {two}")
+            sources = [start.get("source", "fresh weights") for start in starts]
+            different.append(f"what it begins with ({sources[0]}, now {sources[1]})")
         if different:
             what = "another run, which differs in " + "; ".join(different[:4])
             raise CheckpointError(f"{folder} holds {what}; change --out")
