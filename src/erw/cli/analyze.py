@@ -10,12 +10,11 @@ from erw.cli.settings import RunDirs, Settings
 from erw.dist import current
 from erw.errors import ConfigError
 from erw.evaluation.probing import METRICS, curve, material
-from erw.interop import load_pretrained
+from erw.interop import kind_of, open_model
 from erw.log import Progress
 from erw.study.knowledge import history, save_knowledge
-from erw.training import Trained, load
+from erw.training import Trained
 from erw.training.checkpoint import paths, step_of
-from erw.training.trained import is_run
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,8 @@ def analyze(runs: RunDirs, options: Settings[Analysis], *, out: str | None = Non
     with Progress("analyze", len(runs)) as progress:
         for run, name in zip(runs, names, strict=True):
             for model in models_of(run, options):
-                if images is None:
-                    cache: Any = options.cache or model.run.data.cache
-                    images = material(cache, encoder=options.encoder, count=options.count)
+                cache: Any = options.cache or model.run.data.cache
+                images = images or material(cache, encoder=options.encoder, count=options.count)
                 points += [p._asdict() for p in curve(model, images, **measured, name=name)]
             progress.update()
     for p in points:
@@ -83,12 +81,9 @@ def analyze(runs: RunDirs, options: Settings[Analysis], *, out: str | None = Non
 
 def models_of(run: str, options: Analysis) -> Iterator[Trained]:
     """The networks that a run's folder or a released checkpoint has, one at a time."""
-    device = current().device
-    if not is_run(run):
-        if options.cache is None:
-            raise ConfigError("a released checkpoint names no images: give --cache")
-        yield load_pretrained(run, options.layout, num_heads=options.num_heads, device=device)
-        return
-    every = [str(step_of(path)) for path in paths(Path(run) / "checkpoints")] or ["last"]
-    for checkpoint in every if options.checkpoint == "all" else [options.checkpoint]:
-        yield load(run, checkpoint=checkpoint, device=device)
+    if options.cache is None and kind_of(run) == "released":
+        raise ConfigError("a released checkpoint names no images: give --cache")
+    reading = {"layout": options.layout, "num_heads": options.num_heads}
+    steps = [str(step_of(path)) for path in paths(Path(run) / "checkpoints")] or ["last"]
+    for checkpoint in steps if options.checkpoint == "all" else [options.checkpoint]:
+        yield open_model(run, checkpoint=checkpoint, device=current().device, **reading)

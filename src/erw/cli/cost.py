@@ -107,14 +107,10 @@ def account(run: Run) -> tuple[Run, Network, Ledger, str]:
     lines = [origin, f"parameters    {count / 1e6:.1f} M{projectors}"]
     for step in sorted({run.plan.warmup, 0}, reverse=True):
         rate, batch = ledger.rate(step), ledger.images(step + 1) - ledger.images(step)
-        name = "warm-up step" if rate.warmup else "full step"
-        lines.append(
-            f"{name:<14}{flops(batch * rate.trained)}, {batch} images of {flops(rate.trained)}"
-        )
+        name, one = "warm-up step" if rate.warmup else "full step", flops(rate.trained)
+        lines.append(f"{name:<14}{flops(batch * rate.trained)}, {batch} images of {one}")
     if ledger.teacher:
         lines.append(f"teacher       {flops(ledger.teacher)} an image, once each from a cache")
-    lines.append(
-        f"run           {flops(spent.total)} in {run.steps:,} steps, of which warm-up "
-        f"{flops(spent.warmup)}, teacher {flops(spent.teacher)}"
-    )
+    parts = f"of which warm-up {flops(spent.warmup)}, teacher {flops(spent.teacher)}"
+    lines.append(f"run           {flops(spent.total)} in {run.steps:,} steps, {parts}")
     return run, net, ledger, "\n".join(lines)

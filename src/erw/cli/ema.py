@@ -26,10 +26,9 @@ def ema(
         )
     for width in sigma_rel:
         average = posthoc_ema.reconstruct(run, width, step=step)
-        error = average.mix.error
+        error, count = average.mix.error, len(average.stored)
         quality = f"profile off by {error:.2%}" if error else "itself stored"
-        stored = f"of {len(average.stored)} stored, {quality}"
-        print(f"sigma_rel {width:g} after step {average.step}: {stored}")
+        print(f"sigma_rel {width:g} after step {average.step}: of {count} stored, {quality}")
         if out:
             file = Path(out) if len(sigma_rel) == 1 else Path(out) / f"sigma-{width}.safetensors"
             posthoc_ema.save(average, run, width, file)

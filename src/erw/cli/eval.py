@@ -3,13 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import arg
 
 from erw.cli.sample import Draw, generation_of
 from erw.cli.settings import RunOrImages, Settings
-from erw.data.sources import BUILT_IN, open_source
 from erw.dist import current
 from erw.errors import ConfigError
 from erw.evaluation.evaluate import evaluate as score_images
@@ -78,9 +77,9 @@ def evaluate(
 
 def samples_of(source: str, model: Trained | None, draw: Draw, count: int) -> ImageSet:
     """The images that `source` names, or a run's samples to be."""
-    if model is None and draw != DRAW:
+    if model is not None:
+        return image_set(generation_of(model, draw), what="samples")
+    if draw != DRAW:
         raise ConfigError(f"{source} is no run: leave out --seeds, --steps and the like")
-    images: Any = generation_of(model, draw) if model else source
-    if images in BUILT_IN:
-        images = open_source(source, count=count)
+    images = reference_images(source, (), size=None, count=count)
     return image_set(images, what="samples")

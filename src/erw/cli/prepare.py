@@ -16,9 +16,8 @@ from erw.data.sources import BUILT_IN, open_source
 from erw.dist import current
 from erw.errors import ConfigError
 
-COMPOSING = ("count", "groups")
-READING = ("classes", "split", "subset", "columns")
-"""Settings that say which images of the built-in sets, and of others, are read."""
+READING = ("count", "groups", "classes", "split", "subset", "columns")
+"""Settings that say which images are read."""
 ADDED = ("features", "class_token", "batch_size")
 """Settings of an added encoder; the others are the cache's."""
 
@@ -100,16 +99,13 @@ def prepare(
     if source is None:
         raise ConfigError("missing IMAGES, what to prepare; see erw prepare --help")
     device, settings = str(current().device), asdict(options)
-    composing = {name: settings.pop(name) for name in COMPOSING}
-    reading = {name: settings.pop(name) for name in READING}
+    reading: dict[str, Any] = {name: settings.pop(name) for name in READING}
+    reading = {name: value for name, value in reading.items() if value not in (None, ())}
     if source in BUILT_IN:
-        count = 50_000 if options.count is None else options.count
-        reading = composing | {"size": options.image_size, "count": count, "seed": options.seed}
-    else:
-        reading |= {name: value for name, value in composing.items() if value}
+        reading |= {"size": options.image_size, "seed": options.seed}
     images = open_source(source, **reading)
     if add_encoder:
-        free = {name: getattr(base, name) for name in (*ADDED, *READING, *COMPOSING, "seed")}
+        free = {name: getattr(base, name) for name in (*ADDED, *READING, "seed")}
         if replace(options, **free) != base or online or dry_run:
             taken = ", ".join(f"--{name.replace('_', '-')}" for name in ADDED)
             raise ConfigError(f"of an encoder's settings --add-encoder takes {taken} alone")

@@ -7,36 +7,42 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
+from erw.cli.show import show
 from erw.config import Run
+from erw.data.cache import Cache
+from erw.data.prepare import prepare_builtin, read_spec
 from erw.dist import world
 from erw.errors import CacheError, ConfigError
+from erw.evaluation.callback import scoring, together, validating
+from erw.interop import adopt, kind_of, open_model, starting_point
 from erw.log import say
+from erw.recipes import quickstart
+from erw.recipes.quickstart import CACHE
+from erw.sampling.preview import previewing, watched_steps
+from erw.sampling.solvers import solver_for
 from erw.sinks import sink as to_tracker
 from erw.training import Trained
+from erw.training import train as run_training
+from erw.training.network import resolve
+from erw.training.trained import RDM
 
 
 def main(args: Sequence[str]) -> None:
     run, start = recipe_of("train", args), None
-    if any(word.startswith("--init") for word in args):
-        from erw.interop import adopt
-
+    if any(word.split("=")[0] == "--init" for word in args):
         start = peek("train", starting_model, args)
-        run = adopt(run, start) if start else run
+        run = adopt(run, start)
     call("train", train, args, start=start, run=run)
 
 
 def starting_model(
     *,
-    init: str | None = None,
+    init: str,
     init_layout: str = "auto",
     heads: Annotated[int | None, arg(name="model.heads")] = None,
     depth: Annotated[int | None, arg(name="model.depth")] = None,
-) -> Trained | None:
+) -> Trained:
     """The model of `--init`."""
-    from erw.interop import kind_of, open_model
-
-    if init is None:
-        return None
     options: dict[str, Any] = {"layout": init_layout, "num_heads": heads, "depth": depth}
     return open_model(init, **({} if kind_of(init) in ("run", "export") else options))
 
@@ -45,7 +51,7 @@ def train(
     recipe: Recipe,
     run: Settings[Run],
     *,
-    start: Trained | None,
+    start: Trained | None = None,
     out: str,
     tiny: bool = False,
     dry_run: bool = False,
@@ -66,18 +72,9 @@ def train(
     """
     if init_projectors and start is None:
         raise ConfigError("--init-projectors takes heads over from --init, which is missing")
-    from erw.sampling.solvers import solver_for
-
     solver_for(run.sample.solver, run.flow.objective)  # now, not when the first sample is drawn
     if dry_run:
-        from erw.cli.show import show
-
         return show(recipe, run)
-    from erw.data.cache import Cache
-    from erw.interop import starting_point
-    from erw.training import train as run_training
-    from erw.training.network import resolve
-
     with world() as joined:
         _prepare_built_in(run)
         if start is not None:  # its classes and heads become those of the run's cache
@@ -94,17 +91,13 @@ def train(
 
 def _prepare_built_in(run: Run) -> None:
     """Make the cache of the quickstart recipes where it is missing, or finish it."""
-    from erw.data.cache import Cache
-    from erw.data.prepare import prepare_builtin, read_spec
-    from erw.recipes.quickstart import CACHE, IMAGES
-
     if run.data.cache != (CACHE,):
         return
     try:
         Cache.open(CACHE)
     except CacheError:
         spec = read_spec(Path(CACHE))
-        count = spec.source.count if spec else IMAGES
+        count = spec.source.count if spec else quickstart.IMAGES
         say(f"{CACHE} is missing or not finished: preparing {count:,} of the built-in images")
         prepare_builtin(CACHE, count=count, class_token=run.model.needs_token)
 
@@ -114,10 +107,6 @@ def watching(run: Run, out: str, say: Callable[[str], None] = say) -> dict[str, 
 
     Raises ConfigError where there is nothing to draw, without images or without representations.
     """
-    from erw.evaluation.callback import scoring, together, validating
-    from erw.sampling.preview import previewing, watched_steps
-    from erw.training.trained import RDM
-
     draws = bool(run.eval.every or run.log.preview)
     if draws and run.model.net == "rdm":
         raise ConfigError("an rdm makes no images: leave eval.every and log.preview at 0")
