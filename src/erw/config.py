@@ -21,46 +21,33 @@ T = typing.TypeVar("T")
 
 @dataclass(frozen=True)
 class Model(Settings):
-    """A SiT, or the small network of a representation diffusion model. `None`: as the cache says.
+    """A SiT, or the network of a representation diffusion model. `None`: as the cache says."""
 
-    Attributes:
-        net: of `erw.models.BACKBONES`: sit, or rdm, RCG's residual MLP that makes representations,
-            of which `depth` and `width` are the only sizes.
-        depth: transformer blocks.
-        width: channels of a token.
-        heads: attention heads.
-        patch: side of a patch in latent pixels.
-        rope: rotary positions in every attention (EVA-02, interleaved pairs), in both phases.
-        qk_norm: a norm on queries and keys, of the kind of `norm`.
-        norm: before every modulation: layer (no gain), or rms with a gain, as in LightningDiT.
-        mlp: gelu, or swiglu with as many weights, as in LightningDiT.
-        adaln_shift: false: the conditioning scales and gates blocks but does not shift them, as
-            LightningDiT's wo_shift.
-        projector: hidden width of the alignment projector.
-        input_size: side of the latent.
-        channels: of the latent.
-        num_classes: classes; 0: unconditional, whatever labels the cache has.
-        class_token: of the teacher; denoised: as one more token beside the latents (REG), or given:
-            in place of the class (RCG).
-        class_dim: its width.
-    """
-
+    # of `erw.models.BACKBONES`: sit, or rdm, RCG's residual MLP that makes representations, of
+    # which `depth` and `width` are the only sizes
     net: str = "sit"
-    depth: int = ranged(12, "[1, inf)")
-    width: int = ranged(768, "[1, inf)")
-    heads: int = ranged(12, "[1, inf)")
-    patch: int = ranged(2, "[1, inf)")
+    depth: int = ranged(12, "[1, inf)")  # transformer blocks
+    width: int = ranged(768, "[1, inf)")  # channels of a token
+    heads: int = ranged(12, "[1, inf)")  # attention heads
+    patch: int = ranged(2, "[1, inf)")  # side of a patch in latent pixels
+    # rotary positions in every attention (EVA-02, interleaved pairs), in both phases
     rope: bool = False
-    qk_norm: bool = False
+    qk_norm: bool = False  # a norm on queries and keys, of the kind of `norm`
+    # before every modulation: layer (no gain), or rms with a gain, as in LightningDiT
     norm: Literal["layer", "rms"] = "layer"
+    # gelu, or swiglu with as many weights, as in LightningDiT
     mlp: Literal["gelu", "swiglu"] = "gelu"
+    # false: the conditioning scales and gates blocks but does not shift them, as LightningDiT's
+    # wo_shift
     adaln_shift: bool = True
-    projector: int = ranged(2048, "[1, inf)")
-    input_size: int | None = None
-    channels: int | None = None
-    num_classes: int | None = None
+    projector: int = ranged(2048, "[1, inf)")  # hidden width of the alignment projector
+    input_size: int | None = None  # side of the latent
+    channels: int | None = None  # of the latent
+    num_classes: int | None = None  # classes; 0: unconditional, whatever labels the cache has
+    # of the teacher; denoised: as one more token beside the latents (REG), or given: in place of
+    # the class (RCG)
     class_token: Literal["none", "denoised", "given"] = "none"
-    class_dim: int | None = None
+    class_dim: int | None = None  # its width
 
     @property
     def needs_token(self) -> bool:
@@ -79,21 +66,17 @@ class Model(Settings):
 
 @dataclass(frozen=True)
 class Data(Settings):
-    """What is read.
+    """What is read."""
 
-    Attributes:
-        cache: folders made by `erw prepare`, or URLs of such folders; several are read as one.
-        features: which encoders' features to align with; empty: all that the cache has.
-        class_token: the encoder whose class token the model needs; none: the only one in the
-            cache.
-        batch_size: images per optimiser step, over all ranks and micro-batches.
-        class_dropout: share of labels replaced by the null class, for guidance.
-    """
-
+    # folders made by `erw prepare`, or URLs of such folders; several are read as one
     cache: tuple[str, ...] = ("cache",)
+    # which encoders' features to align with; empty: all that the cache has
     features: tuple[str, ...] = ()
+    # the encoder whose class token the model needs; none: the only one in the cache
     class_token: str | None = None
+    # images per optimiser step, over all ranks and micro-batches
     batch_size: int = ranged(256, "[1, inf)")
+    # share of labels replaced by the null class, for guidance
     class_dropout: float = ranged(0.1, "[0, 1]")
 
     def __post_init__(self) -> None:
@@ -104,25 +87,19 @@ class Data(Settings):
 
 @dataclass(frozen=True)
 class Flow(Settings):
-    """The objective: the path from data to noise, training times, and what the network predicts.
+    """The objective: the path from data to noise, training times, and what the network predicts."""
 
-    Attributes:
-        objective: flow (SiT), or ddpm: DiT's noise prediction with learned variance on 1,000 steps
-            of linear betas, for which the settings below have no other values.
-        path: from data to noise; vp preserves the variance, as SiT's.
-        times: how training times on it are drawn.
-        shift: of those times: above 1 towards the noise, below 1 towards the data.
-        prediction: what the network gives.
-        direction: weight of 1 - cosine between predicted and true velocity, as in LightningDiT.
-        token_weight: weight of the class token's loss beside the latents', where it is denoised.
-    """
-
+    # flow (SiT), or ddpm: DiT's noise prediction with learned variance on 1,000 steps of linear
+    # betas, for which the settings below have no other values
     objective: Literal["flow", "ddpm"] = "flow"
-    path: PathName = "linear"
-    times: Times = "uniform"
+    path: PathName = "linear"  # from data to noise; vp preserves the variance, as SiT's
+    times: Times = "uniform"  # how training times on it are drawn
+    # of those times: above 1 towards the noise, below 1 towards the data
     shift: float = ranged(1.0, "(0, inf)")
-    prediction: Prediction = "velocity"
+    prediction: Prediction = "velocity"  # what the network gives
+    # weight of 1 - cosine between predicted and true velocity, as in LightningDiT
     direction: float = ranged(0.0, "[0, inf)")
+    # weight of the class token's loss beside the latents', where it is denoised
     token_weight: float = ranged(0.03, "[0, inf)")
 
     def __post_init__(self) -> None:
@@ -142,35 +119,23 @@ class Flow(Settings):
 
 @dataclass(frozen=True)
 class Optim(Settings):
-    """AdamW and what stands around it.
+    """AdamW and what stands around it."""
 
-    Attributes:
-        lr: learning rate.
-        lr_warmup: steps of a straight line from 0 to `lr`.
-        betas: of AdamW.
-        weight_decay: of AdamW.
-        eps: of AdamW.
-        clip: largest norm of the whole gradient.
-        ema: decay of the moving average of the weights.
-        ema_profiles: widths sigma_rel of power-function averages that are tracked besides, for
-            `erw ema`; EDM2 has 0.05 and 0.1. Each costs 4 bytes a parameter.
-        accumulate: micro-batches per step.
-        precision: `bf16` autocast with float32 weights, or `fp32`. `auto`: bf16 where the machine
-            multiplies it natively (the log says which, and why).
-        compile: torch.compile of every transformer block.
-    """
-
-    lr: float = ranged(1e-4, "(0, inf)")
-    lr_warmup: int = ranged(0, "[0, inf)")
-    betas: tuple[float, float] = ranged((0.9, 0.999), "[0, 1)")
-    weight_decay: float = ranged(0.0, "[0, 1]")
-    eps: float = ranged(1e-8, "(0, inf)")
-    clip: float = ranged(1.0, "(0, inf)")
-    ema: float = ranged(0.9999, "[0, 1)")
+    lr: float = ranged(1e-4, "(0, inf)")  # learning rate
+    lr_warmup: int = ranged(0, "[0, inf)")  # steps of a straight line from 0 to `lr`
+    betas: tuple[float, float] = ranged((0.9, 0.999), "[0, 1)")  # of AdamW
+    weight_decay: float = ranged(0.0, "[0, 1]")  # of AdamW
+    eps: float = ranged(1e-8, "(0, inf)")  # of AdamW
+    clip: float = ranged(1.0, "(0, inf)")  # largest norm of the whole gradient
+    ema: float = ranged(0.9999, "[0, 1)")  # decay of the moving average of the weights
+    # widths sigma_rel of power-function averages that are tracked besides, for `erw ema`; EDM2 has
+    # 0.05 and 0.1. Each costs 4 bytes a parameter.
     ema_profiles: tuple[float, ...] = ()
-    accumulate: int = ranged(1, "[1, inf)")
+    accumulate: int = ranged(1, "[1, inf)")  # micro-batches per step
+    # `bf16` autocast with float32 weights, or `fp32`. `auto`: bf16 where the machine multiplies it
+    # natively (the log says which, and why).
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: bool = False
+    compile: bool = False  # torch.compile of every transformer block
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,27 +147,21 @@ class Optim(Settings):
 
 @dataclass(frozen=True)
 class Sample(Settings):
-    """How images are drawn from the trained model: see `erw.generate`.
+    """How images are drawn from the trained model: see `erw.generate`."""
 
-    Attributes:
-        steps: of the solver.
-        solver: euler, heun, adams, dopri5 (ODE) or euler_maruyama (SDE); of a DiT ddpm or ddim.
-        guidance: its scale; 1: none.
-        interval: times within which there is guidance; 0 is data, 1 is noise.
-        guided_channels: so many of the latent's first channels are guided; none: all.
-        shift: of the solver's times: above 1 more steps near the noise, below 1 near the data.
-        atol: absolute tolerance of dopri5, which chooses its own steps.
-        rtol: relative tolerance of dopri5.
-    """
-
-    steps: int = ranged(50, "[1, inf)")
+    steps: int = ranged(50, "[1, inf)")  # of the solver
+    # euler, heun, adams, dopri5 (ODE) or euler_maruyama (SDE); of a DiT ddpm or ddim
     solver: str = "heun"
-    guidance: float = ranged(1.0, "(-inf, inf)")
+    guidance: float = ranged(1.0, "(-inf, inf)")  # its scale; 1: none
+    # times within which there is guidance; 0 is data, 1 is noise
     interval: tuple[float, float] = ranged((0.0, 1.0), "[0, 1]")
+    # so many of the latent's first channels are guided; none: all
     guided_channels: int | None = ranged(None, "[1, inf)")
+    # of the solver's times: above 1 more steps near the noise, below 1 near the data
     shift: float = ranged(1.0, "(0, inf)")
+    # absolute tolerance of dopri5, which chooses its own steps
     atol: float = ranged(1e-6, "(0, inf)")
-    rtol: float = ranged(1e-3, "(0, inf)")
+    rtol: float = ranged(1e-3, "(0, inf)")  # relative tolerance of dopri5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -212,72 +171,51 @@ class Sample(Settings):
 
 @dataclass(frozen=True)
 class Log(Settings):
-    """What is written, how often, in steps.
+    """What is written, how often, in steps."""
 
-    Attributes:
-        every: lines of metrics.
-        checkpoint: checkpoints, of which the newest `keep` are kept.
-        keep: number of checkpoints.
-        snapshot: averages of `optim.ema_profiles`; all are kept.
-        preview: a picture of 16 samples, the same seeds each time, in previews; 0: none.
-        to: also log to tensorboard, trackio or wandb.
-    """
-
-    every: int = ranged(50, "[1, inf)")
-    checkpoint: int = ranged(1000, "[1, inf)")
-    keep: int = ranged(2, "[1, inf)")
-    snapshot: int = ranged(1000, "[1, inf)")
+    every: int = ranged(50, "[1, inf)")  # lines of metrics
+    checkpoint: int = ranged(1000, "[1, inf)")  # checkpoints, of which the newest `keep` are kept
+    keep: int = ranged(2, "[1, inf)")  # number of checkpoints
+    snapshot: int = ranged(1000, "[1, inf)")  # averages of `optim.ema_profiles`; all are kept
+    # a picture of 16 samples, the same seeds each time, in previews; 0: none
     preview: int = ranged(0, "[0, inf)")
-    to: str | None = None
+    to: str | None = None  # also log to tensorboard, trackio or wandb
 
 
 @dataclass(frozen=True)
 class Eval(Settings):
-    """Scores and a validation loss while training; they change none of its numbers.
+    """Scores and a validation loss while training; they change none of its numbers."""
 
-    Attributes:
-        every: steps between two scores, in full training; the last step has one too. 0: none.
-        samples: images, with the seeds 0 to samples - 1 and as `sample` says, classes in turn.
-        metric: as for `erw eval`; the first score that it gives decides which weights are best.
-        reference: images to compare with, as for `erw eval`; none: the built-in test set, for runs
-            on the built-in images.
-        reference_count: how many images of a built-in reference to compose.
-        weights: file of the Inception network's weights, for metrics that need them.
-        vae: decoder of the samples; none: the one that the run trains with.
-        keep_best: keep the EMA weights with the best score so far as best.safetensors.
-        loss: steps between two validation losses, in full training: the flow loss of held-out
-            images at fixed noise and twelve fixed times. 0: none.
-        loss_images: how many held-out images.
-        heldout: cache of held-out images; none: held-out compositions, for runs on the built-in
-            images.
-    """
-
+    # steps between two scores, in full training; the last step has one too. 0: none.
     every: int = ranged(0, "[0, inf)")
+    # images, with the seeds 0 to samples - 1 and as `sample` says, classes in turn
     samples: int = ranged(500, "[2, inf)")
+    # as for `erw eval`; the first score that it gives decides which weights are best
     metric: tuple[str, ...] = ("fd-lite2",)
+    # images to compare with, as for `erw eval`; none: the built-in test set, for runs on the built-
+    # in images
     reference: str | None = None
+    # how many images of a built-in reference to compose
     reference_count: int = ranged(2000, "[2, inf)")
+    # file of the Inception network's weights, for metrics that need them
     weights: str | None = None
-    vae: str | None = None
-    keep_best: bool = True
+    vae: str | None = None  # decoder of the samples; none: the one that the run trains with
+    keep_best: bool = True  # keep the EMA weights with the best score so far as best.safetensors
+    # steps between two validation losses, in full training: the flow loss of held-out images at
+    # fixed noise and twelve fixed times. 0: none.
     loss: int = ranged(0, "[0, inf)")
-    loss_images: int = ranged(256, "[2, inf)")
+    loss_images: int = ranged(256, "[2, inf)")  # how many held-out images
+    # cache of held-out images; none: held-out compositions, for runs on the built-in images
     heldout: str | None = None
 
 
 @dataclass(frozen=True)
 class Run(Settings):
-    """Everything that decides a run's numbers.
+    """Everything that decides a run's numbers."""
 
-    Attributes:
-        name: of the recipe.
-        seed: all randomness is a function of it.
-        steps: optimiser steps, warm-up included.
-    """
-
-    name: str = "run"
-    seed: int = 0
-    steps: int = ranged(400_000, "[1, inf)")
+    name: str = "run"  # of the recipe
+    seed: int = 0  # all randomness is a function of it
+    steps: int = ranged(400_000, "[1, inf)")  # optimiser steps, warm-up included
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     flow: Flow = field(default_factory=Flow)

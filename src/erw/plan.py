@@ -34,19 +34,13 @@ FOREVER = 2**40  # steps; no run is longer
 
 @dataclass(frozen=True)
 class Schedule(Settings, group="weight"):
-    """A weight over k, the optimiser steps since the end of warm-up: value * factor(k / over).
+    """A weight over k, the optimiser steps since the end of warm-up: value * factor(k / over)."""
 
-    Attributes:
-        kind: of `SCHEDULES`.
-        value: the weight at k = 0.
-        over: steps that the shape takes; without effect for `constant`.
-        floor: share of `value` below which the weight is 0, so that a decaying schedule ends and
-            the encoder is no longer read.
-    """
-
-    kind: str = "constant"
-    value: float = ranged(0.5, "[0, inf)")
-    over: int = 0
+    kind: str = "constant"  # of `SCHEDULES`
+    value: float = ranged(0.5, "[0, inf)")  # the weight at k = 0
+    over: int = 0  # steps that the shape takes; without effect for `constant`
+    # share of `value` below which the weight is 0, so that a decaying schedule ends and the encoder
+    # is no longer read
     floor: float = ranged(1e-3, "[0, inf)")
 
     def __post_init__(self) -> None:
@@ -81,36 +75,26 @@ stop_at = partial(Schedule, "stop_at")
 
 @dataclass(frozen=True)
 class Align(Settings, group="plan.align"):
-    """One alignment term: the tokens after a block, projected, against a target.
+    """One alignment term: the tokens after a block, projected, against a target."""
 
-    Attributes:
-        name: of its loss in metrics.jsonl; unique within a plan.
-        block: whose output is aligned, counted from 1; in warm-up the last one that runs.
-        target: `encoder` (all that the run reads, averaged), `encoder:NAME` (one of them, such as
-            encoder:vae:sd-vae-ft-ema), `ema` (block `target_block` of the EMA model), `block`
-            (another block, without gradient), or `none` (a loss on the tokens alone).
-        target_block: of `ema` and `block`.
-        projector: of `PROJECTORS`.
-        loss: of `ALIGN_LOSSES`.
-        temperature: of the losses that have one; None: their default.
-        normalize: what is done to the target first, of `TARGET_NORMS`.
-        tokens: share of the tokens that are compared, drawn anew for every image and step.
-        weight: schedule in full training.
-        warmup_weight: weight in warm-up.
-        phase: where the term is active: `both`, `warmup` or `full`.
-    """
-
-    name: str = "align"
+    name: str = "align"  # of its loss in metrics.jsonl; unique within a plan
+    # whose output is aligned, counted from 1; in warm-up the last one that runs
     block: int = ranged(8, "[1, inf)")
+    # `encoder` (all that the run reads, averaged), `encoder:NAME` (one of them, such as
+    # encoder:vae:sd-vae-ft-ema), `ema` (block `target_block` of the EMA model), `block` (another
+    # block, without gradient), or `none` (a loss on the tokens alone)
     target: str = "encoder"
-    target_block: int | None = None
-    projector: str = "mlp"
-    loss: str = "cosine"
+    target_block: int | None = None  # of `ema` and `block`
+    projector: str = "mlp"  # of `PROJECTORS`
+    loss: str = "cosine"  # of `ALIGN_LOSSES`
+    # of the losses that have one; None: their default
     temperature: float | None = ranged(None, "(0, inf)")
-    normalize: str = "none"
+    normalize: str = "none"  # what is done to the target first, of `TARGET_NORMS`
+    # share of the tokens that are compared, drawn anew for every image and step
     tokens: float = ranged(1.0, "(0, 1]")
-    weight: Schedule = field(default_factory=Schedule)
-    warmup_weight: float = ranged(1.0, "(0, inf)")
+    weight: Schedule = field(default_factory=Schedule)  # schedule in full training
+    warmup_weight: float = ranged(1.0, "(0, inf)")  # weight in warm-up
+    # where the term is active: `both`, `warmup` or `full`
     phase: Literal["both", "warmup", "full"] = "both"
 
     def __post_init__(self) -> None:
@@ -145,24 +129,17 @@ RESERVED = ("flow", "ddpm", "token", "direction", "loss")
 
 @dataclass(frozen=True)
 class Phase:
-    """What one step does.
-
-    Attributes:
-        weights: what each loss weighs, by name; a loss without an entry is not computed.
-        terms: active alignment terms.
-        stop_at: the last block that runs and trains; None: all do.
-        clean: the input is the clean latent at t = 0, not a noised one at a sampled time.
-        unlabelled: every label is the null class.
-        lr_scale: factor on the learning rate.
-    """
+    """What one step does."""
 
     name: Literal["warmup", "full"] = "full"
+    # what each loss weighs, by name; a loss without an entry is not computed
     weights: Mapping[str, float] = field(default_factory=lambda: {"flow": 1.0})
-    terms: tuple[Align, ...] = ()
-    stop_at: int | None = None
+    terms: tuple[Align, ...] = ()  # active alignment terms
+    stop_at: int | None = None  # the last block that runs and trains; None: all do
+    # the input is the clean latent at t = 0, not a noised one at a sampled time
     clean: bool = False
-    unlabelled: bool = False
-    lr_scale: float = 1.0
+    unlabelled: bool = False  # every label is the null class
+    lr_scale: float = 1.0  # factor on the learning rate
 
     @property
     def warmup(self) -> bool:
@@ -191,29 +168,24 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan(Settings):
-    """From an optimiser step to its phase: `plan(step) -> Phase`.
+    """From an optimiser step to its phase: `plan(step) -> Phase`."""
 
-    Attributes:
-        warmup: steps of phase 1 (warm-up). 0: full training from the start (REPA, SiT).
-        depth: blocks of the latent-to-representation part, trained in warm-up ("ERW depth").
-        align: the alignment terms; none for SiT. A `Schedule` stands for one REPA term.
-        warmup_input: `clean` latents at t = 0 (the paper), or `noisy` ones at the times of phase 2.
-        warmup_label: `given`, or `dropped`: the null class for every image in phase 1.
-        warmup_lr: factor on the learning rate in phase 1.
-        warmup_batch: images per step in phase 1; None: as in phase 2.
-        projector: `keep` the projectors at the boundary, or start phase 2 with `fresh` ones.
-        optimizer: `keep` the optimiser's moments at the boundary, or start phase 2 with `fresh`
-            ones.
-    """
-
+    # steps of phase 1 (warm-up). 0: full training from the start (REPA, SiT).
     warmup: int = ranged(0, "[0, inf)")
+    # blocks of the latent-to-representation part, trained in warm-up ("ERW depth")
     depth: int = ranged(4, "[1, inf)")
+    # the alignment terms; none for SiT. A `Schedule` stands for one REPA term.
     align: tuple[Align, ...] = (Align(),)
+    # `clean` latents at t = 0 (the paper), or `noisy` ones at the times of phase 2
     warmup_input: Literal["clean", "noisy"] = "clean"
+    # `given`, or `dropped`: the null class for every image in phase 1
     warmup_label: Literal["given", "dropped"] = "given"
-    warmup_lr: float = ranged(1.0, "(0, inf)")
+    warmup_lr: float = ranged(1.0, "(0, inf)")  # factor on the learning rate in phase 1
+    # images per step in phase 1; None: as in phase 2
     warmup_batch: int | None = ranged(None, "[1, inf)")
+    # `keep` the projectors at the boundary, or start phase 2 with `fresh` ones
     projector: Literal["keep", "fresh"] = "keep"
+    # `keep` the optimiser's moments at the boundary, or start phase 2 with `fresh` ones
     optimizer: Literal["keep", "fresh"] = "keep"
 
     def __post_init__(self) -> None:

@@ -39,17 +39,13 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run's folder as it is read.
-
-    Attributes:
-        method: what the run is called; runs that differ in their seed alone share it.
-        lines: those of `metrics.jsonl`, by kind: "train", "eval", "validation".
-    """
+    """A run's folder as it is read."""
 
     path: Path
-    method: str
+    method: str  # what the run is called; runs that differ in their seed alone share it
     seed: int
     recipe: dict[str, Any]
+    # those of `metrics.jsonl`, by kind: "train", "eval", "validation"
     lines: dict[str, list[dict[str, Any]]]
 
     @property

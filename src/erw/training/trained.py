@@ -22,35 +22,23 @@ RDM = "rdm"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model with what is needed to draw images from it.
+    """A model with what is needed to draw images from it."""
 
-    Attributes:
-        net: the `Backbone`, in eval mode, without gradients.
-        run: its settings, resolved.
-        vae: name or path of the VAE whose latents it makes.
-        class_names: of its classes; empty: unconditional, or not known.
-        step: optimiser steps behind the weights.
-        scaling: shift and scale per latent channel that its cache measured; None: the VAE's.
-        source: path that it was loaded from.
-        average: the average that its weights are, where it is not `run.optim.ema`.
-        rdm: the model that makes the representations that it is given (RCG).
-        projectors: alignment heads in its file, one per encoder; empty: none were read.
-        missing: parameters that its file lacks (the last blocks of a warm-up's file).
-        origin: what was read of a released checkpoint, in words.
-    """
-
-    net: Any  # a Backbone
-    run: Run
-    vae: str
-    class_names: tuple[str, ...] = ()
-    step: int = 0
+    net: Any  # the `Backbone`, in eval mode, without gradients
+    run: Run  # its settings, resolved
+    vae: str  # name or path of the VAE whose latents it makes
+    class_names: tuple[str, ...] = ()  # of its classes; empty: unconditional, or not known
+    step: int = 0  # optimiser steps behind the weights
+    # shift and scale per latent channel that its cache measured; None: the VAE's
     scaling: dict[str, list[float]] | None = None
-    source: str = ""
-    average: str = ""
-    rdm: "Trained | None" = None
+    source: str = ""  # path that it was loaded from
+    average: str = ""  # the average that its weights are, where it is not `run.optim.ema`
+    rdm: "Trained | None" = None  # the model that makes the representations that it is given (RCG)
+    # alignment heads in its file, one per encoder; empty: none were read
     projectors: nn.ModuleList = dataclasses.field(default_factory=nn.ModuleList)
+    # parameters that its file lacks (the last blocks of a warm-up's file)
     missing: frozenset[str] = frozenset()
-    origin: str = ""
+    origin: str = ""  # what was read of a released checkpoint, in words
 
     @property
     def num_classes(self) -> int:
