@@ -133,7 +133,7 @@ def test_a_respaced_chain_has_the_noise_of_the_full_one() -> None:
     full = ddpm.chain()
     for count in (2, 10, 250, 999, 1000):
         short = ddpm.respaced(full, count)
-        assert len(short) == count and short.timesteps[0] == 0 and short.timesteps[-1] == 999
+        assert len(short.beta) == count and short.timesteps[0] == 0 and short.timesteps[-1] == 999
         torch.testing.assert_close(short.abar, full.abar[short.timesteps], rtol=1e-12, atol=0)
     torch.testing.assert_close(short.beta, full.beta, rtol=1e-9, atol=0)
     for count in (1, 1001):

@@ -10,7 +10,6 @@ DDIM (arXiv 2010.02502), Eq. 12.
 """
 
 import math
-from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -21,8 +20,7 @@ from erw.errors import ConfigError
 from erw.flow import over
 
 
-@dataclass(frozen=True)
-class Chain:
+class Chain(NamedTuple):
     """A noising chain's tables, float64 of shape (N,), by step."""
 
     timesteps: Tensor  # int64, the number of each step in the chain of training
@@ -35,9 +33,6 @@ class Chain:
     log_variance: Tensor  # step 0, where the variance is 0, takes that of step 1
     mean_x: Tensor  # the mean of q is mean_x x + mean_x_s x_s
     mean_x_s: Tensor
-
-    def __len__(self) -> int:
-        return len(self.beta)
 
 
 class Terms(NamedTuple):
@@ -70,9 +65,10 @@ def chain(beta: Tensor | None = None, *, timesteps: Tensor | None = None) -> Cha
 
 def respaced(full: Chain, count: int) -> Chain:
     """A chain of `count` evenly spaced steps of `full`, including its first and last."""
-    if not 2 <= count <= len(full):
-        raise ConfigError(f"steps is {count}; a DiT takes 2 to {len(full)}")
-    strides = [(len(full) - 1) / (count - 1)] * (count - 1)
+    most = len(full.beta)
+    if not 2 <= count <= most:
+        raise ConfigError(f"steps is {count}; a DiT takes 2 to {most}")
+    strides = [(most - 1) / (count - 1)] * (count - 1)
     # Added up, not multiplied: ties then round as in the released code.
     chosen = torch.tensor([round(position) for position in accumulate(strides, initial=0.0)])
     abar = full.abar[chosen]
@@ -140,9 +136,7 @@ def ddim_step(
 
 def _at(tables: Chain, step: Tensor, like: Tensor) -> Chain:
     """The tables at the steps of a batch, in the dtype of `like` and to broadcast over it."""
-    columns = {field.name: getattr(tables, field.name) for field in fields(tables)}
-    rows = {k: v.to(step.device)[step].to(like.dtype) for k, v in columns.items()}
-    return Chain(**{k: over(v, like) for k, v in rows.items()})
+    return Chain(*(over(v.to(step.device)[step].to(like.dtype), like) for v in tables))
 
 
 def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

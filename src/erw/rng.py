@@ -45,6 +45,8 @@ class Draws:
         return torch.rand(self.total, *shape, **self._options(name))[self.lo : self.hi]
 
     def _options(self, name: str) -> dict[str, Any]:
+        if str(self.device) == "meta":  # numbers without values, to count FLOPs
+            return {"device": "meta"}
         rng = generator(self.seed, "draw", name, self.step, device=self.device)
         return {"generator": rng, "device": self.device}
 

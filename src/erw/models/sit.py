@@ -398,8 +398,7 @@ def rope_2d(head_dim: int, grid: int, *, class_token: bool = False) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the interleaved channel pairs of x (B, heads, T, head_dim) by the angles of
-    `rope_2d`."""
+    """Turn the interleaved channel pairs of x (B, heads, T, head_dim) by `rope_2d`'s angles."""
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
     return x * cos.to(x.dtype) + turned * sin.to(x.dtype)

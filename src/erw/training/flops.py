@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -122,18 +121,7 @@ def step_flops(run: Run, dims: Mapping[str, int], phase: Phase) -> int:
             torch.zeros(1, model.class_dim) if model.class_dim else None,
         )
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            losses = build_objective(run)(net, batch, phase, _MetaDraws(), ema=net.model)
+            rng = Draws(0, 0, lo=0, hi=1, total=1, device="meta")
+            losses = build_objective(run)(net, batch, phase, rng, ema=net.model)
             total(losses, phase).backward()
     return counter.get_total_flops()
-
-
-class _MetaDraws(Draws):
-    """Random numbers without values."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 0, 0, 1, 1, torch.device("meta"))
-
-    def normal(self, name: str, *shape: int) -> Tensor:
-        return torch.empty(1, *shape, device="meta")
-
-    uniform = normal

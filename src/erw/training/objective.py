@@ -11,7 +11,6 @@ the phase gives no weight is not computed and not among them.
 | others    | alignment terms by their names in the plan                                  |
 """
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Literal, Protocol
@@ -193,7 +192,7 @@ class Diffusion(Denoising):
         eps, chain = rng.normal("noise", *x.shape[1:]), _chain(rng.device)
         if phase.clean:
             return flow.Noised(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), eps, eps)
-        step = (rng.uniform("time") * len(chain)).long()
+        step = (rng.uniform("time") * len(chain.beta)).long()
         return flow.Noised(ddpm.noised(chain, x, eps, step), step, eps, eps)
 
     def prediction_losses(
@@ -214,18 +213,12 @@ def standardized_token(batch: Batch) -> Tensor:
 def build_objective(run: Run) -> Objective:
     """The objective of a resolved run."""
     assert run.model.num_classes is not None
+    shared = run.model.num_classes, run.data.features, run.data.class_dropout
     if run.flow.objective == "ddpm":
-        return Diffusion(run.model.num_classes, run.data.features, run.data.class_dropout)
-    return FlowMatching(
-        run.model.num_classes,
-        run.data.features,
-        run.data.class_dropout,
-        path=flow.PATHS[run.flow.path],
-        times=run.flow.times,
-        shift=run.flow.shift,
-        prediction=run.flow.prediction,
-        token="generated" if run.model.net == "rdm" else run.model.class_token,
-    )
+        return Diffusion(*shared)
+    token: Token = "generated" if run.model.net == "rdm" else run.model.class_token
+    path, times = flow.PATHS[run.flow.path], run.flow.times
+    return FlowMatching(*shared, token, path, times, run.flow.shift, run.flow.prediction)
 
 
 @cache
@@ -233,5 +226,4 @@ def _chain(device: torch.device | str) -> ddpm.Chain:
     """DiT's chain, its tables on the device."""
     with torch.device("cpu"):
         chain = ddpm.chain()
-    tables = {field.name: getattr(chain, field.name) for field in dataclasses.fields(chain)}
-    return ddpm.Chain(**{name: table.to(device) for name, table in tables.items()})
+    return ddpm.Chain(*(table.to(device) for table in chain))

@@ -46,9 +46,8 @@ def claim(
     if (folder / RECIPE).exists():
         before = read_recipe(folder)
         # Settings that came after that run was begun have their defaults in it.
-        resolved_before = to_dict(from_dict(Run, before["resolved"]))
-        changed = differences(resolved_before, recipe["resolved"])
-        different = [change for change in changed if not change.startswith(MAY_CHANGE)]
+        changes = differences(to_dict(from_dict(Run, before["resolved"])), recipe["resolved"])
+        different = [change for change in changes if not change.startswith(MAY_CHANGE)]
         if before["erw"].startswith("0.1."):
             different.append(f"erw {before['erw']}, which read images in another order")
         elif before["cache"]["identity"] != cache.identity:
