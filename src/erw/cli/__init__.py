@@ -15,7 +15,7 @@ from typing import Any
 import erw
 from erw.errors import ConfigError, ErwError, NumericsError
 
-# verb -> usage and what it does; its module, of the same name, is imported when it is called.
+# verb -> usage and what it does; its module is imported when it is called.
 VERBS = {
     "train": ("RECIPE --out DIR", "train a recipe; the same command resumes"),
     "prepare": ("IMAGES --out DIR", "images -> cache of latents and features"),
@@ -38,6 +38,8 @@ USAGE = (
     "\n`source <(erw --completion bash)` completes verbs and options; zsh and tcsh too."
     "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 130 interrupted"
 )
+MODULES = {"export": "convert", "report": "study", "show": "cost"}
+"""verb -> module, where it is not the verb's name."""
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -74,11 +76,16 @@ def dispatch(args: list[str]) -> None:
         from erw.cli.settings import print_completion
 
         print_completion({v: function_of(v) for v in VERBS}, rest[0] if rest else "bash")
+    elif args == ["show"]:
+        from erw import recipes
+
+        for name in recipes.names():
+            print(f"{name:<30}  {recipes.note(name)}")
     elif verb not in VERBS:
         from erw.config import nearest
 
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
-    elif main := getattr(importlib.import_module(f"erw.cli.{verb}"), "main", None):
+    elif main := getattr(module_of(verb), f"{verb}_main", None):
         main(rest)
     else:
         from erw.cli.settings import call
@@ -86,9 +93,12 @@ def dispatch(args: list[str]) -> None:
         call(verb, function_of(verb), rest)
 
 
+def module_of(verb: str) -> Any:
+    return importlib.import_module(f"erw.cli.{MODULES.get(verb, verb)}")
+
+
 def function_of(verb: str) -> Callable[..., Any]:
-    name = "evaluate" if verb == "eval" else verb
-    return getattr(importlib.import_module(f"erw.cli.{verb}"), name)
+    return getattr(module_of(verb), "evaluate" if verb == "eval" else verb)
 
 
 def describe(error: Exception) -> str:

@@ -12,6 +12,7 @@ from erw.errors import ConfigError
 from erw.interop import open_model
 from erw.log import Progress
 from erw.sampling import Generation, generate, write
+from erw.sampling.preview import write_preview
 from erw.training import Trained
 
 
@@ -53,8 +54,6 @@ def sample(
     if first:
         print(written)
     if first and preview:
-        from erw.sampling.preview import write_preview
-
         print(write_preview(generation, written))
 
 

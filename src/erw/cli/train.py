@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from erw.cli.cost import show
 from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
-from erw.cli.show import show
 from erw.config import Run
 from erw.data.cache import Cache
 from erw.data.prepare import prepare_builtin, read_spec
@@ -27,7 +27,7 @@ from erw.training.network import resolve
 from erw.training.trained import RDM
 
 
-def main(args: Sequence[str]) -> None:
+def train_main(args: Sequence[str]) -> None:
     run, start = recipe_of("train", args), None
     if any(word.split("=")[0] == "--init" for word in args):
         start = peek("train", starting_model, args)

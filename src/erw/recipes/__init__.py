@@ -6,7 +6,6 @@ from pathlib import Path
 
 from erw.config import Run
 from erw.errors import ConfigError, nearest
-from erw.plan import Align
 from erw.recipes import imagenet, quickstart
 
 _RECIPES = quickstart.RECIPES | imagenet.RECIPES
@@ -40,10 +39,8 @@ def tiny(run: Run) -> Run:
     def shallow(depth: int) -> int:
         return max(1, round(depth * 4 / model.depth))
 
-    def term(align: Align) -> Align:
-        target = align.target_block and shallow(align.target_block)
-        return replace(align, block=shallow(align.block), target_block=target)
-
+    align = [replace(term, block=shallow(term.block)) for term in plan.align]
+    align = [replace(t, target_block=t.target_block and shallow(t.target_block)) for t in align]
     return run.replace(
         name=f"{run.name}-tiny",
         steps=12,
@@ -55,7 +52,7 @@ def tiny(run: Run) -> Run:
             plan,
             warmup=4 if plan.warmup else 0,
             depth=shallow(plan.depth),
-            align=tuple(map(term, plan.align)),
+            align=tuple(align),
             warmup_batch=8 if plan.warmup_batch else None,
         ),
         optim=replace(run.optim, lr=1e-3, accumulate=1, compile=False, lr_warmup=0),

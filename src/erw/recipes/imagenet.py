@@ -73,6 +73,7 @@ RDM = BASE.replace(
     flow=Flow(prediction="x"),
     optim=replace(BASE.optim, lr=5e-4, weight_decay=0.01),
 )
+REG = BASE.replace(model=replace(model("XL"), class_token="denoised"), plan=repa(8))
 RECIPES |= {
     "lightningdit_xl1_in256": LIGHTNING,
     "lightningdit_xl1_in256_repa": LIGHTNING.replace(plan=REPA),
@@ -80,9 +81,7 @@ RECIPES |= {
     "sit_b2_in256_reg": BASE.replace(
         model=replace(model("B"), class_token="denoised"), plan=repa(4)
     ),
-    "sit_xl2_in256_reg": BASE.replace(
-        model=replace(model("XL"), class_token="denoised"), plan=repa(8)
-    ),
+    "sit_xl2_in256_reg": REG,
     "sit_xl2_in256_rcg": BASE.replace(model=replace(model("XL"), class_token="given")),
     "rdm_in256": RDM,
     "rdm_in256_class": RDM.replace(model=replace(RDM.model, num_classes=None)),
