@@ -139,9 +139,10 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
     import torch
 
     print(f"downloading {url} to {path}", file=sys.stderr, flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+        with lock(path.with_name(f"{path.name}.lock"), wait=True):
+            if not path.exists():  # another process may have fetched it meanwhile
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
     except (OSError, ValueError) as error:  # URLError, timeouts and refusals are OSErrors
         raise FileNotFoundError(f"cannot download ({one_line(error)}): {by_hand}") from error
     except RuntimeError as error:  # torch's word for another hash

@@ -26,7 +26,7 @@ from erw.dist import World, precision
 from erw.encoders.vae import load_vae
 from erw.errors import ConfigError
 from erw.evaluation.evaluate import Scores, evaluate, extractors_of, metrics_of
-from erw.evaluation.images import reference_images
+from erw.evaluation.images import image_set, reference_images
 from erw.evaluation.probing import network_inputs, noised
 from erw.io import save_tensors, tensor_header
 from erw.log import read_metrics
@@ -55,16 +55,15 @@ def scoring(run: Run, out: str | Path, *, say: Say = lambda text: None) -> Callb
     reference = reference_images(
         options.reference, cache.class_names, size=cache.image_size, count=options.reference_count
     )
-    fixed: dict[str, Any] = {"metric": options.metric, "weights": options.weights}
+    fixed: Any = dict(reference=reference, metric=options.metric, weights=options.weights)
 
     def score(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         if is_written(out, "eval", step, world):
             return ()
         began = time.monotonic()
-        seeds, settings = range(options.samples), to_dict(run.sample)
-        images = generate(model, seeds, precision="auto", vae=options.vae, **settings)
-        device = str(world.device)
-        scores = evaluate(images, reference=reference, **fixed, device=device, world=world)
+        sampler = to_dict(run.sample) | {"precision": "auto", "vae": options.vae}
+        images = generate(model, range(options.samples), **sampler)
+        scores = evaluate(images, device=str(world.device), world=world, **fixed)
         if not world.first:
             return ()
         best = options.keep_best and keep_if_best(Path(out) / BEST, model, scores)
@@ -90,12 +89,9 @@ def together(callbacks: Sequence[tuple[Collection[int], Callback]]) -> dict[str,
 def is_written(out: str | Path, kind: str, step: int, world: World) -> bool:
     """Whether a run's `metrics.jsonl` has a line of that kind and step; the same on all ranks."""
 
-    def look() -> bool:
-        path = Path(out) / "metrics.jsonl"
-        lines = read_metrics(path) if path.exists() else []
-        return any((line["kind"], line["step"]) == (kind, step) for line in lines)
-
-    return world.broadcast(look)
+    path = Path(out) / "metrics.jsonl"
+    lines = world.broadcast(lambda: read_metrics(path) if path.exists() else [])
+    return any((line["kind"], line["step"]) == (kind, step) for line in lines)
 
 
 def keep_if_best(path: Path, model: Trained, scores: Scores) -> bool:
@@ -197,11 +193,11 @@ def _held_out(run: Run, cache: Cache) -> Callable[[range, torch.device], Batch]:
 
         def compose(rows: range, device: torch.device) -> Batch:
             """Built-in test images, encoded by the cache's VAE."""
-            vae = load_vae(cache.vae["name"], device=str(device))
-            images, labels = zip(*(source[i] for i in rows), strict=True)
-            pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-            encoded = torch.cat([vae.encode(part) for part in pixels.split(64)])
-            return Batch(*cache.scaled(encoded), torch.tensor(labels))
+            vae, images = load_vae(cache.vae["name"], device=str(device)), image_set(source)
+            batches = images.batches(64, rows.start, rows.stop)
+            encoded = torch.cat([vae.encode(batch) for batch in batches])
+            labels = torch.from_numpy(source.labels[rows.start : rows.stop]).long()
+            return Batch(*cache.scaled(encoded), labels)
 
         return compose
     other = Cache.open(name)

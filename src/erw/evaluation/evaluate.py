@@ -135,8 +135,7 @@ def extractors_of(
 
     `weights` is a file of Inception's.
     """
-    keeps = {metric.space: False for metric in metrics}
-    keeps |= {metric.space: True for metric in metrics if metric.keeps}
+    keeps = {m.space: any(n.keeps for n in metrics if n.space == m.space) for m in metrics}
     if weights and INCEPTION not in keeps:
         raise ConfigError(f"weights {weights} are without effect: no metric is of Inception")
     if encoder is not None and len(keeps) > 1:

@@ -102,8 +102,8 @@ def extract_stored(
     paths: dict[str, Path] = {}
     for name, one in extractors.items():
         encoder = one.encoder.name.replace("/", "_")
-        file = f"{images.content}-{images.count}-{encoder}-{one.weights}-{VERSION}.safetensors"
-        paths[name] = folder / file
+        stem = f"{images.content}-{images.count}-{encoder}-{one.weights}-{VERSION}"
+        paths[name] = folder / f"{stem}.safetensors"
         with contextlib.suppress(CheckpointError):  # missing or damaged
             stored, _ = load_tensors(paths[name])
             if stored["features"].numel() or one.kept == 0:

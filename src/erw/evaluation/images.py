@@ -16,11 +16,10 @@ from blake3 import blake3
 from torch import Tensor
 
 from erw.data.cache import Cache
-from erw.data.images import Unreadable
 from erw.data.sources import BUILT_IN, FileSource, Source, open_source
 from erw.data.sources.openmoji import groups
 from erw.encoders.base import check_images
-from erw.errors import ConfigError, DataError, NumericsError
+from erw.errors import ConfigError, DataError, NumericsError, raised_as
 from erw.io import hash_file
 from erw.sampling.generation import Generation
 from erw.sampling.save import read_images, read_settings
@@ -135,8 +134,7 @@ def _(generation: Generation) -> ImageSet:
 
 @opened.register
 def _(cache: Cache) -> ImageSet:
-    size = (cache.image_size, cache.image_size)
-    name = Path(cache.where).name
+    name, size = Path(cache.where).name, (cache.image_size, cache.image_size)
     return ImageSet(name, len(cache), cache.identity, size, _by_rows(cache.images))
 
 
@@ -165,10 +163,8 @@ def _of_source(source: Source, settings: dict[str, Any] | None = None) -> ImageS
     """Decoded images of a source. Those in files are hashed: a source may know their sizes only."""
 
     def checked(read: Callable[[int], Any], i: int) -> Any:
-        try:
+        with raised_as(DataError, f"{source.location(i)} is unusable, mend or remove it"):
             return read(i)
-        except Unreadable as error:
-            raise DataError(f"{source.location(i)}: {error}; mend or remove it") from error
 
     def rows(part: range) -> Tensor:
         images = [checked(source.__getitem__, i)[0] for i in part]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,6 +27,11 @@ from erw.sampling.solvers import SOLVERS, Solver, Velocity, solver_for
 from erw.training.trained import Trained
 
 Labels = int | Sequence[int] | Tensor | Literal["random"] | None
+KIND = attrgetter(
+    "latent_shape", "num_classes", "net.class_token", "net.representation", "run.flow.path",
+    "run.flow.outputs",
+)  # fmt: skip
+"""What two models have in common if one guides the other."""
 
 
 class Samples(NamedTuple):
@@ -135,8 +141,7 @@ class Generation:
         own, channels = predictor(model), sample.guided_channels
         if self.solver.objective == "ddpm":  # a DiT's variance is never guided
             channels = channels or model.latent_shape[0]
-        options: dict[str, Any] = {"scale": sample.guidance, "interval": sample.interval}
-        options["channels"] = channels
+        options: Any = dict(scale=sample.guidance, interval=sample.interval, channels=channels)
         if self.autoguidance:
             other = conditional(predictor(self.autoguidance), y)
             return guided(conditional(own, y), other, **options)
@@ -210,13 +215,8 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
     if sample.guidance != 1 and not (weak or model.num_classes or model.net.representation):
         raise ConfigError("an unconditional model has no classes to guide by: give guidance 1")
-    kinds = [
-        (m.latent_shape, m.num_classes, m.net.class_token, m.net.representation, m.run.flow.path,
-         m.run.flow.outputs)
-        for m in (weak or model, model)
-    ]  # fmt: skip
-    if kinds[0] != kinds[1]:
-        raise ConfigError(f"autoguidance by another kind: {kinds[0]}, not {kinds[1]}")
+    if weak and KIND(weak) != KIND(model):
+        raise ConfigError(f"autoguidance by another kind: {KIND(weak)}, not {KIND(model)}")
 
 
 def predictor(model: Trained) -> ModelVelocity:
@@ -273,21 +273,21 @@ def labels_of(
     labels: Labels, seeds: tuple[int, ...], num_classes: int
 ) -> tuple[tuple[int, ...] | None, str]:
     """The label of each seed, and the rule behind them in words."""
-    if not num_classes and labels is not None:
-        raise ConfigError("labels were given to an unconditional model; leave them out")
     if not num_classes:
+        if labels is not None:
+            raise ConfigError("labels were given to an unconditional model; leave them out")
         return None, "none"
     rule = "given"
     if labels is None:
         labels, rule = [seed % num_classes for seed in seeds], "balanced: seed modulo classes"
+    elif isinstance(labels, int):
+        labels, rule = [labels] * len(seeds), f"all {labels}"
     elif isinstance(labels, str):
         if labels != "random":
             raise ConfigError(f"labels are {labels!r}; expected classes, 'random' or none")
         rngs = (generator(seed, "sample", "label") for seed in seeds)
-        drawn = [int(torch.randint(num_classes, (), generator=rng)) for rng in rngs]
-        labels, rule = drawn, "random: drawn by seed"
-    elif isinstance(labels, int):
-        labels, rule = [labels] * len(seeds), f"all {labels}"
+        labels = [int(torch.randint(num_classes, (), generator=rng)) for rng in rngs]
+        rule = "random: drawn by seed"
     chosen = tuple(int(label) for label in labels)
     if len(chosen) != len(seeds):
         raise ConfigError(f"{len(chosen)} labels for {len(seeds)} seeds; give one label per seed")

@@ -55,10 +55,8 @@ def write_preview(generation: Generation, out: Path) -> Path:
         images = next(read_images(out, rows=COUNT))
     else:
         images = np.stack([read_png(png_path(out, seed))[0] for seed in generation.seeds[:COUNT]])
-    pixels, path = (
-        torch.from_numpy(images).permute(0, 3, 1, 2),
-        out.with_name(f"{out.stem}-preview.png"),
-    )
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    path = out.with_name(f"{out.stem}-preview.png")
     write_bytes(path, picture(pixels, generation.labels, generation.model.class_names))
     return path
 

@@ -127,8 +127,7 @@ def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
     old = old or settings
     for name in settings | old:
         if (was := old.get(name)) != (now := settings.get(name)):
-            text = f"{name} was {was}, now {now}"
-            raise DataError(f"{owner} has other settings: {text}; choose another --out")
+            raise DataError(f"{owner}: {name} was {was}, now {now}; choose another --out")
     if owner == folder:
         write_json(folder / SETTINGS, settings)
         return False

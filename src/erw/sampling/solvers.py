@@ -91,14 +91,11 @@ class Solver:
         """
         dtype, x, previous = x.dtype, x.double(), None
         noise = noise or (lambda number, like: torch.randn_like(like))
-
-        def field(x: Tensor, t: float) -> Tensor:
-            return velocity(x.to(dtype), t).double()
-
+        field: Velocity = lambda x, t: velocity(x.to(dtype), t).double()  # noqa: E731
         total = len(times) - 1
         for i, (t, t_next) in enumerate(pairwise(times)):
-            left, draw = total - 1 - i, partial(noise, i)
-            x, v = self.rule(x, At(total, left, t, t_next, field, draw, path, previous), **options)
+            at = At(total, total - 1 - i, t, t_next, field, partial(noise, i), path, previous)
+            x, v = self.rule(x, at, **options)
             previous = t, v
         return x
 

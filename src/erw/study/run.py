@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from erw.config import Eval, Run, nearest
@@ -24,6 +23,7 @@ from erw.data.prepare import prepare_builtin
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.errors import CheckpointError, ConfigError
 from erw.evaluation.callback import scoring, together, validating
+from erw.evaluation.images import image_set
 from erw.io import write_bytes, write_json
 from erw.log import say
 from erw.recipes import recipe, tiny
@@ -112,9 +112,8 @@ def run_study(study: Study, out: str | Path) -> Path:
     cache = prepare_builtin(out / "cache", count=study.train_images, device=device)
     if not (out / REFERENCE).is_file():  # what a perfect model would draw
         source = OpenMojiSet("test", count=COUNT)
-        images, labels = zip(*(source[i] for i in range(COUNT)), strict=True)
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        write_bytes(out / REFERENCE, picture(pixels, labels, source.class_names))
+        pixels = next(image_set(source).batches(COUNT))
+        write_bytes(out / REFERENCE, picture(pixels, source.labels.tolist(), source.class_names))
     points = points_of(study, cache)
     for seed in study.seeds:
         for method, steps in points.items():
