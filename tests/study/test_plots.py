@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from erw.study import plots
+from erw.study.knowledge import save_knowledge
 from erw.study.plots import DARK, LIGHT, Theme
 from erw.study.results import RunResult, by_method, read_runs
 from helpers.synthetic_study import WARMUP, lines_of, write_run, write_study
@@ -74,13 +75,11 @@ def test_other_names_have_spare_colours(tmp_path: Path) -> None:
     assert LIGHT.spare[0] in svg and LIGHT.spare[1] in svg
 
 
-def test_saved_figures_come_in_both_themes_with_their_numbers(
-    runs: list[RunResult], tmp_path: Path
-) -> None:
-    paths = plots.save_figure(
-        lambda theme: plots.score_figure(runs, "fd_lite2", theme), tmp_path / "fd", data={"a": [1]}
-    )
+def test_saved_figures_come_in_both_themes_with_their_numbers(tmp_path: Path) -> None:
+    points = [{"run": "a", "step": 5, "time": 0.0, "depth": d, "value": d / 4} for d in (1, 2, 3)]
+    record = {"metric": "cknna", "reference": None, "points": points}
+    paths = save_knowledge(record, tmp_path / "fd")
     names = {path.name for path in paths}
     assert names == {f"fd-{t}.{e}" for t in ("light", "dark") for e in ("svg", "png")} | {"fd.json"}
     assert all(path.stat().st_size > 0 for path in paths)
-    assert json.loads((tmp_path / "fd.json").read_text()) == {"a": [1]}
+    assert json.loads((tmp_path / "fd.json").read_text()) == record

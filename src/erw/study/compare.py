@@ -4,8 +4,6 @@ Between two scored points the score is taken as linear in log(cost). A value is 
 averaged over seeds; `low` and `high` are the extremes over pairs of seeds.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
@@ -20,16 +18,12 @@ FLOPS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 
 
 class Reach(NamedTuple):
-    """A ratio of costs at which a score is reached; None: not reached.
-
-    `low` and `high` are extremes over pairs of seeds; high is None if one pair did not reach it.
-    `at_most`: the first scored point was already past the target.
-    """
+    """A ratio of costs at which a score is reached; None: not reached."""
 
     value: float | None
-    low: float | None
-    high: float | None
-    at_most: bool
+    low: float | None  # over pairs of seeds
+    high: float | None  # None if one pair did not reach it
+    at_most: bool  # the first scored point was already past the target
 
 
 def cost_to_target(curve: Curve, target: float, *, metric: str) -> tuple[float, bool] | None:

@@ -1,13 +1,11 @@
 """Figures of what networks know: a value over depth, over noise time, or over training steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from erw.study.plots import Line, lines_figure, save_figure
+from erw.io import write_bytes, write_json
+from erw.study.plots import DARK, LIGHT, Line, lines_figure, to_bytes
 
 NAMES = {
     "cknna": "CKNNA",
@@ -57,8 +55,8 @@ def history(points: Points) -> list[dict[str, Any]]:
 
 def save_knowledge(record: Mapping[str, Any], stem: str | Path) -> list[Path]:
     """A figure of the values of `erw analyze` over each axis along which they differ, with its
-    JSON: STEM, and STEM-step or STEM-time."""
-    stem, written = Path(stem), []
+    JSON: STEM, and STEM-step or STEM-time; light and dark, as SVG and PNG."""
+    stem, written = Path(stem), list[Path]()
     title, level = NAMES[record["metric"]], None
     if record["reference"] is not None:
         title += f" with {record['encoder']}"
@@ -72,7 +70,12 @@ def save_knowledge(record: Mapping[str, Any], stem: str | Path) -> list[Path]:
         for key, line in lines.items():
             name = ", ".join(texts[j].format(key[j]) for j in differ) or str(key[0])
             drawn.append(Line(name, [x for x, _ in line], [y for _, y in line]))
-        draw = partial(lines_figure, drawn, title=title, label=AXES[axis], level=level)
-        path = stem.with_name(f"{stem.name}-{axis}") if i else stem
-        written += save_figure(draw, path, data=record)
+        name = f"{stem.name}-{axis}" if i else stem.name
+        for theme in (LIGHT, DARK):
+            figure = lines_figure(drawn, theme, title=title, label=AXES[axis], level=level)
+            for ending in ("svg", "png"):
+                written.append(stem.with_name(f"{name}-{theme.name}.{ending}"))
+                write_bytes(written[-1], to_bytes(figure, theme, ending))
+        written.append(stem.with_name(f"{name}.json"))
+        write_json(written[-1], dict(record))
     return written

