@@ -30,7 +30,8 @@ def ledger(plan: Plan) -> Ledger:
     rates = tuple(
         Rate(a, b, phase.warmup, (200 if phase.warmup else 1000) + 90 * bool(phase.terms),
              phase.reads_encoder)
-        for a, b, phase in plan.segments(10_000)
+        for a, b in plan.segments(10_000)
+        for phase in [plan(a)]
     )  # fmt: skip
     return Ledger(plan, 8, rates, teacher=260, rows=500)
 
