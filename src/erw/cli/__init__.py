@@ -38,7 +38,7 @@ USAGE = (
     "\n`source <(erw --completion bash)` completes verbs and options; zsh and tcsh too."
     "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 130 interrupted"
 )
-MODULES = {"export": "convert", "report": "study", "show": "cost"}
+MODULES = {"export": "convert", "memory": "eval", "report": "study", "show": "cost"}
 """verb -> module, where it is not the verb's name."""
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 
