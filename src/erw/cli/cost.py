@@ -9,6 +9,7 @@
   what well-tuned transformers of this size reach.
 """
 
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,17 +26,7 @@ from erw.training.network import Network, build_network, resolve
 PARAMETER_BYTES = {"bf16": 22, "fp32": 20}
 ACTIVATION_BYTES = {"bf16": 48, "fp32": 80}
 UTILISATION = 0.4
-ACCELERATORS = {
-    "rtx3090": (71e12, 24),
-    "rtx4090": (165e12, 24),
-    "l40s": (362e12, 48),
-    "a100-40": (312e12, 40),
-    "a100": (312e12, 80),
-    "h100": (989e12, 80),
-    "h200": (989e12, 141),
-    "b200": (2250e12, 180),
-}
-"""name -> dense bf16 peak in FLOP/s and memory in GiB, by the maker's data sheet."""
+ACCELERATORS = tomllib.loads(Path(__file__).with_name("accelerators.toml").read_text())
 TEACHER, TEACHER_DIM, TEACHER_FLOPS = "dinov2-b", 768, 46_322_454_528
 """Channels of the patch tokens and FLOPs of one image."""
 

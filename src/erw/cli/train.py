@@ -111,9 +111,6 @@ def watching(run: Run, out: str, say: Callable[[str], None] = say) -> dict[str, 
     if draws and run.model.net == "rdm":
         raise ConfigError("an rdm makes no images: leave eval.every and log.preview at 0")
     if draws and run.model.class_token == "given" and not (Path(out) / RDM).is_dir():
-        raise ConfigError(
-            f"images are drawn from representations, but there is no {RDM} in {out}: train it "
-            f"first (--out {out}/{RDM}), or leave eval.every and log.preview at 0"
-        )
+        raise ConfigError(f"no {RDM} in {out} to draw images from: train it first, there")
     every = ((run.eval.every, scoring), (run.eval.loss, validating), (run.log.preview, previewing))
     return together([(watched_steps(run, n), make(run, out, say=say)) for n, make in every if n])
