@@ -20,6 +20,7 @@ MARKERS = {"SiT": "o", "REPA": "s", "ERW": "D"}
 TITLES = {"flow": "Flow-matching loss", "align": "Alignment loss"}
 LABELS = {"flops": "compute", "seconds": "time"}
 WIDE, HALF = (1056.0, 430.0), (520.0, 320.0)
+GAP = 16.0  # of labels
 Runs = Sequence[RunResult]
 Size = tuple[float, float]
 POINTS: dict[str, Any] = {"textcoords": "offset points"}
@@ -121,10 +122,8 @@ def lines_figure(
     return figure
 
 
-def _label_ends(
-    ax: Any, lines: Sequence[Line], colors: Mapping[str, str], gap: float = 16.0
-) -> None:
-    """The name of each line right of all, once, above the axis and `gap` points apart or more."""
+def _label_ends(ax: Any, lines: Sequence[Line], colors: Mapping[str, str]) -> None:
+    """The name of each line right of all, once, above the axis and `GAP` points apart or more."""
     ax.autoscale_view()  # else transData has the limits of empty axes
     firsts = list({line.name: line for line in reversed(lines)}.values())
     # More than twelve do not fit below each other.
@@ -132,9 +131,9 @@ def _label_ends(
     heights = [float(ax.transData.transform((line.xs[-1], line.ys[-1]))[1]) for line in ends]
     moved = heights[:1]
     for height in heights[1:]:
-        moved.append(max(height, moved[-1] + gap))
+        moved.append(max(height, moved[-1] + GAP))
     shift = (sum(heights) - sum(moved)) / len(moved)  # their mean stays
-    shift = max(shift, ax.bbox.y0 + gap / 2 - min(moved))
+    shift = max(shift, ax.bbox.y0 + GAP / 2 - min(moved))
     right = max(line.xs[-1] for line in ends)
     for line, old, new in zip(ends, heights, moved, strict=True):
         options = {"weight": "bold", "va": "center", "annotation_clip": False, **POINTS}

@@ -166,7 +166,8 @@ def claim(study: Study, out: Path) -> None:
     if others := sorted(p.name for p in out.glob("*") if not p.name.startswith(".")):
         raise CheckpointError(f"{out} holds {others[0]} and no study of this version; {hint}")
     # What decides the numbers; no name of the host.
-    versions = {package: metadata.version(package) for package in PACKAGES}
+    versions = {"python": platform.python_version()}
+    versions |= {package: metadata.version(package) for package in PACKAGES}
     hardware = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": torch.backends.cpu.get_cpu_capability(),
@@ -175,7 +176,5 @@ def claim(study: Study, out: Path) -> None:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
     runs = [folder_of(method, seed) for seed in study.seeds for method, _ in study.methods]
-    versions = {"python": platform.python_version(), **versions}
-    write_json(
-        out / STUDY, {"study": settings, "runs": runs, "versions": versions, "hardware": hardware}
-    )
+    record = {"study": settings, "runs": runs, "versions": versions, "hardware": hardware}
+    write_json(out / STUDY, record)
