@@ -279,8 +279,8 @@ def to_dict(record: Any) -> dict[str, Any]:
 def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
     """The settings record of type `kind` from plain JSON values; the inverse of `to_dict`.
 
-    Raises:
-        ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
+    Raises ConfigError: an unknown key (the nearest known one is named) or a value of the wrong
+    type.
     """
     if kind is Plan and "align_depth" in values:  # of erw 0.1: sampling needs no plan
         values = {"align": ()}

@@ -150,6 +150,10 @@ class Phase:
         """Whether a step needs the encoder's features."""
         return any(term.reads_encoder for term in self.terms)
 
+    def weight(self, name: str) -> float:
+        """What a loss weighs; 0 where it is not computed."""
+        return self.weights.get(name, 0.0)
+
     def block(self, term: Align) -> int:
         """The block whose output the term aligns."""
         return self.stop_at or term.block

@@ -67,7 +67,7 @@ def test_its_commands_work_on_a_small_run(
     shard = next(Path("cache/photos/shards").glob("*.safetensors"))
     os.truncate(shard, shard.stat().st_size - 1)
     assert main(["prepare", "photos", "--out", "cache/photos", "--verify"]) == 2
-    assert f"damaged shards {shard.name}" in capsys.readouterr().err
+    assert f"{shard.name} is cut short" in capsys.readouterr().err
     assert main(["prepare", "photos", "--out", "cache/photos"]) == 0
 
 

@@ -39,8 +39,8 @@ def call(verb: str, function: Callable[..., Any], args: Sequence[str], **default
     `defaults` take the place of the function's own; those of `run` are the recipe's, those of
     `draw` the sampler of the `model` that the first argument names.
 
-    Raises:
-        ConfigError: an option is unknown (the nearest is named), or its value is missing or wrong.
+    Raises ConfigError: an option is unknown (the nearest is named), or its value is missing or
+    wrong.
     """
     parameters = inspect.signature(function).parameters
     if "recipe" in parameters:

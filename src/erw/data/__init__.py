@@ -1,7 +1,5 @@
 """Sources of images, the cache of latents and features, and what reads it."""
 
-from erw.data.cache import Batch, Cache
-from erw.data.loader import Loader, prefetch
-from erw.data.sources import Source, open_source
+import lazy_loader
 
-__all__ = ["Batch", "Cache", "Loader", "Source", "open_source", "prefetch"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,5 @@
 """Frozen parts: vision encoders (images to patch tokens) and VAEs (images to latents and back)."""
 
-from erw.encoders.base import Encoder
-from erw.encoders.own import ModuleEncoder
-from erw.encoders.registry import load_encoder
-from erw.encoders.vae import VAE, load_vae
+import lazy_loader
 
-__all__ = ["VAE", "Encoder", "ModuleEncoder", "load_encoder", "load_vae"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

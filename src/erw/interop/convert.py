@@ -35,9 +35,8 @@ def convert(
         source: a run's folder, or what `load_pretrained` takes, with its `options`.
         out: a file; its ending (.pt, .pth, .bin or .safetensors) picks the format.
 
-    Raises:
-        CheckpointError: as `load_pretrained`; the layout counts time another way or cannot hold
-            the network's options; the file cannot be written.
+    Raises CheckpointError: as `load_pretrained`; the layout counts time another way or cannot hold
+    the network's options; the file cannot be written.
     """
     if to not in LAYOUTS:
         raise ConfigError(f"layout is {to!r}; expected {', '.join(LAYOUTS)}")

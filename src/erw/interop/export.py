@@ -50,9 +50,8 @@ def export(
         vae: the VAE by name or folder, instead of the model's own.
         repo: name on the hub for the model card.
 
-    Raises:
-        ConfigError, CheckpointError: unknown format, `out` is not empty; the source is a warm-up or
-            has no place in the format, or its VAE does not fit.
+    Raises ConfigError, CheckpointError: unknown format, `out` is not empty; the source is a warm-up
+    or has no place in the format, or its VAE does not fit.
     """
     if format not in ("diffusers", "safetensors"):
         raise ConfigError(f"format is {format!r}; expected diffusers, safetensors")
@@ -119,8 +118,8 @@ def push_to_hub(
         out: the exported folder; default: next to the source, its name with "-export" appended.
         private: visibility of a new repository; None: the account's default.
 
-    Raises:
-        ConfigError, CheckpointError: as `export`; or the hub refuses, and a push can be repeated.
+    Raises ConfigError, CheckpointError: as `export`; or the hub refuses, and a push can be
+    repeated.
     """
     if not REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is no repository on the hub; expected owner/name")

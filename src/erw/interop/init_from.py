@@ -42,8 +42,7 @@ def starting_point(
     are as many. A new class begins as the null class. With `projectors` the alignment heads for the
     run's targets come along: by name from a run of ours, by order from a released file.
 
-    Raises:
-        ConfigError, CheckpointError: the run has another objective, prediction or targets.
+    Raises ConfigError, CheckpointError: the run has another objective, prediction or targets.
     """
     theirs, ours = model.run.flow, run.flow
     for name in ("objective", "prediction"):

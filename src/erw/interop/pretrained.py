@@ -64,9 +64,8 @@ def load_pretrained(
         projectors: False drops the alignment heads.
         options: what the file does not say, see `read_released`.
 
-    Raises:
-        FileNotFoundError, CheckpointError: missing, damaged, hostile, ambiguous, or not this
-            layout's; missing, unexpected and mis-shaped keys are listed.
+    Raises FileNotFoundError, CheckpointError: missing, damaged, hostile, ambiguous, or not this
+    layout's; missing, unexpected and mis-shaped keys are listed.
     """
     model, layout, tensors = read_released(path, layout, **options)
     run, heads, origin = model.run, nn.ModuleList(), model.origin
@@ -93,8 +92,7 @@ def from_pretrained(
     """A model that `erw.export` or `erw.push_to_hub` wrote: a folder, or "owner/name" on the hub
     (`revision`: branch, tag or commit). Only safetensors and JSON are fetched; no code is run.
 
-    Raises:
-        CheckpointError: no such folder or repository, no connection, or an incomplete export.
+    Raises CheckpointError: no such folder or repository, no connection, or an incomplete export.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -127,8 +125,7 @@ def open_model(
     """The model at a path: a run (whatever `erw.load` takes), an exported folder, or a released
     checkpoint, which `options` say how to read (see `load_pretrained`). Raises as those.
 
-    Raises:
-        ConfigError: options or a checkpoint for what has none.
+    Raises ConfigError: options or a checkpoint for what has none.
     """
     path, kind = Path(path).expanduser(), kind_of(path)
     options = {k: v for k, v in options.items() if v not in (None, "auto")}

@@ -41,8 +41,7 @@ def read_weights(
     `which` picks averaged or plain ones; the setting "weights" names what they were wrapped in.
     They may share memory with the file: copy before changing them.
 
-    Raises:
-        FileNotFoundError, CheckpointError: missing, damaged, hostile, or without weights.
+    Raises FileNotFoundError, CheckpointError: missing, damaged, hostile, or without weights.
     """
     path = Path(path).expanduser()
     if (path / "config.json").is_file():

@@ -1,7 +1,5 @@
 """Networks: the protocol that the engine trains, SiT and its line, RCG's small one."""
 
-from erw.models.backbone import BACKBONES as BACKBONES
-from erw.models.backbone import Backbone as Backbone
-from erw.models.backbone import build_model as build_model
-from erw.models.sit import SiT as SiT
-from erw.models.sit import Tapped as Tapped
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -83,10 +83,8 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunResult]:
     Runs of the same settings but for their seed are one method, named by its recipe. Where two
     methods would share a name, each takes that of its first run's folder.
 
-    Raises:
-        FileNotFoundError: no run in a folder.
-        DataError: a run is named twice, or has no line of training yet.
-        CheckpointError: a damaged file.
+    Raises FileNotFoundError: no run in a folder; DataError: a run is named twice, or has no line of
+    training yet; CheckpointError: a damaged file.
     """
     folders = [folder for path in paths for folder in _folders(Path(path))]
     if len({folder.resolve() for folder in folders}) < len(folders):

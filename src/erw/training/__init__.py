@@ -1,10 +1,5 @@
 """Training: the objective, the loop, checkpoints, cost, and loading what came out."""
 
-from erw.training.flops import Ledger as Ledger
-from erw.training.loop import Result as Result
-from erw.training.loop import train as train
-from erw.training.objective import Diffusion as Diffusion
-from erw.training.objective import FlowMatching as FlowMatching
-from erw.training.objective import Losses as Losses
-from erw.training.trained import Trained as Trained
-from erw.training.trained import load as load
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

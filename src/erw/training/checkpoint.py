@@ -62,8 +62,7 @@ def save(folder: Path, state: State, position: Position, *, keep: int) -> None:
 def load(path: Path, state: State) -> Position:
     """Restore everything that `save` wrote, exactly.
 
-    Raises:
-        CheckpointError: the file is damaged or changed, or its tensors are not this model's.
+    Raises CheckpointError: the file is damaged or changed, or its tensors are not this model's.
     """
     try:
         tensors, header = load_tensors(path)

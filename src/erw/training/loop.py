@@ -73,10 +73,9 @@ def train(
         progress: a bar to show progress on, its total in FLOPs; None: one of its own.
         sink: is given every line of `metrics.jsonl` too.
 
-    Raises:
-        ConfigError, CacheError, CheckpointError: settings, cache and folder do not fit each other.
-        NumericsError: a loss or gradient is not finite; the weights have not moved in that step.
-        KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
+    Raises ConfigError, CacheError, CheckpointError: settings, cache and folder do not fit each
+    other; NumericsError: a loss or gradient is not finite; the weights have not moved in that step;
+    KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
     out = Path(out)
     cache = Cache.open(run.data.cache)

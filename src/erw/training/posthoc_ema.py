@@ -71,9 +71,8 @@ def snapshots(folder: str | Path) -> list[Snapshot]:
 def reconstruct(folder: str | Path, sigma_rel: float, *, step: int | None = None) -> Average:
     """The average of the profile `sigma_rel` after `step`, one with a snapshot; None: the last.
 
-    Raises:
-        ConfigError: no such width, or no snapshot at that step.
-        CheckpointError: nothing stored, or a damaged file.
+    Raises ConfigError: no such width, or no snapshot at that step; CheckpointError: nothing stored,
+    or a damaged file.
     """
     by_step = {snapshot.step: snapshot for snapshot in snapshots(folder)}
     last = max(by_step) if step is None else step

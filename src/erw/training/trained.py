@@ -81,8 +81,7 @@ def load(
         checkpoint: "last"; "best", by the scores taken while training; or a step that the run
             keeps a checkpoint of.
 
-    Raises:
-        CheckpointError: no run or no such weights there, or truncated or another model's.
+    Raises CheckpointError: no run or no such weights there, or truncated or another model's.
     """
     path = Path(path)
     files = {"last": path}
@@ -162,8 +161,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]
 def read_recipe(folder: Path) -> dict[str, Any]:
     """`recipe.json` of a run folder: `erw`, `torch`, `run`, `resolved`, `cache`, `cost`, `init`.
 
-    Raises:
-        CheckpointError: missing or damaged.
+    Raises CheckpointError: missing or damaged.
     """
     path = folder / RECIPE
     if not path.is_file():

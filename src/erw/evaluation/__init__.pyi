@@ -1,0 +1,11 @@
+from .alignment import cka as cka
+from .alignment import cknna as cknna
+from .distances import Moments as Moments
+from .distances import density_coverage as density_coverage
+from .distances import frechet as frechet
+from .distances import inception_score as inception_score
+from .distances import kid as kid
+from .distances import precision_recall as precision_recall
+from .evaluate import Scores as Scores
+from .inception import load_inception as load_inception
+from .memorization import nearest_images as nearest_images
