@@ -15,7 +15,7 @@ from typing import Any
 import erw
 from erw.errors import ConfigError, ErwError, NumericsError
 
-# verb -> usage and what it does; its module is imported when it is called.
+# verb -> usage and what it does; its module, of the same name, is imported when it is called.
 VERBS = {
     "train": ("RECIPE --out DIR", "train a recipe; the same command resumes"),
     "prepare": ("IMAGES --out DIR", "images -> cache of latents and features"),
@@ -38,8 +38,6 @@ USAGE = (
     "\n`source <(erw --completion bash)` completes verbs and options; zsh and tcsh too."
     "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 130 interrupted"
 )
-MODULES = {"export": "convert", "memory": "eval", "report": "study", "show": "cost"}
-"""verb -> module, where it is not the verb's name."""
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -76,16 +74,11 @@ def dispatch(args: list[str]) -> None:
         from erw.cli.settings import print_completion
 
         print_completion({v: function_of(v) for v in VERBS}, rest[0] if rest else "bash")
-    elif args == ["show"]:
-        from erw import recipes
-
-        for name in recipes.names():
-            print(f"{name:<30}  {recipes.note(name)}")
     elif verb not in VERBS:
         from erw.config import nearest
 
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
-    elif main := getattr(module_of(verb), f"{verb}_main", None):
+    elif main := getattr(module_of(verb), "main", None):
         main(rest)
     else:
         from erw.cli.settings import call
@@ -94,7 +87,7 @@ def dispatch(args: list[str]) -> None:
 
 
 def module_of(verb: str) -> Any:
-    return importlib.import_module(f"erw.cli.{MODULES.get(verb, verb)}")
+    return importlib.import_module(f"erw.cli.{verb}")
 
 
 def function_of(verb: str) -> Callable[..., Any]:

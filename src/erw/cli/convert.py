@@ -1,4 +1,4 @@
-"""`erw convert` and `erw export`: weights in a released layout, or a folder for diffusers."""
+"""`erw convert`: weights in a released layout."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
@@ -6,10 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from erw.cli.settings import Settings
-from erw.errors import ConfigError
-from erw.interop.convert import convert as write_layout
-from erw.interop.export import export as write_export
-from erw.interop.export import push_to_hub
+from erw.interop.convert import convert as write
 
 Layout = Literal["auto", "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"]
 
@@ -41,39 +38,4 @@ def convert(
         out: a file; its ending picks the format.
         to: layout of the output: dit, diffusers-dit, sit, repa, erw, reg or lightningdit.
     """
-    print(f"{source}: {write_layout(source, out, to=to, **asdict(how))}\n{out}: {to}")
-
-
-def export(
-    source: Annotated[Positional[str], arg(metavar="SOURCE")],
-    how: Settings[Read],
-    *,
-    out: str | None = None,
-    format: str = "diffusers",
-    vae: str = "",
-    checkpoint: str = "last",
-    push: str | None = None,
-    private: bool = False,
-) -> None:
-    """Write a folder that diffusers or another erw loads, and push it to the hub.
-
-    Args:
-        source: a run's folder, an exported folder, or a released checkpoint, which the settings
-            below say how to read.
-        out: a new folder; with --push none: SOURCE-export.
-        format: diffusers or safetensors.
-        vae: another VAE than the model's own.
-        checkpoint: of a run: last, best or a step.
-        push: upload it to the Hugging Face hub as OWNER/NAME.
-        private: the new repository is private.
-    """
-    # An exported folder and a run refuse options that they do not need: only what was given.
-    options = {name: value for name, value in asdict(how).items() if value != getattr(Read, name)}
-    given = {"format": format, "vae": vae, "checkpoint": checkpoint}
-    options |= {k: v for k, v in given.items() if v not in ("", "diffusers", "last")}
-    if push:
-        print(push_to_hub(source, push, out=out, private=private or None, **options))
-    elif out is None:
-        raise ConfigError("--out is missing: the folder to write, or --push OWNER/NAME")
-    else:
-        print(write_export(source, out, **options))
+    print(f"{source}: {write(source, out, to=to, **asdict(how))}\n{out}: {to}")

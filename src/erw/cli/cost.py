@@ -1,4 +1,4 @@
-"""`erw cost` and `erw show`: FLOPs of a recipe, its memory and time on a named accelerator.
+"""`erw cost`: FLOPs of a recipe, its memory and time on a named accelerator.
 
 * memory of a rank = 20 bytes a parameter (weight, gradient, two moments of AdamW, EMA, all float32)
   + 2 bytes a parameter under bf16 (autocast's copies) + activations: 48 bytes (bf16) or 80
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from erw.cli.settings import Recipe, Settings, as_options
-from erw.config import Run, nearest, to_dict
+from erw.cli.settings import Recipe, Settings
+from erw.config import Run, nearest
 from erw.data.cache import Cache
 from erw.errors import CacheError, ConfigError
 from erw.study.compare import amount as flops
@@ -60,16 +60,6 @@ def cost(
         f"  memory      {need:.1f} of {memory} GiB a GPU, {images} images each in {precision}: "
         f"{fits}\n  training    {hours:,.2f} h"
     )
-
-
-def show(recipe: Recipe, run: Settings[Run], *, tiny: bool = False) -> None:
-    """Print every setting of a recipe as it is typed, then its cost; without RECIPE list them all.
-
-    Args:
-        recipe: its name.
-        tiny: its twin of a few seconds on a CPU.
-    """
-    print("\n".join(as_options(to_dict(run))) + f"\n\ncost {account(run)[-1]}")
 
 
 def account(run: Run) -> tuple[Run, Network, Ledger, str]:

@@ -1,17 +1,16 @@
-"""`erw study` and `erw report`: methods compared at equal cost, and one page of plots."""
+"""`erw study`: methods trained and compared at equal cost."""
 
 from collections.abc import Sequence
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from erw.cli.settings import RunDirs, Settings, as_options, call, first
+from erw.cli.settings import Settings, as_options, call, first
 from erw.config import to_dict
-from erw.study.report import report as write_report
 from erw.study.run import STUDIES, Study, run_study, study_plan
 
 
-def study_main(args: Sequence[str]) -> None:
+def main(args: Sequence[str]) -> None:
     name = first("study", args, f"a name, one of {', '.join(STUDIES)},")
     call("study", study, args, plan=study_plan(name or next(iter(STUDIES))))
 
@@ -35,13 +34,3 @@ def study(
         print(*as_options(settings), sep="\n")
     else:
         print(run_study(plan, out))
-
-
-def report(runs: RunDirs, *, out: str) -> None:
-    """Write one self-contained page of a study or of training runs.
-
-    Args:
-        runs: folders of training runs, or the one folder of a study.
-        out: the page, such as report.html.
-    """
-    print(write_report(runs, out=out))

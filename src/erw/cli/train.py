@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from erw.cli.cost import show
 from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
+from erw.cli.show import show
 from erw.config import Run
 from erw.data.cache import Cache
 from erw.data.prepare import prepare_builtin, read_spec
