@@ -52,7 +52,7 @@ class Prepare:
     seed: int = 0  # of the built-in images
 
 
-def prepare_main(args: Sequence[str]) -> None:
+def main(args: Sequence[str]) -> None:
     source, out = peek("prepare", _names, args)
     options, spec = Prepare(), read_spec(Path(out).expanduser()) if out else None
     if spec:  # the settings of the cache that --out names

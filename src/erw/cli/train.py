@@ -27,7 +27,7 @@ from erw.training.network import resolve
 from erw.training.trained import RDM
 
 
-def train_main(args: Sequence[str]) -> None:
+def main(args: Sequence[str]) -> None:
     run, start = recipe_of("train", args), None
     if any(word.split("=")[0] == "--init" for word in args):
         start = peek("train", starting_model, args)

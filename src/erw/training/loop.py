@@ -23,7 +23,7 @@ from erw.data.loader import Loader, prefetch
 from erw.dist import World, precision, unsynced, world
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
-from erw.io import lock, save_tensors, write_json
+from erw.io import lock, save_tensors, tensor_header, write_json
 from erw.log import Progress, Sink
 from erw.plan import Phase
 from erw.rng import Draws
@@ -116,8 +116,11 @@ def train(
         if processes.first:
             write_json(out / RECIPE, recipe)
             if newest:  # a kill may have come between the checkpoint and these
-                trainer.save_weights(start.step)
-                trainer.save_profiles(start.step)
+                weights, profiles = out / WEIGHTS, out / posthoc_ema.FOLDER
+                if not weights.exists() or tensor_header(weights).get("step") != str(start.step):
+                    trainer.save_weights(start.step)
+                if not checkpoint.path_of(profiles, start.step).exists():
+                    trainer.save_profiles(start.step)
         path = out / "metrics.jsonl"
         metrics = Metrics(path, start, ledger=ledger, processes=processes, sink=sink)
 
