@@ -39,9 +39,9 @@ def test_every_recipe_is_json_and_back_and_has_a_note_and_a_tiny_twin(name: str)
         ),
         (
             {"flow": {"objective": "ddpm"}},
-            "sample.solver heun cannot draw a model of flow.objective",
+            "sample.solver heun is not for objective ddpm",
         ),
-        ({"sample": {"solver": "ddim"}}, "sample.solver ddim cannot draw"),
+        ({"sample": {"solver": "ddim"}}, "sample.solver ddim is not for objective flow"),
         ({"optim": {"betas": [0.9]}}, "optim.betas is"),
         ({"optim": {"lr": 0}}, "optim.lr is 0.0; expected a number in .0, inf"),
         ({"model": {"width": 100, "heads": 3}}, "not a multiple of model.heads"),

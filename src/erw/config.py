@@ -237,10 +237,8 @@ class Run(Settings):
                     raise ConfigError(f"plan.align {term.name}: {problem}")
         solver, objective = self.sample.solver, self.flow.objective
         if (solver in ("ddpm", "ddim")) != (objective == "ddpm"):
-            raise ConfigError(
-                f"sample.solver {solver} cannot draw a model of flow.objective {objective}; "
-                "ddpm and ddim are the solvers of ddpm, the others those of flow"
-            )
+            which = "ddpm and ddim are for ddpm, the others for flow"
+            raise ConfigError(f"sample.solver {solver} is not for objective {objective}: {which}")
         if self.flow.direction and self.model.needs_token and self.model.class_token != "given":
             raise ConfigError("flow.direction is for latents, not with class tokens: set it 0")
         if objective == "ddpm" and self.model.needs_token:

@@ -37,7 +37,7 @@ def test_wrong_keys_are_listed(tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda s: s.update({"cls_projectors2.weight": torch.zeros(64, 2)}), "missing: cls_"),
-        (lambda s: s.pop("x_embedder.proj.weight"), "no layout that erw knows"),
+        (lambda s: s.pop("x_embedder.proj.weight"), "of no known layout"),
         (lambda s: s.pop("y_embedder.embedding_table.weight"), "y_embedder.embedding_table.weight"),
         (lambda s: s.update(pos_embed=torch.zeros(1, 15, 64)), "not the frozen table"),
         (lambda s: s.update(pos_embed=torch.zeros(1, 16, 64)), "not the frozen table"),

@@ -21,9 +21,8 @@ def ema(
         out: a .safetensors file; a folder for several widths; none: only say how well they mix.
     """
     if out and (Path(out).suffix == ".safetensors") != (len(sigma_rel) == 1):
-        raise ConfigError(
-            f"--out {out}: expected a .safetensors file for one width, a folder for several"
-        )
+        expected = "a .safetensors file for one width, a folder for several"
+        raise ConfigError(f"--out {out}: expected {expected}")
     for width in sigma_rel:
         average = posthoc_ema.reconstruct(run, width, step=step)
         error, count = average.mix.error, len(average.stored)

@@ -90,18 +90,10 @@ class Online(Cache):
 
 
 def write(
-    source: str | Path,
-    out: str | Path,
-    *,
-    vae: str,
-    encoders: Sequence[str] = (),
-    image_size: int,
-    class_token: bool = False,
-    flip: bool = False,
-    precision: str = "bfloat16",
-    seed: int = 0,
+    source: str | Path, out: str | Path, *, vae: str, encoders: Sequence[str] = (), image_size: int,
+    class_token: bool = False, flip: bool = False, precision: str = "bfloat16", seed: int = 0,
     **options: Any,
-) -> Online:
+) -> Online:  # fmt: skip
     """Make a folder that reads like a cache of these images but encodes while training.
 
     Arguments are those of `prepare`, networks by name; further `options` go to `open_source`.

@@ -22,23 +22,11 @@ from erw.log import say
 
 @world()
 def prepare(
-    source: Source | str | Path,
-    out: str | Path,
-    *,
-    vae: Any,
-    encoders: Sequence[Any] = (),
-    image_size: int,
-    batch_size: int = 64,
-    features: str | None = None,
-    class_token: bool = False,
-    flip: bool = False,
-    images: bool = False,
-    rows_per_shard: int = 1024,
-    precision: str = "float32",
-    seed: int = 0,
-    device: str = "cpu",
-    progress: bool = True,
-) -> Cache:
+    source: Source | str | Path, out: str | Path, *, vae: Any, encoders: Sequence[Any] = (),
+    image_size: int, batch_size: int = 64, features: str | None = None, class_token: bool = False,
+    flip: bool = False, images: bool = False, rows_per_shard: int = 1024,
+    precision: str = "float32", seed: int = 0, device: str = "cpu", progress: bool = True,
+) -> Cache:  # fmt: skip
     """Encode a source (see `open_source`) into a cache folder and open it.
 
     Running it again makes what is missing or damaged. Under torchrun each rank makes its share of
@@ -70,16 +58,10 @@ def prepare_builtin(
 
 @world()
 def add_encoders(
-    source: Source | str | Path,
-    out: str | Path,
-    *,
-    encoders: Sequence[Any],
-    features: str | None = None,
-    class_token: bool = False,
-    batch_size: int = 64,
-    device: str = "cpu",
-    progress: bool = True,
-) -> Cache:
+    source: Source | str | Path, out: str | Path, *, encoders: Sequence[Any],
+    features: str | None = None, class_token: bool = False, batch_size: int = 64,
+    device: str = "cpu", progress: bool = True,
+) -> Cache:  # fmt: skip
     """Add features of more encoders to a finished cache and open it.
 
     The cache stays readable meanwhile, and then is as if it had always had them. Running it again

@@ -55,9 +55,8 @@ class Writer:
                 continue
             if lacking.intersection(parts):
                 problem = f"{self.out}: shard {index} is damaged or unfinished"
-                raise CacheError(
-                    f"{problem}: make it again with the erw prepare of all its encoders"
-                )
+                again = "make it again with the erw prepare of all its encoders"
+                raise CacheError(f"{problem}: {again}")
             remove_partial(self.folder, [shard_file(index, part) for part in parts])
             if record:  # the images that have a row already
                 file, rows = self.folder / shard_file(index), record.shard.rows

@@ -35,8 +35,8 @@ class EfficientNetLite(PatchEncoder):
             raise ConfigError(f"{name} comes with its weights: leave ={weights} out")
         super().__init__(name, patch=STRIDE, stride=STRIDE // 2, side=side)
         network, tap = pretrained(name), LAST_BLOCK[name]
-        stem = _folded(network._conv_stem, network._bn0)
-        head = _folded(network._conv_head, network._bn1)
+        stem = _Conv(network._conv_stem, network._bn0)
+        head = _Conv(network._conv_head, network._bn1)
         blocks = [_Block(block) for block in network._blocks]
         self.trunk = nn.Sequential(stem, nn.ReLU6(), *blocks[: tap + 1])
         self.rest = nn.Sequential(*blocks[tap + 1 :], head, nn.ReLU6())
@@ -61,13 +61,24 @@ class EfficientNetLite(PatchEncoder):
         return self.trunk(((pixels - 127) / 128).contiguous(memory_format=torch.channels_last))
 
 
-def _folded(conv: Any, norm: Any) -> Any:
-    """The package's convolution, which pads as TensorFlow, with its batch norm folded in."""
-    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-    weight = conv.weight * gain.view(-1, 1, 1, 1)
-    conv.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
-    conv.bias = nn.Parameter(norm.bias - norm.running_mean * gain)
-    return conv
+class _Conv(nn.Module):
+    """A convolution with its batch norm folded in and TensorFlow's "same" padding."""
+
+    def __init__(self, conv: Any, norm: Any) -> None:
+        super().__init__()
+        gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+        weight = conv.weight * gain.view(-1, 1, 1, 1)
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+        self.bias = nn.Parameter(norm.bias - norm.running_mean * gain)
+        self.stride, self.groups = conv.stride[0], conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.weight.shape[-1]
+        padding = kernel // 2 if self.stride == 1 else 0
+        if self.stride > 1:  # the odd row and column go below and right
+            rows, columns = (max(0, (-(-n // 2) - 1) * 2 + kernel - n) for n in x.shape[-2:])
+            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
 
 
 class _Block(nn.Module):
@@ -77,9 +88,9 @@ class _Block(nn.Module):
         super().__init__()
         args, layers = block._block_args, []
         if args.expand_ratio != 1:
-            layers = [_folded(block._expand_conv, block._bn0), nn.ReLU6()]
-        layers += [_folded(block._depthwise_conv, block._bn1), nn.ReLU6()]
-        self.layers = nn.Sequential(*layers, _folded(block._project_conv, block._bn2))
+            layers = [_Conv(block._expand_conv, block._bn0), nn.ReLU6()]
+        layers += [_Conv(block._depthwise_conv, block._bn1), nn.ReLU6()]
+        self.layers = nn.Sequential(*layers, _Conv(block._project_conv, block._bn2))
         self.skip = args.id_skip and args.stride == 1 and args.input_filters == args.output_filters
 
     def forward(self, x: Tensor) -> Tensor:

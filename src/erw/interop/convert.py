@@ -46,10 +46,8 @@ def convert(
     time, flow = TIMES[layout], model.run.flow
     if time != TIMES[to]:
         choices = ", ".join(other for other in LAYOUTS if TIMES[other] == time)
-        raise CheckpointError(
-            f"{source} counts time {time}, {to} {TIMES[to]}; weights cannot say that: choose "
-            f"{choices}"
-        )
+        problem = f"{source} counts time {time}, {to} {TIMES[to]}"
+        raise CheckpointError(f"{problem}; weights cannot say that: choose {choices}")
     for name in OPTIONS:
         value, usual = getattr(model.run.model, name), getattr(Model, name)
         needed = to == "reg" and name == "class_token"
@@ -69,9 +67,8 @@ def _of_run(folder: Path) -> tuple[Trained, str, dict[str, Tensor]]:
     model = load(folder)
     run, net = model.run, model.net
     if run.flow.prediction != "velocity" or run.flow.path == "vp":
-        raise CheckpointError(
-            f"{folder} {', '.join(unusual(run.flow))}; the released layouts of its time do not"
-        )
+        what = ", ".join(unusual(run.flow))
+        raise CheckpointError(f"{folder} {what}; the released layouts of its time do not")
     if run.model.needs_token and not net.class_token:
         raise CheckpointError(f"{folder} works with representations; no released layout has them")
     layout = "reg" if net.class_token else "erw" if run.model.rope else "repa"

@@ -33,15 +33,9 @@ SOURCES = ("flow.py", "models/sit.py", "interop/exported/transformer.py")
 
 
 def export(
-    source: str | Path | Trained,
-    out: str | Path,
-    *,
-    format: str = "diffusers",
-    vae: str | None = None,
-    checkpoint: str | int = "last",
-    repo: str = "",
-    **options: Any,
-) -> Path:
+    source: str | Path | Trained, out: str | Path, *, format: str = "diffusers",
+    vae: str | None = None, checkpoint: str | int = "last", repo: str = "", **options: Any,
+) -> Path:  # fmt: skip
     """Write a model into the new folder `out`, whole or not at all.
 
     Args:
@@ -79,10 +73,8 @@ def export(
     if name != "none" and (format == "diffusers" or not known_vae(name)):
         decoder = load_vae(name)
         if decoder.channels != model.net.channels:
-            raise CheckpointError(
-                f"VAE {name} has {decoder.channels} latent channels, the model "
-                f"{model.net.channels}; name its own with vae="
-            )
+            both = f"{decoder.channels} latent channels, the model {model.net.channels}"
+            raise CheckpointError(f"VAE {name} has {both}; name its own with vae=")
         decoder = decoder.scaled(**model.scaling) if model.scaling else decoder
     tmp = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -103,13 +95,9 @@ def export(
 
 
 def push_to_hub(
-    source: str | Path | Trained,
-    repo: str,
-    *,
-    out: str | Path | None = None,
-    private: bool | None = None,
-    **options: Any,
-) -> str:
+    source: str | Path | Trained, repo: str, *, out: str | Path | None = None,
+    private: bool | None = None, **options: Any,
+) -> str:  # fmt: skip
     """Export a model and upload the folder as the repository `repo`; returns its address.
 
     Args:
@@ -123,18 +111,16 @@ def push_to_hub(
     """
     if not REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is no repository on the hub; expected owner/name")
-    if isinstance(source, Trained):
-        if out is None:
-            raise ConfigError("out= is missing: the folder in which a loaded model is exported")
-        folder = export(source, out, repo=repo, **options)
-    elif out is None and (Path(source).expanduser() / METADATA).is_file():
-        folder = Path(source).expanduser()
+    path = None if isinstance(source, Trained) else Path(source).expanduser().resolve()
+    if path is None and out is None:
+        raise ConfigError("out= is missing: the folder in which a loaded model is exported")
+    if path and out is None and (path / METADATA).is_file():
+        folder = path
         if options:
             raise ConfigError(f"{folder} is exported already; leave out {', '.join(options)}")
     else:
-        path = Path(source).expanduser().resolve()
-        name = path.name if path.is_dir() else path.stem
-        folder = export(source, out or path.parent / f"{name}-export", repo=repo, **options)
+        default = path and path.parent / f"{path.name if path.is_dir() else path.stem}-export"
+        folder = export(source, out or default, repo=repo, **options)  # type: ignore[arg-type]
     from huggingface_hub import HfApi
 
     try:

@@ -47,10 +47,8 @@ def starting_point(
     theirs, ours = model.run.flow, run.flow
     for name in ("objective", "prediction"):
         if getattr(ours, name) != getattr(theirs, name):
-            raise ConfigError(
-                f"flow.{name} is {getattr(ours, name)}, {model.source} has "
-                f"{getattr(theirs, name)}; leave it out, or choose a recipe that has it"
-            )
+            both = f"{getattr(ours, name)}, {model.source} has {getattr(theirs, name)}"
+            raise ConfigError(f"flow.{name} is {both}; leave it out, or choose a recipe with it")
     words = [model.origin or f"run {model.run.name} after {model.step} steps"]
     net, heads = copy.deepcopy(model.net), nn.ModuleList()
     if (table := dict(net.named_parameters()).get(TABLE)) is not None:

@@ -62,9 +62,8 @@ def detect_layout(
     if "transformer_blocks." in keys:
         return "diffusers-dit", "transformer_blocks.*"
     if "x_embedder.proj.weight" not in tensors:
-        raise CheckpointError(
-            f"{path} is of no layout that erw knows ({', '.join(LAYOUTS)}); it has {keys[:100]}"
-        )
+        known = ", ".join(LAYOUTS)
+        raise CheckpointError(f"{path} is of no known layout ({known}); it has {keys[:100]}")
     rope = "feat_rope.freqs_cos" in tensors
     repa = "erw" if rope else "repa"
     signs = (
@@ -82,10 +81,8 @@ def detect_layout(
             return layout, evidence
     same = ("erw", "lightningdit") if rope else ("sit", "repa")
     same = ("dit", "sit") if outputs_of(tensors) == 2 else same
-    raise CheckpointError(
-        f"{path} can be {same[0]} or {same[1]}, whose keys and shapes are the same and whose times "
-        f"are not; say layout={same[0]!r} or {same[1]!r}"
-    )
+    both = f"{same[0]} or {same[1]}, which differ in their times alone"
+    raise CheckpointError(f"{path} can be {both}; say layout={same[0]!r} or {same[1]!r}")
 
 
 def outputs_of(net: Mapping[str, Tensor]) -> int:

@@ -44,13 +44,9 @@ MOST_POSITIONS = 2**28  # numbers in the table of positions: far above any model
 
 
 def load_pretrained(
-    path: str | Path,
-    layout: str = "auto",
-    *,
-    projectors: bool = True,
-    device: torch.device | str = "cpu",
-    **options: Any,
-) -> Trained:
+    path: str | Path, layout: str = "auto", *, projectors: bool = True,
+    device: torch.device | str = "cpu", **options: Any,
+) -> Trained:  # fmt: skip
     """A released checkpoint of DiT, SiT, REPA, ERW, REG or LightningDiT as our model.
 
     Time and sign of SiT's and LightningDiT's files are turned into ours in their weights, which
@@ -116,12 +112,9 @@ def from_pretrained(
 
 
 def open_model(
-    path: str | Path,
-    *,
-    checkpoint: str | int = "last",
-    device: torch.device | str = "cpu",
+    path: str | Path, *, checkpoint: str | int = "last", device: torch.device | str = "cpu",
     **options: Any,
-) -> Trained:
+) -> Trained:  # fmt: skip
     """The model at a path: a run (whatever `erw.load` takes), an exported folder, or a released
     checkpoint, which `options` say how to read (see `load_pretrained`). Raises as those.
 
@@ -330,9 +323,8 @@ def alignment_heads(
         with torch.device("meta"):  # sizes from a file take no memory before they fit
             heads.append(PROJECTORS[kind](width, *(ends or (0, 0))))
     if problems := misfit(tensors, heads.state_dict()):
-        raise CheckpointError(
-            f"{source}: no three-layer projector ({problems}); leave it out by projectors=False"
-        )
+        what = f"no three-layer projector ({problems})"
+        raise CheckpointError(f"{source}: {what}; leave it out by projectors=False")
     heads.load_state_dict({k: v.float().clone() for k, v in tensors.items()}, assign=True)
     return heads
 

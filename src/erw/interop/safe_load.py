@@ -79,10 +79,8 @@ def _read_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged file can raise anything
         code = re.search(r"(?:GLOBAL|of type|function|class) ([\w.]+\.[\w.]+)", str(error))
         if code and isinstance(error, pickle.UnpicklingError):
-            raise CheckpointError(
-                f"{path} asks for {code[1]}, which is not weights and could run code; nothing of "
-                "it was run: take the bare state dict, or safetensors, from its source"
-            ) from error
+            danger = f"{code[1]}, which is not weights and could run code; nothing of it was run"
+            raise CheckpointError(f"{path} asks for {danger}: take safetensors") from error
         # torch's own text recommends loading the file unsafely.
         raise CheckpointError(
             f"{path} is truncated or no file of weights ({type(error).__name__}); get it again"

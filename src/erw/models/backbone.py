@@ -19,34 +19,20 @@ if TYPE_CHECKING:
 
 
 class Backbone(Protocol):
-    """A network that is trained and sampled; also an `nn.Module`.
+    """A network that is trained and sampled; also an `nn.Module`."""
 
-    Attributes:
-        latent_shape: of what it draws, (C, h, w), or (R,) for representations.
-        null_class: label that stands for none, the number of classes; 0: unconditional.
-        depth, width: blocks and channels of the tokens.
-        tokens: patch tokens; 0: it has none, and cannot be aligned.
-        class_token: channels of a class token that is denoised too, before the patches; 0: none.
-        representation: channels of what it is given in place of labels; 0: labels.
-    """
-
-    latent_shape: tuple[int, ...]
-    null_class: int
-    depth: int
-    width: int
-    tokens: int
-    class_token: int
-    representation: int
+    latent_shape: tuple[int, ...]  # of what it draws, (C, h, w), or (R,) for representations
+    null_class: int  # label that stands for none, the number of classes; 0: unconditional
+    depth: int  # blocks
+    width: int  # channels of the tokens
+    tokens: int  # patch tokens; 0: it has none, and cannot be aligned
+    class_token: int  # channels of a class token that is denoised too, before the patches; 0: none
+    representation: int  # channels of what it is given in place of labels; 0: labels
 
     def __call__(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        *,
-        tap: tuple[int, ...] = (),
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, tap: tuple[int, ...] = (),
         stop_at: int | None = None,
-    ) -> Tensor | Tapped:
+    ) -> Tensor | Tapped:  # fmt: skip
         """The prediction at x (B, *latent_shape), times t (B,) and labels y (B,).
 
         With `tap`, depths counted from 1, a `Tapped` with the tokens (B, T, D) after those blocks;

@@ -114,14 +114,9 @@ class SiT(nn.Module):
         return latents.unflatten(1, self.latent_shape), token
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        *,
-        tap: tuple[int, ...] = (),
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, tap: tuple[int, ...] = (),
         stop_at: int | None = None,
-    ) -> Tensor | Tapped:
+    ) -> Tensor | Tapped:  # fmt: skip
         """The velocity at x (B, C, H, W), times t (B,) and labels y (B,), None: the null class.
 
         With a class token, x and the velocity are rows of both; with a representation, y is (B, R).

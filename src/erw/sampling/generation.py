@@ -149,19 +149,11 @@ class Generation:
 
 
 def generate(
-    model: Trained,
-    seeds: Iterable[int],
-    labels: Labels = None,
-    *,
-    solver: str | None = None,
-    autoguidance: Trained | None = None,
-    compile: bool = False,
-    batch_size: int = 64,
-    vae: VAE | str | None = None,
-    decode: bool = True,
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
-    **sampler: Any,
-) -> Generation:
+    model: Trained, seeds: Iterable[int], labels: Labels = None, *, solver: str | None = None,
+    autoguidance: Trained | None = None, compile: bool = False, batch_size: int = 64,
+    vae: VAE | str | None = None, decode: bool = True,
+    precision: Literal["fp32", "bf16", "auto"] = "fp32", **sampler: Any,
+) -> Generation:  # fmt: skip
     """Sample `model` at the given seeds, lazily: iterate over the result or `collect()` it.
 
     Args:

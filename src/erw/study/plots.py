@@ -82,16 +82,10 @@ def style(theme: Theme) -> Any:
 
 
 def lines_figure(
-    lines: Sequence[Line],
-    theme: Theme,
-    *,
-    title: str,
-    label: str,
-    size: Size = (800, 400),
-    level: tuple[str, float] | None = None,
-    decorate: Callable[[Any], None] = lambda ax: None,
+    lines: Sequence[Line], theme: Theme, *, title: str, label: str, size: Size = (800, 400),
+    level: tuple[str, float] | None = None, decorate: Callable[[Any], None] = lambda ax: None,
     **look: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """Lines with a dot at each value (or another `look`), their names at their ends.
 
     `level` is a name and a value to compare with; `decorate` draws more on the axes.
@@ -184,14 +178,9 @@ def score_figure(
 
 
 def curve_figure(
-    runs: Runs,
-    group: str,
-    name: str,
-    theme: Theme = LIGHT,
-    *,
-    over: str = "flops",
+    runs: Runs, group: str, name: str, theme: Theme = LIGHT, *, over: str = "flops",
     size: Size = HALF,
-) -> Any:
+) -> Any:  # fmt: skip
     """A loss, weight or validation loss by name over a cost, the end of warm-up marked."""
     scale, label = cost_axis(runs, over)
     curves = [run.curve(group, name, over=over, scale=scale) for run in runs]

@@ -42,21 +42,15 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class Ledger:
-    """The cost of a run by step, a function of its plan and not of its history.
-
-    Attributes:
-        plan, batch_size: decide how many images each step sees.
-        rates: cost per image, in the order of steps; the last one goes on for ever.
-        teacher: FLOPs of all encoders' forward on one image. A cache encodes each image once, so it
-            is paid for the distinct images that steps with its features have used.
-        rows: images in the cache.
-    """
+    """The cost of a run by step, a function of its plan and not of its history."""
 
     plan: Plan
     batch_size: int
-    rates: tuple[Rate, ...]
+    rates: tuple[Rate, ...]  # cost per image, in the order of steps; the last goes on for ever
+    # FLOPs of all encoders' forward on one image. A cache encodes each image once, so it is paid
+    # for the distinct images that steps with its features have used.
     teacher: int
-    rows: int
+    rows: int  # images in the cache
 
     @classmethod
     def of(cls, run: Run, cache: Cache) -> "Ledger":

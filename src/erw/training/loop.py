@@ -50,16 +50,10 @@ class Result(NamedTuple):
 
 
 def train(
-    run: Run,
-    out: str | Path,
-    *,
-    at: Collection[int] = (),
-    evaluate: Callback | None = None,
-    objective: Objective | None = None,
-    init: Trained | None = None,
-    progress: Progress | None = None,
-    sink: Sink | None = None,
-) -> Result:
+    run: Run, out: str | Path, *, at: Collection[int] = (), evaluate: Callback | None = None,
+    objective: Objective | None = None, init: Trained | None = None,
+    progress: Progress | None = None, sink: Sink | None = None,
+) -> Result:  # fmt: skip
     """Train `run` in the folder `out`, going on from its newest checkpoint if it has one.
 
     Args:

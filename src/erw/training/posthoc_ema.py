@@ -25,11 +25,9 @@ FOLDER = "profiles"
 
 
 class Snapshot(NamedTuple):
-    """A file of averages of `t` updates after `step`."""
-
     path: Path
-    step: int
-    t: int
+    step: int  # of training
+    t: int  # updates in its averages
     sigma_rels: tuple[float, ...]
 
 

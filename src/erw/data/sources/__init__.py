@@ -87,7 +87,6 @@ def _open(paths: list[Path], files: Files | None, classes: str, columns: Sequenc
     elif not files and len(paths) == 1 and zipfile.is_zipfile(paths[0]):
         files = zipped(paths[0])
     if not files:
-        raise DataError(
-            f"{paths[0]} is neither a folder nor a zip, .npy, .npz, {', '.join(PACKED)}"
-        )
+        known = ", ".join(PACKED)
+        raise DataError(f"{paths[0]} is neither a folder nor a zip, .npy, .npz, {known}")
     return FileSource(files, classes=classes)
