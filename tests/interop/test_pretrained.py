@@ -42,7 +42,9 @@ def test_flow_models_in_our_convention(golden: Golden, tmp_path: Path, name: str
     data, _ = tensors(golden(file))
     path = save(peer(**options), tmp_path / "last.pt")
     if name in AMBIGUOUS:
-        with pytest.raises(CheckpointError, match=r"can be .* which differ in their times alone; say layout="):
+        with pytest.raises(
+            CheckpointError, match=r"can be .* which differ in their times alone; say layout="
+        ):
             load_pretrained(path, num_heads=4)
     model = load_pretrained(
         path, layout if name in AMBIGUOUS else "auto", num_heads=None if "rope" in options else 4
