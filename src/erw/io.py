@@ -133,9 +133,9 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
     """
     if path.exists():
         return path
-    by_hand = f"fetch {url} elsewhere and put it at {path}"
+    hint = f"fetch {url} elsewhere and put it at {path}"
     if os.environ.get("ERW_OFFLINE") == "1":
-        raise FileNotFoundError(f"{path.name} is not here and ERW_OFFLINE=1: {by_hand}")
+        raise FileNotFoundError(f"{path.name} is not here and ERW_OFFLINE=1: {hint}")
     import torch
 
     print(f"downloading {url} to {path}", file=sys.stderr, flush=True)
@@ -144,9 +144,9 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> Path:
             if not path.exists():  # another process may have fetched it meanwhile
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
     except (OSError, ValueError) as error:  # URLError, timeouts and refusals are OSErrors
-        raise FileNotFoundError(f"cannot download ({one_line(error)}): {by_hand}") from error
+        raise FileNotFoundError(f"cannot download ({one_line(error)}): {hint}") from error
     except RuntimeError as error:  # torch's word for another hash
-        raise DataError(f"{url} sent another file ({one_line(error)}): {by_hand}") from error
+        raise DataError(f"{url} sent another file ({one_line(error)}): {hint}") from error
     return path
 
 

@@ -27,7 +27,7 @@ class Read:
 def convert(
     source: Annotated[Positional[str], arg(metavar="IN")],
     out: Annotated[Positional[str], arg(metavar="OUT")],
-    how: Settings[Read],
+    read: Settings[Read],
     *,
     to: str,
 ) -> None:
@@ -38,4 +38,4 @@ def convert(
         out: a file; its ending picks the format.
         to: layout of the output: dit, diffusers-dit, sit, repa, erw, reg or lightningdit.
     """
-    print(f"{source}: {write(source, out, to=to, **asdict(how))}\n{out}: {to}")
+    print(f"{source}: {write(source, out, to=to, **asdict(read))}\n{out}: {to}")

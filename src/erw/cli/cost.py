@@ -89,7 +89,7 @@ def account(run: Run) -> tuple[Run, Network, Ledger, str]:
         run = resolve(run, cache)
         dims = {name: spec.dim for name, spec in cache.features.items()}
         ledger = Ledger.of(run, cache)
-        origin = f"by the cache {cache.where}, {len(cache):,} images, VAE {cache.vae['name']}"
+        origin = f"by the cache {cache.address}, {len(cache):,} images, VAE {cache.vae['name']}"
     with torch.device("meta"):
         net = build_network(run, dims)
     spent = ledger.spent(run.steps)

@@ -14,7 +14,7 @@ from erw.interop.export import push_to_hub
 
 def export(
     source: Annotated[Positional[str], arg(metavar="SOURCE")],
-    how: Settings[Read],
+    read: Settings[Read],
     *,
     out: str | None = None,
     format: str = "diffusers",
@@ -36,7 +36,7 @@ def export(
         private: the new repository is private.
     """
     # An exported folder and a run refuse options that they do not need: only what was given.
-    options = {name: value for name, value in asdict(how).items() if value != getattr(Read, name)}
+    options = {name: value for name, value in asdict(read).items() if value != getattr(Read, name)}
     given = {"format": format, "vae": vae, "checkpoint": checkpoint}
     options |= {k: v for k, v in given.items() if v not in ("", "diffusers", "last")}
     if push:

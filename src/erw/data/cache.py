@@ -65,7 +65,7 @@ class Batch(NamedTuple):
 class Part(NamedTuple):
     """One prepared folder or URL. `local` gives the path of one of its files on this machine."""
 
-    where: str
+    address: str
     manifest: Manifest
     identity: str
     local: Callable[[File], Path]
@@ -144,8 +144,8 @@ class Cache:
     def __init__(self, parts: Sequence[Part]) -> None:
         manifest = parts[0].manifest
         self.parts, self.manifest, self.spec = tuple(parts), manifest, manifest.spec
-        self.where = " ".join(part.where for part in parts)  # for messages
-        self.path = Path(parts[0].where)
+        self.address = " ".join(part.address for part in parts)  # for messages
+        self.path = Path(parts[0].address)
         named = (name for part in parts for name in part.manifest.class_names)
         self.class_names = tuple(dict.fromkeys(named))
         self.num_classes = len(self.class_names)
@@ -162,7 +162,7 @@ class Cache:
             if bool(manifest.class_names) != bool(part.manifest.class_names):
                 changed.append("only one of them has classes")
             if changed:
-                both = f"{parts[0].where} and {part.where} cannot be read as one cache"
+                both = f"{parts[0].address} and {part.address} cannot be read as one cache"
                 raise CacheError(f"{both}: {', '.join(changed)}; prepare one of them again")
         self._columns = {k: v for group in self.spec.columns().values() for k, v in group.items()}
         self._columns["label"] = ("int64", ())  # numbers of the classes of all caches
@@ -184,7 +184,7 @@ class Cache:
             return Online(Path(paths[0]).expanduser())
         cache = Cache([open_part(one) for one in paths])
         for part in cache.parts:
-            for file in part.manifest.files if "://" not in part.where else ():
+            for file in part.manifest.files if "://" not in part.address else ():
                 path = part.local(file)
                 size = path.stat().st_size if path.is_file() else 0
                 if size != file.bytes:
@@ -203,10 +203,10 @@ class Cache:
 
     def __repr__(self) -> str:
         encoders = ", ".join(self.features) or "no features"
-        return f"Cache({self.where!r}: {len(self)} rows, {self.vae['name']}, {encoders})"
+        return f"Cache({self.address!r}: {len(self)} rows, {self.vae['name']}, {encoders})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Cache.open, ([part.where for part in self.parts],)
+        return Cache.open, ([part.address for part in self.parts],)
 
     def read(
         self, indices: Rows, *, features: Sequence[str] = (), token: str = "",
@@ -261,7 +261,7 @@ class Cache:
         rows = index - np.concatenate([[0], self._ends])[numbers]
         variants = np.zeros_like(index) if flipped is None else flipped.astype(np.int64)
         places = list(zip(numbers.tolist(), rows.tolist(), variants.tolist(), strict=True))
-        if "://" in self.where:
+        if "://" in self.address:
             with ThreadPoolExecutor(DOWNLOADS) as pool:
                 list(pool.map(lambda n: [self._column(n, k) for k in names], set(numbers.tolist())))
         columns = {}
@@ -308,7 +308,7 @@ class Cache:
 
     def _lacks(self, content: str, option: str) -> None:
         make = f"make one with erw prepare IMAGES --out OTHER_DIR {option}"
-        raise CacheError(f"cache {self.where} holds {content}: {make}")
+        raise CacheError(f"cache {self.address} holds {content}: {make}")
 
     def _column(self, number: int, name: str) -> Tensor:
         """A column of a shard, rows first, mapped; its pages are read when they are touched."""
@@ -324,7 +324,7 @@ class Cache:
                 table = torch.tensor([numbers[name] for name in names] or [0])
                 if len(bad := label[(label < 0) | (label >= len(table))]):
                     wrong = f"label {int(bad[0])} but {len(names)} classes"
-                    raise CacheError(f"cache {part.where} has {wrong}: {AGAIN}")
+                    raise CacheError(f"cache {part.address} has {wrong}: {AGAIN}")
                 new["label"] = table[label]
             mapped |= new
         return mapped[name]

@@ -7,7 +7,7 @@ from erw.encoders import efficientnet, moco, own, vits
 from erw.encoders.base import Encoder
 from erw.errors import ConfigError, nearest
 
-# name -> load(name, side=, weights=); of a family that is known, an encoder is a line in `vits.HUB`
+# name -> load(name, side=, weights=); of a known family, an encoder is a line in hub.toml
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     **dict.fromkeys(efficientnet.LAST_BLOCK, efficientnet.EfficientNetLite),
     **dict.fromkeys(vits.HUB, vits.VisionTransformer),

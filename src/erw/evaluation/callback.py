@@ -69,8 +69,8 @@ def scoring(run: Run, out: str | Path, *, say: Say = lambda text: None) -> Callb
         best = options.keep_best and keep_if_best(Path(out) / BEST, model, scores)
         text = ", ".join(f"{name} {value:.4g}" for name, value in scores.values.items())
         say(f"step {step}: {text} of {options.samples} samples" + ", the best so far" * best)
-        how = scores.to_dict()
-        line = {"kind": "eval", "values": how.pop("values"), "best": best, "how": how}
+        meta = scores.to_dict()
+        line = {"kind": "eval", "values": meta.pop("values"), "best": best, "how": meta}
         return [line | {"eval_seconds": time.monotonic() - began}]
 
     return score
@@ -187,7 +187,7 @@ def _held_out(run: Run, cache: Cache) -> Callable[[range, torch.device], Batch]:
         raise ConfigError("an rdm has no latents to validate on: leave eval.loss at 0")
     if name is None:
         names = () if run.model.needs_token else cache.class_names  # only a cache has tokens
-        missing = f"eval.heldout is missing: give a cache of other images, made as {cache.where}"
+        missing = f"eval.heldout is missing: give a cache of other images, made as {cache.address}"
         sizes = {"size": cache.image_size, "count": count}
         source: Any = reference_images(None, names, missing=missing, **sizes)
 
@@ -208,7 +208,7 @@ def _held_out(run: Run, cache: Cache) -> Callable[[range, torch.device], Batch]:
         f"{len(other)} images instead of {count}": len(other) >= count,
     }
     if wrong := [what for what, good in fits.items() if not good]:
-        raise ConfigError(f"eval.heldout {name} has {wrong[0]}: prepare it as {cache.where}")
+        raise ConfigError(f"eval.heldout {name} has {wrong[0]}: prepare it as {cache.address}")
     token = network.token_encoder(run, cache) if run.model.needs_token else ""
     spread = np.arange(count) * len(other) // count  # a cache may be sorted by class
     other.vae = cache.vae  # a cache may have measured its own scaling

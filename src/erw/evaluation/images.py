@@ -134,7 +134,7 @@ def _(generation: Generation) -> ImageSet:
 
 @opened.register
 def _(cache: Cache) -> ImageSet:
-    name, size = Path(cache.where).name, (cache.image_size, cache.image_size)
+    name, size = Path(cache.address).name, (cache.image_size, cache.image_size)
     return ImageSet(name, len(cache), cache.identity, size, _by_rows(cache.images))
 
 

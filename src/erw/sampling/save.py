@@ -54,8 +54,8 @@ def write(
             raise DataError(f"{folder}: seed {seed} has label {old}, now it is {labels[seed]}")
     if progress and world.first:
         progress(len(done))
-    mine = range(world.rank, len(generation), world.size)
-    for samples in generation.rows([i for i in mine if generation.seeds[i] not in done]):
+    share = range(world.rank, len(generation), world.size)
+    for samples in generation.rows([i for i in share if generation.seeds[i] not in done]):
         assert samples.images is not None, "it has a VAE"
         for i, seed in enumerate(samples.seeds):
             info = PngInfo()

@@ -130,7 +130,7 @@ def resolve(run: Run, cache: Cache) -> Run:
     }
     for name, value in decided.items():
         if (setting := getattr(run.model, name)) not in (None, value):
-            problem = f"model.{name} is {setting}, but the cache {cache.where} has {value}"
+            problem = f"model.{name} is {setting}, but the cache {cache.address} has {value}"
             raise ConfigError(f"{problem}; leave it out to take the cache's")
     features = _features(run, cache, token)
     model = dataclasses.replace(run.model, **decided)
@@ -146,7 +146,9 @@ def _features(run: Run, cache: Cache, token: str) -> tuple[str, ...]:
     if not encoders:
         return ()
     if not (run.data.features or cache.features):
-        raise ConfigError(f"the plan aligns, but {cache.where} has no features: prepare --encoders")
+        raise ConfigError(
+            f"the plan aligns, but {cache.address} has no features: prepare --encoders"
+        )
     denoised = run.model.class_token == "denoised"
     named = dict.fromkeys(name for name in encoders if name)
     default = (token,) if denoised else named if all(encoders) else cache.features
@@ -162,7 +164,7 @@ def token_encoder(run: Run, cache: Cache) -> str:
     """The encoder whose class token the run reads. Raises as `resolve`."""
     names = [name for name, spec in cache.features.items() if spec.class_dim]
     if len(names) > 1 and not run.data.class_token:
-        problem = f"the cache {cache.where} has class tokens of {', '.join(names)}"
+        problem = f"the cache {cache.address} has class tokens of {', '.join(names)}"
         raise ConfigError(f"{problem}; choose one with --data.class_token")
     name = run.data.class_token or next(iter(names or cache.features), "dinov2-b")
     cache.require(token=name)

@@ -51,7 +51,7 @@ def claim(
         if before["erw"].startswith("0.1."):
             different.append(f"erw {before['erw']}, which read images in another order")
         elif before["cache"]["identity"] != cache.identity:
-            different.append(f"the contents of data.cache {cache.where}")
+            different.append(f"the contents of data.cache {cache.address}")
         starts = [record.get("init") or {} for record in (before, recipe)]
         if starts[0].get("identity") != starts[1].get("identity"):
             sources = [start.get("source", "fresh weights") for start in starts]

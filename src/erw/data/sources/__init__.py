@@ -65,7 +65,7 @@ def open_source(
         if packed:
             name, paths, files = path.name, [path / key for key in packed], None
     elif not path.exists():
-        paths = [Path(found) for found in sorted(glob(str(path)))]
+        paths = [Path(match) for match in sorted(glob(str(path)))]
     if not paths:
         raise FileNotFoundError(f"no images at {path} (built-in sets: {', '.join(BUILT_IN)})")
     source = _open(sorted(paths), files, classes, columns)

@@ -65,5 +65,5 @@ def _fetched(repo: str, revision: str, files: Any, *, reason: Exception | None =
         return Path(snapshot_download(repo, repo_type="dataset", allow_patterns=files, **options))
     except Exception as error:
         what = f"cannot be fetched ({type(reason or error).__name__}: {one_line(reason or error)})"
-        how = "connect, log in, or download it elsewhere and give its folder"
-        raise DataError(f"data set {repo} on the Hugging Face hub {what}; {how}") from error
+        hint = "connect, log in, or download it elsewhere and give its folder"
+        raise DataError(f"data set {repo} on the Hugging Face hub {what}; {hint}") from error

@@ -181,15 +181,15 @@ def _of_folders(files: Files, images: Sequence[str], rule: str) -> list[str] | N
     paths = [files.inside(key) for key in images]
     if not any("/" in path for path in paths) and paths != list(images):  # flat archives
         if rule == "auto":
-            how = "give --classes folders to make each archive a class, or --classes none for none"
-            raise DataError(f"archives such as {files.root} hold no labels or folders: {how}")
+            hint = "give --classes folders to make each archive a class, or --classes none for none"
+            raise DataError(f"archives such as {files.root} hold no labels or folders: {hint}")
         paths = [key.replace(".tar/", "/") for key in images]
     parents = [path.split("/")[:-1] for path in paths]
     if not any(parents):
         return None
     if loose := parents.count([]):
-        how = "move them into one, or take all without labels with --classes none"
-        raise DataError(f"{files.root} holds {loose} images beside class folders: {how}")
+        hint = "move them into one, or take all without labels with --classes none"
+        raise DataError(f"{files.root} holds {loose} images beside class folders: {hint}")
     if rule == "leaf":
         return ["/".join(parts) for parts in parents]
     depth = 0  # of the outermost folders with siblings: a wrapper such as data/ has none

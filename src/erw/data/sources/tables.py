@@ -95,8 +95,8 @@ def _columns(
     usual = [name for name in _COLUMNS if name in names] or pictures[: len(pictures) == 1]
     image = (*columns[:1], *usual, None)[0]
     if missing := [name or "image" for name in (image, *columns) if name not in names]:
-        how = f"found {', '.join(names)}; name the image and the label column with --columns"
-        raise DataError(f"{path} has no column {missing[0]}: {how}")
+        hint = f"found {', '.join(names)}; name the image and the label column with --columns"
+        raise DataError(f"{path} has no column {missing[0]}: {hint}")
     kind = schema.field(image).type
     if not re.match(_CELLS, str(kind)):
         what = f"image column {image} has type {kind}, expected bytes or a path"
