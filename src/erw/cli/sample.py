@@ -62,7 +62,9 @@ def generation_of(model: Trained, draw: Draw) -> Generation:
     device = current().device
     labels: Any = draw.labels
     if labels not in (None, "random"):
-        numbers = [_label(text.strip(), model.class_names) for text in labels.split(",")]
+        names = model.class_names
+        texts = [labels] if labels in names else labels.split(",")  # a name may have a comma
+        numbers = [_label(text.strip(), names) for text in texts]
         labels = numbers[0] if len(numbers) == 1 else numbers
     same = [field.name for field in fields(Sample)] + ["batch_size", "precision", "compile", "vae"]
     return generate(
@@ -86,6 +88,14 @@ def seeds_of(text: str) -> list[int]:
 
 
 def _label(text: str, names: Sequence[str]) -> int:
-    if not text.isdecimal() and text not in names:
-        raise ConfigError(f"--labels: no class {text!r}{nearest(text, names)}")
-    return int(text) if text.isdecimal() else names.index(text)
+    """A class by its name, else by its number; #2 is a number in any case."""
+    number = text.removeprefix("#")
+    if text not in names:
+        if not number.isdecimal():
+            raise ConfigError(f"--labels: no class {text!r}{nearest(text, names)}")
+        return int(number)
+    label = names.index(text)
+    if text.isdecimal() and label != int(text) < len(names):
+        both = f"the name of class #{label} and the number of {names[int(text)]!r}"
+        raise ConfigError(f"--labels: {text} is {both}: give #{label} or #{text}")
+    return label

@@ -39,7 +39,7 @@ def decode(data: bytes) -> np.ndarray:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"more than {_MOST_PIXELS} pixels")
             image.load()
-            pixels = _to_rgb(image)
+            pixels = _to_rgb(image, data[24] if image.format == "PNG" else 8)
             with contextlib.suppress(Exception):  # an EXIF block that cannot be read turns nothing
                 pixels = pixels.transpose(_TURNS[image.getexif()[0x0112]])
             return np.asarray(pixels)
@@ -49,16 +49,23 @@ def decode(data: bytes) -> np.ndarray:
         raise Unreadable(f"cannot be used ({one_line(error)})") from error
 
 
-def _to_rgb(image: Any) -> Any:
+def _to_rgb(image: Any, bits: int) -> Any:
+    """`bits`: of a PNG's sample, in which its transparent colour is given."""
     from PIL import Image
 
+    key = image.info.get("transparency")
     # Mode I is 16-bit too in these formats: Pillow scales a PGM of any depth to 0..65535.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         depth = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # of a TIFF
-        samples = np.asarray(image).astype(np.int64) >> (depth - 8)
-        return Image.fromarray(samples.clip(0, 255).astype(np.uint8)).convert("RGB")
+        samples = np.asarray(image).astype(np.int64)
+        samples = np.where(samples == key, 255, samples >> (depth - 8)).clip(0, 255)
+        return Image.fromarray(samples.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"32-bit samples (Pillow mode {image.mode}), whose range is not known")
+    if isinstance(key, tuple) and bits == 16:
+        raise ValueError("a transparent colour of 16 bits, of which Pillow reads 8: save RGBA")
+    if isinstance(key, int) and bits < 8 and image.mode in ("1", "L"):
+        image.info["transparency"] = key * 255 // (2**bits - 1)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         canvas = Image.new("RGBA", image.size, (*WHITE, 255))
         return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")

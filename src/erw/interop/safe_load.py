@@ -20,8 +20,10 @@ from erw.errors import CheckpointError
 from erw.io import load_tensors
 
 Which = Literal["ema", "model"]
-WRAPPERS = {"ema": ("ema", "model", "state_dict"), "model": ("model", "state_dict", "ema")}
-PREFIXES = ("module.", "_orig_mod.")
+PLAIN = ("model", "state_dict")
+WRAPPERS = {"ema": ("ema", "model_ema", *PLAIN), "model": (*PLAIN, "ema", "model_ema")}
+PREFIXES = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module)\.")  # of DDP and others
+NO_WEIGHTS = (b"<!doctype", b"<html", b"version https://git-lfs")
 FOLDER_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -49,7 +51,11 @@ def read_weights(
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     with path.open("rb") as file:  # eight bytes of header length, then the header's brace
-        safetensors = path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+        head = file.read(40)
+    if head.lstrip().lower().startswith(NO_WEIGHTS):
+        problem = f"{path} is a web page or a git-lfs pointer, not weights"
+        raise CheckpointError(f"{problem}: download the file itself (git lfs pull)")
+    safetensors = path.suffix == ".safetensors" or head[8:9] == b"{"
     content, settings = load_tensors(path) if safetensors else (_read_pickle(path), {})
     weights = _unwrap(content, path, which, settings)
     size = sum(t.numel() * t.element_size() for t in weights.values())
@@ -88,8 +94,8 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unwrap(content: Any, path: Path, which: Which, settings: dict[str, Any]) -> dict[str, Tensor]:
-    """The requested state dict, without the prefixes that DDP and torch.compile add; what is saved
-    with it goes into `settings`."""
+    """The requested state dict, without the `PREFIXES` of wrappers; what is saved with it goes into
+    `settings`."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, no weights by name")
     for name in ("args", "config"):
@@ -100,11 +106,7 @@ def _unwrap(content: Any, path: Path, which: Which, settings: dict[str, Any]) ->
             break
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} holds no state dict: {str(list(content))[:80]}")
-    tensors = {str(name): value.detach() for name, value in content.items()}
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
-    return tensors
+    return {PREFIXES.sub("", str(name)): value.detach() for name, value in content.items()}
 
 
 def _plain(values: Any) -> dict[str, Any]:

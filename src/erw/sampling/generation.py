@@ -180,6 +180,8 @@ def generate(
     sample = Sample(solver=solver, **sampler)
     seeds = tuple(int(seed) for seed in seeds)
     _check(model, sample, autoguidance, decode=decode)
+    if not all(0 <= seed < 2**63 for seed in seeds):
+        raise ConfigError("seeds are numbers from 0 to 2**63 - 1")
     if not seeds or batch_size < 1:
         raise ConfigError(f"no seeds, or batch_size {batch_size}: give at least 1 of each")
     chosen, rule = labels_of(labels, seeds, model.num_classes)

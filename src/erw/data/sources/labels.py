@@ -1,5 +1,7 @@
 """Which class an image belongs to: every rule by which labels are found, in one place."""
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +19,7 @@ from erw.errors import DataError, raised_as
 Labels = tuple[tuple[str, ...], np.ndarray]  # names of classes; each image's number, int32 (N,)
 
 CLASSES = ("auto", "folders", "leaf", "none")
-TABLE = "dataset.json"
+TABLES = ("dataset.json", "metadata.csv", "metadata.jsonl")
 # Names that mean a label, the likeliest first.
 USUAL = ("label", "labels", "fine_label", "cls")
 _OTHERS = "class class_id class_label category category_id target targets y coarse_label arr_1"
@@ -88,7 +90,7 @@ def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
     notes, sides = list[str](), _samples(files, images)
     images = list(sides) or images
     used = {*images, *sides.values()}
-    rest = [key for key in files.entries if key not in used and basename(key) != TABLE]
+    rest = [key for key in files.entries if key not in used and basename(key) not in TABLES]
     if rest:
         kinds = Counter(ending(key) or "no ending" for key in rest).most_common(3)
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds)
@@ -127,17 +129,33 @@ def _samples(files: Files, images: Sequence[str]) -> dict[str, str | None]:
     if not kind or (kind == ".json" and _label(files, last[kind]) is None):
         return {}
     sides = {splitext(key)[0]: key for key in files.entries if ending(key) == kind}
+    groups = [Counter(map(sample, keys)) for keys in (images, sides.values())]
+    by_sample = {sample(key): key for key in sides.values()}
     pairs = {image: sides.get(splitext(image)[0]) for image in images}
+    for image in images:  # 0.input.png and 0.output.cls are a pair too
+        if pairs[image] is None and all(group[sample(image)] == 1 for group in groups):
+            pairs[image] = by_sample[sample(image)]
     labelled = {sample(image) for image, side in pairs.items() if side}
     return {image: side for image, side in pairs.items() if side or sample(image) not in labelled}
 
 
 def _parsed(files: Files, key: str) -> Any:
-    """What a file with labels holds: a number in .cls, else JSON."""
+    """What a file with labels holds: a number in .cls, a table in .csv and .jsonl, else JSON."""
     kind = ending(key)[1:].upper()
     with raised_as(DataError, f"{files.location(key)} is not readable as {kind}"):
         text = files.read(key).decode("utf-8-sig")
-        return int(text) if kind == "CLS" else json.loads(text)
+        if kind not in ("CSV", "JSONL"):
+            return int(text) if kind == "CLS" else json.loads(text)
+        if kind == "CSV":
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if not rows or not (label := label_name(list(rows[0]))):
+            return {}
+        values = [row[label] for row in rows]
+        if kind == "CSV" and all(value.isdecimal() for value in values):
+            values = list(map(int, values))
+        return {"labels": list(zip([row["file_name"] for row in rows], values, strict=True))}
 
 
 def _label(files: Files, key: str) -> Any:
@@ -149,14 +167,14 @@ def _label(files: Files, key: str) -> Any:
 def _of_tables(
     files: Files, images: Sequence[str], notes: list[str]
 ) -> tuple[list[Any] | None, list[str]]:
-    """Values and class names of dataset.json (edm2, REPA)."""
+    """Values and class names of dataset.json (edm2, REPA), metadata.csv and .jsonl (`datasets`)."""
     known, names, used = dict[str, Any](), list[str](), ""
-    for key in (key for key in files.entries if basename(key) == TABLE):
+    for key in (key for key in files.entries if basename(key) in TABLES):
         place, table = files.location(key), _parsed(files, key)
         if not isinstance(table, dict) or "labels" not in table:
             notes.append(f"{place} names no labels and is left alone")
             continue
-        used, base, rows = place, key.removesuffix(TABLE), table["labels"]
+        used, base, rows = place, key.removesuffix(basename(key)), table["labels"]
         with raised_as(DataError, f'{place}: expected "labels": null or a list of [path, label]'):
             if rows in ([], {}):
                 raise ValueError("none")
