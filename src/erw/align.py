@@ -154,16 +154,9 @@ class Aligned(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        at: str,
-        width: int,
-        dim: int | Sequence[int],
-        hidden: int = 2048,
-        loss: AlignLoss = cosine,
-        select: Callable[[Any], Tensor] | None = None,
-    ) -> None:
+        self, model: nn.Module, *, at: str, width: int, dim: int | Sequence[int],
+        hidden: int = 2048, loss: AlignLoss = cosine, select: Callable[[Any], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.at, self.loss = model, at, loss
         self.select = select or _image_tokens
@@ -171,13 +164,9 @@ class Aligned(nn.Module):
         self.projectors = nn.ModuleList(Projector(width, hidden, d) for d in dims)
 
     def forward(
-        self,
-        *args: Any,
-        targets: Tensor | Sequence[Tensor] | None = None,
-        at: str | None = None,
-        stop: bool = False,
-        **kwargs: Any,
-    ) -> AlignedOutput:
+        self, *args: Any, targets: Tensor | Sequence[Tensor] | None = None, at: str | None = None,
+        stop: bool = False, **kwargs: Any,
+    ) -> AlignedOutput:  # fmt: skip
         if targets is None:
             return AlignedOutput(self.model(*args, **kwargs), None)
         path, tapped, learning = at or self.at, list[Tensor](), torch.is_grad_enabled()

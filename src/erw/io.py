@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from erw.errors import CheckpointError, DataError, one_line
+from erw.errors import CheckpointError, DataError, one_line, raised_as
 
 Tensors = Mapping[str, Any]  # of torch.Tensor; torch is imported where it is used
 
@@ -48,6 +48,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value, indented, whole or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError for a file with anything else."""
+    content = path.read_bytes()
+    with raised_as(CheckpointError, f"{path} is no JSON object"):
+        return dict(json.loads(content).items())
 
 
 def remove_partial(folder: Path, names: Container[str]) -> None:

@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from erw.cli import VERBS, main
+from erw.cli.sample import label_number
 from erw.data.cache import Cache
+from erw.errors import ConfigError
 
 TINY = ["--steps", "4", "--log.every", "1", "--plan.warmup", "2"]
 
@@ -419,3 +421,13 @@ def test_a_bug_keeps_its_traceback(erw: Erw, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("erw.recipes.names", lambda: [][0])
     said = erw("show")
     assert said.code == 1 and "Traceback" in said.err and "bug" in said.err.splitlines()[-1]
+
+
+def test_a_label_is_a_name_first_and_two_meanings_are_refused() -> None:
+    names = ("0", "1", "10", "2", "cat", "11")
+    assert [label_number(text, names) for text in ("0", "1", "10", "11", "cat")] == [0, 1, 2, 5, 4]
+    assert [label_number(f"#{n}", names) for n in range(6)] == list(range(6))
+    assert label_number("3", names) == 3  # a number alone
+    with pytest.raises(ConfigError, match="give #3 or #2"):
+        label_number("2", names)
+    assert label_number("7", ()) == 7

@@ -147,3 +147,40 @@ def test_any_shape_gives_a_square(shape: tuple[int, int]) -> None:
 def test_a_thread_of_pixels_cannot_fill_the_memory() -> None:
     with pytest.raises(Unreadable, match="too long and thin"):
         crop(np.zeros((1, 60_000, 3), np.uint8), 256)
+
+
+def keyed(bits: int, samples: list[int], key: int, *, rgb: bool = False) -> bytes:
+    """A PNG of one row in grey, or RGB with equal channels, of which `key` is transparent."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        end = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + end
+
+    channels = 3 if rgb else 1
+    values = [sample for sample in samples for _ in range(channels)]
+    row = sum(value << bits * i for i, value in enumerate(reversed(values)))
+    size = len(values) * bits
+    packed = (row << -size % 8).to_bytes(-(-size // 8), "big")
+    header = struct.pack(">IIBBBBB", len(samples), 1, bits, 2 if rgb else 0, 0, 0, 0)
+    parts = {
+        b"IHDR": header, b"tRNS": struct.pack(">H", key) * channels,
+        b"IDAT": zlib.compress(b"\0" + packed), b"IEND": b"",
+    }  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_is_meant_at_its_depth(bits: int) -> None:
+    """Only its own value becomes white, of 16 bits not one that is equal in the upper eight."""
+    most = 2**bits - 1
+    samples = [0, 1, most] if bits < 8 else [0, 0x51, most] if bits == 8 else [0x5100, 0x51FF, most]
+    key = samples[0] if bits == 16 else samples[1]
+    expected = [255 if sample == key else sample * 255 // most for sample in samples]
+    assert decode(keyed(bits, samples, key))[0, :, 0].tolist() == expected
+
+
+def test_a_transparent_colour_of_16_bits_is_refused() -> None:
+    with pytest.raises(Unreadable, match="transparent colour of 16 bits"):
+        decode(keyed(16, [0x1234, 0x12FF], 0x1234, rgb=True))
+    white = decode(keyed(8, [0x12, 0x13], 0x12, rgb=True))[0, :, 0]
+    assert white.tolist() == [255, 0x13]

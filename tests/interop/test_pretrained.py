@@ -284,3 +284,48 @@ def test_numpy_positions_are_ours() -> None:
     table = np.concatenate([f(half) for half in halves for f in (np.sin, np.cos)], axis=1)
     net = SiT(**SIZE | {"input_size": 32})
     np.testing.assert_allclose(net.pos_embed[0].numpy(), table, atol=1e-6)
+
+
+def test_a_label_table_without_a_row_for_no_class(tmp_path: Path) -> None:
+    """All classes are there, none is taken for "no class", guidance is refused; the bits stay."""
+    state, args = peer(num_classes=9), argparse.Namespace(num_classes=10, enc_type="dinov2-vit-b")
+    path = save({"ema": state, "args": args}, tmp_path / "a.pt")
+    model = load_pretrained(path, num_heads=4)
+    assert model.num_classes == 10
+    y = torch.tensor([9])
+    table = model.net.y_embedder.embedding_table.weight
+    assert torch.equal(table[y], state["y_embedder.embedding_table.weight"][y])
+    assert generate(model, [0], 9, steps=2, decode=False).collect().latents.isfinite().all()
+    with pytest.raises(ConfigError, match="without label dropout"):
+        generate(model, [0], 9, guidance=2.0, decode=False)
+    convert(path, tmp_path / "b.pt", to="repa", num_heads=4)
+    same(torch.load(tmp_path / "b.pt", weights_only=True), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_in_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {k: v.to(dtype) for k, v in peer(projector=True, rope=True).items()}
+    model = load_pretrained(save(state, tmp_path / "a.pt"))
+    for name, parameter in model.net.named_parameters():
+        assert torch.equal(parameter, state[name].float()), name
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "module.{}",
+        "_orig_mod.{}",
+        "_orig_mod.module.{}",
+        "module._orig_mod._fsdp_wrapped_module.{}",
+    ],
+)
+def test_prefixes_of_wrappers_and_the_other_name_of_the_average(
+    tmp_path: Path, wrapped: str
+) -> None:
+    state = peer(projector=True)
+    deep = {k.replace("blocks.1.", "blocks.1._orig_mod."): v for k, v in state.items()}
+    other = {name: torch.zeros_like(value) for name, value in state.items()}
+    both = {"model": other, "model_ema": {wrapped.format(k): v for k, v in deep.items()}}
+    model = load_pretrained(save(both, tmp_path / "a.pt"), num_heads=4)
+    for name, parameter in model.net.named_parameters():
+        assert torch.equal(parameter, state[name]), name

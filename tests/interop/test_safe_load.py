@@ -84,7 +84,7 @@ def test_noise_is_no_file_of_weights(tmp_path: Path) -> None:
         path.write_bytes(bytes(torch.randint(256, (500,)).tolist()))
         refused(path)
     path.write_text("<html>404</html>")
-    refused(path, "get it again")
+    refused(path, "web page")
 
 
 def repacked(path: Path, *, compress: int, grow: bytes = b"") -> None:
@@ -198,3 +198,14 @@ def test_a_file_is_written_whole_or_not_at_all(
         write_weights({"a": torch.zeros(1)}, path, {})
     assert os.listdir(tmp_path) == ["w.pt"]
     assert read_weights(path)[0].keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize(
+    "text",
+    ["version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "\n<!DOCTYPE html><p>"],
+)
+def test_what_came_in_place_of_weights_is_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match="a web page or a git-lfs pointer, not weights"):
+        read_weights(tmp_path / name)

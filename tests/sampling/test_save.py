@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch.multiprocessing as mp
 
-from erw.errors import DataError
+from erw.errors import DataError, ErwError
 from erw.sampling.generation import Generation, generate
 from erw.sampling.save import read_images, read_settings, write
 from helpers.pixels import MODEL, share, ten, trained
@@ -120,3 +120,24 @@ def test_damaged_npz_files_say_so(tmp_path: Path) -> None:
     for name, message in (("cut", "damaged"), ("floats", "uint8"), ("none", "arr_0")):
         with pytest.raises(DataError, match=message):
             list(read_images(tmp_path / f"{name}.npz"))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
+def test_an_npz_that_is_none_is_refused_before_drawing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npz is no \.npz of images"):
+        write(ten(), tmp_path / "a.npz")
+    assert (tmp_path / "a.npz").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.jpg", b""), ("settings.json", b'{"lr": 1}'), ("settings.json", b"{"),
+     ("settings.json", b"[" * 100_000)],
+)  # fmt: skip
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    """Nothing is drawn among other people's images, nor over the settings of another program."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ErwError, match=r"did not write|no JSON object"):
+        write(ten(), tmp_path)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, content)]

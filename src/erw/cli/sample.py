@@ -64,7 +64,7 @@ def generation_of(model: Trained, draw: Draw) -> Generation:
     if labels not in (None, "random"):
         names = model.class_names
         texts = [labels] if labels in names else labels.split(",")  # a name may have a comma
-        numbers = [_label(text.strip(), names) for text in texts]
+        numbers = [label_number(text.strip(), names) for text in texts]
         labels = numbers[0] if len(numbers) == 1 else numbers
     same = [field.name for field in fields(Sample)] + ["batch_size", "precision", "compile", "vae"]
     return generate(
@@ -87,7 +87,7 @@ def seeds_of(text: str) -> list[int]:
     return seeds
 
 
-def _label(text: str, names: Sequence[str]) -> int:
+def label_number(text: str, names: Sequence[str]) -> int:
     """A class by its name, else by its number; #2 is a number in any case."""
     number = text.removeprefix("#")
     if text not in names:

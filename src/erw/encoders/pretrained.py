@@ -1,7 +1,6 @@
 """Pretrained weights: from the Hugging Face hub, a local folder or a file; complete or refused."""
 
 import importlib
-import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -13,13 +12,6 @@ from torch import Tensor, nn
 
 from erw.errors import CheckpointError, ConfigError, raised_as
 from erw.io import misfit
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `CheckpointError` for a file with anything else."""
-    content = path.read_bytes()
-    with raised_as(CheckpointError, f"{path} is no JSON object"):
-        return dict(json.loads(content).items())
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from erw.encoders import pretrained
 from erw.encoders.base import check_images
 from erw.errors import CheckpointError, ConfigError
+from erw.io import read_json
 
 Scaling = tuple[list[float], list[float]]  # shift and scale, one value per channel
 # name -> folder, of those that come with the package
@@ -142,7 +143,7 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
 
 def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | None]:
     """The autoencoder in float32, and its scaling, None where it is to be measured."""
-    model = pretrained.read_json(folder / _CONFIG).get("_class_name")
+    model = read_json(folder / _CONFIG).get("_class_name")
     if model not in ("AutoencoderKL", "AutoencoderTiny"):
         raise CheckpointError(f"{folder / _CONFIG} is of a {model}: expected an AutoencoderKL")
     name = f"VAE {name if entry else folder.name}"

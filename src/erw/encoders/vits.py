@@ -16,8 +16,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from erw.encoders.base import IMAGENET, PatchEncoder, Pixels, resize
-from erw.encoders.pretrained import known, load_complete, read_json
+from erw.encoders.pretrained import known, load_complete
 from erw.errors import CheckpointError
+from erw.io import read_json
 
 CLIP: Pixels = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF: Pixels = ((0.5,) * 3, (0.5,) * 3)

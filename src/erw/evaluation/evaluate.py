@@ -204,7 +204,7 @@ def evaluate(
     encoder: PooledEncoder | None = None, weights: str | Path | None = None, batch_size: int = 64,
     cache: str | Path | None = None, device: str = "cpu", world: World = features.ALONE,
     progress: features.Progress | None = None,
-) -> Scores:  # fmt: skip  # fmt: skip
+) -> Scores:  # fmt: skip
     """Score `images` against `reference`, whose statistics are stored.
 
     Args:

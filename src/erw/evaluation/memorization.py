@@ -30,7 +30,7 @@ class Nearest(NamedTuple):
 def nearest_images(
     samples: Images, *, training: Images, held_out: Images | None = None,
     encoder: PooledEncoder | None = None, batch_size: int = 64, progress: Progress | None = None,
-) -> Nearest:  # fmt: skip  # fmt: skip
+) -> Nearest:  # fmt: skip
     """The nearest training image of every sample, and of every held-out image for comparison.
 
     Images are as for `erw.evaluate`; the encoder is EfficientNet-Lite2 unless another is given.

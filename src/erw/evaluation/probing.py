@@ -70,7 +70,7 @@ METRICS: dict[str, Callable[[Tensor, Material, int], float]] = {
 def cknna(
     model: Trained, *, data: Cache | str | Path, encoder: str | None = None, time: float = 0.0,
     count: int = 2000, **options: Any,
-) -> dict[int, float]:  # fmt: skip  # fmt: skip
+) -> dict[int, float]:  # fmt: skip
     """CKNNA of a model's blocks with an encoder: depth, counted from 1 -> value.
 
     `data`, `encoder` and `count` as for `material`; `options` (depths, k) as for `curve`.
@@ -82,7 +82,7 @@ def cknna(
 def curve(
     model: Trained, images: Material, *, metric: str = "cknna", times: Sequence[float] = (0.0,),
     depths: Sequence[int] = (), k: int = 10, name: str = "",
-) -> Iterator[Point]:  # fmt: skip  # fmt: skip
+) -> Iterator[Point]:  # fmt: skip
     """A metric over noise times, 0 (clean) to 1 (noise alone), and depths (empty: all).
 
     `k` neighbours are for cknna; `name` is that of the run.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erw.config import Model
 from erw.errors import CheckpointError, ConfigError
-from erw.interop.layouts import LAYOUTS, STEPS, TIMES, positions, to_diffusers, without_sigma
+from erw.interop.layouts import LAYOUTS, STEPS, TABLE, TIMES, positions, to_diffusers, without_sigma
 from erw.interop.pretrained import FILES, OPTIONS, read_released, unusual
 from erw.io import replacing, save_tensors
 from erw.training.trained import Trained, is_run, load
@@ -53,6 +53,8 @@ def convert(
         needed = to == "reg" and name == "class_token"
         if (value == usual) if needed else (value != usual and name not in ALLOWED.get(to, ())):
             raise CheckpointError(f"{to} has no {name} = {value}; choose another layout")
+    if not model.run.data.class_dropout and not is_run(source):  # its row for no class is ours
+        tensors[TABLE] = tensors[TABLE][:-1]
     if to not in ("sit", layout) and time != STEPS:
         tensors = without_sigma(tensors)
     if to == "diffusers-dit":

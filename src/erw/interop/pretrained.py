@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from erw.align import PROJECTORS
-from erw.config import Flow, Model, Run, Sample
+from erw.config import Data, Flow, Model, Run, Sample
 from erw.errors import CheckpointError, ConfigError, one_line, raised_as
 from erw.interop import layouts
 from erw.interop.layouts import FLIPPED, LAST, LAYOUTS, STEPS, TABLE, TIMES, depth_of, outputs_of
@@ -178,7 +178,10 @@ def read_released(
         flow = Flow(prediction=predicts, path=along)  # type: ignore[arg-type]
     elif prediction or path_type:
         raise ConfigError(f"{path} is a DiT, which predicts noise on its chain; say no other")
-    tensors = layouts.from_layout(tensors, layout, path)
+    tensors, data = layouts.from_layout(tensors, layout, path), Data()
+    if TABLE in tensors and settings.get("num_classes") == len(tensors[TABLE]):
+        data = Data(class_dropout=0.0)  # trained so, it has no row for no class: one of zeros
+        tensors[TABLE] = torch.cat([tensors[TABLE], torch.zeros_like(tensors[TABLE][:1])])
     model = _model(tensors, path, heads=num_heads, depth=depth, input_size=input_size)
     blocks, outputs, late = depth_of(tensors), flow.outputs, tuple[str, ...]()
     if LAST not in tensors:
@@ -204,7 +207,9 @@ def read_released(
     words += [f"weights {settings.get('weights')}"] * ("weights" in settings)
     words += ["sigma channels dropped"] * (outputs > flow.outputs)
     words += [f"warm start: blocks 1 to {blocks} from the file, the rest is new"] * bool(late)
-    run = Run(name=Path(path).stem, model=model, flow=flow, plan=PRESETS["sit"], sample=sample)
+    run = Run(
+        name=Path(path).stem, model=model, flow=flow, data=data, plan=PRESETS["sit"], sample=sample
+    )
     vae = VAES.get(net.channels, f"a VAE of {net.channels} channels")
     missing = frozenset(dict(net.named_parameters()).keys() - tensors.keys())
     origin = ", ".join(words + unusual(flow))

@@ -15,9 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from erw.encoders.pretrained import read_json
 from erw.errors import CheckpointError
-from erw.io import load_tensors
+from erw.io import load_tensors, read_json
 
 Which = Literal["ema", "model"]
 PLAIN = ("model", "state_dict")

@@ -48,24 +48,12 @@ class SiT(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        input_size: int = 32,
-        channels: int = 4,
-        patch: int = 2,
-        depth: int = 12,
-        width: int = 768,
-        heads: int = 12,
-        num_classes: int = 1000,
-        rope: bool = False,
-        qk_norm: bool = False,
-        norm: NormKind = "layer",
-        mlp: MlpKind = "gelu",
-        adaln_shift: bool = True,
-        out_channels: int | None = None,
-        class_token: int = 0,
+        self, *, input_size: int = 32, channels: int = 4, patch: int = 2, depth: int = 12,
+        width: int = 768, heads: int = 12, num_classes: int = 1000, rope: bool = False,
+        qk_norm: bool = False, norm: NormKind = "layer", mlp: MlpKind = "gelu",
+        adaln_shift: bool = True, out_channels: int | None = None, class_token: int = 0,
         representation: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.channels, self.patch, self.grid = channels, patch, grid_of(input_size, patch)
         self.latent_shape, self.tokens = (channels, input_size, input_size), self.grid**2

@@ -207,8 +207,10 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
         raise ConfigError(f"guided_channels {guided}: at most the latent's, and no class token")
     if weak and sample.guidance == 1:
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
-    if sample.guidance != 1 and not (weak or model.num_classes or model.net.representation):
-        raise ConfigError("an unconditional model has no classes to guide by: give guidance 1")
+    away = weak or model.net.representation or model.num_classes * model.run.data.class_dropout
+    if sample.guidance != 1 and not away:
+        kind = "was trained without label dropout" if model.num_classes else "is unconditional"
+        raise ConfigError(f"the model {kind} and has no classes to guide by: give guidance 1")
     if weak and KIND(weak) != KIND(model):
         raise ConfigError(f"autoguidance by another kind: {KIND(weak)}, not {KIND(model)}")
 

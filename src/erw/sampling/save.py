@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from erw.data.images import EXTENSIONS
 from erw.dist import current
-from erw.errors import DataError
-from erw.io import replacing, write_json
+from erw.errors import DataError, raised_as
+from erw.io import read_json, replacing, write_json
 from erw.sampling.generation import Generation
 
 SETTINGS = "settings.json"
@@ -101,8 +102,10 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
     path = Path(path)
     if path.is_dir():
         file = path / SETTINGS
-        return json.loads(file.read_text("utf-8")) if file.exists() else None
-    with np.load(path) as arrays:
+        settings = read_json(file) if file.exists() else {}
+        return settings if "solver" in settings else None  # of another program
+    problem = f"{path} is no .npz of images"
+    with raised_as(DataError, problem), path.open("rb") as file, np.load(file) as arrays:
         return json.loads(str(arrays["settings"])) if "settings" in arrays.files else None
 
 
@@ -122,7 +125,8 @@ def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
     settings = json.loads(json.dumps(generation.settings))
     owner = file if file and file.exists() else folder
     old = read_settings(owner) if owner.exists() else None
-    if old is None and (owner == file or any(folder.glob("*.png"))):
+    images = any(p.suffix.lower() in EXTENSIONS or p.name == SETTINGS for p in folder.glob("*"))
+    if old is None and (owner == file or images):
         raise DataError(f"{owner} holds images that erw did not write: choose another --out")
     old = old or settings
     for name in settings | old:

@@ -16,6 +16,7 @@ import numpy as np
 
 from erw.config import flat
 from erw.errors import ConfigError, DataError
+from erw.io import read_json
 from erw.log import read_metrics
 from erw.training.run_dir import MAY_CHANGE
 from erw.training.trained import read_recipe
@@ -128,7 +129,7 @@ def binned(curve: Curve, *, points: int = 160, warmup: int = 0) -> Curve:
 
 def read_study(folder: Path) -> dict[str, Any]:
     """The `study.json` of a folder; empty if it has none."""
-    return json.loads((folder / STUDY).read_text()) if (folder / STUDY).is_file() else {}
+    return read_json(folder / STUDY) if (folder / STUDY).is_file() else {}
 
 
 def _folders(path: Path) -> list[Path]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from erw import flow
 from erw.config import Run, from_dict
-from erw.errors import CheckpointError, ConfigError
-from erw.io import fill, load_tensors, tensor_header
+from erw.errors import CheckpointError, ConfigError, raised_as
+from erw.io import fill, load_tensors, read_json, tensor_header
 from erw.models import build_model
 from erw.training.checkpoint import paths, step_of
 
@@ -166,11 +166,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}")
-    try:
-        recipe: dict[str, Any] = json.loads(path.read_text())
+    recipe = read_json(path)
+    with raised_as(CheckpointError, f"{path} is damaged, it lacks a part"):
         recipe["run"], recipe["resolved"], recipe["cache"]["vae"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r})") from error
     return recipe
 
 

@@ -126,3 +126,54 @@ def test_a_wrapper_around_a_flat_set_is_no_class(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert source.class_names == () and len(source) == 1
     assert overview(source)[0].endswith("no classes: the set is unconditional")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_metadata_tables_have_labels_by_file_name(tmp_path: Path, name: str) -> None:
+    """Of a folder inside too, in any order, captions beside them; other columns are no labels."""
+    rows = [("1.png", "cat", "a, b"), ("0.png", "dog", "c")]
+    for i in range(2):
+        (tmp_path / "inner" / "deep").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "inner" / "deep" / f"{i}.png").write_bytes(png(i))
+    if name.endswith("csv"):
+        text = "file_name,label,text\n" + "".join(f'deep/{f},{x},"{t}"\n' for f, x, t in rows)
+    else:
+        keys = ("file_name", "label", "text")
+        lines = [dict(zip(keys, (f"deep/{f}", x, t), strict=True)) for f, x, t in rows]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "inner" / name).write_text(text)
+    source = open_source(tmp_path)
+    assert source.class_names == ("cat", "dog") and shades(source) == [(0, 1), (1, 0)]
+    (tmp_path / "inner" / name).write_text(text.replace("label", "caption"))
+    source = open_source(tmp_path)
+    assert source.class_names == ()
+    assert any(name in note and "left alone" in note for note in source.notes)
+
+
+def test_numbers_in_a_metadata_csv_are_class_numbers(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,10\n1.png,2\n2.png,10\n")
+    assert [label for _, label in shades(open_source(tmp_path))] == [10, 2, 10]
+
+
+def test_one_image_and_one_label_of_a_sample_are_a_pair(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", {
+        "0.input.png": png(1), "0.output.cls": b"1", "1.input.png": png(2), "1.output.cls": b"0",
+    })  # fmt: skip
+    assert shades(open_source(tmp_path / "a.tar")) == [(1, 1), (2, 0)]
+
+
+@pytest.mark.parametrize("link", ["a", "c/a"])
+def test_real_folders_count_before_links_to_them(tmp_path: Path, link: str) -> None:
+    """The class is named by the folder itself, whatever comes first in order or on the disk."""
+    for shade, name in enumerate(("b", "c", "z")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "0.png").write_bytes(png(shade))
+    (tmp_path / "set" / link).symlink_to(tmp_path / "set" / "z", target_is_directory=True)
+    source = open_source(tmp_path / "set")
+    assert source.class_names == ("b", "c", "z") and shades(source) == [(0, 0), (1, 1), (2, 2)]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "0.png").write_bytes(png(9))
+    (tmp_path / "set" / "d").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert open_source(tmp_path / "set").class_names == ("b", "c", "d", "z")
