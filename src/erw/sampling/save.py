@@ -105,7 +105,7 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
         settings = read_json(file) if file.exists() else {}
         return settings if "solver" in settings else None  # of another program
     problem = f"{path} is no .npz of images"
-    with raised_as(DataError, problem), path.open("rb") as file, np.load(file) as arrays:
+    with raised_as(DataError, problem), path.open("rb") as npz, np.load(npz) as arrays:
         return json.loads(str(arrays["settings"])) if "settings" in arrays.files else None
 
 
