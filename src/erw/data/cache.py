@@ -202,8 +202,8 @@ class Cache:
         return hashes[0] if len(hashes) == 1 else blake3("".join(hashes).encode()).hexdigest()[:32]
 
     def __repr__(self) -> str:
-        encoders = ", ".join(self.features) or "no features"
-        return f"Cache({self.address!r}: {len(self)} rows, {self.vae['name']}, {encoders})"
+        parts = f"{self.num_classes or 'no'} classes", self.vae["name"], *self.features
+        return f"Cache({self.address!r}: {len(self)} rows, {', '.join(parts)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cache.open, ([part.address for part in self.parts],)
