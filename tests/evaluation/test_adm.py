@@ -16,23 +16,11 @@ from erw.evaluation.distances import Moments, frechet, kid, precision_recall
 from erw.evaluation.evaluate import with_stated
 from erw.evaluation.features import Extractor, Statistics, extract
 from erw.evaluation.images import image_set
-from erw.evaluation.inception import POOL, SPATIAL, Inception, load_inception
+from erw.evaluation.inception import POOL, SPATIAL, Inception
 from helpers.images import stripes as pictures
-from helpers.inception import pool_and_spatial, random_state
+from helpers.inception import pool_and_spatial
 
 SIZES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save(random_state(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def net(weights: Path) -> Inception:
-    return load_inception(weights)
 
 
 def npz(path: Path, images: Tensor, **more: np.ndarray) -> Path:

@@ -30,18 +30,6 @@ def images(count: int = 2, *, side: int = 40) -> Tensor:
     return torch.randint(256, (count, 3, side, side), generator=rng, dtype=torch.uint8)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save(random_state(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def net(weights: Path) -> Inception:
-    return load_inception(weights)
-
-
 def record(net: nn.Module, outputs: dict[str, Tensor]) -> None:
     """Keep the output of every convolution (after its ReLU) and block of `net` by name."""
     for name, module in net.named_modules():
