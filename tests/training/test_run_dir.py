@@ -19,6 +19,9 @@ class Named(SimpleNamespace):
     def __len__(self) -> int:
         return 8
 
+    def empty_classes(self) -> list[int]:
+        return []
+
 
 CACHE = Named(identity="one", class_names=("cat",), vae={"name": "none"})
 LEDGER = Ledger(SIT, 4, (), teacher=0, rows=8)

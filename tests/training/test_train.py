@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erw import plan as plans
 from erw.data.cache import Cache
+from erw.data.prepare import prepare
 from erw.errors import CheckpointError, ConfigError, NumericsError
 from erw.log import read_metrics
 from erw.recipes import names, recipe, tiny
+from erw.sampling import generate
 from erw.training import load
 from erw.training.checkpoint import paths
 from erw.training.network import resolve
@@ -218,3 +221,20 @@ def test_every_recipe_has_a_tiny_twin_that_trains(cache: Path, tmp_path: Path, n
 def test_settings_that_cannot_meet() -> None:
     with pytest.raises(ConfigError, match=r"plan.depth 9 is deeper than the model's 4 blocks"):
         tiny_run("x", plan=plans.Plan(warmup=2, depth=9, align=plans.repa(2).align))
+
+
+def test_classes_without_images_are_drawn_only_when_they_are_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        Image.new("RGB", (16, 16), (30 * i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
+    table = {"labels": [[f"{i}.png", (1, 7)[i % 2]] for i in range(8)]}
+    (tmp_path / "images" / "dataset.json").write_text(json.dumps(table))
+    cache = prepare(
+        tmp_path / "images", tmp_path / "cache", vae="none", encoders=["efficientnet-lite0"],
+        image_size=16,
+    )  # fmt: skip
+    assert cache.num_classes == 8 and cache.empty_classes() == [0, 2, 3, 4, 5, 6]
+    model = load(go(tiny_run(cache.path, steps=5), tmp_path / "run").out)
+    assert generate(model, range(4), decode=False, steps=1).labels == (1, 7, 1, 7)
+    assert set(generate(model, range(20), "random", decode=False, steps=1).labels or ()) == {1, 7}
+    assert generate(model, [0], 3, decode=False, steps=1).labels == (3,)

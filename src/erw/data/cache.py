@@ -275,6 +275,13 @@ class Cache:
             columns[name] = column
         return columns
 
+    def empty_classes(self) -> list[int]:
+        """Classes without a row; none are known of an online cache, or one at a URL."""
+        if not self._shards or not self.class_names or "://" in self.address:
+            return []
+        labels = [self._column(number, "label").unique() for number in range(len(self._shards))]
+        return sorted({*range(self.num_classes)}.difference(torch.cat(labels).tolist()))
+
     def verify(self) -> list[str]:
         """Rehash every file; the names of those that are damaged, cut short or missing."""
 

@@ -184,7 +184,7 @@ def generate(
         raise ConfigError("seeds are numbers from 0 to 2**63 - 1")
     if not seeds or batch_size < 1:
         raise ConfigError(f"no seeds, or batch_size {batch_size}: give at least 1 of each")
-    chosen, rule = labels_of(labels, seeds, model.num_classes)
+    chosen, rule = labels_of(labels, seeds, model.num_classes, model.empty_classes)
     for net in [each.net for each in (model, autoguidance) if each and compile]:
         for block in getattr(net, "blocks", [net]):
             block.compile()
@@ -266,23 +266,23 @@ def seed_noise(
 
 
 def labels_of(
-    labels: Labels, seeds: tuple[int, ...], num_classes: int
+    labels: Labels, seeds: tuple[int, ...], num_classes: int, empty: tuple[int, ...] = ()
 ) -> tuple[tuple[int, ...] | None, str]:
-    """The label of each seed, and the rule behind them in words."""
+    """The label of each seed, and the rule behind them in words; `empty` classes only if given."""
     if not num_classes:
         if labels is not None:
             raise ConfigError("labels were given to an unconditional model; leave them out")
         return None, "none"
-    rule = "given"
+    rule, some = "given", [label for label in range(num_classes) if label not in empty]
     if labels is None:
-        labels, rule = [seed % num_classes for seed in seeds], "balanced: seed modulo classes"
+        labels, rule = [some[seed % len(some)] for seed in seeds], "balanced: seed modulo classes"
     elif isinstance(labels, int):
         labels, rule = [labels] * len(seeds), f"all {labels}"
     elif isinstance(labels, str):
         if labels != "random":
             raise ConfigError(f"labels are {labels!r}; expected classes, 'random' or none")
         rngs = (generator(seed, "sample", "label") for seed in seeds)
-        labels = [int(torch.randint(num_classes, (), generator=rng)) for rng in rngs]
+        labels = [some[int(torch.randint(len(some), (), generator=rng))] for rng in rngs]
         rule = "random: drawn by seed"
     chosen = tuple(int(label) for label in labels)
     if len(chosen) != len(seeds):

@@ -36,6 +36,7 @@ def claim(
             "vae": cache.vae["name"],
             "scaling": getattr(cache, "scaling", None),  # if measured: samples are decoded with it
             "class_names": list(cache.class_names),
+            "empty_classes": cache.empty_classes(),
         },
         "cost": {"teacher": ledger.teacher, "rates": [rate._asdict() for rate in ledger.rates]},
         "init": None,

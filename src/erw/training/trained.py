@@ -39,6 +39,7 @@ class Trained:
     # parameters that its file lacks (the last blocks of a warm-up's file)
     missing: frozenset[str] = frozenset()
     origin: str = ""  # what was read of a released checkpoint, in words
+    empty_classes: tuple[int, ...] = ()  # of which it has seen no image
 
     @property
     def num_classes(self) -> int:
@@ -115,8 +116,9 @@ def assembled(
         rdm = fitting_rdm(load(folder / RDM, device=next(net.parameters()).device), run)
     classes = rdm.class_names if rdm else cache["class_names"] if net.null_class else ()
     net = net.eval().requires_grad_(False)
-    scaling = cache.get("scaling")
-    return Trained(net, run, cache["vae"], tuple(classes), step, scaling, source, average, rdm)
+    empty = rdm.empty_classes if rdm else tuple(cache.get("empty_classes", ()))
+    known = run, cache["vae"], tuple(classes), step, cache.get("scaling"), source, average, rdm
+    return Trained(net, *known, empty_classes=empty)
 
 
 def fitting_rdm(rdm: Trained, run: Run) -> Trained:
