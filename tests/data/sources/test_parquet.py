@@ -14,6 +14,7 @@ from erw.errors import DataError
 from helpers.parts import picture
 
 pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
 IMAGE = {"_type": "Image"}
 
 
@@ -123,3 +124,17 @@ def test_a_column_of_categories_is_text(tmp_path: Path) -> None:
     column = pyarrow.array(["b", "a"]).dictionary_encode()
     table = Table([write(tmp_path / "x.parquet", {"image": [png(0), png(1)], "label": column})])
     assert table.class_names == ("a", "b") and labels(table) == [1, 0]
+
+
+def test_columns_that_may_be_labels_and_are_not_used_are_named(tmp_path: Path) -> None:
+    """Of several likely names none is taken; one alone is."""
+    columns = {"image": [png(1), png(2)], "class": [0, 1], "category": [1, 0], "width": [4, 4]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    source = Table([tmp_path / "a.parquet"])
+    assert source.class_names == ()
+    (note,) = source.notes
+    assert "class, category, width are not used" in note and "--columns image NAME" in note
+    named = Table([tmp_path / "a.parquet"], columns=["image", "category"])
+    assert named.labels.tolist() == [1, 0] and not named.notes
+    pyarrow.parquet.write_table(pyarrow.table(columns).drop(["class"]), tmp_path / "b.parquet")
+    assert Table([tmp_path / "b.parquet"]).labels.tolist() == [1, 0]

@@ -47,11 +47,12 @@ class Files:
 
 
 def label_name(names: Sequence[str], marked: Sequence[str] = ()) -> str | None:
-    """Which name means the label: a usual one, the one `marked` as such, or another likely one."""
+    """Which name means the label: a usual one, the one `marked` as such, or the only likely one."""
     usual = [name for name in USUAL if name in names]
     if not usual and len(marked) > 1:
         raise DataError(f"several ClassLabel columns ({', '.join(marked)}): name one by --columns")
-    return next((name for name in (*usual, *marked, *_OTHERS.split()) if name in names), None)
+    likely = [name for name in _OTHERS.split() if name in names]
+    return (*usual, *marked, *likely[: len(likely) == 1], None)[0]
 
 
 def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) -> Labels:

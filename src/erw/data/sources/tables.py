@@ -11,7 +11,7 @@ import numpy as np
 
 from erw.data.images import WHITE, Unreadable
 from erw.data.sources.files import Source, digest
-from erw.data.sources.labels import classes, ending, label_name
+from erw.data.sources.labels import classes, ending, label_name, listed
 from erw.errors import DataError, raised_as
 from erw.io import hash_file
 
@@ -46,6 +46,11 @@ class Table(Source):
             for group, size in enumerate(sizes):
                 self._places += [(path, group, row) for row in range(size)]
                 values += read(group, label).to_pylist() if label else [None] * size
+        if rest := [
+            name for name in schema.names if labelled and not label and name != self._image
+        ]:
+            hint = f"--columns {self._image} NAME takes one as label"
+            self.notes = [f"columns {listed(rest)} are not used: {hint}"]
         place = f"{first}, column {label}" if label else str(first)
         self.class_names, self.labels = classes(values, source=place, names=names)
         lines = (f"{path.name} {hash_file(path)}\n" for path in self.paths)
