@@ -23,7 +23,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             out.append(json.loads(line))
             out[-1]["step"] + 0
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             problem = f"{path}, line {number} is no JSON object with a step ({error})"
             raise CheckpointError(problem) from error
     return out

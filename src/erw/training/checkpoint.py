@@ -69,7 +69,7 @@ def load(path: Path, state: State) -> Position:
         position = Position(**json.loads(header["progress"]))
         if len(tensors) != int(header["tensors"]):
             raise ValueError(f"{len(tensors)} tensors of {header['tensors']}")
-    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+    except (CheckpointError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = error if isinstance(error, CheckpointError) else f"{path} was changed ({error})"
         older = [p.name for p in paths(path.parent) if p != path]
         hint = f"; delete it to go on from {older[-1]}" if older else ""

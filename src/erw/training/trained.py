@@ -148,16 +148,18 @@ def is_run(path: str | Path) -> bool:
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
     """(recipe, weights, header with the step) of a file that `load` takes."""
     tensors, header = load_tensors(file)
-    if "run" in header:
-        return json.loads(header["run"]), tensors, header
+    with raised_as(CheckpointError, f"the header of {file} is damaged"):
+        recipe, progress = (json.loads(header.get(key, "{}")) for key in ("run", "progress"))
+        if recipe:
+            recipe["run"], recipe["resolved"], recipe["cache"]["vae"], int(header["step"])
+            return recipe, tensors, header
     if file.name in (WEIGHTS, BEST):
         return read_recipe(file.parent), tensors, header
-    if "progress" not in header:
+    if "step" not in progress:
         raise CheckpointError(f"{file} is neither a run's checkpoint nor a file of erw ema")
     prefix = "ema.model."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    step = json.loads(header["progress"])["step"]
-    return read_recipe(file.parent.parent), weights, {"step": str(step)}
+    return read_recipe(file.parent.parent), weights, {"step": str(progress["step"])}
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
