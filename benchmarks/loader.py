@@ -59,8 +59,8 @@ def make_cache(folder: Path, rows: int, *, kind: str = "float16", sparse: bool =
     (folder / "shards").mkdir(parents=True)
     shards: list[Shard] = []
     first_of: dict[tuple[int, str], Path] = {}  # by rows and part
-    for index in range(spec.shards):
-        count, files = len(spec.span(index)), []
+    for index, span in enumerate(spec.spans()):
+        count, files = len(span), []
         for part in spec.columns():
             path = folder / "shards" / shard_file(index, part)
             if first := first_of.get((count, part)):
@@ -118,7 +118,7 @@ def ours(cache: Cache, batch: int, *, stored: bool = True, features: bool = True
     loader = Loader(cache, seed=0, features=[TEACHER] if features else [], stored=stored)
 
     def fetch(step: int) -> Any:
-        return loader.batch(step * batch, batch)
+        return loader.batch(range(step * batch, (step + 1) * batch))
 
     for found in prefetch(fetch, range(1 << 30), threads=cache.threads):
         yield len(found.labels)
