@@ -30,7 +30,7 @@ TIMES = {
     **{"lightningdit": FLIPPED, "diffusers-dit": STEPS},
 }
 LAYOUTS = tuple(TIMES)
-BUFFERS, HEADS = ("pos_embed", "feat_rope.freqs_"), "projectors."
+BUFFERS, PROJECTOR = ("pos_embed", "feat_rope.freqs_"), "projectors."
 TABLE, LAST = "y_embedder.embedding_table.weight", "final_layer.linear.weight"
 SIGMA = (LAST, "final_layer.linear.bias")
 EMBEDDING = "transformer_blocks.{N}.norm1.emb."

@@ -65,7 +65,7 @@ def load_pretrained(
     """
     model, layout, tensors = read_released(path, layout, **options)
     run, heads, origin = model.run, nn.ModuleList(), model.origin
-    stem = layouts.HEADS
+    stem = layouts.PROJECTOR
     stored = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
     if run.flow.outputs == 1:
         tensors = layouts.without_sigma(tensors)
@@ -237,7 +237,7 @@ def check_fit(
     with torch.device("meta"):
         net: SiT = build_model(model, outputs=outputs)
     tensors = {
-        k: v for k, v in tensors.items() if not k.startswith((*layouts.BUFFERS, layouts.HEADS))
+        k: v for k, v in tensors.items() if not k.startswith((*layouts.BUFFERS, layouts.PROJECTOR))
     }
     names = dict(net.named_parameters())
     if problems := misfit(tensors, names, optional={k for k in names if k.startswith(late)}):

@@ -87,20 +87,20 @@ class FileSource(Source):
 
 def folder(root: Path) -> Files:
     """The files below a folder, links followed, each real folder once."""
-    entries: dict[str, str] = {}
-    seen, errors, start = set[str](), list[OSError](), len(os.path.join(root, ""))
-    top = os.path.realpath(root)
-    inside = {path for path, *_ in os.walk(top) if not hidden(path[len(top) + 1 :])}
-    for path, folders, names in os.walk(root, onerror=errors.append, followlinks=True):
-        real = os.path.realpath(path)
-        linked = real in inside and real != os.path.join(top, path[start:]).rstrip("/")
-        again = linked or real in seen  # real folders count before links to them
-        folders[:] = [] if again else sorted(x for x in folders if not hidden(x))
-        for name in [] if again else names:
-            file = os.path.join(path, name)  # a link to nothing fails when it is read
-            size = os.path.getsize(file) if os.path.exists(file) else 0
-            entries[file[start:]] = f"{size}\0"
-        seen |= set() if linked else {real}
+    entries, seen, errors = dict[str, str](), set[str](), list[OSError]()
+    tops, start = [str(root)], len(os.path.join(root, ""))
+    for top in tops:  # grows by links to folders: real folders count before links to them
+        links = list[str]()
+        for path, folders, names in os.walk(top, onerror=errors.append):
+            real = os.path.realpath(path)
+            folders[:] = [] if real in seen else sorted(x for x in folders if not hidden(x))
+            for name in [] if real in seen else names:
+                file = os.path.join(path, name)  # a link to nothing fails when it is read
+                size = os.path.getsize(file) if os.path.exists(file) else 0
+                entries[file[start:]] = f"{size}\0"
+            links += (x for folder in folders if os.path.islink(x := os.path.join(path, folder)))
+            seen.add(real)
+        tops += sorted(links, key=lambda link: link.split(os.sep))
     if errors:
         raise errors[0]
     return Files(
