@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import erw
+from erw.config import SIZES
 from erw.data.cache import Batch
 from erw.data.manifest import EncoderSpec
 from erw.dist import World
-from erw.models.sit import SIZES
 from erw.plan import Phase, repa
 from erw.training.loop import Trainer
 from erw.training.network import resolve

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from erw.align import Projector
+from erw.config import SIZES
 from erw.interop.layouts import positions, to_diffusers
 from erw.models import SiT
-from erw.models.sit import SIZES
 from record import add_peer, begun, machine, summary, write
 from step import Contender, table
 

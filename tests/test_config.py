@@ -1,11 +1,13 @@
 """Settings: there and back, unknown keys, wrong types; recipes and their tiny twins."""
 
 import json
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
-from erw.config import Run, from_dict, to_dict
+from erw import flow
+from erw.config import Flow, Optim, Run, from_dict, to_dict
+from erw.ema import WIDEST, exponent
 from erw.errors import ConfigError
 from erw.recipes import names, note, recipe, tiny
 
@@ -59,3 +61,17 @@ def test_bad_settings_are_said_in_one_line(values: dict[str, Any], words: str) -
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no recipe 'quickstrat'; did you mean quickstart\?"):
         recipe("quickstrat")
+
+
+def test_what_settings_allow_is_what_the_maths_takes() -> None:
+    """The records name choices and ranges themselves, as they are read without torch."""
+    hints = get_type_hints(Flow)
+    assert hints["path"] == flow.PathName and hints["times"] == flow.Times
+    assert hints["prediction"] == flow.Prediction
+    for sigma_rel in (WIDEST, 0.05, 1e-5):
+        assert exponent(sigma_rel) >= 0 and Optim(ema_profiles=(0.1, sigma_rel))
+    for sigma_rel in (WIDEST + 1e-6, 0.0, 1e-7, -0.1, float("nan")):
+        with pytest.raises(ConfigError, match="sigma_rel is"):
+            exponent(sigma_rel)
+        with pytest.raises(ConfigError, match=r"optim\.ema_profiles is .*expected a number in"):
+            Optim(ema_profiles=(0.1, sigma_rel))

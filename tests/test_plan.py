@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from erw import plan as plans
+from erw.align import ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
 from erw.config import Run, from_dict, to_dict
 from erw.errors import ConfigError
 from erw.plan import SCHEDULES, Align, Plan, Schedule
@@ -122,6 +123,18 @@ def test_a_run_of_erw_0_1_is_read_without_its_plan() -> None:
 def test_impossible_values(make: Callable[[], object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make()
+
+
+def test_terms_take_the_names_in_the_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    registries = {"loss": ALIGN_LOSSES, "projector": PROJECTORS, "normalize": TARGET_NORMS}
+    for key, registry in registries.items():
+        assert set(plans.OURS[key][1:]) <= registry.keys()
+        for name in registry:
+            assert getattr(Align(**{key: name}), key) == name  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=f"plan.align {key} is 'mine'; "):
+            Align(**{key: "mine"})  # type: ignore[arg-type]
+        monkeypatch.setitem(registry, "mine", None)  # type: ignore[arg-type]
+        assert getattr(Align(**{key: "mine"}), key) == "mine"  # type: ignore[arg-type]
 
 
 def test_plans_are_values() -> None:

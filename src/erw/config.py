@@ -10,13 +10,14 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from erw.ema import exponent
 from erw.errors import ConfigError, nearest
-from erw.flow import PathName, Prediction, Times
 from erw.plan import Phase, Plan
 from erw.settings import Settings, ranged
 
 T = typing.TypeVar("T")
+
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+"""depth, width, heads of the published sizes of SiT."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,12 @@ class Flow(Settings):
     # flow (SiT), or ddpm: DiT's noise prediction with learned variance on 1,000 steps of linear
     # betas, for which the settings below have no other values
     objective: Literal["flow", "ddpm"] = "flow"
-    path: PathName = "linear"  # from data to noise; vp preserves the variance, as SiT's
-    times: Times = "uniform"  # how training times on it are drawn
+    # from data to noise; vp preserves the variance, as SiT's
+    path: Literal["linear", "cosine", "vp"] = "linear"
+    times: Literal["uniform", "logit_normal"] = "uniform"  # how training times on it are drawn
     # of those times: above 1 towards the noise, below 1 towards the data
     shift: float = ranged(1.0, "(0, inf)")
-    prediction: Prediction = "velocity"  # what the network gives
+    prediction: Literal["velocity", "x", "noise", "score"] = "velocity"  # what the network gives
     # weight of 1 - cosine between predicted and true velocity, as in LightningDiT
     direction: float = ranged(0.0, "[0, inf)")
     # weight of the class token's loss beside the latents', where it is denoised
@@ -129,8 +131,8 @@ class Optim(Settings):
     clip: float = ranged(1.0, "(0, inf)")  # largest norm of the whole gradient
     ema: float = ranged(0.9999, "[0, 1)")  # decay of the moving average of the weights
     # widths sigma_rel of power-function averages that are tracked besides, for `erw ema`; EDM2 has
-    # 0.05 and 0.1. Each costs 4 bytes a parameter.
-    ema_profiles: tuple[float, ...] = ()
+    # 0.05 and 0.1, the widest is 12^-1/2. Each costs 4 bytes a parameter.
+    ema_profiles: tuple[float, ...] = ranged((), "(1e-6, 0.288675135]")
     accumulate: int = ranged(1, "[1, inf)")  # micro-batches per step
     # `bf16` autocast with float32 weights, or `fp32`. `auto`: bf16 where the machine multiplies it
     # natively (the log says which, and why).
@@ -139,8 +141,6 @@ class Optim(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for sigma_rel in self.ema_profiles:
-            exponent(sigma_rel)
         if len(set(self.ema_profiles)) < len(self.ema_profiles):
             raise ConfigError(f"optim.ema_profiles {self.ema_profiles} names a width twice")
 

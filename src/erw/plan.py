@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from itertools import pairwise
 from typing import Literal
 
-from erw.align import ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
 from erw.errors import ConfigError, nearest
 from erw.settings import Settings, ranged
 
@@ -99,10 +98,13 @@ class Align(Settings, group="plan.align"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        registries: tuple[Mapping[str, object], ...] = ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
-        for key, known in zip(("loss", "projector", "normalize"), registries, strict=True):
-            if (value := getattr(self, key)) not in known:
-                raise ConfigError(f"plan.align {key} is {value!r}{nearest(value, known)}")
+        for key, (registry, *names) in OURS.items():
+            if (value := getattr(self, key)) not in names:
+                from erw import align
+
+                known: Mapping[str, object] = getattr(align, registry)
+                if value not in known:
+                    raise ConfigError(f"plan.align {key} is {value!r}{nearest(value, known)}")
         if self.target.partition(":")[0] not in ("encoder", "ema", "block", "none"):
             kinds = "expected encoder, encoder:NAME, ema, block or none"
             raise ConfigError(f"plan.align target is {self.target!r}; {kinds}")
@@ -122,6 +124,14 @@ class Align(Settings, group="plan.align"):
         """The one encoder that it is aligned with; None: all that the run reads."""
         return self.target.partition(":")[2] or None
 
+
+OURS = {
+    "loss": ("ALIGN_LOSSES", "cosine", "nt_xent", "nt_xent_batch", "nt_xent_pooled"),
+    "projector": ("PROJECTORS", "mlp", "linear", "none"),
+    "normalize": ("TARGET_NORMS", "none", "tokens"),
+}
+"""Setting -> its registry in `erw.align`, and names that are taken without a look into it, which
+imports torch."""
 
 RESERVED = ("flow", "ddpm", "token", "direction", "loss")
 """Names of the other losses."""

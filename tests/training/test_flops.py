@@ -8,9 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from erw import plan as plans
-from erw.config import Data, Model, Run
+from erw.config import SIZES, Data, Model, Run
 from erw.models import build_model
-from erw.models.sit import SIZES
 from erw.plan import Align, Plan
 from erw.training.flops import Ledger, Rate, Spent, step_flops
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from erw.align import PROJECTORS
-from erw.config import Data, Flow, Model, Run, Sample
+from erw.config import SIZES, Data, Flow, Model, Run, Sample
 from erw.errors import CheckpointError, ConfigError, one_line, raised_as
 from erw.interop import layouts
 from erw.interop.layouts import FLIPPED, LAST, LAYOUTS, STEPS, TABLE, TIMES, depth_of, outputs_of
@@ -20,7 +20,6 @@ from erw.interop.metadata import METADATA, read_metadata
 from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
 from erw.io import misfit
 from erw.models import SiT, build_model
-from erw.models.sit import SIZES
 from erw.plan import PRESETS
 from erw.training.trained import Trained, is_run, load
 

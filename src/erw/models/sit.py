@@ -23,9 +23,6 @@ from erw.errors import ConfigError
 NormKind = Literal["layer", "rms"]
 MlpKind = Literal["gelu", "swiglu"]
 
-SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
-"""depth, width, heads of the published sizes."""
-
 
 class Tapped(NamedTuple):
     """A forward pass with taps: the velocity, None after an early stop, and the tokens (B, T, D),

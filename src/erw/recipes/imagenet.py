@@ -11,8 +11,7 @@ here yet: scores are published FID-50K, without guidance if not stated.
 
 from dataclasses import replace
 
-from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
-from erw.models.sit import SIZES
+from erw.config import SIZES, Data, Flow, Log, Model, Optim, Run, Sample
 from erw.plan import PAPER_V3, PRESETS, REPA, SIT, Plan, repa
 
 
