@@ -3,9 +3,11 @@
     h (B, T, D) hidden tokens after some block     T(h) (B, T, F) projected by a `Projector`
     z (B, T, F) the encoder's patch features of the clean image
 
-Source: REPA (arXiv 2410.06940) Eq. 8; ERW (arXiv 2504.10188) Eq. 13 and Eq. 40.
+Source: REPA (arXiv 2410.06940) Eq. 8; ERW (arXiv 2504.10188) Eq. 13 and Eq. 40; iREPA (arXiv
+2512.10794); HASTE (arXiv 2505.16792); Dispersive Loss (arXiv 2506.09027).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -58,18 +60,61 @@ def nt_xent(
             positive = logits.diagonal(dim1=1, dim2=2)
             return (logits.logsumexp(-1) - positive).mean()
         a, b = a.flatten(0, 1), b.flatten(0, 1)
-        keys, first = _gathered(b)
+        keys, first = gathered(b)
         logits = a @ keys.T / temperature
         positive = torch.arange(first, first + len(a), device=a.device)
         return F.cross_entropy(logits, positive)
+
+
+def dispersive(projected: Tensor, target: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Images pushed apart, without positives; `target` is not looked at (arXiv 2506.09027).
+
+    With z_i all T F numbers of image i and i, j over the (micro-)batch, across ranks, i = j too,
+
+        loss = log mean_{i, j} exp(- |z_i - z_j|^2 / (T F tau))
+
+    The distance is per number, as in the authors' code, so tau does not depend on the width.
+    """
+    with _without_autocast(projected):
+        own = projected.float().flatten(1)
+        z, first = gathered(own.detach())
+        ranks = len(z) // len(own)
+        z = torch.cat([z[:first], own, z[first + len(own) :]])
+        z = z - z.detach().mean(0)  # distances stay, and lose fewer digits below
+        square = z.square().sum(1)
+        distance = (square[:, None] + square - 2 * z @ z.T).clamp(min=0).fill_diagonal_(0.0)
+        logits = -distance / (z.shape[1] * temperature)
+        loss = logits.flatten().logsumexp(0) - math.log(logits.numel())
+        # Each rank has the gradient of its own rows; their sum is wanted, not their mean.
+        return ranks * loss - (ranks - 1) * loss.detach()
+
+
+def attention(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy of attention with a teacher's, from logits (B, heads, T, T), averaged over
+    images, heads and queries (HASTE, arXiv 2505.16792)."""
+    with _without_autocast(logits):
+        return -(target.float().softmax(-1) * logits.float().log_softmax(-1)).sum(-1).mean()
+
+
+def attention_logits(queries_keys: Tensor, heads: int) -> Tensor:
+    """Logits (B, heads, T, T) = q k^T / sqrt(F / heads) of tokens' queries and keys (B, T, 2 F).
+
+    Raises ConfigError where F does not divide into so many heads.
+    """
+    width = queries_keys.shape[-1] // 2
+    if width % heads:
+        raise ConfigError(f"plan.align heads {heads}: the teacher's attention has {width} channels")
+    with _without_autocast(queries_keys):
+        q, k = queries_keys.float().unflatten(2, (2, heads, width // heads)).permute(2, 0, 3, 1, 4)
+        return q * (width / heads) ** -0.5 @ k.transpose(-1, -2)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-def _gathered(rows: Tensor) -> tuple[Tensor, int]:
-    """The rows of every rank, and the index of this rank's first row."""
+def gathered(rows: Tensor) -> tuple[Tensor, int]:
+    """The rows of every rank, without gradient, and the index of this rank's first row."""
     if rows.is_meta or not (dist.is_available() and dist.is_initialized()):
         return rows, 0
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
@@ -88,30 +133,48 @@ class Projector(nn.Sequential):
             nn.init.zeros_(layer.bias)
 
 
+class ConvProjector(nn.Module):
+    """One 3 x 3 convolution on the square grid of tokens (iREPA, arXiv 2512.10794)."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, dim, 3, padding=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        side = math.isqrt(tokens.shape[1])
+        if side**2 != tokens.shape[1]:
+            raise ConfigError(f"projector conv needs a square grid, not {tokens.shape[1]} tokens")
+        return self.conv(tokens.mT.unflatten(2, (side, side))).flatten(2).mT
+
+
 ALIGN_LOSSES: dict[str, AlignLoss] = {
     "cosine": cosine,
     "nt_xent": nt_xent,
     "nt_xent_batch": partial(nt_xent, negatives="batch"),
     "nt_xent_pooled": partial(nt_xent, negatives="pooled"),
+    "dispersive": dispersive,
+    "attention": attention,
 }
 """Name -> loss (projected (B, T, F), target (B, T, F), temperature= where it has one) -> scalar."""
 
 PROJECTORS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "mlp": Projector,
     "linear": lambda width, hidden, dim: nn.Linear(width, dim),
+    "conv": lambda width, hidden, dim: ConvProjector(width, dim),
     "none": lambda width, hidden, dim: nn.Identity(),
 }
 """Name -> (width, hidden, dim) -> module from tokens (B, T, width) to (B, T, dim)."""
 
 
-def _standardized(target: Tensor) -> Tensor:
+def _standardized(target: Tensor, *, share: float = 1.0) -> Tensor:
     deviation, mean = torch.std_mean(target.float(), dim=1, keepdim=True)
-    return (target.float() - mean) / (deviation + 1e-6)
+    return (target.float() - share * mean) / (deviation + 1e-6)
 
 
 TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda target: target,
     "tokens": _standardized,  # each channel with mean 0 and deviation 1 over an image's tokens
+    "irepa": partial(_standardized, share=0.6),  # less only so much of the mean (arXiv 2512.10794)
 }
 """Name -> what is done to a target (B, T, F) before it is compared."""
 

@@ -42,6 +42,8 @@ class Model(Settings):
     # wo_shift
     adaln_shift: bool = True
     projector: int = ranged(2048, "[1, inf)")  # hidden width of the alignment projector
+    # a second output layer after so many blocks, for Internal Guidance (arXiv 2512.24176); 0: none
+    internal: int = ranged(0, "[0, inf)")
     input_size: int | None = None  # side of the latent
     channels: int | None = None  # of the latent
     num_classes: int | None = None  # classes; 0: unconditional, whatever labels the cache has
@@ -59,6 +61,14 @@ class Model(Settings):
         super().__post_init__()
         if self.net == "rdm" and self.class_token != "none":
             raise ConfigError("model.class_token is for images; an rdm makes the token itself")
+        if self.internal and (self.net == "rdm" or self.class_token == "denoised"):
+            raise ConfigError(
+                "model.internal is for images without a class token beside them: set it 0"
+            )
+        if self.internal >= self.depth:
+            raise ConfigError(
+                f"model.internal {self.internal} is not below model.depth {self.depth}"
+            )
         if self.net == "sit" and self.width % self.heads:
             raise ConfigError(f"model.width {self.width} is not a multiple of model.heads")
         if self.width % 4 or (self.rope and self.width // self.heads % 4):
@@ -103,11 +113,18 @@ class Flow(Settings):
     direction: float = ranged(0.0, "[0, inf)")
     # weight of the class token's loss beside the latents', where it is denoised
     token_weight: float = ranged(0.03, "[0, inf)")
+    # weight of the internal output's loss, where the model has one
+    internal_weight: float = ranged(0.5, "(0, inf)")
+    # share of the squared distance to another image's velocity that is subtracted (contrastive
+    # flow matching, arXiv 2506.05350: 0.05)
+    contrastive: float = ranged(0.0, "[0, 1)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.direction and self.prediction != "velocity":
             raise ConfigError(f"flow.direction compares velocities, not {self.prediction}")
+        if self.contrastive and self.prediction != "velocity":
+            raise ConfigError(f"flow.contrastive compares velocities, not {self.prediction}")
         for other in dataclasses.fields(self)[1:]:
             value = getattr(self, other.name)
             if self.objective == "ddpm" and value != other.default:
@@ -159,14 +176,18 @@ class Sample(Settings):
     guided_channels: int | None = ranged(None, "[1, inf)")
     # of the solver's times: above 1 more steps near the noise, below 1 near the data
     shift: float = ranged(1.0, "(0, inf)")
+    # scale of guidance away from the internal output, before other guidance (Internal Guidance)
+    internal: float = ranged(1.0, "(-inf, inf)")
+    internal_interval: tuple[float, float] = ranged((0.0, 1.0), "[0, 1]")  # times with it
     # absolute tolerance of dopri5, which chooses its own steps
     atol: float = ranged(1e-6, "(0, inf)")
     rtol: float = ranged(1e-3, "(0, inf)")  # relative tolerance of dopri5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.interval[0] > self.interval[1]:
-            raise ConfigError(f"sample.interval is {self.interval}; expected low <= high")
+        for name in ("interval", "internal_interval"):
+            if (value := getattr(self, name))[0] > value[1]:
+                raise ConfigError(f"sample.{name} is {value}; expected low <= high")
 
 
 @dataclass(frozen=True)
@@ -241,6 +262,12 @@ class Run(Settings):
             raise ConfigError(f"sample.solver {solver} is not for objective {objective}: {which}")
         if self.flow.direction and self.model.needs_token and self.model.class_token != "given":
             raise ConfigError("flow.direction is for latents, not with class tokens: set it 0")
+        if self.flow.contrastive and self.model.needs_token and self.model.class_token != "given":
+            raise ConfigError("flow.contrastive is for latents, not with class tokens: set it 0")
+        if self.flow.contrastive and self.data.batch_size <= self.optim.accumulate:
+            raise ConfigError("flow.contrastive needs two images a micro-batch or more")
+        if objective == "ddpm" and self.model.internal:
+            raise ConfigError("model.internal needs flow matching: leave flow.objective at flow")
         if objective == "ddpm" and self.model.needs_token:
             raise ConfigError("class tokens need flow matching: leave flow.objective at flow")
         if self.model.net == "rdm" and plan.active:
@@ -262,6 +289,10 @@ class Run(Settings):
             full["token"] = self.flow.token_weight
         if self.flow.direction:
             full["direction"] = self.flow.direction
+        if self.model.internal:
+            full["internal"] = self.flow.internal_weight
+        if self.flow.contrastive:
+            full["contrastive"] = -self.flow.contrastive
         return dataclasses.replace(phase, weights=full | weights)
 
     def replace(self, **changes: Any) -> "Run":

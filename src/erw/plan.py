@@ -84,6 +84,14 @@ class Align(Settings, group="plan.align"):
     # block, without gradient), or `none` (a loss on the tokens alone)
     target: str = "encoder"
     target_block: int | None = None  # of `ema` and `block`
+    # of `ema`: its input has the same noise at a time earlier by up to so much, drawn anew for
+    # every image (SRA has 0.2)
+    earlier: float = ranged(0.0, "[0, 1]")
+    # what of the block: its `tokens`, or its `attention` (HASTE), for which the target is an
+    # encoder:NAME#attentionBLOCK, the projector none and the loss attention
+    tap: Literal["tokens", "attention"] = "tokens"
+    # attention heads of that encoder; as many first ones are compared as both have
+    heads: int = ranged(12, "[1, inf)")
     projector: str = "mlp"  # of `PROJECTORS`
     loss: str = "cosine"  # of `ALIGN_LOSSES`
     # of the losses that have one; None: their default
@@ -110,6 +118,14 @@ class Align(Settings, group="plan.align"):
             raise ConfigError(f"plan.align target is {self.target!r}; {kinds}")
         if (self.target in ("ema", "block")) != (self.target_block is not None):
             raise ConfigError("plan.align: targets ema and block need target_block, others none")
+        attentive = self.loss == "attention", "#attention" in self.target
+        if (self.tap == "attention") != all(attentive) or any(attentive) != all(attentive):
+            together = "tap attention, loss attention and target encoder:NAME#attentionBLOCK"
+            raise ConfigError(f"plan.align {self.name}: {together} go together")
+        if self.tap == "attention" and (self.projector, self.tokens) != ("none", 1.0):
+            raise ConfigError(f"plan.align {self.name}: attention needs projector none, tokens 1")
+        if self.earlier and self.target != "ema":
+            raise ConfigError(f"plan.align {self.name}: earlier is for target ema")
         if not self.reads_encoder and self.phase != "full":
             raise ConfigError(f"plan.align target {self.target}, no encoder, needs phase full")
         if self.name in RESERVED:
@@ -126,14 +142,15 @@ class Align(Settings, group="plan.align"):
 
 
 OURS = {
-    "loss": ("ALIGN_LOSSES", "cosine", "nt_xent", "nt_xent_batch", "nt_xent_pooled"),
-    "projector": ("PROJECTORS", "mlp", "linear", "none"),
-    "normalize": ("TARGET_NORMS", "none", "tokens"),
+    "loss": ("ALIGN_LOSSES", "cosine", "nt_xent", "nt_xent_batch", "nt_xent_pooled",
+             "dispersive", "attention"),
+    "projector": ("PROJECTORS", "mlp", "linear", "conv", "none"),
+    "normalize": ("TARGET_NORMS", "none", "tokens", "irepa"),
 }
 """Setting -> its registry in `erw.align`, and names that are taken without a look into it, which
 imports torch."""
 
-RESERVED = ("flow", "ddpm", "token", "direction", "loss")
+RESERVED = ("flow", "ddpm", "token", "direction", "internal", "contrastive", "loss")
 """Names of the other losses."""
 
 
@@ -172,7 +189,13 @@ class Phase:
     def taps(self) -> tuple[int, ...]:
         """All blocks whose output is needed."""
         targets = (term.target_block for term in self.terms if term.target == "block")
-        return tuple(sorted({*map(self.block, self.terms), *filter(None, targets)}))
+        aligned = (self.block(term) for term in self.terms if term.tap == "tokens")
+        return tuple(sorted({*aligned, *filter(None, targets)}))
+
+    @property
+    def attention(self) -> tuple[int, ...]:
+        """All blocks whose attention is needed."""
+        return tuple(sorted({self.block(term) for term in self.terms if term.tap == "attention"}))
 
     @property
     def trains(self) -> tuple[int | None, tuple[str, ...]]:

@@ -10,9 +10,10 @@ width, R channels of the class token or representation.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +26,14 @@ MlpKind = Literal["gelu", "swiglu"]
 
 
 class Tapped(NamedTuple):
-    """A forward pass with taps: the velocity, None after an early stop, and the tokens (B, T, D),
-    a class token first, by depth counted from 1."""
+    """A forward pass with taps: the velocity (None after an early stop), tokens (B, T, D), a class
+    token first, by depth counted from 1, the internal output, and attention logits (B, heads, T, T)
+    by depth."""
 
     velocity: Tensor | None
     hidden: dict[int, Tensor]
+    internal: Tensor | None = None
+    attention: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class SiT(nn.Module):
@@ -38,6 +42,7 @@ class SiT(nn.Module):
     Args: as in `erw.config.Model`, and
 
         out_channels: of the output; None: as the latent. DiT has noise and variance (`erw.ddpm`).
+        internal: block after which there is a second output layer (arXiv 2512.24176); 0: none.
         class_token: channels of a class token that is denoised too; 0: none. The state x and its
             velocity are then rows (B, C H W + R), see `join` and `split`.
         representation: channels of representations (B, R) that y is in place of labels, zeros or
@@ -49,13 +54,13 @@ class SiT(nn.Module):
         width: int = 768, heads: int = 12, num_classes: int = 1000, rope: bool = False,
         qk_norm: bool = False, norm: NormKind = "layer", mlp: MlpKind = "gelu",
         adaln_shift: bool = True, out_channels: int | None = None, class_token: int = 0,
-        representation: int = 0,
+        representation: int = 0, internal: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.channels, self.patch, self.grid = channels, patch, grid_of(input_size, patch)
         self.latent_shape, self.tokens = (channels, input_size, input_size), self.grid**2
         self.out_channels = channels if out_channels is None else out_channels
-        self.depth, self.width = depth, width
+        self.depth, self.width, self.internal = depth, width, internal
         self.null_class = 0 if representation else num_classes
         self.class_token, self.representation = class_token, representation
         self.x_embedder = PatchEmbed(channels, patch, width)
@@ -73,19 +78,23 @@ class SiT(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         out = patch * patch * self.out_channels
         self.final_layer = FinalLayer(width, out, norm=norm, class_token=class_token)
+        outputs = [self.final_layer]
+        if internal:
+            self.internal_layer = FinalLayer(width, out, norm=norm)
+            outputs.append(self.internal_layer)
         self.register_buffer("pos_embed", sincos_2d(width, self.grid)[None], persistent=False)
         tables = rope_2d(width // heads, self.grid, class_token=class_token > 0) if rope else None
         self.register_buffer("rope", tables, persistent=False)
         self.apply(init)
         for block in blocks:
             zero(block.adaLN_modulation[1])
-        last = self.final_layer
-        for module in filter(None, (last.adaLN_modulation, last.linear, last.linear_cls)):
-            zero(module)
+        for last in outputs:
+            for module in filter(None, (last.adaLN_modulation, last.linear, last.linear_cls)):
+                zero(module)
 
     def warmup_modules(self, depth: int) -> list[nn.Module]:
-        """What a warm-up of so many blocks trains: all but the later blocks and the final layer."""
-        left_out = {self.blocks, self.final_layer}
+        """What a warm-up of so many blocks trains: all but the later blocks and output layers."""
+        left_out = {self.blocks, self.final_layer, getattr(self, "internal_layer", None)}
         embedders = [module for module in self.children() if module not in left_out]
         return [*embedders, *self.blocks[:depth]]
 
@@ -100,12 +109,13 @@ class SiT(nn.Module):
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, *, tap: tuple[int, ...] = (),
-        stop_at: int | None = None,
+        stop_at: int | None = None, internal: bool = False, attention: tuple[int, ...] = (),
     ) -> Tensor | Tapped:  # fmt: skip
         """The velocity at x (B, C, H, W), times t (B,) and labels y (B,), None: the null class.
 
         With a class token, x and the velocity are rows of both; with a representation, y is (B, R).
-        `tap` and `stop_at` as in `Backbone`.
+        `tap` and `stop_at` as in `Backbone`; `internal`: the output after that block too;
+        `attention`: depths whose attention logits are wanted.
         """
         if y is None:
             rows = (len(x), self.representation) if self.representation else (len(x),)
@@ -119,19 +129,32 @@ class SiT(nn.Module):
             first = self.wg_norm(self.cls_projectors2(token)).unsqueeze(1)
             h = torch.cat([first, h], 1)
         hidden: dict[int, Tensor] = {}
+        attended: dict[int, Tensor] = {}
+        first_output = None
+        block: Any
         for depth, block in enumerate(self.blocks[:stop_at], start=1):
+            if depth in attention:
+                attended[depth] = block.attention_logits(h, c, self.rope)
             h = block(h, c, self.rope)
             if depth in tap:
                 hidden[depth] = h
+            if internal and depth == self.internal:
+                first_output = self.unpatchify(self.internal_layer(h, c)[0])
         if stop_at is not None:
-            return Tapped(None, hidden)
-        patches, token = self.final_layer(h, c)  # (B, T, p * p * C): row, column, channel
-        g, p, side = self.grid, self.patch, self.grid * self.patch
-        image = patches.reshape(-1, g, g, p, p, self.out_channels).permute(0, 5, 1, 3, 2, 4)
-        velocity = image.reshape(-1, self.out_channels, side, side)
+            return Tapped(None, hidden, first_output, attended)
+        patches, token = self.final_layer(h, c)
+        velocity = self.unpatchify(patches)
         if token is not None:
             velocity = self.join(velocity, token)
-        return Tapped(velocity, hidden) if tap else velocity
+        if tap or internal or attention:
+            return Tapped(velocity, hidden, first_output, attended)
+        return velocity
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """Patches (B, T, p p C), each by row, column and channel, as an image (B, C, H, W)."""
+        g, p, side = self.grid, self.patch, self.grid * self.patch
+        image = patches.reshape(-1, g, g, p, p, self.out_channels).permute(0, 5, 1, 3, 2, 4)
+        return image.reshape(-1, self.out_channels, side, side)
 
 
 # Layers, in the order of the forward pass.
@@ -205,14 +228,23 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor, rope: Tensor | None) -> Tensor:
         """h (B, T, D), c = silu(conditioning) (B, D)."""
-        modulation = self.adaLN_modulation(c).unsqueeze(1)
-        shift1 = shift2 = None
-        if self.shift:
-            shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
-        else:
-            scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)
         h = h + gate1 * self.attn(modulated(self.norm1(h), scale1, shift1), rope)
         return h + gate2 * self.mlp(modulated(self.norm2(h), scale2, shift2))
+
+    def attention_logits(self, h: Tensor, c: Tensor, rope: Tensor | None) -> Tensor:
+        """What the block's attention is the softmax of for the same input, (B, heads, T, T)."""
+        shift, scale, *_ = self._modulation(c)
+        q, k, _ = self.attn.heads_of(modulated(self.norm1(h), scale, shift), rope)
+        return q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+
+    def _modulation(self, c: Tensor) -> tuple[Any, ...]:
+        """Shift, scale and gate of attention and of the MLP, each (B, 1, D)."""
+        modulation = self.adaLN_modulation(c).unsqueeze(1)
+        if self.shift:
+            return modulation.chunk(6, dim=-1)
+        scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
+        return None, scale1, gate1, None, scale2, gate2
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
@@ -234,14 +266,18 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: Tensor | None) -> Tensor:
+        x = attention(*self.heads_of(x, rope))
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+    def heads_of(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, heads, T, head_dim)."""
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        x = attention(q.to(v.dtype), k.to(v.dtype), v)
-        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

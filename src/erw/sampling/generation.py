@@ -22,7 +22,7 @@ from erw.errors import ConfigError
 from erw.flow import PATHS, ends
 from erw.io import weight_hash
 from erw.rng import generator, seeded
-from erw.sampling.guidance import ModelVelocity, classifier_free, conditional, guided
+from erw.sampling.guidance import ModelVelocity, classifier_free, conditional, guided, inside
 from erw.sampling.solvers import SOLVERS, Solver, Velocity, solver_for
 from erw.training.trained import Trained
 
@@ -108,6 +108,7 @@ class Generation:
         }
         settings |= {"evaluations": count(sample.steps)} if count else {"steps": "adaptive"}
         without_effect = ["atol", "rtol"] * bool(count) + ["shift"] * (sample.shift == 1)
+        without_effect += ["internal", "internal_interval"] * (sample.internal == 1)
         return {k: v for k, v in settings.items() if v is not None and k not in without_effect}
 
     def _batch(self, rows: slice) -> Samples:
@@ -138,7 +139,7 @@ class Generation:
         model, sample, null = self.model, self.sample, self.model.num_classes
         if model.net.representation:
             y, null = representations(model, seeds, y), 0
-        own, channels = predictor(model), sample.guided_channels
+        own, channels = predictor(model, sample), sample.guided_channels
         if self.solver.objective == "ddpm":  # a DiT's variance is never guided
             channels = channels or model.latent_shape[0]
         options: Any = dict(scale=sample.guidance, interval=sample.interval, channels=channels)
@@ -172,7 +173,7 @@ def generate(
         decode: False leaves the images out.
         precision: of autocast; the state stays float64. "auto": bf16 where the hardware has it.
         sampler: the other fields of `erw.config.Sample`: steps, guidance, interval,
-            guided_channels, shift, atol, rtol.
+            guided_channels, shift, internal, internal_interval, atol, rtol.
 
     Raises ConfigError for settings that do not fit the model or each other.
     """
@@ -205,6 +206,8 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
     guided = sample.guided_channels or 0
     if guided and (model.net.class_token or guided > model.latent_shape[0]):
         raise ConfigError(f"guided_channels {guided}: at most the latent's, and no class token")
+    if sample.internal != 1 and not model.run.model.internal:
+        raise ConfigError("internal guidance needs a model trained with --model.internal BLOCK")
     if weak and sample.guidance == 1:
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
     away = weak or model.net.representation or model.num_classes * model.run.data.class_dropout
@@ -215,11 +218,19 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
         raise ConfigError(f"autoguidance by another kind: {KIND(weak)}, not {KIND(model)}")
 
 
-def predictor(model: Trained) -> ModelVelocity:
-    """What solvers evaluate at (x, t, y): the velocity, or a DiT's output (B, 2C, h, w)."""
-    if model.run.flow.objective == "flow":
+def predictor(model: Trained, sample: Sample | None = None) -> ModelVelocity:
+    """What solvers evaluate at (x, t, y): the velocity, or a DiT's output (B, 2C, h, w); guided
+    internally as `sample` says."""
+    if model.run.flow.objective == "ddpm":
+        return lambda x, t, y: model.net(x, ddpm.step_at(t), y)
+    if sample is None or sample.internal == 1:
         return model.velocity
-    return lambda x, t, y: model.net(x, ddpm.step_at(t), y)
+
+    def mixed(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        return model.velocity(x, t, y, internal=torch.where(within(t), sample.internal, 1.0))
+
+    within = partial(inside, interval=sample.internal_interval)
+    return mixed
 
 
 def representations(model: Trained, seeds: Sequence[int], labels: Tensor | None) -> Tensor:

@@ -7,6 +7,10 @@ Every kind is one formula, v_other + scale (v - v_other) at times within an inte
 | classifier-free | the same model with the null class              | arXiv 2207.12598         |
 | autoguidance    | a weaker model with the same class              | arXiv 2406.02507, Eq. 3  |
 | representation  | the same model without its representation       | RCG, arXiv 2312.03701    |
+| internal        | an earlier block's output of the same pass      | arXiv 2512.24176         |
+
+The last is mixed where the model is evaluated (`Trained.velocity`), so that the others guide what
+comes out of it.
 """
 
 from collections.abc import Callable
@@ -21,6 +25,11 @@ ModelVelocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x, t (B,), y) -> velocity."""
 
 _EDGE = 1e-6  # a time that is meant to be an end of the interval may differ in its last bit
+
+
+def inside(t: Any, interval: tuple[float, float]) -> Any:
+    """Whether times, a number or a tensor, are within the interval, both ends included."""
+    return (interval[0] - _EDGE <= t) & (t <= interval[1] + _EDGE)
 
 
 def conditional(model_velocity: ModelVelocity, y: Tensor | None) -> Velocity:
@@ -50,7 +59,7 @@ def guided(
         return velocity
 
     def mixed(x: Tensor, t: float) -> Tensor:
-        if not interval[0] - _EDGE <= t <= interval[1] + _EDGE:
+        if not inside(t, interval):
             return velocity(x, t)
         v, w = pair(x, t) if pair else (velocity(x, t), other(x, t))
         count = min(channels or x.shape[1], x.shape[1])

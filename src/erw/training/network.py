@@ -12,18 +12,19 @@ from erw.config import Run
 from erw.data.cache import Cache
 from erw.errors import ConfigError
 from erw.models import Backbone, build_model
-from erw.models.sit import grid_of
+from erw.models.sit import Tapped, grid_of
 from erw.plan import Align, Phase
 from erw.rng import seeded
 
 
 class Prediction(NamedTuple):
-    """The backbone's output (None after an early stop), hidden tokens by depth, and each active
-    term's projected tokens, one (B, T, F) per target."""
+    """The backbone's output (None after an early stop), hidden tokens by depth, each active term's
+    projected tokens, one (B, T, F) per target, or attention, and the backbone's internal output."""
 
     output: Tensor | None
     hidden: dict[int, Tensor]
     projected: dict[str, tuple[Tensor, ...]]
+    internal: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -62,20 +63,26 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, phase: Phase) -> Prediction:
         """x (B, *latent_shape), t (B,), y (B,) labels or (B, R) representations."""
-        if not phase.taps:
-            output = self.model(x, t, y)
-            assert isinstance(output, Tensor)
+        options: dict[str, Any] = {"tap": phase.taps, "attention": phase.attention}
+        options |= {"stop_at": phase.stop_at, "internal": "internal" in phase.weights}
+        options = {key: value for key, value in options.items() if value}
+        output = self.model(x, t, y, **options)
+        if isinstance(output, Tensor):
             return Prediction(output, {}, {})
-        tapped = self.model(x, t, y, tap=phase.taps, stop_at=phase.stop_at)
-        assert not isinstance(tapped, Tensor)
         projected = {
             term.name: tuple(
-                self.projectors[i](tapped.hidden[phase.block(term)][:, self._skip[i] :])
-                for i in self._heads[term.name]
+                self._projection(i, output, phase, term) for i in self._heads[term.name]
             )
             for term in phase.terms
         }
-        return Prediction(tapped.velocity, tapped.hidden, projected)
+        return Prediction(output.velocity, output.hidden, projected, output.internal)
+
+    def _projection(self, i: int, tapped: Tapped, phase: Phase, term: Align) -> Tensor:
+        """What projector `i`, one of the term's, makes of its block; attention passes as it is."""
+        skip, block = self._skip[i], phase.block(term)
+        if term.tap == "attention":
+            return tapped.attention[block][:, :, skip:, skip:]
+        return self.projectors[i](tapped.hidden[block][:, skip:])
 
     def train_only(self, phase: Phase) -> None:
         """Require gradients of what the phase trains, and of nothing else."""

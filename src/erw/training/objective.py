@@ -8,9 +8,12 @@ the phase gives no weight is not computed and not among them.
 | ddpm      | DiT's squared error of the noise and variational bound, in place of `flow`   |
 | token     | squared error of the class token that is denoised along (REG)               |
 | direction | 1 - cosine between predicted and true velocity (LightningDiT)               |
+| internal  | as flow, of a second output after an earlier block (Internal Guidance)       |
+| contrastive | squared error against another image's velocity, weighed below 0           |
 | others    | alignment terms by their names in the plan                                  |
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Literal, Protocol
@@ -20,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erw import ddpm, flow
-from erw.align import ALIGN_LOSSES, TARGET_NORMS, compare
+from erw.align import ALIGN_LOSSES, TARGET_NORMS, attention_logits, compare, gathered
 from erw.config import Run
 from erw.data.cache import Batch
 from erw.models import Backbone
@@ -66,16 +69,31 @@ class Denoising:
         prediction = net(noised.x_t, noised.t, y, phase=phase)
         losses: Losses = {}
         if prediction.output is not None:
-            losses = self.prediction_losses(prediction.output.float(), x, noised, batch, phase)
-        same_input = None if ema is None else partial(ema, noised.x_t, noised.t, y)
-        return losses | self.alignment(prediction, batch, phase, rng, same_input)
+            losses = self.prediction_losses(prediction, x, noised, batch, phase)
+
+        def averaged(term: Align) -> Tensor:
+            assert ema is not None, "an objective with a term of target ema is called with ema="
+            assert term.target_block is not None
+            block, at = term.target_block, noised
+            if term.earlier:
+                at = self.earlier(x, noised, term.earlier * rng.uniform(f"earlier {term.name}"))
+            with torch.no_grad():
+                tapped = ema(at.x_t, at.t, y, tap=(block,), stop_at=block)
+            assert not isinstance(tapped, Tensor)
+            return tapped.hidden[block]
+
+        return losses | self.alignment(prediction, batch, phase, rng, averaged)
 
     def noised(self, x: Tensor, phase: Phase, rng: Draws) -> flow.Noised:
         """The network's input: x at sampled times, or the clean x."""
         raise NotImplementedError
 
+    def earlier(self, x: Tensor, noised: flow.Noised, by: Tensor) -> flow.Noised:
+        """The same x with the same noise at times earlier by `by` (B,), not before t = 0."""
+        raise NotImplementedError
+
     def prediction_losses(
-        self, output: Tensor, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
+        self, prediction: Prediction, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
     ) -> Losses:
         """The losses on the network's output, those that the phase weighs."""
         raise NotImplementedError
@@ -100,8 +118,9 @@ class Denoising:
         return torch.where(dropped[:, None], 0.0, standardized_token(batch))
 
     def alignment(
-        self, prediction: Prediction, batch: Batch, phase: Phase, rng: Draws, ema: partial | None
-    ) -> Losses:
+        self, prediction: Prediction, batch: Batch, phase: Phase, rng: Draws,
+        averaged: Callable[[Align], Tensor],
+    ) -> Losses:  # fmt: skip
         """The loss of each active alignment term; of several encoders in one term the mean."""
         losses: Losses = {}
         for term in phase.terms:
@@ -109,8 +128,12 @@ class Denoising:
             if term.temperature is not None:
                 loss = partial(loss, temperature=term.temperature)
             values = []
-            targets = self.targets(term, prediction, batch, ema)
+            targets = self.targets(term, prediction, batch, averaged)
             for h, z in zip(projected, targets, strict=True):
+                if term.tap == "attention":
+                    z = attention_logits(z, term.heads)
+                    both = min(h.shape[1], z.shape[1])
+                    h, z = h[:, :both], z[:, :both]
                 z = TARGET_NORMS[term.normalize](z)
                 if term.tokens < 1:  # those with the smallest of uniform numbers
                     u = rng.uniform(f"tokens {term.name}", h.shape[1])
@@ -121,7 +144,7 @@ class Denoising:
         return losses
 
     def targets(
-        self, term: Align, prediction: Prediction, batch: Batch, ema: partial | None
+        self, term: Align, prediction: Prediction, batch: Batch, averaged: Callable[[Align], Tensor]
     ) -> tuple[Tensor, ...]:
         """A term's targets (B, T, F), in the order of its projections.
 
@@ -138,13 +161,10 @@ class Denoising:
             )
         if term.target == "none":
             return prediction.projected[term.name]
+        if term.target == "ema":
+            return (averaged(term),)
         assert term.target_block is not None
-        if term.target == "block":
-            return (prediction.hidden[term.target_block].detach(),)
-        assert ema is not None, "an objective with a term of target ema is called with ema="
-        with torch.no_grad():
-            tapped = ema(tap=(term.target_block,), stop_at=term.target_block)
-        return (tapped.hidden[term.target_block],)
+        return (prediction.hidden[term.target_block].detach(),)
 
 
 @dataclass(frozen=True)
@@ -166,18 +186,30 @@ class FlowMatching(Denoising):
         t = flow.sample_times(u, normal, times=self.times, path=self.path, shift=self.shift)
         return flow.noise(x, rng.normal("noise", *x.shape[1:]), t, path=self.path)
 
+    def earlier(self, x: Tensor, noised: flow.Noised, by: Tensor) -> flow.Noised:
+        return flow.noise(x, noised.noise, (noised.t - by).clamp(min=0), path=self.path)
+
     def prediction_losses(
-        self, output: Tensor, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
+        self, prediction: Prediction, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
     ) -> Losses:
         losses: Losses = {}
+        assert prediction.output is not None
+        output = prediction.output.float()
+        residual = partial(flow.residual, self.prediction, path=self.path)
         if "flow" in phase.weights:
-            residual = flow.residual(self.prediction, output, x, noised, path=self.path)
+            error = residual(output, x, noised)
             if self.token == "denoised":
-                residual, of_token = residual.tensor_split([batch.mean[0].numel()], 1)
+                error, of_token = error.tensor_split([batch.mean[0].numel()], 1)
                 losses["token"] = of_token.pow(2).mean()
-            losses["flow"] = residual.pow(2).mean()
+            losses["flow"] = error.pow(2).mean()
             if "direction" in phase.weights:
                 losses["direction"] = flow.direction_loss(output, noised.velocity)
+            if prediction.internal is not None:
+                losses["internal"] = residual(prediction.internal.float(), x, noised).pow(2).mean()
+            if "contrastive" in phase.weights:
+                rows, first = gathered(noised.velocity)
+                others = rows.roll(-1, 0)[first : first + len(x)]
+                losses["contrastive"] = (output - others).pow(2).mean()
         return losses
 
 
@@ -195,11 +227,17 @@ class Diffusion(Denoising):
         step = (rng.uniform("time") * len(chain.beta)).long()
         return flow.Noised(ddpm.noised(chain, x, eps, step), step, eps, eps)
 
+    def earlier(self, x: Tensor, noised: flow.Noised, by: Tensor) -> flow.Noised:
+        chain = _chain(x.device)
+        step = (noised.t - (by * len(chain.beta)).round().long()).clamp(min=0)
+        return noised._replace(x_t=ddpm.noised(chain, x, noised.noise, step), t=step)
+
     def prediction_losses(
-        self, output: Tensor, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
+        self, prediction: Prediction, x: Tensor, noised: flow.Noised, batch: Batch, phase: Phase
     ) -> Losses:
-        if "ddpm" not in phase.weights:
+        if "ddpm" not in phase.weights or prediction.output is None:
             return {}
+        output = prediction.output.float()
         terms = ddpm.hybrid_terms(_chain(x.device), output, x, noised.noise, noised.t)
         return {"ddpm": (terms.mse + terms.vb).mean()}
 

@@ -61,15 +61,23 @@ class Trained:
         """(C, h, w)."""
         return self.net.latent_shape
 
-    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def velocity(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, internal: Tensor | None = None
+    ) -> Tensor:
         """The velocity at latents x (B, C, h, w), times t (B,) and labels y (B,).
 
-        Raises ConfigError for a DiT, which has none.
+        `internal`: scales (B,) of guidance away from the internal output, v_d + w (v - v_d)
+        (Internal Guidance, arXiv 2512.24176). Raises ConfigError for a DiT, which has no velocity.
         """
         if self.run.flow.objective == "ddpm":
             raise ConfigError("a DiT predicts noise and has no velocity; draw it with ddpm or ddim")
         path = flow.PATHS[self.run.flow.path]
-        output = self.net(x, t, y)
+        if internal is None:
+            output = self.net(x, t, y)
+        else:  # the velocity is affine in the output, so outputs mix as velocities do
+            tapped = self.net(x, t, y, internal=True)
+            output, weak = tapped.velocity, tapped.internal
+            output = weak + flow.over(internal, x) * (output - weak)
         return flow.velocity_from(self.run.flow.prediction, output, x, t, path=path)
 
 
