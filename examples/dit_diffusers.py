@@ -2,9 +2,11 @@
 
 python examples/dit_diffusers.py              # a tiny DiT on stand-in data: seconds on a CPU
 python examples/dit_diffusers.py --no-tiny    # the shape of DiT-XL/2, for a GPU
+python examples/dit_diffusers.py --method irepa        # or layersync, which has no encoder
 """
 
 import argparse
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -17,24 +19,38 @@ TINY = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 4, "sa
 XL_2 = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "sample_size": 32}
 
 
+METHODS: dict[str, Any] = {  # steps -> options of Aligned and the plan
+    "erw": lambda n: ({}, erw.Plan(warmup=n // 3, align=erw.half_life(1.0, over=n))),
+    "irepa": lambda n: (
+        {"projector": "conv", "normalize": "irepa"}, erw.Plan(align=erw.constant(1.0))
+    ),
+    "layersync": lambda n: ({"projector": "none"}, erw.Plan(align=erw.constant(0.2))),
+}  # fmt: skip
+LATER = "transformer_blocks.2"  # LayerSync's target: the output of a later block
+
+
 def make_model(*, tiny: bool = True) -> DiTTransformer2DModel:
     """DiT with random weights; 4 channels out, so it predicts the velocity and no variance."""
     sizes = TINY if tiny else XL_2
     return DiTTransformer2DModel(in_channels=4, out_channels=4, patch_size=2, **sizes)
 
 
-def train(*, steps: int = 60, batch_size: int = 16, tiny: bool = True) -> list[standin.Losses]:
-    """Warm up for a third of the steps, then train in full; returns every step's losses."""
+def train(
+    *, steps: int = 60, batch_size: int = 16, tiny: bool = True, method: str = "erw"
+) -> list[standin.Losses]:
+    """Train as the method's plan says; returns every step's losses."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = make_model(tiny=tiny).to(device)
-    net = erw.Aligned(model, at=AT, width=model.inner_dim, dim=standin.DIM).to(device)  # ERW 1
-    plan = erw.Plan(warmup=steps // 3, align=erw.half_life(1.0, over=steps))  # ERW 2
+    options, plan = METHODS[method](steps)  # ERW 1
+    net = erw.Aligned(model, at=AT, width=model.inner_dim, dim=standin.DIM, **options)  # ERW 2
+    net.to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)  # model and projector
     losses = []
     for step in range(steps):
         phase = plan(step)  # ERW 3: warm-up or full, and what each loss weighs
         batch = standin.batch(batch_size, channels=4, side=model.config.sample_size)
-        x, labels, z = batch.x.to(device), batch.labels.to(device), batch.z.to(device)
+        x, labels = batch.x.to(device), batch.labels.to(device)
+        z = LATER if method == "layersync" else batch.z.to(device)
         t = torch.rand(batch_size, device=device) * (not phase.clean)  # clean warm-up: t = 0
         noise, s = torch.randn_like(x), t[:, None, None, None]
         x_t, velocity = (1 - s) * x + s * noise, noise - x
@@ -58,6 +74,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--method", choices=METHODS, default="erw")
     args = parser.parse_args()
     torch.manual_seed(0)
-    train(steps=args.steps, tiny=args.tiny)
+    train(steps=args.steps, tiny=args.tiny, method=args.method)

@@ -204,8 +204,10 @@ class Aligned(nn.Module):
     Args:
         at: module path of the block, such as "transformer_blocks.7"; a forward hook taps it.
         width: channels of the tapped tokens.
-        dim: channels of the encoder's features; a sequence for several encoders at once.
-        hidden: width of the projector's two hidden layers.
+        dim: channels of the targets; a sequence for several encoders at once.
+        projector: of `PROJECTORS`; iREPA has `conv`.
+        hidden: width of its hidden layers.
+        normalize: what is done to targets first, of `TARGET_NORMS`; iREPA has `irepa`.
         loss: `cosine`, `nt_xent` (with `functools.partial` for its options) or any function of two
             (B, T, F) tensors. Several encoders' losses are averaged.
         select: picks the image tokens (B, T, width) from what the block returns. Default: a tensor
@@ -214,43 +216,54 @@ class Aligned(nn.Module):
     Calling it passes everything on to the model but `targets`, features (B, T, dim) or one tensor
     per encoder (None: the plain model), `at`, another block for this call, and `stop`: blocks after
     it do not run, and `out` is None (not for FSDP2, whose post-forward hooks would be skipped).
+    `targets` may also be the path of another block, whose output is the target, without gradient
+    (LayerSync, arXiv 2510.12581).
     """
 
     def __init__(
         self, model: nn.Module, *, at: str, width: int, dim: int | Sequence[int],
-        hidden: int = 2048, loss: AlignLoss = cosine, select: Callable[[Any], Tensor] | None = None,
+        projector: str = "mlp", hidden: int = 2048, normalize: str = "none",
+        loss: AlignLoss = cosine, select: Callable[[Any], Tensor] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model, self.at, self.loss = model, at, loss
+        self.model, self.at, self.loss, self.normalize = model, at, loss, TARGET_NORMS[normalize]
         self.select = select or _image_tokens
         dims = (dim,) if isinstance(dim, int) else dim
-        self.projectors = nn.ModuleList(Projector(width, hidden, d) for d in dims)
+        self.projectors = nn.ModuleList(PROJECTORS[projector](width, hidden, d) for d in dims)
 
     def forward(
-        self, *args: Any, targets: Tensor | Sequence[Tensor] | None = None, at: str | None = None,
-        stop: bool = False, **kwargs: Any,
+        self, *args: Any, targets: Tensor | Sequence[Tensor] | str | None = None,
+        at: str | None = None, stop: bool = False, **kwargs: Any,
     ) -> AlignedOutput:  # fmt: skip
         if targets is None:
             return AlignedOutput(self.model(*args, **kwargs), None)
-        path, tapped, learning = at or self.at, list[Tensor](), torch.is_grad_enabled()
+        path, tapped, learning = at or self.at, dict[str, Tensor](), torch.is_grad_enabled()
+        if isinstance(targets, str) and stop:
+            raise ConfigError(f"targets of {targets!r} need the whole model: leave stop out")
 
-        def tap(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def tap(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
             if learning and not torch.is_grad_enabled():
-                raise ConfigError(f"{path!r} has no gradients: checkpoint use_reentrant=False")
-            tapped.append(self.select(output))
+                raise ConfigError(f"{name!r} has no gradients: checkpoint use_reentrant=False")
+            tapped[name] = self.select(output)
             if stop:
                 raise _Stop
 
-        out, handle = None, self.model.get_submodule(path).register_forward_hook(tap)
+        out, handles = None, []
         try:
+            for name in {path, targets} if isinstance(targets, str) else {path}:
+                module = self.model.get_submodule(name)
+                handles.append(module.register_forward_hook(partial(tap, name)))
             out = self.model(*args, **kwargs)
         except _Stop:
             pass
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+        if isinstance(targets, str):
+            targets = tapped[targets].detach()
         targets = (targets,) if isinstance(targets, Tensor) else targets
-        pairs = zip(self.projectors, targets, strict=True)
-        losses = [compare(self.loss, project(tapped[-1]), z) for project, z in pairs]
+        pairs = zip(self.projectors, map(self.normalize, targets), strict=True)
+        losses = [compare(self.loss, project(tapped[path]), z) for project, z in pairs]
         return AlignedOutput(out, torch.stack(losses).mean())
 
 

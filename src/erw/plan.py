@@ -8,7 +8,7 @@ Source: ERW (arXiv 2504.10188), section 3.3, Eq. 13, 14 and 40.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
@@ -139,6 +139,13 @@ class Align(Settings, group="plan.align"):
     def encoder(self) -> str | None:
         """The one encoder that it is aligned with; None: all that the run reads."""
         return self.target.partition(":")[2] or None
+
+    def encoders(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of the encoders `names` whose features are its targets, attention only if named."""
+        if not self.reads_encoder:
+            return ()
+        named = (self.encoder,) if self.encoder else None
+        return named or tuple(name for name in names if "#attention" not in name)
 
 
 OURS = {

@@ -19,6 +19,7 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
     """The frozen encoder `name`, in one of these forms, each with `@SIDE` to set its input.
 
     * an entry of `ENCODERS`, such as "dinov2-b", with weights from a package or the hub;
+    * ENTRY#attentionBLOCK: queries and keys of a transformer's block, such as dinov2-b#attention9;
     * ENTRY=PATH: the same with weights from a local folder or file, without a network;
     * the path of a folder with a model of a known family, as transformers saves it;
     * "vae:NAME": the inside of a VAE;
@@ -36,8 +37,16 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
     else:
         raise ConfigError(f"encoder {name!r}: expected a side in pixels after @, as in {entry}@128")
     kind, _, weights = entry.partition("=")
+    kind, _, part = kind.partition("#")
     if kind in ENCODERS:
         path = Path(weights).expanduser() if weights else None
+        if part:
+            block = part.removeprefix("attention")
+            if ENCODERS[kind] is not vits.VisionTransformer or not block.isdecimal():
+                expected = "expected #attentionBLOCK of a transformer, as in dinov2-b#attention9"
+                raise ConfigError(f"encoder {name!r}: {expected}")
+            encoder = vits.AttentionVectors(kind, block=int(block), side=side, weights=path)
+            return encoder.to(device)
         return ENCODERS[kind](kind, side=side, weights=path).to(device)
     if entry.startswith("vae:"):
         return own.VaeFeatures(entry.removeprefix("vae:"), side=side).to(device)

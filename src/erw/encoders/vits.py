@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from erw.encoders.base import IMAGENET, PatchEncoder, Pixels, resize
 from erw.encoders.pretrained import known, load_complete
-from erw.errors import CheckpointError
+from erw.errors import CheckpointError, ConfigError
 from erw.io import read_json
 
 CLIP: Pixels = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -151,6 +151,48 @@ class VisionTransformer(PatchEncoder):
         }
         taken = inputs.keys() & signature(self.network.forward).parameters
         return functional_call(self.network, replaced, kwargs={key: inputs[key] for key in taken})
+
+
+class AttentionVectors(VisionTransformer):
+    """The queries and keys of one block for the patches, (B, T, 2 F), queries first: a teacher of
+    attention (HASTE, arXiv 2505.16792). Prefix tokens are left out, as there.
+
+    `block`: counted from 1. Raises ConfigError for a model without such attention: a convolutional
+    one, or one that turns queries and keys by their position afterwards (DINOv3).
+    """
+
+    def __init__(
+        self, name: str, *, block: int, side: int | None = None, weights: Path | None = None
+    ) -> None:
+        super().__init__(name, side=side, weights=weights)
+        paths = dict(self.network.named_modules())
+        layers = [
+            [m for path, m in paths.items() if path.rpartition(".")[2] in names]
+            for names in (("q_proj", "query"), ("k_proj", "key"))
+        ]
+        count = 0 if any("rope" in path for path in paths) else len(layers[0])
+        if not 1 <= block <= count:
+            has = f"has attention in blocks 1 to {count}" if count else "has no plain attention"
+            raise ConfigError(f"encoder {name}#attention{block}: {name} {has}")
+        self._attended = [kind[block - 1] for kind in layers]
+        self.name = self.name.replace(name, f"{name}#attention{block}", 1)
+        self.dim, self.dim_class = sum(layer.out_features for layer in self._attended), 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        kept: dict[nn.Module, Tensor] = {}
+
+        def keep(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+            kept[layer] = output
+
+        hooks = [layer.register_forward_hook(keep) for layer in self._attended]
+        try:
+            self._run(self.resized(images), {})
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tokens = self.grid(images.shape[-1])[0] ** 2
+        both = [kept[layer][:, -tokens:] for layer in self._attended]
+        return torch.cat(both, -1).float().contiguous()
 
 
 def _pixels(folder: Path, default: Pixels) -> Pixels:

@@ -14,7 +14,6 @@ from erw.interop.layouts import TABLE
 from erw.interop.pretrained import alignment_heads
 from erw.io import load_tensors
 from erw.training.checkpoint import paths
-from erw.training.network import encoders_of
 from erw.training.trained import Trained, is_run
 
 OF_THE_RUN = ("projector", "input_size", "channels", "num_classes")
@@ -105,5 +104,5 @@ def _heads(model: Trained, run: Run) -> nn.ModuleList:
 def _targets(run: Run) -> list[tuple[str, str]]:
     """What each projector of a resolved run aligns with (an encoder, or another target), and its
     kind."""
-    terms = run.plan.active
-    return [(name, t.projector) for t in terms for name in encoders_of(t, run) or (t.target,)]
+    pairs = ((t, name) for t in run.plan.active for name in t.encoders(run.data.features) or [""])
+    return [(name or term.target, term.projector) for term, name in pairs]

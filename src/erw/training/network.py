@@ -102,7 +102,7 @@ def build_network(run: Run, dims: Mapping[str, int]) -> Network:
     Backbone and projectors are seeded apart, so that methods start from the same backbone.
     """
     model, terms = build_model(run.model, outputs=run.flow.outputs, seed=run.seed), run.plan.active
-    encoders = {term.name: encoders_of(term, run) for term in terms}
+    encoders = {term.name: term.encoders(run.data.features) for term in terms}
     widths = {k: tuple(dims[v] for v in names) or (model.width,) for k, names in encoders.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(run.seed, "projector"))
@@ -112,13 +112,6 @@ def build_network(run: Run, dims: Mapping[str, int]) -> Network:
 def fresh_projectors(run: Run, dims: Mapping[str, int]) -> nn.ModuleList:
     """Projectors that start phase 2 anew: the same shapes, another seed."""
     return build_network(run.replace(seed=seeded(run.seed, "phase 2")), dims).projectors
-
-
-def encoders_of(term: Align, run: Run) -> tuple[str, ...]:
-    """Names of the encoders whose features are a term's targets."""
-    if not term.reads_encoder:
-        return ()
-    return (term.encoder,) if term.encoder else run.data.features
 
 
 def resolve(run: Run, cache: Cache) -> Run:
@@ -158,7 +151,8 @@ def _features(run: Run, cache: Cache, token: str) -> tuple[str, ...]:
         )
     denoised = run.model.class_token == "denoised"
     named = dict.fromkeys(name for name in encoders if name)
-    default = (token,) if denoised else named if all(encoders) else cache.features
+    default = named if all(encoders) else Align().encoders(cache.features)
+    default = (token,) if denoised else default
     features = run.data.features or tuple(default)
     if denoised and features != (token,):
         raise ConfigError(f"data.features is {', '.join(features)}, but REG's token is of {token}")

@@ -152,7 +152,7 @@ class Denoising:
         """
         if term.reads_encoder:
             features = dict(zip(self.features, batch.features, strict=True))
-            targets = (features[term.encoder],) if term.encoder else tuple(features.values())
+            targets = tuple(features[name] for name in term.encoders(features))
             if self.token != "denoised" or (token := batch.token) is None:
                 return targets
             return tuple(
