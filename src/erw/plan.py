@@ -81,16 +81,15 @@ class Align(Settings, group="plan.align"):
     block: int = ranged(8, "[1, inf)")
     # `encoder` (all that the run reads, averaged), `encoder:NAME` (one of them, such as
     # encoder:vae:sd-vae-ft-ema), `ema` (block `target_block` of the EMA model), `block` (another
-    # block, without gradient), or `none` (a loss on the tokens alone)
+    # block, without gradient), or `none` (a loss on the tokens alone). Of encoder:NAME#attention9
+    # (HASTE) the block's attention is aligned, with projector none and loss attention.
     target: str = "encoder"
     target_block: int | None = None  # of `ema` and `block`
     # of `ema`: its input has the same noise at a time earlier by up to so much, drawn anew for
     # every image (SRA has 0.2)
     earlier: float = ranged(0.0, "[0, 1]")
-    # what of the block: its `tokens`, or its `attention` (HASTE), for which the target is an
-    # encoder:NAME#attentionBLOCK, the projector none and the loss attention
-    tap: Literal["tokens", "attention"] = "tokens"
-    # attention heads of that encoder; as many first ones are compared as both have
+    # attention heads of an encoder whose attention is the target; as many first ones are compared
+    # as both have
     heads: int = ranged(12, "[1, inf)")
     projector: str = "mlp"  # of `PROJECTORS`
     loss: str = "cosine"  # of `ALIGN_LOSSES`
@@ -118,12 +117,12 @@ class Align(Settings, group="plan.align"):
             raise ConfigError(f"plan.align target is {self.target!r}; {kinds}")
         if (self.target in ("ema", "block")) != (self.target_block is not None):
             raise ConfigError("plan.align: targets ema and block need target_block, others none")
-        attentive = self.loss == "attention", "#attention" in self.target
-        if (self.tap == "attention") != all(attentive) or any(attentive) != all(attentive):
-            together = "tap attention, loss attention and target encoder:NAME#attentionBLOCK"
-            raise ConfigError(f"plan.align {self.name}: {together} go together")
-        if self.tap == "attention" and (self.projector, self.tokens) != ("none", 1.0):
-            raise ConfigError(f"plan.align {self.name}: attention needs projector none, tokens 1")
+        others = self.projector, self.normalize, self.tokens
+        if self.attends != (self.loss == "attention") or self.attends > (
+            others == ("none", "none", 1)
+        ):
+            alone = "loss attention, a target encoder:NAME#attentionBLOCK and projector none"
+            raise ConfigError(f"plan.align {self.name}: {alone} go together")
         if self.earlier and self.target != "ema":
             raise ConfigError(f"plan.align {self.name}: earlier is for target ema")
         if not self.reads_encoder and self.phase != "full":
@@ -134,6 +133,11 @@ class Align(Settings, group="plan.align"):
     @property
     def reads_encoder(self) -> bool:
         return self.target.startswith("encoder")
+
+    @property
+    def attends(self) -> bool:
+        """Whether attention is aligned, not tokens."""
+        return "#attention" in self.target
 
     @property
     def encoder(self) -> str | None:
@@ -149,8 +153,15 @@ class Align(Settings, group="plan.align"):
 
 
 OURS = {
-    "loss": ("ALIGN_LOSSES", "cosine", "nt_xent", "nt_xent_batch", "nt_xent_pooled",
-             "dispersive", "attention"),
+    "loss": (
+        "ALIGN_LOSSES",
+        "cosine",
+        "nt_xent",
+        "nt_xent_batch",
+        "nt_xent_pooled",
+        "dispersive",
+        "attention",
+    ),
     "projector": ("PROJECTORS", "mlp", "linear", "conv", "none"),
     "normalize": ("TARGET_NORMS", "none", "tokens", "irepa"),
 }
@@ -196,13 +207,13 @@ class Phase:
     def taps(self) -> tuple[int, ...]:
         """All blocks whose output is needed."""
         targets = (term.target_block for term in self.terms if term.target == "block")
-        aligned = (self.block(term) for term in self.terms if term.tap == "tokens")
+        aligned = (self.block(term) for term in self.terms if not term.attends)
         return tuple(sorted({*aligned, *filter(None, targets)}))
 
     @property
     def attention(self) -> tuple[int, ...]:
         """All blocks whose attention is needed."""
-        return tuple(sorted({self.block(term) for term in self.terms if term.tap == "attention"}))
+        return tuple(sorted({self.block(term) for term in self.terms if term.attends}))
 
     @property
     def trains(self) -> tuple[int | None, tuple[str, ...]]:

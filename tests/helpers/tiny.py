@@ -16,6 +16,7 @@ from erw.data.cache import Cache
 from erw.data.prepare import prepare
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import load_encoder, load_vae
+from erw.plan import Align
 from erw.recipes import recipe
 
 
@@ -54,6 +55,21 @@ def with_loss(run: Run, loss: str) -> Run:
     if loss == "reg":
         return run.replace(model=dataclasses.replace(run.model, class_token="denoised"))
     return with_term(run, loss="nt_xent_batch" if loss == "nt_xent" else loss)
+
+
+def with_methods(run: Run) -> Run:
+    """The run with the methods after ERW, all at once."""
+    terms = (
+        Align(name="irepa", block=2, projector="conv", normalize="irepa"),
+        Align(name="sra", block=2, target="ema", target_block=3, earlier=0.2, phase="full"),
+        Align(name="apart", block=3, target="none", projector="none", loss="dispersive",
+              phase="full"),
+    )  # fmt: skip
+    return run.replace(
+        model=dataclasses.replace(run.model, internal=2),
+        flow=dataclasses.replace(run.flow, contrastive=0.05),
+        plan=dataclasses.replace(run.plan, align=terms),
+    )
 
 
 def with_term(run: Run, **changes: object) -> Run:
@@ -109,6 +125,7 @@ if __name__ == "__main__":
     parser.add_argument("--eval-every", type=int, default=0)
     parser.add_argument("--loss", default="cosine", help="of the alignment; reg: with class token")
     parser.add_argument("--dit", action="store_true", help="DiT's objective")
+    parser.add_argument("--methods", action="store_true", help="those after ERW")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -118,7 +135,8 @@ if __name__ == "__main__":
         _die_in_score(args.die_in_score)
     run = tiny_run(args.cache)
     run = as_dit(run) if args.dit else run
-    run = with_loss(run, args.loss)
+    run = with_methods(run) if args.methods else run
+    run = run if args.methods else with_loss(run, args.loss)
     every = args.eval_every
     run = run.replace(
         eval=Eval(every=every, samples=8, reference_count=16, loss=every, loss_images=8)

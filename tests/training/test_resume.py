@@ -6,11 +6,18 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from erw.training.checkpoint import paths
 from helpers.tiny import as_dit, tiny_run, with_loss, with_term
-from helpers.training import InterruptAfter, assert_same_run, go, last, logged, program
+from helpers.training import (
+    InterruptAfter,
+    assert_close,
+    assert_same_run,
+    go,
+    last,
+    logged,
+    program,
+)
 
 
 def test_killed_in_either_phase_and_in_a_checkpoint_it_ends_with_the_same_bits(
@@ -119,12 +126,3 @@ def test_two_processes_are_one_with_the_same_batch(
     for a, b in zip(logged(one), logged(two), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
-
-
-def assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    """Adam divides by the square root of tiny numbers, so rounding shows; weights must still
-    agree."""
-    assert a.keys() == b.keys()
-    for key in a:
-        if key.startswith(("net.", "ema.")):
-            assert torch.allclose(a[key], b[key], atol=2e-4), key

@@ -80,7 +80,7 @@ class Network(nn.Module):
     def _projection(self, i: int, tapped: Tapped, phase: Phase, term: Align) -> Tensor:
         """What projector `i`, one of the term's, makes of its block; attention passes as it is."""
         skip, block = self._skip[i], phase.block(term)
-        if term.tap == "attention":
+        if term.attends:
             return tapped.attention[block][:, :, skip:, skip:]
         return self.projectors[i](tapped.hidden[block][:, skip:])
 

@@ -130,7 +130,7 @@ class Denoising:
             values = []
             targets = self.targets(term, prediction, batch, averaged)
             for h, z in zip(projected, targets, strict=True):
-                if term.tap == "attention":
+                if term.attends:
                     z = attention_logits(z, term.heads)
                     both = min(h.shape[1], z.shape[1])
                     h, z = h[:, :both], z[:, :both]
