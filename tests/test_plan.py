@@ -130,7 +130,9 @@ def test_terms_take_the_names_in_the_registries(monkeypatch: pytest.MonkeyPatch)
     for key, registry in registries.items():
         assert set(plans.OURS[key][1:]) <= registry.keys()
         for name in registry:
-            assert getattr(Align(**{key: name}), key) == name  # type: ignore[arg-type]
+            teacher = {"target": "encoder:x#attention1", "projector": "none"}
+            others = teacher if name == "attention" else {}
+            assert getattr(Align(**{key: name, **others}), key) == name  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=f"plan.align {key} is 'mine'; "):
             Align(**{key: "mine"})  # type: ignore[arg-type]
         monkeypatch.setitem(registry, "mine", None)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ def trained(num_classes: int = 3, *, seed: int = 0, run: Run = RUN) -> Trained:
         patch=2,
         num_classes=num_classes,
         out_channels=3 * run.flow.outputs,
+        internal=run.model.internal,
     )
     rng = torch.Generator().manual_seed(seed)
     for weight in net.parameters():

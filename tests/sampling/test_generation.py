@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from erw.config import Flow, Run, Sample
+from erw.config import Flow, Model, Run, Sample
 from erw.errors import ConfigError
+from erw.flow import velocity_from
 from erw.sampling.generation import generate, ready, seed_noise
 from erw.training.trained import Trained
 from helpers.pixels import MODEL, trained
@@ -87,6 +88,38 @@ def test_autoguidance_is_guidance_away_from_the_weaker_model() -> None:
     assert torch.allclose(generation.collect().latents.double(), x, atol=1e-5)
 
 
+def test_internal_guidance_comes_before_the_classes() -> None:
+    """u = v_d + w (v - v_d) with the class and without it, then classifier-free guidance of u."""
+    model = trained(run=Run(model=Model(internal=1)))
+    options = {"steps": 3, "solver": "euler", "decode": False, "guidance": 1.5}
+    within = {"internal": 1.4, "internal_interval": (0.3, 0.7)}
+    generation = generate(model, range(4), **within, **options)
+    assert generation.settings["internal"] == 1.4
+    assert "internal" not in generate(model, [0], **options).settings
+    x, y = seed_noise(range(4), (3, 8, 8), "start").double(), torch.tensor([0, 1, 2, 0])
+    for t, t_next in ((1, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0)):
+        tapped = [
+            model.net(x.float(), torch.full((4,), t), labels, internal=True)
+            for labels in (y, torch.full((4,), 3))
+        ]
+        w = 1.4 if 0.3 <= t <= 0.7 else 1.0
+        given, null = (each.internal + w * (each.velocity - each.internal) for each in tapped)
+        x = x + (t_next - t) * (null + 1.5 * (given - null)).double()
+    assert torch.allclose(generation.collect().latents.double(), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["x", "noise"])
+def test_outputs_mix_as_their_velocities_do(prediction: str) -> None:
+    model = trained(run=Run(model=Model(internal=1), flow=Flow(prediction=prediction)))
+    x, t, w = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 0.6]), torch.tensor([1.4, 2.0])
+    tapped = model.net(x, t, internal=True)
+    strong, weak = (
+        velocity_from(prediction, out, x, t) for out in (tapped.velocity, tapped.internal)
+    )
+    expected = weak + w[:, None, None, None] * (strong - weak)
+    torch.testing.assert_close(model.velocity(x, t, internal=w), expected)
+
+
 def test_the_shift_of_times_changes_the_image_and_is_stated() -> None:
     plain, moved = (generate(MODEL, [0], steps=4, shift=s) for s in (1.0, 2.0))
     assert moved.settings["shift"] == 2.0 and "shift" not in plain.settings
@@ -140,6 +173,7 @@ def test_it_is_lazy() -> None:
         ({"shift": 2.0, "solver": "dopri5"}, "chooses its own times"),
         ({"guided_channels": 0, "guidance": 2.0}, "guided_channels is 0"),
         ({"autoguidance": MODEL}, "without effect"),
+        ({"internal": 1.4}, "needs a model trained with --model.internal"),
         ({"autoguidance": trained(4), "guidance": 2.0}, "autoguidance by another kind"),
     ],
 )

@@ -206,7 +206,7 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
     guided = sample.guided_channels or 0
     if guided and (model.net.class_token or guided > model.latent_shape[0]):
         raise ConfigError(f"guided_channels {guided}: at most the latent's, and no class token")
-    if sample.internal != 1 and not model.run.model.internal:
+    if sample.internal != 1 and not getattr(model.net, "internal", 0):
         raise ConfigError("internal guidance needs a model trained with --model.internal BLOCK")
     if weak and sample.guidance == 1:
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
