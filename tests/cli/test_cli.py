@@ -205,6 +205,37 @@ def test_a_cache_that_is_cut_short(erw: Erw, cache: Path, tmp_path: Path) -> Non
 # -- runs and checkpoints -------------------------------------------------------------------------
 
 
+def test_a_run_begins_with_what_prepare_says(
+    erw: Erw, images: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Images and classes, or that there are none; a class all of whose images are damaged."""
+    first = erw("train", "debug", "--out", tmp_path / "a", "--data.cache", cache, *TINY)
+    line = f"16 images of {cache}, 2 classes (cats, dogs) of 8 to 8 images"
+    assert first.err.splitlines()[0] == line
+    counted = erw("prepare", images, "--out", tmp_path / "no", "--dry-run").out.splitlines()[0]
+    assert counted.endswith(line.partition(",")[2])
+
+    shutil.copytree(images, tmp_path / "set")
+    (tmp_path / "set" / "eels").mkdir()
+    (tmp_path / "set" / "eels" / "0.png").write_bytes(b"no image")
+    (tmp_path / "set" / "dogs" / "0.png").unlink()
+    for name, options, lines in [
+        (
+            "some",
+            [],
+            ["3 classes (cats, dogs, eels) of 0 to 8", "classes without images: 1 (eels)"],
+        ),
+        ("none", ["--classes", "none"], ["15 images of", "no classes: the set is unconditional"]),
+    ]:
+        for argv in (["prepare", tmp_path / "set", *options], ["train", "debug", *TINY]):
+            more = ["--data.cache", tmp_path / name] if argv[0] == "train" else []
+            out = tmp_path / (f"{name}-run" if more else name)
+            said = erw(*argv, "--out", out, *more).err
+            assert all(line in said for line in lines), said
+    kept = json.loads((tmp_path / "some-run" / "recipe.json").read_text())["cache"]
+    assert kept["empty_classes"] == [2]
+
+
 def test_a_run_goes_on_and_refuses_another(erw: Erw, run: Path, cache: Path) -> None:
     train = ["train", "debug", "--out", run, "--data.cache", cache, *TINY]
     assert erw(*train).code == 0

@@ -227,6 +227,7 @@ def test_labels_out_of_range_are_found(copy: Path) -> None:
     path = copy / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["class_names"] = manifest["class_names"][:2]
+    del manifest["class_counts"]  # as in caches of an older erw
     with pytest.raises(
         CacheError,
         match=r"manifest.json cannot be read: .*\(its content does not match its checksu",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from PIL import Image
 
 from erw.cli import main
@@ -70,7 +71,10 @@ def test_a_manifest_that_lost_a_bit_is_damaged(cache: Cache, tmp_path: Path) -> 
 def test_what_a_manifest_says_must_be_what_its_shards_hold(cache: Cache, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(cache.path, tmp_path / "copy"))
     told = json.loads((copy / "manifest.json").read_text())
-    for change in ({"shards": []}, {"rows": 200}):
+    for change in (
+        {"shards": []}, {"rows": 200}, {"class_counts": [8, 8, 9]}, {"class_counts": [12, 12]},
+        {"class_counts": [25, 0, -1]},
+    ):  # fmt: skip
         write_checked(copy, told | change)
         with pytest.raises(CacheError, match=r"manifest.json cannot be read: .*rows, but"):
             Cache.open(copy)
@@ -81,6 +85,23 @@ def test_a_manifest_gives_back_lost_settings(cache: Cache, tmp_path: Path) -> No
     (copy / "prepare.json").unlink()
     again = make(cache.path.parent / "set", copy, cache.path.parent / "vae", encoder=True)
     assert again.identity == cache.identity
+
+
+def test_a_cache_older_than_its_counts_is_the_same_when_it_is_mended(
+    cache: Cache, tmp_path: Path
+) -> None:
+    """Runs that were begun on it go on."""
+    copy = Path(shutil.copytree(cache.path, tmp_path / "copy"))
+    told = json.loads((copy / "manifest.json").read_text())
+    assert told.pop("class_counts") == [8, 8, 8]
+    del told["check"]
+    told["check"] = blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(told, sort_keys=True, indent=1) + "\n")
+    before = Cache.open(copy)
+    (copy / "shards" / "00001.safetensors").unlink()
+    again = make(cache.path.parent / "set", copy, cache.path.parent / "vae", encoder=True)
+    assert again.verify() == [] and again.identity == before.identity
+    assert again.class_counts == (8, 8, 8)
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])

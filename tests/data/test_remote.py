@@ -3,6 +3,7 @@
 Over HTTP from a real web server on the loopback, and from fsspec's file system in memory.
 """
 
+import json
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from erw.cli import main
 from erw.data import Cache, Loader
 from erw.errors import CacheError
 from erw.io import hash_file
+from helpers.parts import write_checked
 from helpers.servers import Web, web
 from helpers.tiny import tiny_cache
 
@@ -74,6 +76,28 @@ def test_batches_are_those_of_the_cache_on_disk(local: Cache, site: Web, store: 
     assert torch.equal(again.read([9]).mean, local.read([9]).mean)
     assert again.verify() == []
     assert len(site.asked) == 2 * SHARDS + 2
+
+
+def test_the_manifest_says_how_many_images_a_class_has(
+    local: Cache, site: Web, store: Path, tmp_path: Path
+) -> None:
+    """No shard is downloaded for it. An older manifest does not say, and labels are not fetched."""
+    counts = np.bincount(local.read(range(48)).labels, minlength=9).tolist()
+    remote = Cache.open(site.url)
+    assert list(local.class_counts or ()) == list(remote.class_counts or ()) == counts
+    assert remote.overview()[0].endswith("of 5 to 6 images")
+    older = Path(shutil.copytree(local.path, tmp_path / "older"))
+    told = json.loads((older / "manifest.json").read_text())
+    del told["class_counts"]
+    write_checked(older, told)
+    with web(older) as server:
+        unknown = Cache.open(server.url)
+        assert unknown.class_counts is None and unknown.empty_classes() == []
+        assert unknown.overview()[0].endswith(" ...)") and len(unknown.overview()) == 1
+    assert not downloaded(store)
+    assert list(Cache.open(older).class_counts or ()) == counts  # read from its labels
+    twice = Cache.open([local.path, older]).class_counts
+    assert list(twice or ()) == [2 * count for count in counts]
 
 
 def test_features_that_are_not_read_are_not_downloaded(local: Cache, site: Web) -> None:

@@ -40,8 +40,8 @@ def test_a_grid_with_names_and_without() -> None:
 
 
 def test_classes_are_spread() -> None:
-    assert spread(0) is None and spread(3, 4) == [0, 1, 2, 0]
-    assert spread(1000, 4) == [0, 250, 500, 750]
+    assert spread([]) is None and spread(range(3), 4) == [0, 1, 2, 0]
+    assert spread(range(1000), 4) == [0, 250, 500, 750] and spread([1, 7], 3) == [1, 7, 1]
 
 
 def test_previews_change_nothing_and_show_the_same_samples(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_previews_change_nothing_and_show_the_same_samples(tmp_path: Path) -> No
     last = opened(previewed / "previews" / names[-1])
     model = load(previewed)
     options = dataclasses.asdict(model.run.sample)
-    labels = spread(model.num_classes)
+    labels = spread(model.usual_classes)
     images = generate(model, range(COUNT), labels, **options, precision="auto").collect().images
     assert np.array_equal(last[:80:5, :80:5, :3], images[0].permute(1, 2, 0).numpy())
 

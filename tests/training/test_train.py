@@ -17,9 +17,12 @@ from erw import plan as plans
 from erw.data.cache import Cache
 from erw.data.prepare import prepare
 from erw.errors import CheckpointError, ConfigError, NumericsError
+from erw.interop import from_pretrained
+from erw.interop.export import export
 from erw.log import read_metrics
 from erw.recipes import names, recipe, tiny
 from erw.sampling import generate
+from erw.sampling.preview import spread
 from erw.training import load
 from erw.training.checkpoint import paths
 from erw.training.network import resolve
@@ -238,3 +241,12 @@ def test_classes_without_images_are_drawn_only_when_they_are_named(tmp_path: Pat
     assert generate(model, range(4), decode=False, steps=1).labels == (1, 7, 1, 7)
     assert set(generate(model, range(20), "random", decode=False, steps=1).labels or ()) == {1, 7}
     assert generate(model, [0], 3, decode=False, steps=1).labels == (3,)
+    assert spread(model.usual_classes, 3) == [1, 7, 1]  # previews
+    folder = export(model, tmp_path / "export", vae="none")
+    assert "pipe('1'," in (folder / "README.md").read_text()
+    again = from_pretrained(folder)
+    assert generate(again, range(3), decode=False, steps=1).labels == (1, 7, 1)
+    (tmp_path / "run" / "recipe.json").write_text(
+        (tmp_path / "run" / "recipe.json").read_text().replace('"empty_classes": [', '"x": [')
+    )
+    assert generate(load(tmp_path / "run"), [2], decode=False, steps=1).labels == (2,)  # an old run

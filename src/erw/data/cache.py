@@ -6,11 +6,12 @@ and what has a name is whole. (fsspec's own file cache neither checks contents n
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 
 from erw.data.manifest import MANIFEST, SINGLE, Column, File, Manifest, shard_file
 from erw.data.quantize import Packed, unpack
+from erw.data.sources.files import summary
 from erw.errors import CacheError, raised_as
 from erw.io import cache_home, hash_file, load_tensors, lock
 
@@ -275,12 +277,28 @@ class Cache:
             columns[name] = column
         return columns
 
+    @cached_property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """Rows of each class. None where a cache of an older erw lies at a URL: its labels come
+        with its latents."""
+        counts = Counter[str]()
+        for known in (part.manifest for part in self.parts):
+            counts.update(dict(zip(known.class_names, known.class_counts, strict=False)))
+        for number, (part, *_) in enumerate(self._shards if self.class_names else ()):
+            if part.manifest.class_counts:
+                continue
+            if "://" in part.address:
+                return None
+            counts.update(self.class_names[i] for i in self._column(number, "label").tolist())
+        return tuple(counts[name] for name in self.class_names)
+
     def empty_classes(self) -> list[int]:
-        """Classes without a row; none are known of an online cache, or one at a URL."""
-        if not self._shards or not self.class_names or "://" in self.address:
-            return []
-        labels = [self._column(number, "label").unique() for number in range(len(self._shards))]
-        return sorted({*range(self.num_classes)}.difference(torch.cat(labels).tolist()))
+        """Classes without a row, as far as `class_counts` are known."""
+        return [label for label, count in enumerate(self.class_counts or ()) if not count]
+
+    def overview(self) -> list[str]:
+        """Lines for people: images and classes."""
+        return summary(self.address, len(self), self.class_names, self.class_counts)
 
     def verify(self) -> list[str]:
         """Rehash every file; the names of those that are damaged, cut short or missing."""

@@ -187,7 +187,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished cache. `latent_mean`, `latent_std`: raw, per channel, of posterior samples."""
+    """A finished cache. `latent_mean`, `latent_std`: raw, per channel, of posterior samples;
+    `class_counts`: rows of each class, empty in caches of an older erw."""
 
     spec: CacheSpec
     rows: int
@@ -196,6 +197,7 @@ class Manifest:
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     shards: tuple[Shard, ...]
+    class_counts: tuple[int, ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -213,6 +215,8 @@ class Manifest:
         """Write `manifest.json` in canonical form: equal caches have equal bytes."""
         values = asdict(self) | {"version": VERSION}
         values["settings"] = values.pop("spec")
+        if not self.class_counts:  # as caches without classes, and older ones, always were
+            del values["class_counts"]
         values["check"] = _check(values)
         write_text(out / MANIFEST, json.dumps(values, sort_keys=True, indent=1) + "\n")
 
@@ -232,6 +236,10 @@ class Manifest:
                 raise ValueError("a path where the name of a file was expected")
             if manifest.rows != (rows := sum(shard.rows for shard in manifest.shards)):
                 raise ValueError(f"{manifest.rows} rows, but {rows} in its shards")
+            if (counts := manifest.class_counts) and (
+                (len(counts), sum(counts)) != (len(manifest.class_names), rows) or min(counts) < 0
+            ):
+                raise ValueError(f"classes of {counts} rows, but {rows} in its shards")
         return manifest
 
 

@@ -45,7 +45,8 @@ class Online(Cache):
         self.source = source = open_source(settings["where"], **settings["options"])
         if source.fingerprint() != spec.source.fingerprint:
             raise CacheError(f"the images of {settings['where']} have changed: make another {path}")
-        manifest = Manifest(spec, len(source), 0, tuple(source.class_names), (), (), ())
+        names, counts = tuple(source.class_names), source.class_counts()
+        manifest = Manifest(spec, len(source), 0, names, (), (), (), counts)
         super().__init__([Part(str(path), manifest, hash_file(file)[:32], lambda _: file)])
         self.encoded = 1 << 62  # every image of every step
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="crop")

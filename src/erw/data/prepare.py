@@ -129,7 +129,7 @@ def _make(writer: Writer, *, adding: bool = False, progress: bool) -> Cache:
     if not quiet:
         rows, rejected = len(cache), cache.manifest.rejected
         size = sum(file.bytes for file in cache.manifest.files)
-        say(f"{rows} images, {readable(size)}, {size / rows:.0f} bytes a row")
+        say("\n".join([*cache.overview(), f"{readable(size)}, {size / rows:.0f} bytes a row"]))
         say(f"{rejected} images rejected{f', reasons in {out / REJECTED}' if rejected else ''}")
     return cache
 
@@ -194,8 +194,10 @@ def _join(writer: Writer) -> None:
         constant = f"channel {std.index(min(std))} of the latents is the same everywhere"
         raise CacheError(f"{constant}: VAE {spec.vae.name} cannot be scaled by their deviation")
     parts, classes = tuple(record.shard for record in records), tuple(source.class_names)
-    number = sum(shard.rows for shard in parts)
-    Manifest(spec, number, len(rejected), classes, tuple(mean), std, parts).write(out)
+    number, counts = sum(part.rows for part in parts), source.class_counts([x[0] for x in rejected])
+    if (out / MANIFEST).exists() and (old := open_part(out).manifest).spec == spec:
+        counts = old.class_counts and counts  # one of an older erw stays as it was when mended
+    Manifest(spec, number, len(rejected), classes, tuple(mean), std, parts, counts).write(out)
 
 
 def _local(out: str | Path) -> Path:

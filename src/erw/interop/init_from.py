@@ -61,6 +61,7 @@ def starting_point(
     sizes = dataclasses.replace(model.run.model, num_classes=net.null_class)
     started: dict[str, Any] = {
         "class_names": tuple(class_names),
+        "empty_classes": (),  # the cache's take the place of its own
         "projectors": heads,
         "origin": "; ".join(words),
     }

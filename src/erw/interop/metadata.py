@@ -32,6 +32,7 @@ class Metadata:
     vae: str
     step: int = 0
     class_names: tuple[str, ...] = ()
+    empty_classes: tuple[int, ...] = ()  # numbers of those without images
     scaling: dict | None = None
     average: str = ""
     weights: str = ""
@@ -72,7 +73,8 @@ def describe(model: Trained) -> Metadata:
     if model.class_names == tuple(groups()):
         openmoji = {"source": "OpenMoji 17, composed", "licence": ATTRIBUTION}
         about["data"] = about.get("data", {}) | openmoji
-    about |= {k: getattr(model, k) for k in ("step", "class_names", "scaling", "average", "origin")}
+    same = ("step", "class_names", "empty_classes", "scaling", "average", "origin")
+    about |= {name: getattr(model, name) for name in same}
     vae, run = public(model.vae), from_dict(Run, run)
     return Metadata(model.run.name, run, vae, weights=weights, **about)
 

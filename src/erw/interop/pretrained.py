@@ -105,9 +105,8 @@ def from_pretrained(
     vae, scaling = meta.vae, meta.scaling
     if (folder / "vae" / "config.json").is_file():  # which has the scaling too
         vae, scaling = str(folder / "vae"), None
-    return Trained(
-        net, run, vae, names, meta.step, scaling, str(source), meta.average, origin=meta.origin
-    )
+    known = net, run, vae, names, meta.step, scaling, str(source), meta.average
+    return Trained(*known, origin=meta.origin, empty_classes=meta.empty_classes)
 
 
 def open_model(

@@ -185,7 +185,7 @@ def generate(
         raise ConfigError("seeds are numbers from 0 to 2**63 - 1")
     if not seeds or batch_size < 1:
         raise ConfigError(f"no seeds, or batch_size {batch_size}: give at least 1 of each")
-    chosen, rule = labels_of(labels, seeds, model.num_classes, model.empty_classes)
+    chosen, rule = labels_of(labels, seeds, model.num_classes, model.usual_classes)
     for net in [each.net for each in (model, autoguidance) if each and compile]:
         for block in getattr(net, "blocks", [net]):
             block.compile()
@@ -277,23 +277,25 @@ def seed_noise(
 
 
 def labels_of(
-    labels: Labels, seeds: tuple[int, ...], num_classes: int, empty: tuple[int, ...] = ()
+    labels: Labels, seeds: tuple[int, ...], num_classes: int, usual: Sequence[int]
 ) -> tuple[tuple[int, ...] | None, str]:
-    """The label of each seed, and the rule behind them in words; `empty` classes only if given."""
+    """The label of each seed, of the `usual` classes unless given; and the rule in words."""
     if not num_classes:
         if labels is not None:
             raise ConfigError("labels were given to an unconditional model; leave them out")
         return None, "none"
-    rule, some = "given", [label for label in range(num_classes) if label not in empty]
+    rule = "given"
+    if not usual and (labels is None or isinstance(labels, str)):
+        raise ConfigError("the model has seen images of none of its classes: give labels")
     if labels is None:
-        labels, rule = [some[seed % len(some)] for seed in seeds], "balanced: seed modulo classes"
+        labels, rule = [usual[seed % len(usual)] for seed in seeds], "balanced: seed modulo classes"
     elif isinstance(labels, int):
         labels, rule = [labels] * len(seeds), f"all {labels}"
     elif isinstance(labels, str):
         if labels != "random":
             raise ConfigError(f"labels are {labels!r}; expected classes, 'random' or none")
         rngs = (generator(seed, "sample", "label") for seed in seeds)
-        labels = [some[int(torch.randint(len(some), (), generator=rng))] for rng in rngs]
+        labels = [usual[int(torch.randint(len(usual), (), generator=rng))] for rng in rngs]
         rule = "random: drawn by seed"
     chosen = tuple(int(label) for label in labels)
     if len(chosen) != len(seeds):

@@ -39,7 +39,7 @@ def previewing(
     def preview(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
         path = Path(out) / "previews" / f"step-{step:08d}.png"
         if world.first and not path.is_file():  # or it was drawn before the run was stopped
-            labels, options = spread(model.num_classes), to_dict(run.sample)
+            labels, options = spread(model.usual_classes), to_dict(run.sample)
             drawn = generate(model, range(COUNT), labels, **options, precision="auto").collect()
             assert drawn.images is not None, "decoded by default"
             write_bytes(path, picture(drawn.images, labels, model.class_names))
@@ -61,11 +61,11 @@ def write_preview(generation: Generation, out: Path) -> Path:
     return path
 
 
-def spread(num_classes: int, count: int = COUNT) -> list[int] | None:
-    """`count` classes: all in turn, or evenly chosen where there are more; None: unconditional."""
-    if not num_classes:
+def spread(classes: Sequence[int], count: int = COUNT) -> list[int] | None:
+    """`count` of the classes: all in turn, or evenly chosen where there are more; None: none."""
+    if not (known := len(classes)):
         return None
-    return [i * max(num_classes, count) // count % num_classes for i in range(count)]
+    return [classes[i * max(known, count) // count % known] for i in range(count)]
 
 
 def picture(

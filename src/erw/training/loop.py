@@ -96,6 +96,8 @@ def train(
         bar = progress or stack.enter_context(
             Progress(run.name, whole.total, done=spent, quiet=not processes.first)
         )
+        if processes.first:
+            bar.say("\n".join(cache.overview()))
         bar.say(
             f"{run.name}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M "
             f"parameters, {run.steps} steps of {run.flow.objective} on {cache!r}\n"

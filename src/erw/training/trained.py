@@ -47,6 +47,11 @@ class Trained:
         return self.rdm.num_classes if self.rdm else self.net.null_class
 
     @property
+    def usual_classes(self) -> list[int]:
+        """Those that are drawn where none are named: all of which it has seen images."""
+        return [label for label in range(self.num_classes) if label not in self.empty_classes]
+
+    @property
     def ema(self) -> float | str:
         """The average that the weights are: its decay, or a description."""
         return self.average or self.run.optim.ema

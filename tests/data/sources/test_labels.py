@@ -103,7 +103,7 @@ def test_classes_without_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"labels": {"a.png": 1, "b.png": 3}}')
     line, empty = overview(open_source(tmp_path))
     assert line.endswith("4 classes (0, 1, 2, 3) of 0 to 1 images")
-    assert empty == "2 classes have no image (0, 2)"
+    assert empty == "classes without images: 2 (0, 2)"
 
 
 def test_two_spellings_of_one_name_are_one_class(tmp_path: Path) -> None:

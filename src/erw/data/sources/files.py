@@ -36,6 +36,11 @@ class Source:
         """The encoded image `index`. Raises `Unreadable`."""
         raise NotImplementedError
 
+    def class_counts(self, without: Sequence[int] = ()) -> tuple[int, ...]:
+        """Images of each class, apart from those of some numbers; () without classes."""
+        labels, classes = np.delete(self.labels, list(without)), len(self.class_names)
+        return tuple(np.bincount(labels, minlength=classes).tolist()) if classes else ()
+
     def fingerprint(self) -> str:
         """Changes when the list of images, their labels or the sizes of the files do."""
         return self._fingerprint
@@ -55,16 +60,24 @@ def digest(header: Any, lines: Iterable[str]) -> str:
 
 def overview(source: Source) -> list[str]:
     """Lines for people: images and classes; then what was left alone."""
-    names, notes = source.class_names, list(source.notes)
-    line = f"{len(source):,} images of {source.name}, "
-    if not names:
-        return [line + "no classes: the set is unconditional", *notes]
-    line += f"{len(names):,} classes ({listed(names)})"
-    counts = np.bincount(source.labels, minlength=len(names))
-    line += f" of {counts.min():,} to {counts.max():,} images"
-    if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
-        notes.append(f"{len(empty)} classes have no image ({listed(empty)})")
-    return [line, *notes]
+    counts = source.class_counts()
+    return [*summary(source.name, len(source), source.class_names, counts), *source.notes]
+
+
+def summary(
+    name: str, count: int, classes: Sequence[str], class_counts: Sequence[int] | None
+) -> list[str]:
+    """Lines for people: so many images, of these classes of so many each (None: not known)."""
+    line = f"{count:,} images of {name}, "
+    if not classes:
+        return [line + "no classes: the set is unconditional"]
+    line += f"{len(classes):,} classes ({listed(classes)})"
+    if class_counts is None:
+        return [line]
+    empty = [name for name, some in zip(classes, class_counts, strict=False) if not some]
+    note = f"classes without images: {len(empty)} ({listed(empty)})"
+    line += f" of {min(class_counts):,} to {max(class_counts):,} images"
+    return [line, *[note] * bool(empty)]
 
 
 class FileSource(Source):
