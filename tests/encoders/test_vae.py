@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erw.encoders import VAE, load_vae
@@ -15,8 +17,9 @@ from erw.encoders import vae as vaes
 from erw.encoders.vae import SHIPPED
 from erw.errors import CheckpointError, ConfigError, DataError
 from helpers.images import glyphs
+from helpers.rae import rae
 
-NAME = "openmoji-f4c4"
+NAME, FILE = "openmoji-f4c4", "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +208,84 @@ def test_by_name_from_the_hubs_cache_without_a_network(
 
 
 def test_pinned_revisions_are_whole_commits() -> None:
-    unpinned = {"e2e-sdvae", "e2e-invae", "e2e-vavae"}
     for name, entry in vaes.ENTRIES.items():
         pinned = re.search(r"@[0-9a-f]{40}$", entry["hub"])
-        assert bool(pinned) == (name not in unpinned)
+        assert bool(pinned) != name.startswith(("e2e-", "rae-"))
 
 
 def test_a_name_that_is_near_nothing() -> None:
     with pytest.raises(ConfigError, match=r"sd-vae-ft-ema.*va-vae=FILE"):
         load_vae("sd-vae-ft-emma")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("rae-dinov2-b", "dinov2"), ("rae-mae-b", "mae"), ("", "mae")]
+)
+def test_a_representation_autoencoder(name: str, kind: str, tmp_path: Path) -> None:
+    """Its latents are tokens after a last norm without gain, less their mean at each place."""
+    network = rae(tmp_path / "weights", kind)
+    vae = load_vae(f"{name}={tmp_path / 'weights'}" if name else tmp_path / "weights")
+    assert (vae.channels, vae.factor, vae.side) == (64, 4, 16)
+    assert vae.weight_hash == sha256((tmp_path / "weights" / FILE).read_bytes()).hexdigest()
+    mean, deviation = vae.encode(images(16)).chunk(2, 1)
+    assert mean.shape == (2, 64, 4, 4) and not deviation.any()
+    assert torch.equal(mean, (mean - vae.shift) * vae.scale)  # the scaling is in its weights
+    center, spread = (torch.tensor(network.config[f"latents_{k}"]) for k in ("mean", "std"))
+    tokens = mean * (spread + 1e-5) + center
+    normalised = torch.nn.functional.layer_norm(tokens.movedim(1, -1), (64,)).movedim(-1, 1)
+    torch.testing.assert_close(tokens, normalised, atol=1e-3, rtol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(mean, network.encode(images(16) / 255).latent)
+        wanted = 255 * network.decode(mean).sample
+    assert wanted.std() > 5
+    pixels = vae.decode(mean).float()
+    assert (pixels - wanted.clamp(0, 255)).abs().max() <= 0.51
+    with pytest.raises(ConfigError, match="needs --image-size 16, not 32"):
+        vae.encode(images(32))
+
+
+OLD_NAMES = {  # of transformers 4, with which the released files were saved
+    "dinov2": {
+        "attention.q_proj": "attention.attention.query", "attention.k_proj":
+        "attention.attention.key", "attention.v_proj": "attention.attention.value",
+        "attention.o_proj": "attention.output.dense",
+    },
+    "mae": {
+        "encoder.layers.": "encoder.encoder.layer.", "attention.q_proj":
+        "attention.attention.query", "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value", "attention.o_proj":
+        "attention.output.dense", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "mae"])
+def test_a_representation_autoencoder_saved_by_older_libraries(kind: str, tmp_path: Path) -> None:
+    rae(tmp_path, kind)
+    wanted = load_vae(tmp_path).encode(images(16))
+    state, renamed = load_file(tmp_path / FILE), 0
+    for name in [name for name in state if name.startswith("encoder.")]:
+        old = name
+        for new, before in OLD_NAMES[kind].items():
+            old = old.replace(new, before)
+        renamed += old != name
+        state[old] = state.pop(name)
+    assert renamed == {"dinov2": 8, "mae": 16}[kind]
+    state["decoder.decoder_pos_embed"] = torch.zeros(1, 17, 32)
+    save_file(state, tmp_path / FILE)
+    assert torch.equal(load_vae(tmp_path).encode(images(16)), wanted)
+
+
+def test_a_damaged_representation_autoencoder(tmp_path: Path) -> None:
+    rae(tmp_path)
+    config, problems = json.loads((tmp_path / "config.json").read_text()), {
+        "latents_mean": (None, "_latents_mean"),
+        "encoder_num_hidden_layers": (2, r"encoder\.encoder\.layer\.1"),
+        "decoder_hidden_size": ("x", "is of no RAE that diffusers can build"),
+        "encoder_type": ("siglip9", "Unknown encoder_type='siglip9'"),
+    }  # fmt: skip
+    for key, (value, words) in problems.items():
+        (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(CheckpointError, match=words) as error:
+            load_vae(f"rae-dinov2-b={tmp_path}")
+        assert "\n" not in str(error.value)

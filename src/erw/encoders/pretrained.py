@@ -31,7 +31,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
 
 
 def known(kind: str) -> dict[str, Any]:
-    """The "encoders", the "vaes" or "va-vae" of `hub.toml`."""
+    """The "encoders", "vaes", "va-vae" or "rae" of `hub.toml`."""
     return tomllib.loads((Path(__file__).parent / "hub.toml").read_text("utf-8"))[kind]
 
 

@@ -2,7 +2,8 @@
 
 Latents outside this module are scaled: latent = (raw - shift) * scale, about zero mean and unit
 deviation. `encode` returns the raw moments, as the cache stores them. Some VAEs leave both to the
-data: mean and 1 / deviation of each channel, measured while preparing.
+data: mean and 1 / deviation of each channel, measured while preparing. A representation autoencoder
+(RAE, arXiv 2510.11690) has the tokens of a vision encoder for latents, and scales them itself.
 """
 
 import hashlib
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from erw.encoders import pretrained
 from erw.encoders.base import check_images
-from erw.errors import CheckpointError, ConfigError
-from erw.io import read_json
+from erw.errors import CheckpointError, ConfigError, raised_as
+from erw.io import load_tensors, read_json
 
 Scaling = tuple[list[float], list[float]]  # shift and scale, one value per channel
 # name -> folder, of those that come with the package
@@ -26,6 +27,7 @@ SHIPPED = {x.parent.name: x.parent for x in Path(__file__).parent.glob("weights/
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 ENTRIES: dict[str, dict[str, Any]] = pretrained.known("vaes")
 VA_VAE: dict[str, Any] = pretrained.known("va-vae")
+RAE: dict[str, Any] = pretrained.known("rae")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class VAE:
             raise ConfigError(f"VAE {self.name} has no latent statistics: call .scaled(...)")
         return self.shift, self.scale
 
+    @property
+    def side(self) -> int | None:
+        """The one side of images that a RAE takes and gives; None: any multiple of `factor`."""
+        return getattr(self.network, "decoder_image_size", None)
+
     def scaled(self, shift: Sequence[float], scale: Sequence[float]) -> "VAE":
         """The same with another scaling, one value per channel: what a cache has measured."""
         a, b = (torch.tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (shift, scale))
@@ -68,7 +75,10 @@ class VAE:
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> raw moments float32 (B, 2C, h, w): means, then deviations."""
         check_images(images)
+        if self.side not in (None, side := images.shape[-1]):
+            raise ConfigError(f"VAE {self.name} needs --image-size {self.side}, not {side}")
         pixels = images.to(self.device).float() / 127.5 - 1
+        pixels = (pixels + 1) / 2 if self.side else pixels
         if self.network is None:
             return torch.cat([pixels, torch.zeros_like(pixels)], 1)
         return torch.cat([_moments(self.network.encode(p)) for p in _parts(pixels)]).contiguous()
@@ -80,14 +90,16 @@ class VAE:
         raw = latents.to(scale).div(scale).add(shift)
         if self.network is not None:
             raw = torch.cat([self.network.decode(part).sample for part in _parts(raw)])
+            raw = 2 * raw - 1 if self.side else raw
         return ((raw + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
 def _moments(encoded: Any) -> Tensor:
-    """Means and deviations of diffusers' output; a tiny autoencoder has no deviation."""
+    """Means and deviations of diffusers' output; a tiny autoencoder or RAE has no deviation."""
     if hasattr(encoded, "latent_dist"):
         return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], 1)
-    return torch.cat([encoded.latents, torch.zeros_like(encoded.latents)], 1)
+    latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+    return torch.cat([latents, torch.zeros_like(latents)], 1)
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
@@ -103,7 +115,8 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     * an entry of `ENTRIES`, such as "sd-vae-ft-ema", from the hub, or ENTRY=FOLDER;
     * "va-vae=FILE", LightningDiT's checkpoint of f16d32, scaled by a `latents_stats.pt` in the same
       folder or measured;
-    * the folder of a diffusers AutoencoderKL or AutoencoderTiny, scaling from `config.json`.
+    * the folder of a diffusers AutoencoderKL, AutoencoderTiny or AutoencoderRAE, scaling from
+      `config.json`.
 
     Raises `ConfigError` for an unknown name, `CheckpointError` for weights that do not fit.
     """
@@ -132,8 +145,11 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     with weights.open("rb") as file:
         weight_hash = hashlib.file_digest(file, "sha256").hexdigest()
     config = network.config
-    levels = config.get("encoder_block_out_channels") or config["block_out_channels"]
-    channels, factor = config["latent_channels"], 2 ** (len(levels) - 1)
+    if "encoder_hidden_size" in config:  # a RAE
+        channels, factor = config["encoder_hidden_size"], config["patch_size"]
+    else:
+        levels = config.get("encoder_block_out_channels") or config["block_out_channels"]
+        channels, factor = config["latent_channels"], 2 ** (len(levels) - 1)
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     vae = VAE(name, channels, factor, None, None, weight_hash, network, revision)
     if scaling and (list(map(len, scaling)) != [channels] * 2 or min(scaling[1]) <= 0):
@@ -144,10 +160,14 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
 def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | None]:
     """The autoencoder in float32, and its scaling, None where it is to be measured."""
     model = read_json(folder / _CONFIG).get("_class_name")
-    if model not in ("AutoencoderKL", "AutoencoderTiny"):
+    if model not in ("AutoencoderKL", "AutoencoderTiny", "AutoencoderRAE"):
         raise CheckpointError(f"{folder / _CONFIG} is of a {model}: expected an AutoencoderKL")
     name = f"VAE {name if entry else folder.name}"
     options = {"strict": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+    if model == "AutoencoderRAE":  # it scales its latents itself, by channel and place
+        network = _rae(folder, name)
+        width = network.config["encoder_hidden_size"]
+        return network, ([0.0] * width, [1.0] * width)
     network = pretrained.load_complete("diffusers", model, folder, name=name, **options).float()
     config, ones = network.config, [1.0] * network.config["latent_channels"]
     mean, deviation, factor = config.get("latents_mean"), config.get("latents_std"), 1.0
@@ -158,6 +178,25 @@ def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | No
         mean, deviation, factor = [entry["shift"]] * len(ones), ones, entry["scale"]
     known = mean and deviation
     return network, (mean, [factor / x for x in deviation]) if known else None
+
+
+def _rae(folder: Path, name: str) -> Any:
+    """A RAE from diffusers' files, of which transformers has renamed some weights since."""
+    with raised_as(ConfigError, f'{name} needs transformers: pip install "erw[encoders]"'):
+        import transformers  # noqa: F401 - diffusers takes the encoder's class from there
+    with raised_as(CheckpointError, f"{folder / _CONFIG} is of no RAE that diffusers can build"):
+        from diffusers import AutoencoderRAE
+
+        config = read_json(folder / _CONFIG) | {"reshape_to_2d": True}
+        network = AutoencoderRAE.from_config(config).float()
+    state, known = {}, network.state_dict()
+    for key, value in load_tensors(folder / _WEIGHTS)[0].items():
+        for pattern, new in RAE["names"].items():
+            key = key if key in known else re.sub(pattern, new, key)
+        state[key] = value
+    state.pop("decoder.decoder_pos_embed", None)  # computed, but in older files
+    pretrained.load_exactly(network, state, f"weights of {name} ({folder})")
+    return network
 
 
 def _va_vae(path: Path) -> tuple[Any, Scaling | None]:

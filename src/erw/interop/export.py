@@ -180,6 +180,7 @@ def _save_vae(vae: VAE, folder: Path) -> None:
     if len(set(shift)) == len(set(scale)) == 1:
         config = {"shift_factor": shift[0], "scaling_factor": scale[0]}
         config |= {k: None for k in ("latents_mean", "latents_std") if k in vae.network.config}
+    config = {} if vae.side else config  # a RAE has them in its weights
     network = copy.deepcopy(vae.network).to(memory_format=torch.contiguous_format)
     network.register_to_config(**config)
     network.save_pretrained(folder)

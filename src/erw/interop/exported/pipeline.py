@@ -115,6 +115,9 @@ class FlowPipeline(DiffusionPipeline):
     def _decode(self, x: Tensor, output_type: str) -> Any:
         if self.vae is not None:
             config = self.vae.config
+            if "encoder_hidden_size" in config:  # a RAE scales by itself and gives 0 to 1
+                x = 2 * self.vae.decode(x.to(self.vae.dtype)).sample.float() - 1
+                return VaeImageProcessor().postprocess(x, output_type=output_type)
             mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
             std = config.get("latents_std") or [1.0]
             mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (mean, std))
