@@ -44,6 +44,10 @@ class Model(Settings):
     projector: int = ranged(2048, "[1, inf)")  # hidden width of the alignment projector
     # a second output layer after so many blocks, for Internal Guidance (arXiv 2512.24176); 0: none
     internal: int = ranged(0, "[0, inf)")
+    # blocks of a wide head over the others, for latents of many channels (DiT^DH); 0: none
+    head_depth: int = ranged(0, "[0, inf)")
+    head_width: int = ranged(2048, "[1, inf)")  # channels of a token in it
+    head_heads: int = ranged(16, "[1, inf)")  # attention heads in it
     input_size: int | None = None  # side of the latent
     channels: int | None = None  # of the latent
     num_classes: int | None = None  # classes; 0: unconditional, whatever labels the cache has
@@ -69,10 +73,16 @@ class Model(Settings):
             raise ConfigError(
                 f"model.internal {self.internal} is not below model.depth {self.depth}"
             )
-        if self.net == "sit" and self.width % self.heads:
-            raise ConfigError(f"model.width {self.width} is not a multiple of model.heads")
-        if self.width % 4 or (self.rope and self.width // self.heads % 4):
-            raise ConfigError(f"model.width {self.width} (with rope / heads) is no multiple of 4")
+        if self.head_depth and (self.net == "rdm" or self.class_token == "denoised"):
+            raise ConfigError("model.head_depth is for latents, not with class tokens: set it 0")
+        sizes = {"": (self.width, self.heads)}
+        sizes |= {"head_": (self.head_width, self.head_heads)} if self.head_depth else {}
+        for of, (width, heads) in sizes.items():
+            what = f"model.{of}width {width}"
+            if self.net == "sit" and width % heads:
+                raise ConfigError(f"{what} is not a multiple of model.{of}heads")
+            if width % 4 or (self.rope and width // heads % 4):
+                raise ConfigError(f"{what} (with rope / {of}heads) is no multiple of 4")
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def cost(
     images = -(-run.data.batch_size // (gpus * run.optim.accumulate))
     precision = "fp32" if run.optim.precision == "fp32" else "bf16"
     state = sum(p.numel() for p in net.parameters()) * PARAMETER_BYTES[precision]
-    kept = images * net.model.tokens * run.model.width * run.model.depth
+    m = run.model
+    kept = images * net.model.tokens * (m.width * m.depth + m.head_width * m.head_depth)
     need = (state + kept * ACTIVATION_BYTES[precision]) / 2**30
     fits = "fits" if need < 0.9 * memory else "does NOT fit: raise --optim.accumulate"
     hours = ledger.spent(run.steps).total / (peak * UTILISATION * gpus) / 3600

@@ -226,7 +226,7 @@ def check_fit(
         model.net != "sit"
         or min(side, channels, classes + 1) < 1
         or (side // model.patch) ** 2 * model.width > MOST_POSITIONS
-        or (model.depth != blocks and not late)
+        or (model.depth + model.head_depth != blocks and not late)
     ):
         raise CheckpointError(
             f"{source} has {blocks} blocks, its settings are for a {model.net} of {model.depth} "

@@ -48,18 +48,8 @@ class Backbone(Protocol):
 
 
 def _sit(model: "Model", outputs: int) -> SiT:
-    names = (
-        "patch",
-        "depth",
-        "width",
-        "heads",
-        "rope",
-        "qk_norm",
-        "norm",
-        "mlp",
-        "adaln_shift",
-        "internal",
-    )
+    names = ["patch", "depth", "width", "heads", "rope", "qk_norm", "norm", "mlp", "adaln_shift"]
+    names += ["internal", "head_depth", "head_width", "head_heads"]
     assert model.input_size and model.channels and model.num_classes is not None
     width = model.class_dim or 0  # of the class token
     return SiT(

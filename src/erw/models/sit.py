@@ -3,7 +3,7 @@
 Its options make the whole line: DiT (arXiv 2212.09748) is the same network with twice the output
 channels and steps for times; LightningDiT (arXiv 2501.01423) has `rope`, `norm="rms"` and
 `mlp="swiglu"`; REG (arXiv 2507.01467) has `class_token`; RCG (arXiv 2312.03701) conditions on a
-`representation` in place of the class.
+`representation` in place of the class; DiT^DH (arXiv 2510.11690) has a wide head, `head_depth`.
 
 Shapes: B images, C latent channels, H = W latent pixels, p patch side, T = (H / p)^2 tokens, D
 width, R channels of the class token or representation.
@@ -54,7 +54,8 @@ class SiT(nn.Module):
         width: int = 768, heads: int = 12, num_classes: int = 1000, rope: bool = False,
         qk_norm: bool = False, norm: NormKind = "layer", mlp: MlpKind = "gelu",
         adaln_shift: bool = True, out_channels: int | None = None, class_token: int = 0,
-        representation: int = 0, internal: int = 0,
+        representation: int = 0, internal: int = 0, head_depth: int = 0, head_width: int = 2048,
+        head_heads: int = 16,
     ) -> None:  # fmt: skip
         super().__init__()
         self.channels, self.patch, self.grid = channels, patch, grid_of(input_size, patch)
@@ -71,13 +72,17 @@ class SiT(nn.Module):
         if class_token:  # names as in REG's files
             self.cls_projectors2 = nn.Linear(class_token, width)
             self.wg_norm = nn.LayerNorm(width, eps=1e-6)
+        sizes = [(width, heads)] * depth + [(head_width, head_heads)] * head_depth
         blocks = [
-            Block(width, heads, qk_norm=qk_norm, norm=norm, mlp=mlp, shift=adaln_shift)
-            for _ in range(depth)
+            Block(*size, qk_norm=qk_norm, norm=norm, mlp=mlp, shift=adaln_shift) for size in sizes
         ]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(blocks)  # those of the head last
+        if head_depth:
+            self.head_embedder = PatchEmbed(channels, patch, head_width)
+            self.head_projector = nn.Linear(width, head_width)
         out = patch * patch * self.out_channels
-        self.final_layer = FinalLayer(width, out, norm=norm, class_token=class_token)
+        last_width = head_width if head_depth else width
+        self.final_layer = FinalLayer(last_width, out, norm=norm, class_token=class_token)
         outputs = [self.final_layer]
         if internal:
             self.internal_layer = FinalLayer(width, out, norm=norm)
@@ -85,6 +90,8 @@ class SiT(nn.Module):
         self.register_buffer("pos_embed", sincos_2d(width, self.grid)[None], persistent=False)
         tables = rope_2d(width // heads, self.grid, class_token=class_token > 0) if rope else None
         self.register_buffer("rope", tables, persistent=False)
+        tables = rope_2d(head_width // head_heads, self.grid) if rope and head_depth else None
+        self.register_buffer("head_rope", tables, persistent=False)
         self.apply(init)
         for block in blocks:
             zero(block.adaLN_modulation[1])
@@ -93,9 +100,9 @@ class SiT(nn.Module):
                 zero(module)
 
     def warmup_modules(self, depth: int) -> list[nn.Module]:
-        """What a warm-up of so many blocks trains: all but the later blocks and output layers."""
-        left_out = {self.blocks, self.final_layer, getattr(self, "internal_layer", None)}
-        embedders = [module for module in self.children() if module not in left_out]
+        """What a warm-up of so many blocks trains: the embedders and these blocks."""
+        later = ("blocks", "final_layer", "internal_layer", "head_embedder", "head_projector")
+        embedders = [module for name, module in self.named_children() if name not in later]
         return [*embedders, *self.blocks[:depth]]
 
     def join(self, latents: Tensor, token: Tensor) -> Tensor:
@@ -120,7 +127,8 @@ class SiT(nn.Module):
         if y is None:
             rows = (len(x), self.representation) if self.representation else (len(x),)
             y = torch.full(rows, self.null_class, device=x.device)
-        c = F.silu(self.t_embedder(t) + self.y_embedder(y))  # (B, D), shared by every modulation
+        time = self.t_embedder(t)
+        c = F.silu(time + self.y_embedder(y))  # (B, D), shared by every modulation
         token = None
         if self.class_token:
             x, token = self.split(x)
@@ -132,7 +140,7 @@ class SiT(nn.Module):
         attended: dict[int, Tensor] = {}
         first_output = None
         block: Any
-        for depth, block in enumerate(self.blocks[:stop_at], start=1):
+        for depth, block in enumerate(self.blocks[: stop_at or self.depth], start=1):
             if depth in attention:
                 attended[depth] = block.attention_logits(h, c, self.rope)
             h = block(h, c, self.rope)
@@ -142,6 +150,11 @@ class SiT(nn.Module):
                 first_output = self.unpatchify(self.internal_layer(h, c)[0])
         if stop_at is not None:
             return Tapped(None, hidden, first_output, attended)
+        if len(self.blocks) > self.depth:  # the head reads x anew, each token modulated by its h
+            c = F.silu(self.head_projector(F.silu(time.unsqueeze(1) + h)))
+            h = self.head_embedder(x)
+            for block in self.blocks[self.depth :]:
+                h = block(h, c, self.head_rope)
         patches, token = self.final_layer(h, c)
         velocity = self.unpatchify(patches)
         if token is not None:
@@ -227,7 +240,7 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, parts * width))
 
     def forward(self, h: Tensor, c: Tensor, rope: Tensor | None) -> Tensor:
-        """h (B, T, D), c = silu(conditioning) (B, D)."""
+        """h (B, T, D), c = silu(conditioning) (B, D), or (B, T, D), for each token its own."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)
         h = h + gate1 * self.attn(modulated(self.norm1(h), scale1, shift1), rope)
         return h + gate2 * self.mlp(modulated(self.norm2(h), scale2, shift2))
@@ -239,16 +252,21 @@ class Block(nn.Module):
         return q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
 
     def _modulation(self, c: Tensor) -> tuple[Any, ...]:
-        """Shift, scale and gate of attention and of the MLP, each (B, 1, D)."""
-        modulation = self.adaLN_modulation(c).unsqueeze(1)
+        """Shift, scale and gate of attention and of the MLP, each (B, 1, D) or (B, T, D)."""
+        modulation = for_tokens(self.adaLN_modulation(c))
         if self.shift:
             return modulation.chunk(6, dim=-1)
         scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
         return None, scale1, gate1, None, scale2, gate2
 
 
+def for_tokens(c: Tensor) -> Tensor:
+    """What all tokens share, (B, D), as (B, 1, D); what each has, (B, T, D), as it is."""
+    return c.unsqueeze(1) if c.ndim == 2 else c
+
+
 def modulated(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """x (B, T, D) scaled and shifted by (B, 1, D)."""
+    """x (B, T, D) scaled and shifted by (B, 1, D) or (B, T, D)."""
     x = x * (1 + scale)
     return x if shift is None else x + shift
 
@@ -340,7 +358,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
 
     def forward(self, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None]:
-        shift, scale = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=-1)
+        shift, scale = for_tokens(self.adaLN_modulation(c)).chunk(2, dim=-1)
         h = modulated(self.norm_final(h), scale, shift)
         if self.linear_cls is None:
             return self.linear(h), None

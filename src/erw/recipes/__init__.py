@@ -41,6 +41,8 @@ def tiny(run: Run) -> Run:
 
     align = [replace(term, block=shallow(term.block)) for term in plan.align]
     align = [replace(t, target_block=t.target_block and shallow(t.target_block)) for t in align]
+    if model.head_depth:
+        model = replace(model, head_depth=1, head_width=64, head_heads=2)
     return run.replace(
         name=f"{run.name}-tiny",
         steps=12,

@@ -1,11 +1,14 @@
-"""ImageNet-1k at 256 x 256: SiT, DiT, REPA, ERW, REG and RCG in latents of sd-vae-ft, and
-LightningDiT (arXiv 2501.01423) in those of VA-VAE. Written for 8 GPUs of 80 GB; none has been run
+"""ImageNet-1k at 256 x 256: SiT, DiT, REPA, ERW, REG and RCG in latents of sd-vae-ft,
+LightningDiT (arXiv 2501.01423) in those of VA-VAE, and DiT^DH (arXiv 2510.11690) in DINOv2's, of a
+representation autoencoder. Written for 8 GPUs of 80 GB; none has been run
 here yet: scores are published FID-50K, without guidance if not stated.
 
     erw prepare IMAGENET/train --out cache/imagenet256 --image-size 256 --vae sd-vae-ft-ema \\
         --encoders dinov2-b      (REG and RCG: --class-token)
     erw prepare IMAGENET/train --out cache/imagenet256-vavae --image-size 256 \\
         --vae va-vae=vavae-imagenet256-f16d32-dinov2.pt --encoders dinov2-b
+    erw prepare IMAGENET/train --out cache/imagenet256-rae --image-size 256 --vae rae-dinov2-b \\
+        --encoders --flip --online      (stored, its latents are 1 TB and twice that)
     torchrun --nproc-per-node 8 -m erw train sit_xl2_in256_erw --out runs/erw
 """
 
@@ -65,6 +68,17 @@ LIGHTNING = BASE.replace(
         shift=1 / 0.3,
     ),
 )  # fmt: skip
+# As released, but for a constant rate (theirs falls by 5 % until step 100,000) and SiT's embedding
+# of times and initial weights. The shift of times is sqrt(m / 4096), m numbers in a latent.
+RAE_SHIFT = (768 * 16 * 16 / 4096) ** 0.5
+RAE = LIGHTNING.replace(
+    steps=100_000,
+    model=replace(LIGHTNING.model, channels=768, head_depth=2, head_width=2048, head_heads=16),
+    data=replace(LIGHTNING.data, cache=("cache/imagenet256-rae",)),
+    flow=Flow(times="logit_normal", shift=RAE_SHIFT),
+    optim=replace(LIGHTNING.optim, ema=0.9995),
+    sample=Sample(steps=50, solver="euler", shift=RAE_SHIFT),
+)
 RDM = BASE.replace(
     steps=500_000,
     model=Model(net="rdm", depth=12, width=1536, num_classes=0),
@@ -77,6 +91,7 @@ RECIPES |= {
     "lightningdit_xl1_in256": LIGHTNING,
     "lightningdit_xl1_in256_repa": LIGHTNING.replace(plan=REPA),
     "lightningdit_xl1_in256_erw": LIGHTNING.replace(plan=replace(PAPER_V3, warmup=10_000)),
+    "sit_xl1_in256_rae": RAE,
     "sit_b2_in256_reg": BASE.replace(
         model=replace(model("B"), class_token="denoised"), plan=repa(4)
     ),
