@@ -15,7 +15,8 @@ from torch import Tensor
 
 from erw import plan as plans
 from erw.data.cache import Cache
-from erw.data.prepare import prepare
+from erw.data.prepare import add_encoders, prepare
+from erw.data.sources.openmoji import OpenMojiSet
 from erw.errors import CheckpointError, ConfigError, NumericsError
 from erw.interop import from_pretrained
 from erw.interop.export import export
@@ -27,8 +28,9 @@ from erw.training import load
 from erw.training.checkpoint import paths
 from erw.training.network import resolve
 from erw.training.objective import build_objective
-from helpers.tiny import tiny_run
+from helpers.tiny import tiny_cache, tiny_run
 from helpers.training import assert_same_run, go, last, trainer
+from helpers.vits import saved
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -205,10 +207,33 @@ def test_loading_what_is_no_run(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def attended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small cache that has a transformer's attention too."""
+    vit = tmp_path_factory.mktemp("vit")
+    saved("dinov2-b", vit)
+    cache = tiny_cache(tmp_path_factory.mktemp("attended") / "cache").path
+    images, teacher = OpenMojiSet("train", size=16, count=48), f"dinov2-b#attention2={vit}@28"
+    return add_encoders(images, cache, encoders=[teacher]).path
+
+
 @pytest.mark.parametrize("name", names())
-def test_every_recipe_has_a_tiny_twin_that_trains(cache: Path, tmp_path: Path, name: str) -> None:
-    """Every phase and option of it, on the small cache (whose tokens want patches of 8)."""
+def test_every_recipe_has_a_tiny_twin_that_trains(
+    cache: Path, attended: Path, tmp_path: Path, name: str
+) -> None:
+    """Every phase and option of it, on the small cache (whose tokens want patches of 8), with its
+    encoders in place of others that a plan names."""
     run = tiny(recipe(name))
+    terms = tuple(
+        dataclasses.replace(term, target="encoder:dinov2-b#attention2@28", heads=3)
+        if term.attends
+        else dataclasses.replace(term, target="encoder")
+        if term.encoder
+        else term
+        for term in run.plan.align
+    )
+    cache = attended if any(term.attends for term in terms) else cache
+    run = run.replace(plan=dataclasses.replace(run.plan, align=terms))
     run = run.replace(
         model=dataclasses.replace(run.model, patch=8),
         data=dataclasses.replace(run.data, cache=str(cache)),

@@ -10,7 +10,8 @@ from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
 from erw.cli.show import show
 from erw.config import Run
 from erw.data.cache import Cache
-from erw.data.prepare import prepare_builtin, read_spec
+from erw.data.prepare import add_encoders, prepare_builtin, read_spec
+from erw.data.sources import open_source
 from erw.dist import world
 from erw.errors import CacheError, ConfigError
 from erw.evaluation.callback import scoring, together, validating
@@ -90,16 +91,22 @@ def train(
 
 
 def _prepare_built_in(run: Run) -> None:
-    """Make the cache of the quickstart recipes where it is missing, or finish it."""
+    """Make the cache of the quickstart recipes where it is missing, or finish it; add features that
+    the plan names and it has not."""
     if run.data.cache != (CACHE,):
         return
+    spec = read_spec(Path(CACHE))
+    count = spec.source.count if spec else quickstart.IMAGES
     try:
-        Cache.open(CACHE)
+        cache = Cache.open(CACHE)
     except CacheError:
-        spec = read_spec(Path(CACHE))
-        count = spec.source.count if spec else quickstart.IMAGES
         say(f"{CACHE} is missing or not finished: preparing {count:,} of the built-in images")
-        prepare_builtin(CACHE, count=count, class_token=run.model.needs_token)
+        cache = prepare_builtin(CACHE, count=count, class_token=run.model.needs_token)
+    named = dict.fromkeys(term.encoder for term in run.plan.active)
+    if missing := [name for name in named if name and name not in cache.features]:
+        say(f"adding features of {', '.join(missing)} to {CACHE}")
+        source = open_source("openmoji", size=cache.image_size, count=count)
+        add_encoders(source, CACHE, encoders=missing)
 
 
 def watching(run: Run, out: str, say: Callable[[str], None] = say) -> dict[str, Any]:

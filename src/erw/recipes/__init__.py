@@ -6,9 +6,9 @@ from pathlib import Path
 
 from erw.config import Run
 from erw.errors import ConfigError, nearest
-from erw.recipes import imagenet, quickstart
+from erw.recipes import imagenet, methods, quickstart
 
-_RECIPES = quickstart.RECIPES | imagenet.RECIPES
+_RECIPES = quickstart.RECIPES | imagenet.RECIPES | methods.RECIPES
 
 
 def names() -> tuple[str, ...]:
@@ -47,7 +47,14 @@ def tiny(run: Run) -> Run:
         name=f"{run.name}-tiny",
         steps=12,
         model=replace(
-            model, depth=4, width=32, heads=2, projector=32, input_size=None, channels=None
+            model,
+            depth=4,
+            width=32,
+            heads=2,
+            projector=32,
+            input_size=None,
+            channels=None,
+            internal=model.internal and shallow(model.internal),
         ),
         data=replace(run.data, batch_size=8),
         plan=replace(

@@ -42,6 +42,7 @@ BASE = Run(
 )
 DIT = BASE.replace(flow=Flow(objective="ddpm"), sample=Sample(steps=250, solver="ddpm"))
 
+SIT_XL = BASE.replace(model=model("XL"))
 RECIPES: dict[str, Run] = {}
 for family, base, sizes in (("sit", BASE, ("B", "L", "XL")), ("dit", DIT, ("S", "B", "L", "XL"))):
     for kind in ("base", "repa", "erw"):

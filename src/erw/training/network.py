@@ -151,9 +151,9 @@ def _features(run: Run, cache: Cache, token: str) -> tuple[str, ...]:
         )
     denoised = run.model.class_token == "denoised"
     named = dict.fromkeys(name for name in encoders if name)
-    default = named if all(encoders) else Align().encoders(cache.features)
-    default = (token,) if denoised else default
-    features = run.data.features or tuple(default)
+    others = () if all(encoders) else Align().encoders(cache.features)
+    default = (token,) if denoised else tuple(dict.fromkeys((*others, *named)))
+    features = run.data.features or default
     if denoised and features != (token,):
         raise ConfigError(f"data.features is {', '.join(features)}, but REG's token is of {token}")
     if missing := [name for name in named if name not in features]:

@@ -1,0 +1,78 @@
+"""What the field found after ERW, a recipe each, on SiT-XL/2 and on the built-in images. Blocks and
+weights of SiT-XL/2 are those of the papers or their code; docs/methods.md describes the methods.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from erw.config import Run
+from erw.plan import Align, Plan, constant, stop_at
+from erw.recipes import imagenet, quickstart
+
+
+class Setting(NamedTuple):
+    """A run without alignment, and what of the methods depends on its model and cache."""
+
+    base: Run
+    block: int  # whose output is aligned
+    late: int  # the later block that it is aligned with
+    weight: float  # of REPA
+    encoders: tuple[str, str]
+    vae: str
+
+
+XL = Setting(imagenet.SIT_XL, 8, 16, 0.5, ("dinov2-b", "clip-l"), "sd-vae-ft-ema")
+SMALL = Setting(
+    quickstart.RECIPES["quickstart_sit"], 4, 8, 2.0, ("efficientnet-lite0", "efficientnet-lite2"),
+    "openmoji-f4c4",
+)  # fmt: skip
+
+
+def methods(setting: Setting) -> dict[str, Run]:
+    """Suffix of the name -> recipe."""
+    base, block, late, repa, (first, second), vae = setting
+
+    def align(weight: float, target: str = "encoder", **changes: Any) -> Align:
+        options: dict[str, Any] = {"block": block, "target": target} | changes
+        options |= {} if target.startswith("encoder") else {"phase": "full"}
+        return Align(weight=constant(weight), **options)
+
+    terms: dict[str, tuple[Align, ...]] = {
+        "irepa": (align(2 * repa, projector="conv", normalize="irepa"),),
+        "layersync": (align(0.2, "block", target_block=late, projector="none"),),
+        "sra": (align(0.5, "ema", target_block=round(base.model.depth * 0.7), earlier=0.2),),
+        "vae_repa": (align(repa, f"encoder:vae:{vae}"),),
+        "dispersive": (
+            align(0.25, "none", block=base.model.depth, projector="none", loss="dispersive"),
+        ),
+        "multi": (
+            align(repa, f"encoder:{first}"),
+            align(repa / 2, f"encoder:{second}", name="second", block=late),
+        ),
+    }
+    return {suffix: base.replace(plan=Plan(align=aligned)) for suffix, aligned in terms.items()} | {
+        "ig": base.replace(
+            model=replace(base.model, internal=block), sample=replace(base.sample, internal=1.4)
+        ),
+        "cfm": base.replace(flow=replace(base.flow, contrastive=0.05)),
+    }
+
+
+def haste(setting: Setting, *, blocks: range, later: int, over: int) -> Run:
+    """HASTE: features after `block` and the attention of `blocks` with that of the teacher's blocks
+    `later` blocks later, each half the weight, for `over` steps."""
+    teacher = f"encoder:{setting.encoders[0]}"
+    features = Align(block=setting.block, target=teacher, weight=stop_at(0.5, over=over))
+    attention = (
+        Align(
+            name=f"attention{block}", block=block, target=f"{teacher}#attention{block + later}",
+            projector="none", loss="attention", weight=stop_at(0.5 / len(blocks), over=over),
+        )
+        for block in blocks
+    )  # fmt: skip
+    return setting.base.replace(plan=Plan(align=(features, *attention)))
+
+
+RECIPES = {f"sit_xl2_in256_{suffix}": run for suffix, run in methods(XL).items()}
+RECIPES["sit_xl2_in256_haste"] = haste(XL, blocks=range(5, 9), later=4, over=250_000)
+RECIPES |= {f"quickstart_{suffix}": run for suffix, run in methods(SMALL).items()}
