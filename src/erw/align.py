@@ -175,6 +175,7 @@ TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda target: target,
     "tokens": _standardized,  # each channel with mean 0 and deviation 1 over an image's tokens
     "irepa": partial(_standardized, share=0.6),  # less only so much of the mean (arXiv 2512.10794)
+    "images": lambda target: target,  # over the cache's images: the objective has done it already
 }
 """Name -> what is done to a target (B, T, F) before it is compared."""
 

@@ -127,6 +127,8 @@ class Align(Settings, group="plan.align"):
             raise ConfigError(f"plan.align {self.name}: earlier is for target ema")
         if not self.reads_encoder and self.phase != "full":
             raise ConfigError(f"plan.align target {self.target}, no encoder, needs phase full")
+        if self.normalize == "images" and not self.reads_encoder:
+            raise ConfigError(f"plan.align normalize images is for encoders, not {self.target}")
         if self.name in RESERVED:
             raise ConfigError(f"plan.align name {self.name!r} is taken by another loss")
 
@@ -163,7 +165,7 @@ OURS = {
         "attention",
     ),
     "projector": ("PROJECTORS", "mlp", "linear", "conv", "none"),
-    "normalize": ("TARGET_NORMS", "none", "tokens", "irepa"),
+    "normalize": ("TARGET_NORMS", "none", "tokens", "irepa", "images"),
 }
 """Setting -> its registry in `erw.align`, and names that are taken without a look into it, which
 imports torch."""

@@ -66,6 +66,37 @@ def test_features_do_not_depend_on_the_batch(encoder: Encoder) -> None:
     torch.testing.assert_close(encoder(batch), alone, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "block"), [("efficientnet-lite0", 15), ("efficientnet-lite2", 20)]
+)
+def test_the_last_map_is_the_last_blocks(name: str, block: int) -> None:
+    encoder, images = load_encoder(f"{name}-last"), glyphs("test", 2)
+    assert encoder.grid(64) == (8, 8) and encoder.grid(128) == (8, 8)
+    network, seen = pretrained(name), list[torch.Tensor]()
+    network._blocks[block].register_forward_hook(lambda module, inputs, out: seen.append(out))
+    with torch.no_grad():
+        network.extract_features((encoder.resized(images) - 127) / 128)
+    assert block == len(network._blocks) - 1
+    wanted = seen[0].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(encoder(images), wanted, atol=2e-3, rtol=1e-3)
+
+
+def test_the_control_is_the_same_network_with_fixed_random_weights() -> None:
+    torch.manual_seed(1)
+    one, trained, images = (
+        load_encoder("random"),
+        load_encoder("efficientnet-lite0"),
+        glyphs("test", 2),
+    )
+    torch.manual_seed(2)
+    assert torch.equal(one(images), load_encoder("random")(images))
+    assert one(images).shape == trained(images).shape and not torch.equal(
+        one(images), trained(images)
+    )
+    assert 0.1 < one(images).std() < 100
+    assert one.flops(64) == trained.flops(64)
+
+
 def test_flops_count_only_what_runs(encoder: Encoder) -> None:
     patch, both = encoder.flops(64), encoder.flops(64, both=True)
     assert 1e8 < patch < both < 5e8

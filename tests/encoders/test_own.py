@@ -14,6 +14,17 @@ from erw.io import weight_hash
 from helpers.vits import images
 
 
+def test_pixels_are_the_colours_of_each_patch() -> None:
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    encoder = load_encoder("pixels@16")
+    tokens = encoder(images)
+    assert encoder.name == "pixels@16" and tokens.shape == (2, 16, 48)
+    patch = images[1, :, 4:8, 8:12] / 127.5 - 1  # row 1, column 2
+    torch.testing.assert_close(tokens[1, 6].sort().values, patch.flatten().sort().values)
+    with pytest.raises(ConfigError, match="has no weights"):
+        load_encoder("pixels=file")
+
+
 def test_features_of_a_vae() -> None:
     encoder = load_encoder("vae:openmoji-f4c4")
     vae = load_vae("openmoji-f4c4")

@@ -24,6 +24,7 @@ VERBS = {
     "ema": ("RUN --sigma-rel S --out F", "average a run's weights afterwards"),
     "memory": ("RUN|IMAGES", "the nearest training image of every sample"),
     "analyze": ("RUN...", "what runs know at which depth, noise and step"),
+    "encoders": ("[--rank IMAGES]", "list encoders, or rank them on some images"),
     "report": ("RUN... --out FILE", "one page of plots from runs or a study"),
     "show": ("[RECIPE]", "list recipes, or one with its settings and cost"),
     "cost": ("RECIPE", "FLOPs by part, memory and time on a named GPU"),

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from erw.data.manifest import MANIFEST, SINGLE, Column, File, Manifest, shard_file
 from erw.data.quantize import Packed, unpack
 from erw.data.sources.files import summary
+from erw.data.statistics import Statistics, statistics
 from erw.errors import CacheError, raised_as
 from erw.io import cache_home, hash_file, load_tensors, lock
 
@@ -33,6 +34,7 @@ UNREACHABLE = (
     "install 'erw[remote]', gs:// gcsfs"
 )
 Rows = Sequence[int] | np.ndarray  # by number
+MEASURED = 4096  # images whose features are measured
 DOWNLOADS = 8  # at a time: object stores give their bandwidth to many connections
 
 
@@ -291,6 +293,13 @@ class Cache:
                 return None
             counts.update(self.class_names[i] for i in self._column(number, "label").tolist())
         return tuple(counts[name] for name in self.class_names)
+
+    def statistics(self, encoder: str) -> Statistics:
+        """Of an encoder's features, over `MEASURED` rows evenly spread, or all of fewer."""
+        count = min(len(self), MEASURED)
+        rows = np.arange(count) * len(self) // count
+        parts = np.array_split(rows, -(-count // 64))
+        return statistics(self.read(part, features=(encoder,)).features[0] for part in parts)
 
     def empty_classes(self) -> list[int]:
         """Classes without a row, as far as `class_counts` are known."""

@@ -130,6 +130,10 @@ def _make(writer: Writer, *, adding: bool = False, progress: bool) -> Cache:
         rows, rejected = len(cache), cache.manifest.rejected
         size = sum(file.bytes for file in cache.manifest.files)
         say("\n".join([*cache.overview(), f"{readable(size)}, {size / rows:.0f} bytes a row"]))
+        for name in (name for name in cache.features if "#" not in name):
+            near = cache.statistics(name).nearness
+            hint = "; so near it is no target: align with normalize images" * (near > 0.9)
+            say(f"features of {name} have a cosine of {near:.3f} to their mean{hint}")
         say(f"{rejected} images rejected{f', reasons in {out / REJECTED}' if rejected else ''}")
     return cache
 

@@ -16,25 +16,31 @@ from erw.encoders.base import PatchEncoder, resize, tokens_of
 from erw.encoders.pretrained import read_state
 from erw.errors import ConfigError
 
-STRIDE = 16
-LAST_BLOCK = {"efficientnet-lite0": 10, "efficientnet-lite2": 14}  # of that stride
+# name -> network, block whose output the features are, its stride: the last of stride 16 or of all
+TAPS = {
+    "efficientnet-lite0": ("efficientnet-lite0", 10, 16),
+    "efficientnet-lite2": ("efficientnet-lite2", 14, 16),
+    "efficientnet-lite0-last": ("efficientnet-lite0", 15, 32),
+    "efficientnet-lite2-last": ("efficientnet-lite2", 20, 32),
+    "random": ("efficientnet-lite0", 10, 16),
+}
 
 
 class EfficientNetLite(PatchEncoder):
-    """Patch features are the output of the last block of stride 16.
+    """Patch features are the output of one block, see `TAPS`; `random` has no trained weights.
 
-    The input side is `side` or, by default, twice the image's up to 256: 64 px give an 8 x 8 grid.
+    The input side is `side` or, by default, such that a token covers 8 px of the image, up to 256:
+    64 px give an 8 x 8 grid from 128 px, of the last map from 256 px.
     Pooled features (1,280) are the mean of the head's map at 128 px, whatever the image's side; the
     class token is that mean at the side of the patch features, standardised over its channels.
     """
 
-    most = 256 // STRIDE
-
     def __init__(self, name: str, *, side: int | None = None, weights: Path | None = None) -> None:
         if weights is not None:
             raise ConfigError(f"{name} comes with its weights: leave ={weights} out")
-        super().__init__(name, patch=STRIDE, stride=STRIDE // 2, side=side)
-        network, tap = pretrained(name), LAST_BLOCK[name]
+        trained, tap, stride = TAPS[name]
+        super().__init__(name, patch=stride, stride=8, side=side)
+        self.most, network = 256 // stride, pretrained(trained)
         stem = _Conv(network._conv_stem, network._bn0)
         head = _Conv(network._conv_head, network._bn1)
         blocks = [_Block(block) for block in network._blocks]
@@ -42,6 +48,12 @@ class EfficientNetLite(PatchEncoder):
         self.rest = nn.Sequential(*blocks[tap + 1 :], head, nn.ReLU6())
         self.dim = network._blocks[tap]._block_args.output_filters
         self.dim_pooled = self.dim_class = network._conv_head.out_channels
+        if name == "random":  # as He et al. (arXiv 1502.01852), the same ones every time
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                for conv in (module for module in self.modules() if isinstance(module, _Conv)):
+                    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+                    nn.init.zeros_(conv.bias)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Encoders from something else: any nn.Module, a function of yours, the inside of a VAE."""
+"""Encoders from something else: any module, your function, the inside of a VAE, the pixels."""
 
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +66,15 @@ class VaeFeatures(PatchEncoder):
         for block in self.network.down_blocks:
             x = block(x)
         return tokens_of(nn.functional.avg_pool2d(self.network.mid_block(x), 2))
+
+
+def pixels(name: str, *, side: int | None = None, weights: Path | None = None) -> ModuleEncoder:
+    """No network: a token is the 4 x 4 mean colours of its patch, in -1..1."""
+    if weights is not None:
+        raise ConfigError(f"{name} has no weights: leave ={weights} out")
+    half, name = (0.5,) * 3, name + (f"@{side}" if side else "")
+    patches = nn.PixelUnshuffle(4)
+    return ModuleEncoder(name, patches, dim=48, patch=4, side=side, mean=half, std=half)
 
 
 def imported(name: str) -> Encoder:

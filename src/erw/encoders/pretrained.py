@@ -78,6 +78,15 @@ def from_hub(name: str, hub: str, files: list[str]) -> Path:
         return Path(snapshot_download(repo, allow_patterns=files, **options))
 
 
+def in_hub_cache(hub: str) -> bool:
+    """Whether weights of OWNER/NAME[@REVISION] are in the hub's local cache."""
+    from huggingface_hub import try_to_load_from_cache as find
+
+    repo, _, revision = hub.partition("@")
+    names = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+    return any(isinstance(find(repo, name, revision=revision or None), str) for name in names)
+
+
 def _offline() -> bool:
     return os.environ.get("ERW_OFFLINE") == "1"
 

@@ -90,6 +90,8 @@ FAMILIES = {
 }  # fmt: skip
 
 HUB: dict[str, str] = known("encoders")  # name -> weights
+# channels of the patch tokens by a name's size
+WIDTHS = {"s": 384, "b": 768, "l": 1024, "h": 1280, "g": 1536, "so400m": 1152}
 
 
 class VisionTransformer(PatchEncoder):

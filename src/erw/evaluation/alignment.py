@@ -63,18 +63,39 @@ def linear_probe(features: Tensor, labels: Tensor) -> float:
     return accuracy(max(RIDGES, key=lambda ridge: accuracy(ridge, choose)), test)
 
 
-def knn_accuracy(features: Tensor, labels: Tensor) -> float:
+def knn_accuracy(features: Tensor, labels: Tensor, origins: Tensor | None = None) -> float:
     """Accuracy of a vote of the 20 nearest by cosine, weighted by exp(cosine / 0.07).
 
-    Four fifths of the images vote on the last one. Source: Caron et al. (arXiv 2104.14294).
+    Four fifths of the images vote on the last one; with `origins` (n,), what each was made from,
+    all vote on all others of another origin. Source: Caron et al. (arXiv 2104.14294).
     """
     train, choose, test = _split(labels)
     known = torch.cat([train, choose])
     unit = F.normalize(features.double(), dim=-1)
-    near = (unit[test] @ unit[known].T).topk(min(20, len(known)), dim=1)
+    if origins is not None:
+        test = known = torch.arange(len(labels))
+    cosines = unit[test] @ unit[known].T
+    if origins is not None:
+        cosines[origins[:, None] == origins] = -torch.inf
+    near = cosines.topk(min(20, len(known)), dim=1)
     votes = torch.zeros(len(test), int(labels.max()) + 1, dtype=torch.float64)
     votes.scatter_add_(1, labels[known][near.indices], (near.values / 0.07).exp())
     return (votes.argmax(1) == labels[test]).double().mean().item()
+
+
+def spatial_structure(tokens: Tensor, grid: tuple[int, int]) -> float:
+    """How much more alike near tokens (n, T, D) of an image are than far ones, -2 to 2.
+
+    The mean cosine of tokens one step apart, in a row or column, less that of those 3/8 of a side
+    and more apart, by rows plus columns. Source: iREPA's local against distant similarity (arXiv
+    2512.10794; 6 steps on 16 x 16). It is NaN for a grid without such pairs.
+    """
+    places = torch.cartesian_prod(*map(torch.arange, grid))
+    apart = (places[:, None] - places).abs().sum(-1)  # (T, T)
+    unit = F.normalize(tokens.float(), dim=-1)
+    cosines = (unit @ unit.transpose(1, 2)).mean(0)
+    far = apart >= max(2, round(3 / 8 * max(grid)))
+    return (cosines[apart == 1].mean() - cosines[far].mean()).item()
 
 
 def _kernels(a: Tensor, b: Tensor, *, k: int) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ def train(
             raise CheckpointError(f"another process is training in {out}: choose another --out")
         interrupted = stack.enter_context(_ctrl_c())
         recipe = processes.broadcast(lambda: claim(out, run, resolved, cache, ledger, init=init))
-        objective = objective or build_objective(resolved)
+        objective = objective or build_objective(resolved, cache)
         trainer = Trainer(resolved, cache, processes, out, recipe, objective)
         state = State(trainer.net, trainer.ema, trainer.profiles, trainer.optimizer)
         newest = checkpoint.paths(trainer.checkpoints)[-1:]

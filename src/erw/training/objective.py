@@ -13,10 +13,10 @@ the phase gives no weight is not computed and not among them.
 | others    | alignment terms by their names in the plan                                  |
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from torch import Tensor
 from erw import ddpm, flow
 from erw.align import ALIGN_LOSSES, TARGET_NORMS, attention_logits, compare, gathered
 from erw.config import Run
-from erw.data.cache import Batch
+from erw.data.cache import Batch, Cache
+from erw.data.statistics import Statistics
 from erw.models import Backbone
 from erw.plan import Align, Phase
 from erw.rng import Draws
@@ -59,6 +60,8 @@ class Denoising:
     # times (REG, arXiv 2507.01467); `given` in place of the class (RCG, arXiv 2312.03701); or
     # `generated`, the only thing that is (RCG's RDM)
     token: Token = "none"
+    # by encoder, of terms that standardise their targets over the images
+    statistics: Mapping[str, Statistics] = field(default_factory=dict, kw_only=True)
 
     def __call__(
         self, net: Network, batch: Batch, phase: Phase, rng: Draws, *, ema: Backbone | None = None
@@ -152,7 +155,10 @@ class Denoising:
         """
         if term.reads_encoder:
             features = dict(zip(self.features, batch.features, strict=True))
-            targets = tuple(features[name] for name in term.encoders(features))
+            names = term.encoders(features)
+            if term.normalize == "images" and not batch.mean.is_meta:
+                features = {k: self.statistics[k].standardized(features[k]) for k in names}
+            targets = tuple(features[name] for name in names)
             if self.token != "denoised" or (token := batch.token) is None:
                 return targets
             return tuple(
@@ -248,15 +254,20 @@ def standardized_token(batch: Batch) -> Tensor:
     return F.layer_norm(batch.token, batch.token.shape[1:])
 
 
-def build_objective(run: Run) -> Objective:
-    """The objective of a resolved run."""
+def build_objective(run: Run, cache: Cache | None = None) -> Objective:
+    """The objective of a resolved run; `cache` is needed where targets are standardised by it."""
     assert run.model.num_classes is not None
     shared = run.model.num_classes, run.data.features, run.data.class_dropout
+    terms = [term for term in run.plan.active if term.normalize == "images" and cache]
+    names = {name for term in terms for name in term.encoders(run.data.features)}
+    statistics = {name: cast(Cache, cache).statistics(name) for name in names}
     if run.flow.objective == "ddpm":
-        return Diffusion(*shared)
+        return Diffusion(*shared, statistics=statistics)
     token: Token = "generated" if run.model.net == "rdm" else run.model.class_token
     path, times = flow.PATHS[run.flow.path], run.flow.times
-    return FlowMatching(*shared, token, path, times, run.flow.shift, run.flow.prediction)
+    return FlowMatching(
+        *shared, token, path, times, run.flow.shift, run.flow.prediction, statistics=statistics
+    )
 
 
 @cache

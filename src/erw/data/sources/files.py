@@ -45,6 +45,10 @@ class Source:
         """Changes when the list of images, their labels or the sizes of the files do."""
         return self._fingerprint
 
+    def origin(self, index: int) -> object:
+        """What image `index` was made from; images of one origin say little about each other."""
+        return index
+
     def location(self, index: int) -> str:
         """The place of image `index`, for messages."""
         return f"{self.name}[{index}]"

@@ -113,6 +113,9 @@ class OpenMojiSet(Source):
         image = pixels[..., :3] + clear * np.asarray(spec.background, dtype=np.float32)
         return np.rint(image).clip(0, 255).astype(np.uint8), spec.label
 
+    def origin(self, index: int) -> str:
+        return self.composition(index).hexcode
+
     def composition(self, index: int) -> Composition:
         """The parameters of image `index`: a pure function of (seed, split, index)."""
         key = f"openmoji/{COMPOSITION}/{self.seed}/{self.split}/{index}".encode()
