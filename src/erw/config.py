@@ -201,6 +201,33 @@ class Sample(Settings):
 
 
 @dataclass(frozen=True)
+class Grid(Settings):
+    """What `erw sample --sweep` tries: each kind of guidance that the model has, with each other,
+    in rounds of which each has twice the images of the one before, on fresh seeds."""
+
+    # of guidance by classes, and by the weaker model if there is one
+    scales: tuple[float, ...] = ranged((1.0, 1.25, 1.5, 2.0, 3.0), "(-inf, inf)")
+    # of internal guidance, where the model has an internal output
+    internals: tuple[float, ...] = ranged((1.0, 1.4, 1.8), "(-inf, inf)")
+    # latest times with guidance, which begins at data
+    until: tuple[float, ...] = ranged((1.0, 0.7), "(0, 1]")
+    # widths sigma_rel of averages beside the run's own, which stores some for optim.ema_profiles
+    ema: tuple[float, ...] = ranged((), "(0, 0.2887]")
+    images: int = ranged(200, "[2, inf)")  # in the first round
+    rounds: int = ranged(3, "[1, inf)")  # number of rounds
+    keep: float = ranged(0.25, "(0, 1)")  # share of the settings that are tried again, two or more
+    metric: str = "fd-lite2"  # one of those of `erw eval`
+    # images to compare with, as for `erw eval`; none: the built-in test set
+    reference: str | None = None
+    # how many images of a built-in reference to compose
+    reference_count: int = ranged(2000, "[2, inf)")
+
+    def kept(self, count: int) -> int:
+        """How many of so many settings go on to the next round."""
+        return min(count, max(2, round(self.keep * count)))
+
+
+@dataclass(frozen=True)
 class Log(Settings):
     """What is written, how often, in steps."""
 
