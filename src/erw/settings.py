@@ -28,7 +28,7 @@ class Settings:
             if value is None or interval is None:
                 continue
             low, high = map(float, interval[1:-1].split(","))
-            for x in value if isinstance(value, tuple) else (value,):
+            for x in value if isinstance(value, tuple | list) else (value,):
                 closed = (interval[0] == "[" and x == low) or (interval[-1] == "]" and x == high)
                 if not (low < x < high or closed):
                     problem = (
