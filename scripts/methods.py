@@ -1,0 +1,175 @@
+"""Write docs/methods.md and its pictures: from docs/methods.toml what methods are, from the recipes
+what they do and cost, from benchmarks/results what was measured here.
+
+    python scripts/methods.py            # --check: change nothing, fail where the page is not so
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erw.config import Run
+from erw.models import build_model
+from erw.recipes import names, recipe
+from erw.training.flops import step_flops
+from erw.training.network import build_network
+
+ROOT = Path(__file__).parents[1]
+DOCS, BASE, SMALL = ROOT / "docs", "sit_xl2_in256_", "quickstart_"
+WIDTHS = {"dinov2-b": 768, "clip-l": 1024, "vae:sd-vae-ft-ema": 512}
+"""Channels of the encoders that recipes for ImageNet name; of attention: queries and keys."""
+RESULTS = ROOT / "benchmarks" / "results"
+
+SECTION = """## {title}
+
+![{title}: which block is aligned with what](images/methods/{name}.svg)
+
+- **What** {what}
+- **Formula** {formula}. *Source:* {source}.
+- **Cost** {cost}
+- **Recipe** {recipes}
+- **Measured** here: {here} Elsewhere: {elsewhere}
+- **When** {when}
+"""
+
+
+def resolved(run: Run) -> tuple[Run, dict[str, int]]:
+    """The run as a cache of 256 px images resolves it, and the widths of its teachers."""
+    size = {"input_size": run.model.input_size or 32, "channels": run.model.channels or 4}
+    model = dataclasses.replace(run.model, num_classes=1000, **size)
+    named = [term.encoder or "dinov2-b" for term in run.plan.active if term.reads_encoder]
+    features = tuple(dict.fromkeys(named))
+    widths = {name: 1536 if "#attention" in name else WIDTHS.get(name, 1152) for name in features}
+    data = dataclasses.replace(run.data, features=features)
+    return run.replace(model=model, data=data), widths
+
+
+def costs(run: Run) -> dict[str, float]:
+    """GFLOPs an image of a step by phase, and millions of parameters beside the backbone of SiT."""
+    run, widths = resolved(run)
+    steps = {"full": run.plan.warmup} | ({"warm-up": 0} if run.plan.warmup else {})
+    found = {name: step_flops(run, widths, run.phase(step)) / 1e9 for name, step in steps.items()}
+    with torch.device("meta"):
+        net = build_network(run, widths)
+        plain = build_model(resolved(recipe(f"{BASE}base"))[0].model)
+    counts = [sum(p.numel() for p in module.parameters()) for module in (net, plain)]
+    return found | {"parameters": (counts[0] - counts[1]) / 1e6}
+
+
+def cost_text(run: Run, base: float) -> str:
+    cost = costs(run)
+    parts = [f"a full step {cost['full'] / base:.3f} of SiT's"]
+    if "warm-up" in cost:
+        parts.append(f"a warm-up step {cost['warm-up'] / base:.3f}")
+    if cost["parameters"] >= 0.05:
+        parts.append(f"{cost['parameters']:.1f} M more parameters in training")
+    teachers = list(
+        dict.fromkeys(t.encoder or "dinov2-b" for t in run.plan.active if t.reads_encoder)
+    )
+    parts.append(f"teacher: {', '.join(teachers)}" if teachers else "no encoder")
+    return "; ".join(parts) + "."
+
+
+def picture(run: Run) -> str:
+    """The blocks of a run's network and what its plan does with them, as SVG."""
+    ink, aligned, target, output = "#7a8290", "#d55e00", "#0072b2", "#009e73"
+    terms = [term for term in run.plan.align if term in run.plan.active]
+    depth, pitch, high = run.model.depth, 18, 34
+    top = 30 + 17 * max(1, len(terms))
+    parts = [text(0, top + 21, "x_t, t, class"), text(90 + pitch * depth, top + 21, "velocity")]
+    center = [80 + pitch * (block - 0.5) for block in range(depth + 1)]  # by block, from 1
+    fill = dict.fromkeys(range(1, depth + 1), (ink, 0.18))
+    if run.plan.warmup:
+        fill |= dict.fromkeys(range(1, run.plan.depth + 1), (ink, 0.6))
+        parts.append(text(center[1] - 7, top + high + 16, "warmed up first"))
+    for row, term in enumerate(terms):
+        fill[term.block] = (aligned, 0.85)
+        start, y = center[term.block], top - 22 - 17 * row
+        said = f"{term.encoder or 'encoder'}, weight {term.weight.value:g}"
+        if term.target in ("block", "ema"):
+            of = "of the average " * (term.target == "ema")
+            said = f"block {term.target_block} {of}, weight {term.weight.value:g}".replace(
+                " ,", ","
+            )
+        said = f"other images, weight {term.weight.value:g}" if term.target == "none" else said
+        said += f" for {term.weight.ends:,} steps" if term.weight.ends else ""
+        curve = f"M{start} {top} V{y}"
+        if term.target == "block":
+            end = center[term.target_block or 1]
+            curve = f"M{start} {top} C{start} {y - 10} {end} {y - 10} {end} {top}"
+            fill[term.target_block or 1] = (target, 0.85)
+            y -= 24
+        parts += [path(curve, aligned), text(start + 5, y + 4, said)]
+    if run.model.internal:
+        start, y = center[run.model.internal], top + high
+        parts.append(path(f"M{start} {y} v14 h12", output))
+        parts.append(text(start + 16, y + 18, f"velocity, weight {run.flow.internal_weight:g}"))
+    if run.flow.contrastive:
+        said = f"and away from the next image's, weight {run.flow.contrastive:g}"
+        parts.append(text(center[-1] - 230, top + high + 16, said))
+    parts += [
+        f'<rect x="{center[block] - 7}" y="{top}" width="14" height="{high}" rx="2" '
+        f'fill="{color}" fill-opacity="{opacity}" stroke="{color}"/>'
+        for block, (color, opacity) in fill.items()
+    ]
+    size = f'viewBox="0 0 {160 + pitch * depth} {top + 64}" width="{160 + pitch * depth}"'
+    look = f'font-family="sans-serif" font-size="12" fill="{ink}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {look}>{"".join(parts)}</svg>\n'
+
+
+def text(x: float, y: float, content: str) -> str:
+    return f'<text x="{x:g}" y="{y:g}">{content}</text>'
+
+
+def path(curve: str, color: str) -> str:
+    return f'<path d="{curve}" fill="none" stroke="{color}" stroke-width="1.6"/>'
+
+
+def measurements() -> tuple[dict[str, Any], str]:
+    """Rows by recipe of the newest committed comparison of methods, and where it is."""
+    files = sorted(RESULTS.glob("methods-*.json"))
+    if not files:
+        return {}, "Nothing of this has been compared here yet."
+    found = json.loads(files[-1].read_text())
+    where = f"[{files[-1].name}](../benchmarks/results/{files[-1].name})"
+    return found["rows"], f"Measured here: {found['setting']} {where}."
+
+
+def page() -> dict[Path, str]:
+    """Every file of the page."""
+    texts: dict[str, Any] = tomllib.loads((DOCS / "methods.toml").read_text())
+    intro = texts.pop("intro")
+    base = costs(recipe(f"{BASE}base"))["full"]
+    rows, measured = measurements()
+    sections, files = [], {}
+    for name, words in texts.items():
+        suffix = words.pop("recipe", name)
+        run = recipe(BASE + suffix)
+        small = [SMALL + suffix] if SMALL + suffix in names() else []
+        here = rows.get((small or [""])[0], "not compared.")
+        files[DOCS / "images" / "methods" / f"{name}.svg"] = picture(run)
+        known = {"cost": cost_text(run, base), "here": here}
+        known["recipes"] = ", ".join(f"`{one}`" for one in (BASE + suffix, *small)) + "."
+        sections.append(SECTION.format(name=name, **words, **known))
+    whole = "\n".join([intro.format(base=base, measured=measured), *sections])
+    return {DOCS / "methods.md": whole, **files}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for path, content in page().items():
+        if check and (not path.exists() or path.read_text() != content):
+            stale.append(path.name)
+        elif not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+    sys.exit(f"not as the code is: {', '.join(stale)}; run scripts/methods.py" if stale else 0)
