@@ -37,8 +37,9 @@ class Prepare:
     groups: tuple[str, ...] = ()  # classes of the built-in images, as flags food-drink; empty: all
     # Labels from dataset.json or folders (auto), folders, the innermost folder, or none.
     classes: Literal["auto", "folders", "leaf", "none"] = "auto"
-    split: str | None = None  # part of a data set of the hub
-    subset: str | None = None  # which of its configurations, if it has several
+    # which of the splits, in folders or files of such names (train, test, ...), or of the hub
+    split: str | None = None
+    subset: str | None = None  # which configuration of a data set of the hub, if it has several
     columns: tuple[str, ...] = ()  # image and label column of tables, where they are unusual
     # How features are stored; int8 has one scale per token. None: as the cache has, else float16.
     features: Literal["float16", "bfloat16", "int8"] | None = None

@@ -85,8 +85,14 @@ def test_a_split_by_name(offline: Path, tmp_path: Path) -> None:
     by_pattern = open_source(local / "data" / "train-*")
     assert by_pattern.fingerprint() == source.fingerprint()
     assert source.name == "someone/pictures:train"
-    with pytest.raises(DataError, match="is not on the hub, so it has no split"):
-        open_source(local, split="train")
+    assert open_source(local, split="train").fingerprint() == source.fingerprint()
+    assert open_source(local, split="test").name == "copy:test"
+    with pytest.raises(DataError, match=r"copy has no set dev: name one of test, train"):
+        open_source(local, split="dev")
+    with pytest.raises(DataError, match="has no split inside: name the files of one"):
+        open_source(local / "data" / "train-*", split="train")
+    with pytest.raises(DataError, match="has no subsets: give the folder of one"):
+        open_source(local / "data" / "train-*", subset="small")
 
 
 class DataHub(Hub):

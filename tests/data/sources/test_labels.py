@@ -1,6 +1,8 @@
 """Labels: which of the places that may hold them counts, and what does not go together."""
 
 import json
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,65 @@ def test_folders_of_splits_are_named(tmp_path: Path) -> None:
     assert both.class_names == ("test", "train") and "look like splits" in overview(both)[1]
     one = open_source(tmp_path / "train")
     assert one.class_names == ("cat", "dog") and shades(one) == [(0, 0), (1, 1)]
+
+
+SPLIT = ("train/cat/0.png", "train/dog/1.png", "val/cat/2.png", "val/eel/3.png", "other/4.png")
+
+
+def kept_in(kind: str, root: Path, names: Sequence[str], **more: bytes) -> Path:
+    """Images of the shades 0, 1, ... by these names, and other files, in a folder or an archive."""
+    members = {name: png(shade) for shade, name in enumerate(names)}
+    members |= {name.replace("_", "."): data for name, data in more.items()}
+    root.mkdir(parents=True, exist_ok=True)
+    if kind == "tar":
+        return tar(root / "set.tar", members)
+    if kind == "zip":
+        with zipfile.ZipFile(root / "set.zip", "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        return root / "set.zip"
+    for name, data in members.items():
+        (root / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "set" / name).write_bytes(data)
+    return root / "set"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_one_of_the_splits_in_folders(tmp_path: Path, kind: str) -> None:
+    where = kept_in(kind, tmp_path, SPLIT)
+    train, val = (open_source(where, split=split) for split in ("train", "validation"))
+    assert train.class_names == ("cat", "dog") and shades(train) == [(0, 0), (1, 1)]
+    assert val.class_names == ("cat", "eel") and shades(val) == [(2, 0), (3, 1)]
+    assert train.name == f"{where.name}:train" and len(overview(train)) == 1
+    assert open_source(where, split="train", classes="leaf").class_names == ("cat", "dog")
+    with pytest.raises(DataError, match="has no split test, its folders: train, val"):
+        open_source(where, split="test")
+    with pytest.raises(DataError, match="has no subsets"):
+        open_source(where, subset="cat")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_splits_within_classes_flat_ones_and_tables_beside_them(tmp_path: Path, kind: str) -> None:
+    names = ["cat/Train/0.png", "cat/test/1.png", "dog/Train/2.png", "test/Train/3.png"]
+    inner = open_source(kept_in(kind, tmp_path / "a", names), split="train")
+    assert inner.class_names == ("cat", "dog") and shades(inner) == [(0, 0), (2, 1)]
+    flat = open_source(
+        kept_in(kind, tmp_path / "b", ["x/train/0.png", "x/eval/1.png"]), split="eval"
+    )
+    assert flat.class_names == () and shades(flat) == [(1, 0)]
+    rows = b"file_name,label\ntrain/0.png,dog\ntest/1.png,cat\neval/2.png,cat\n"
+    where = kept_in(
+        kind, tmp_path / "c", ["train/0.png", "test/1.png", "eval/2.png"], metadata_csv=rows
+    )
+    for split, shade, names_ in (
+        ("train", 0, ("dog",)),
+        ("test", 1, ("cat",)),
+        ("eval", 2, ("cat",)),
+    ):
+        source = open_source(where, split=split)
+        assert source.class_names == names_ and shades(source) == [(shade, 0)]
+    with pytest.raises(DataError, match="no split testing, its folders: eval, test, train"):
+        open_source(where, split="testing")  # which could be either
 
 
 def test_classes_without_images_are_named(tmp_path: Path) -> None:

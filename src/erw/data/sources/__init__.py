@@ -8,8 +8,8 @@ from typing import Any
 
 from erw.data.images import EXTENSIONS
 from erw.data.sources.files import FileSource, Source, folder, overview, tars, zipped
-from erw.data.sources.hub import PACKED, files_of, sets
-from erw.data.sources.labels import CLASSES, Files, ending
+from erw.data.sources.hub import PACKED, files_of, one_set
+from erw.data.sources.labels import CLASSES, Files, ending, of_split
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.data.sources.tables import Arrays, Table
 from erw.errors import DataError
@@ -34,7 +34,7 @@ def open_source(
         classes: "auto": labels of a `dataset.json` (edm2, REPA) or WebDataset if there are any,
             else as "folders": the outermost folder with siblings names the class, at any depth
             below it; "leaf": the folder that holds the image; "none".
-        split, subset: which one of a data set of the hub.
+        split, subset: which one of several in folders or files of these names, or on the hub.
         columns: names of the image and the label column of tables, where they are unusual.
 
     Raises FileNotFoundError, or `DataError` for no images and labels that contradict each other.
@@ -48,34 +48,40 @@ def open_source(
     if options:
         raise DataError(f"{images} is no built-in set, so it has no option {sorted(options)[0]!r}")
     path, name = Path(images).expanduser(), ""
-    paths, files = [path], None
+    paths, files, inside = [path], None, split
     if str(images).startswith(HUB):
         name, paths = files_of(str(images).removeprefix(HUB), split=split, subset=subset)
-    elif split or subset:
-        raise DataError(f"{path} is not on the hub, so it has no split: give one's folder")
+        inside = subset = None
     elif path.is_dir():
         files = folder(path)
         packed = [key for key in files.entries if ending(key) in PACKED]
         kinds = sorted({ending(key) for key in packed})
         kinds += ["image"] * any(ending(key) in EXTENSIONS for key in files.entries)
-        kinds = kinds if len(kinds) > 1 else list(map("/".join, sets(packed)))
         if len(kinds) > 1:
             what = f"{' and '.join(kinds)} files"
             raise DataError(f"{path} holds {what}: name one kind by a pattern, as '{path}/*'")
         if packed:
-            name, paths, files = path.name, [path / key for key in packed], None
+            part, chosen = one_set(packed, path, split=split, subset=subset)
+            name = path.name + f":{part}" * bool(split or subset)
+            paths, files, inside, subset = [path / key for key in chosen], None, None, None
     elif not path.exists():
         paths = [Path(match) for match in sorted(glob(str(path)))]
+    if subset:
+        raise DataError(f"{path} has no subsets: give the folder of one")
     if not paths:
         raise FileNotFoundError(f"no images at {path} (built-in sets: {', '.join(BUILT_IN)})")
-    source = _open(sorted(paths), files, classes, columns)
+    source = _open(sorted(paths), files, classes, columns, inside)
     source.name = name or source.name
     return source
 
 
-def _open(paths: list[Path], files: Files | None, classes: str, columns: Sequence[str]) -> Source:
+def _open(
+    paths: list[Path], files: Files | None, classes: str, columns: Sequence[str], split: str | None
+) -> Source:
     """The source in a folder's files, or in paths of one kind."""
     kinds = {"" if files else ending(path.name) for path in paths}
+    if split and kinds & {".parquet", ".arrow", ".npy", ".npz"}:
+        raise DataError(f"{paths[0]} has no split inside: name the files of one")
     if kinds <= {".parquet"} or kinds <= {".arrow"}:
         return Table(paths, labelled=classes != "none", columns=columns)
     if columns:
@@ -89,4 +95,4 @@ def _open(paths: list[Path], files: Files | None, classes: str, columns: Sequenc
     if not files:
         known = ", ".join(PACKED)
         raise DataError(f"{paths[0]} is neither a folder nor a zip, .npy, .npz, {known}")
-    return FileSource(files, classes=classes)
+    return FileSource(of_split(files, split.lower()) if split else files, classes=classes)

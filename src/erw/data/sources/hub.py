@@ -22,15 +22,23 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
     if not revision and not any(ending(file) in PACKED for file in files):
         revision = "refs/convert/parquet"  # where the hub puts its Parquet copy
         files = _listed(name, revision)
-    available = sets(file for file in files if ending(file) in PACKED)
-    part = split and SPLITS.get(split, split)
+    packed = [file for file in files if ending(file) in PACKED]
+    part, chosen = one_set(packed, name, split=split, subset=subset)
+    root = _fetched(name, revision, chosen)
+    return f"{name}:{part}", [root / file for file in chosen]
+
+
+def one_set(
+    files: Iterable[str], name: object, *, split: str | None, subset: str | None
+) -> tuple[str, list[str]]:
+    """Which one of the sets in files of `name` these choose, and its files."""
+    available, part = sets(files), split and SPLITS.get(split, split)
     fitting = [key for key in available if subset in (None, key[0]) and part in (None, key[1])]
     if len(fitting) != 1:
         what = "several sets" if fitting else f"no set {'/'.join(filter(None, (subset, split)))}"
         names = ", ".join("/".join(filter(None, key)) for key in available)
         raise DataError(f"{name} has {what}: name one of {names} with --split or --subset")
-    root = _fetched(name, revision, chosen := available[fitting[0]])
-    return f"{name}:{'/'.join(filter(None, fitting[0]))}", [root / file for file in chosen]
+    return "/".join(filter(None, fitting[0])), available[fitting[0]]
 
 
 def sets(files: Iterable[str]) -> dict[tuple[str, str], list[str]]:

@@ -3,9 +3,10 @@
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from posixpath import basename, dirname, splitext
 from typing import Any
@@ -28,6 +29,7 @@ SPLITS = {
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
+_SPLIT = re.compile(f"(?:^|(?<=/))({'|'.join(SPLITS)})/", re.IGNORECASE)
 _SYSTEM = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found")
 
 
@@ -104,13 +106,35 @@ def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
         values = [side and _label(files, side) for side in sides.values()]
     if values is None and rule != "none":
         values = _of_folders(files, images, rule)
-    folders = {dirname(files.inside(key)).lower() for key in images}
-    splits = sorted({part for path in folders for part in path.split("/")} & SPLITS.keys())
+    folders = {f"{dirname(files.inside(key))}/" for key in images}
+    splits = sorted(set(map(_split, folders)) - {""})
     if len(splits) > 1:
         what = f"{' and '.join(splits)} look like splits and are read as one set"
-        notes.append(f"{what}: give the folder of one alone")
+        notes.append(f"{what}: take one with --split")
     values = values or [None] * len(images)
     return images, classes(values, source=str(files.root), names=names), notes
+
+
+def of_split(files: Files, name: str) -> Files:
+    """The files of one split, in folders of that name, and the tables of labels outside of all.
+
+    Raises `DataError` unless the folders of one name mean that split.
+    """
+    splits = {key: _split(files.inside(key)) for key in files.entries}
+    known = sorted({*splits.values()} - {""})
+    chosen = [x for x in known if SPLITS[x] == SPLITS.get(name)]
+    if len(chosen := [name] if name in known else chosen) != 1:
+        raise DataError(f"{files.root} has no split {name}, its folders: {', '.join(known) or '-'}")
+    outside = {key for key in files.entries if not splits[key] and basename(key) in TABLES}
+    kept = {k: x for k, x in files.entries.items() if splits[k] == chosen[0] or k in outside}
+    inside = lambda key: _SPLIT.sub("", files.inside(key), count=1)  # noqa: E731 - it is no class
+    return replace(files, name=f"{files.name}:{name}", entries=kept, inside=inside)
+
+
+def _split(path: str) -> str:
+    """The outermost folder that is named as splits are, in small letters; "" without one."""
+    found = _SPLIT.search(path)
+    return found[1].lower() if found else ""
 
 
 def _samples(files: Files, images: Sequence[str]) -> dict[str, str | None]:
@@ -198,7 +222,8 @@ def _of_tables(
 def _of_folders(files: Files, images: Sequence[str], rule: str) -> list[str] | None:
     """Classes named by folders; None without any."""
     paths = [files.inside(key) for key in images]
-    if not any("/" in path for path in paths) and paths != list(images):  # flat archives
+    flat = not any("/" in path for path in paths)
+    if flat and any(".tar/" in key for key in images):  # several archives without folders
         if rule == "auto":
             hint = "give --classes folders to make each archive a class, or --classes none for none"
             raise DataError(f"archives such as {files.root} hold no labels or folders: {hint}")
