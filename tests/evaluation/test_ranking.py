@@ -1,10 +1,12 @@
 """Which encoder suits some images: each number against its definition, and the verb."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import erw
@@ -17,6 +19,7 @@ from erw.errors import ConfigError
 from erw.evaluation.alignment import knn_accuracy, spatial_structure
 from erw.evaluation.ranking import rate
 from erw.plan import Align
+from helpers.images import pictures
 from helpers.tiny import tiny_run
 from helpers.training import go, logged
 
@@ -122,6 +125,13 @@ def test_the_verb_lists_and_ranks(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert [line.split()[0] for line in printed[1:]] == ["efficientnet-lite0@64", "pixels"]
     assert main(["encoders", "--encoders", "pixels"]) == 2
     assert main(["encoders", "--rank", "openmoji", "--encoders", "nothing"]) == 2
+    for i, image in enumerate(pictures(12, side=64)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    assert main(["encoders", "--rank", str(tmp_path), "--encoders", "pixels@4"]) == 2
+    assert "1 x 1 tokens an image are too few" in capsys.readouterr().err
+    (tmp_path / "3.png").write_bytes(b"no image")
+    assert main(["encoders", "--rank", str(tmp_path), "--encoders", "pixels"]) == 2
+    assert re.search(r"3\.png: take it out", capsys.readouterr().err)
 
 
 def test_the_origin_of_a_composed_image_is_its_glyph() -> None:

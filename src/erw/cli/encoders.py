@@ -10,7 +10,7 @@ from erw.data.images import crop
 from erw.data.sources import BUILT_IN, open_source
 from erw.dist import current
 from erw.encoders.registry import at_hand, described, load_encoder
-from erw.errors import ConfigError
+from erw.errors import ConfigError, DataError, raised_as
 from erw.evaluation.ranking import rate
 from erw.io import write_json
 from erw.log import Progress
@@ -39,8 +39,13 @@ def encoders(
     composed: dict[str, Any] = {"size": image_size, "count": count} if rank in BUILT_IN else {}
     source = open_source(rank, **composed)
     rows = sorted({int(row) for row in np.linspace(0, len(source) - 1, max(1, count))})
-    pixels, labels = zip(*(source[row] for row in rows), strict=True)
-    images = torch.from_numpy(np.stack([crop(image, image_size) for image in pixels]))
+    pixels, labels = list[np.ndarray](), list[int]()
+    for row in rows:
+        with raised_as(DataError, f"{source.location(row)}: take it out"):
+            image, label = source[row]
+            pixels.append(crop(image, image_size))
+            labels.append(label)
+    images = torch.from_numpy(np.stack(pixels))
     _, origins = np.unique([str(source.origin(row)) for row in rows], return_inverse=True)
     shown = images.permute(0, 3, 1, 2), torch.tensor(labels), torch.from_numpy(origins)
     names, table = encoders or at_hand(), []

@@ -88,8 +88,10 @@ def spatial_structure(tokens: Tensor, grid: tuple[int, int]) -> float:
 
     The mean cosine of tokens one step apart, in a row or column, less that of those 3/8 of a side
     and more apart, by rows plus columns. Source: iREPA's local against distant similarity (arXiv
-    2512.10794; 6 steps on 16 x 16). It is NaN for a grid without such pairs.
+    2512.10794; 6 steps on 16 x 16). Raises DataError for a grid without such pairs.
     """
+    if min(grid) < 2:
+        raise DataError(f"{grid[0]} x {grid[1]} tokens an image are too few: give a larger side")
     places = torch.cartesian_prod(*map(torch.arange, grid))
     apart = (places[:, None] - places).abs().sum(-1)  # (T, T)
     unit = F.normalize(tokens.float(), dim=-1)
