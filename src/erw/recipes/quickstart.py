@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from erw.config import Data, Flow, Log, Model, Optim, Run, Sample
-from erw.plan import SIT, Align, Plan, constant, repa, stop_at
+from erw.plan import SIT, Align, Plan, Routing, constant, repa, stop_at
 
 CACHE, IMAGES = "cache/quickstart", 8192
 """The cache that `erw train` prepares where it is missing, with so many images."""
@@ -40,12 +40,17 @@ RDM = QUICKSTART.replace(
     sample=Sample(steps=50, solver="heun"),
 )
 STOPPED = Plan(align=(Align(block=4, weight=stop_at(2.0, over=3750)),))
+TREAD = Plan(align=(), routing=Routing("tread", (3, 9), until=900))
+SPRINT = Plan(align=(), routing=Routing("sprint", (3, 10), 0.25, "grid", 900, path_drop=0.1))
+FUSED = replace(QUICKSTART.model, fusion=(3, 10))
 RECIPES = {
     "quickstart": QUICKSTART,
     "quickstart_repa": QUICKSTART.replace(plan=REPA),
     "quickstart_sit": QUICKSTART.replace(plan=SIT),
     "quickstart_repa_stopped": QUICKSTART.replace(plan=STOPPED),
     "quickstart_paper": QUICKSTART.replace(plan=Plan(warmup=400, depth=2, align=(PAPER,))),
+    "quickstart_tread": QUICKSTART.replace(plan=TREAD),
+    "quickstart_sprint": QUICKSTART.replace(model=FUSED, plan=SPRINT),
     "debug": DEBUG,
     "quickstart_reg": QUICKSTART.replace(
         model=replace(QUICKSTART.model, class_token="denoised"), plan=REPA

@@ -22,6 +22,7 @@ from erw.errors import ConfigError
 from erw.flow import PATHS, ends
 from erw.io import weight_hash
 from erw.rng import generator, seeded
+from erw.routing import Route
 from erw.sampling.guidance import ModelVelocity, classifier_free, conditional, guided, inside
 from erw.sampling.solvers import SOLVERS, Solver, Velocity, solver_for
 from erw.training.trained import Trained
@@ -109,6 +110,7 @@ class Generation:
         settings |= {"evaluations": count(sample.steps)} if count else {"steps": "adaptive"}
         without_effect = ["atol", "rtol"] * bool(count) + ["shift"] * (sample.shift == 1)
         without_effect += ["internal", "internal_interval"] * (sample.internal == 1)
+        without_effect += ["guide"] * (sample.guide == "class")
         return {k: v for k, v in settings.items() if v is not None and k not in without_effect}
 
     def _batch(self, rows: slice) -> Samples:
@@ -146,6 +148,10 @@ class Generation:
         if self.autoguidance:
             other = conditional(predictor(self.autoguidance), y)
             return guided(conditional(own, y), other, **options)
+        if sample.guide == "path":
+            other = partial(own, route=Route(dropped=True))
+            nulls = None if y is None else torch.full_like(y, null)
+            return guided(conditional(own, y), conditional(other, nulls), **options)
         return conditional(own, None) if y is None else classifier_free(own, y, null, **options)
 
 
@@ -172,7 +178,7 @@ def generate(
         vae: decoder of the latents, by name or loaded; None: the model's own.
         decode: False leaves the images out.
         precision: of autocast; the state stays float64. "auto": bf16 where the hardware has it.
-        sampler: the other fields of `erw.config.Sample`: steps, guidance, interval,
+        sampler: the other fields of `erw.config.Sample`: steps, guidance, guide, interval,
             guided_channels, shift, internal, internal_interval, atol, rtol.
 
     Raises ConfigError for settings that do not fit the model or each other.
@@ -210,8 +216,11 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
         raise ConfigError("internal guidance needs a model trained with --model.internal BLOCK")
     if weak and sample.guidance == 1:
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
+    path, sprint = sample.guide == "path", model.run.plan.routing.path_drop
+    if path and (weak or sample.guidance == 1 or not sprint):
+        raise ConfigError("guide path needs SPRINT's path_drop, guidance not 1, no autoguidance")
     away = weak or model.net.representation or model.num_classes * model.run.data.class_dropout
-    if sample.guidance != 1 and not away:
+    if sample.guidance != 1 and not (away or (path and not model.num_classes)):
         kind = "was trained without label dropout" if model.num_classes else "is unconditional"
         raise ConfigError(f"the model {kind} and has no classes to guide by: give guidance 1")
     if weak and KIND(weak) != KIND(model):
@@ -222,12 +231,13 @@ def predictor(model: Trained, sample: Sample | None = None) -> ModelVelocity:
     """What solvers evaluate at (x, t, y): the velocity, or a DiT's output (B, 2C, h, w); guided
     internally as `sample` says."""
     if model.run.flow.objective == "ddpm":
-        return lambda x, t, y: model.net(x, ddpm.step_at(t), y)
+        return lambda x, t, y, **route: model.net(x, ddpm.step_at(t), y, **route)
     if sample is None or sample.internal == 1:
         return model.velocity
 
-    def mixed(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        return model.velocity(x, t, y, internal=torch.where(within(t), sample.internal, 1.0))
+    def mixed(x: Tensor, t: Tensor, y: Tensor | None, **route: Any) -> Tensor:
+        scale = torch.where(within(t), sample.internal, 1.0)
+        return model.velocity(x, t, y, internal=scale, **route)
 
     within = partial(inside, interval=sample.internal_interval)
     return mixed

@@ -7,6 +7,7 @@ Every kind is one formula, v_other + scale (v - v_other) at times within an inte
 | classifier-free | the same model with the null class              | arXiv 2207.12598         |
 | autoguidance    | a weaker model with the same class              | arXiv 2406.02507, Eq. 3  |
 | representation  | the same model without its representation       | RCG, arXiv 2312.03701    |
+| path-drop       | the null class without the model's fused blocks | SPRINT, arXiv 2510.21986 |
 | internal        | an earlier block's output of the same pass      | arXiv 2512.24176         |
 
 The last is mixed where the model is evaluated (`Trained.velocity`), so that the others guide what
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from erw.sampling.solvers import Velocity
 
-ModelVelocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x, t (B,), y) -> velocity."""
+ModelVelocity = Callable[..., Tensor]
+"""(x, t (B,), y, **route) -> velocity."""
 
 _EDGE = 1e-6  # a time that is meant to be an end of the interval may differ in its last bit
 

@@ -61,12 +61,12 @@ class Network(nn.Module):
             term.name: [i for i, (other, _) in enumerate(pairs) if other is term] for term in terms
         }
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, phase: Phase) -> Prediction:
-        """x (B, *latent_shape), t (B,), y (B,) labels or (B, R) representations."""
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, phase: Phase, **route: Any) -> Prediction:
+        """x (B, *latent_shape), t (B,), y (B,) labels or (B, R); `route` as in `Backbone`."""
         options: dict[str, Any] = {"tap": phase.taps, "attention": phase.attention}
         options |= {"stop_at": phase.stop_at, "internal": "internal" in phase.weights}
         options = {key: value for key, value in options.items() if value}
-        output = self.model(x, t, y, **options)
+        output = self.model(x, t, y, **options, **route)
         if isinstance(output, Tensor):
             return Prediction(output, {}, {})
         projected = {

@@ -30,6 +30,7 @@ from erw.data.statistics import Statistics
 from erw.models import Backbone
 from erw.plan import Align, Phase
 from erw.rng import Draws
+from erw.routing import Route, choose, index
 from erw.training.network import Network, Prediction
 
 Losses = dict[str, Tensor]
@@ -56,6 +57,7 @@ class Denoising:
     null_class: int  # label of an image whose class is withheld
     features: tuple[str, ...] = ()  # encoders in the order of `batch.features`
     class_dropout: float = 0.1  # share of labels replaced by the null class
+    patches: int = 0  # of an image; for token routing
     # how the encoder's class token is used: `none`; `denoised` along with the latents at the same
     # times (REG, arXiv 2507.01467); `given` in place of the class (RCG, arXiv 2312.03701); or
     # `generated`, the only thing that is (RCG's RDM)
@@ -69,7 +71,8 @@ class Denoising:
         x = self.clean(batch, rng)
         noised = self.noised(x, phase, rng)
         y = self.condition(batch, phase, rng)
-        prediction = net(noised.x_t, noised.t, y, phase=phase)
+        route = self.route(phase, rng)
+        prediction = net(noised.x_t, noised.t, y, phase=phase, **route)
         losses: Losses = {}
         if prediction.output is not None:
             losses = self.prediction_losses(prediction, x, noised, batch, phase)
@@ -85,7 +88,16 @@ class Denoising:
             assert not isinstance(tapped, Tensor)
             return tapped.hidden[block]
 
-        return losses | self.alignment(prediction, batch, phase, rng, averaged)
+        kept = route["route"].kept if route else None
+        return losses | self.alignment(prediction, batch, phase, rng, averaged, kept)
+
+    def route(self, phase: Phase, rng: Draws) -> dict[str, Route]:
+        """The backbone's `route`, drawn for each image; nothing where all blocks see all tokens."""
+        r, p = phase.routing, phase.path_drop
+        kept = choose(rng.uniform("routing", self.patches), r.keep, r.choose) if r else None
+        dropped = p is not None and rng.uniform("path") < p
+        route = Route(r.blocks if r else (0, 0), kept, dropped)
+        return {"route": route} if r or p is not None else {}
 
     def noised(self, x: Tensor, phase: Phase, rng: Draws) -> flow.Noised:
         """The network's input: x at sampled times, or the clean x."""
@@ -122,7 +134,7 @@ class Denoising:
 
     def alignment(
         self, prediction: Prediction, batch: Batch, phase: Phase, rng: Draws,
-        averaged: Callable[[Align], Tensor],
+        averaged: Callable[[Align], Tensor], kept: Tensor | None = None,
     ) -> Losses:  # fmt: skip
         """The loss of each active alignment term; of several encoders in one term the mean."""
         losses: Losses = {}
@@ -138,10 +150,14 @@ class Denoising:
                     both = min(h.shape[1], z.shape[1])
                     h, z = h[:, :both], z[:, :both]
                 z = TARGET_NORMS[term.normalize](z)
+                if kept is not None and h.shape[1] < z.shape[1]:  # of a routed block
+                    z = z.gather(1, index(z, kept, self.patches))
+                elif kept is not None and h.shape[1] > z.shape[1]:
+                    h = h.gather(1, index(h, kept, self.patches))
                 if term.tokens < 1:  # those with the smallest of uniform numbers
                     u = rng.uniform(f"tokens {term.name}", h.shape[1])
-                    index = u.argsort(dim=1)[:, : max(1, round(term.tokens * h.shape[1])), None]
-                    h, z = (x.gather(1, index.expand(-1, -1, x.shape[2])) for x in (h, z))
+                    at = u.argsort(dim=1)[:, : max(1, round(term.tokens * h.shape[1])), None]
+                    h, z = (x.gather(1, at.expand(-1, -1, x.shape[2])) for x in (h, z))
                 values.append(compare(loss, h, z))
             losses[term.name] = torch.stack(values).mean()
         return losses
@@ -257,7 +273,8 @@ def standardized_token(batch: Batch) -> Tensor:
 def build_objective(run: Run, cache: Cache | None = None) -> Objective:
     """The objective of a resolved run; `cache` is needed where targets are standardised by it."""
     assert run.model.num_classes is not None
-    shared = run.model.num_classes, run.data.features, run.data.class_dropout
+    patches = ((run.model.input_size or 0) // run.model.patch) ** 2
+    shared = run.model.num_classes, run.data.features, run.data.class_dropout, patches
     terms = [term for term in run.plan.active if term.normalize == "images" and cache]
     names = {name for term in terms for name in term.encoders(run.data.features)}
     statistics = {name: cast(Cache, cache).statistics(name) for name in names}

@@ -67,9 +67,10 @@ class Trained:
         return self.net.latent_shape
 
     def velocity(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, internal: Tensor | None = None
-    ) -> Tensor:
-        """The velocity at latents x (B, C, h, w), times t (B,) and labels y (B,).
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, internal: Tensor | None = None,
+        **route: Any,
+    ) -> Tensor:  # fmt: skip
+        """The velocity at latents x (B, C, h, w), times t (B,), labels y (B,); `Backbone`'s route.
 
         `internal`: scales (B,) of guidance away from the internal output, v_d + w (v - v_d)
         (Internal Guidance, arXiv 2512.24176). Raises ConfigError for a DiT, which has no velocity.
@@ -78,9 +79,9 @@ class Trained:
             raise ConfigError("a DiT predicts noise and has no velocity; draw it with ddpm or ddim")
         path = flow.PATHS[self.run.flow.path]
         if internal is None:
-            output = self.net(x, t, y)
+            output = self.net(x, t, y, **route)
         else:  # the velocity is affine in the output, so outputs mix as velocities do
-            tapped = self.net(x, t, y, internal=True)
+            tapped = self.net(x, t, y, internal=True, **route)
             output, weak = tapped.velocity, tapped.internal
             output = weak + flow.over(internal, x) * (output - weak)
         return flow.velocity_from(self.run.flow.prediction, output, x, t, path=path)
