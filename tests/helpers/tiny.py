@@ -16,7 +16,7 @@ from erw.data.cache import Cache
 from erw.data.prepare import prepare
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import load_encoder, load_vae
-from erw.plan import Align
+from erw.plan import Align, Routing
 from erw.recipes import recipe
 
 
@@ -51,9 +51,16 @@ def as_dit(run: Run) -> Run:
 
 
 def with_loss(run: Run, loss: str) -> Run:
-    """The run with that alignment loss, over ranks; reg: cosine, and a class token is denoised."""
+    """The run with that alignment loss, over ranks; reg: cosine, and a class token is denoised;
+    sprint: cosine, and blocks 2 and 3 are routed until step 8."""
     if loss == "reg":
         return run.replace(model=dataclasses.replace(run.model, class_token="denoised"))
+    if loss == "sprint":
+        routing = Routing("sprint", (2, 3), 0.25, "grid", until=8, path_drop=0.25)
+        return run.replace(
+            model=dataclasses.replace(run.model, fusion=(2, 3)),
+            plan=dataclasses.replace(run.plan, routing=routing),
+        )
     return with_term(run, loss="nt_xent_batch" if loss == "nt_xent" else loss)
 
 
@@ -123,7 +130,7 @@ if __name__ == "__main__":
     parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
     parser.add_argument("--die-in-score", type=int, help="SIGKILL within this score")
     parser.add_argument("--eval-every", type=int, default=0)
-    parser.add_argument("--loss", default="cosine", help="of the alignment; reg: with class token")
+    parser.add_argument("--loss", default="cosine", help="see `with_loss`")
     parser.add_argument("--dit", action="store_true", help="DiT's objective")
     parser.add_argument("--methods", action="store_true", help="those after ERW")
     args = parser.parse_args()
