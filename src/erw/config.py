@@ -322,13 +322,12 @@ class Run(Settings):
 
     def _check_routing(self) -> None:
         """Raise ConfigError unless token routing, network and sampler fit each other."""
-        model, r, depth = self.model, self.plan.routing, self.model.depth
+        model, r, depth, guide = self.model, self.plan.routing, self.model.depth, self.sample.guide
         on, sprint, grid = r.kind != "none", r.kind == "sprint", r.choose == "grid"
         fusion, (first, last) = r.blocks * sprint, r.blocks if on else (1, 1)
         early = not (sprint and self.plan.warmup) or self.plan.depth < last
         side = (model.input_size or 0) // model.patch if on else 0  # 0: the cache says it later
         fits = not side or (0 < round(r.keep * side**2) < side**2 and not (grid and side % 2))
-        trained = self.sample.guide == "class" or r.path_drop
         terms = [t for t in self.plan(self.plan.warmup).terms if t.attends or t.projector == "conv"]
         whole = {model.internal, *(term.block for term in terms)} & {*range(first, last + on)}
         for demand, met in {
@@ -338,7 +337,7 @@ class Run(Settings):
             f"plan.routing.blocks {r.blocks}: attention, conv and internal need all": not whole,
             f"model.fusion {model.fusion}, by plan.routing it is {fusion}": model.fusion == fusion,
             "plan.routing.path_drop is for kind sprint; set it 0": sprint or not r.path_drop,
-            "sample.guide path is for plan.routing of kind sprint with path_drop": trained,
+            "sample.guide path needs plan.routing.path_drop": guide == "class" or r.path_drop,
             f"plan.depth {self.plan.depth} reaches the fusion of sprint after block {last}": early,
             f"plan.routing.keep {r.keep}, with choose grid it is 0.25": not grid or r.keep == 0.25,
             f"plan.routing cannot keep {r.keep} of {side} x {side} patches by {r.choose}": fits,

@@ -4,7 +4,6 @@ TREAD (arXiv 2501.04765): the others bypass those blocks. SPRINT (arXiv 2510.219
 stands for them behind those blocks, whose output g is fused with all tokens f from before.
 """
 
-import math
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ class Route(NamedTuple):
 
 def choose(u: Tensor, keep: float, rule: str = "uniform") -> Tensor:
     """Patches (B, K) by uniform numbers u (B, T), the largest of all, or of each 2 x 2 (`grid`)."""
-    k, image = round(keep * u.shape[1]), u.unflatten(1, (1, math.isqrt(u.shape[1]), -1))
+    k, image = round(keep * u.shape[1]), u.unflatten(1, (1, round(u.shape[1] ** 0.5), -1))
     _, kept = F.max_pool2d(image, 2, return_indices=True) if rule == "grid" else u.topk(k)
     return kept.flatten(1).sort(1).values
 

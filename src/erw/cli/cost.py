@@ -97,9 +97,11 @@ def account(run: Run) -> tuple[Run, Network, Ledger, str]:
     count, heads = (sum(p.numel() for p in m.parameters()) for m in (net.model, net.projectors))
     projectors = f", projectors {heads / 1e6:.1f} M" * bool(heads)
     lines = [origin, f"parameters    {count / 1e6:.1f} M{projectors}"]
-    for step in sorted({run.plan.warmup, 0}, reverse=True):
+    until = min(run.plan.routing.until or 0, run.steps - 1)
+    for step in sorted({run.plan.warmup, until, 0}, reverse=True):
         rate, batch = ledger.rate(step), ledger.images(step + 1) - ledger.images(step)
         name, one = "warm-up step" if rate.warmup else "full step", flops(rate.trained)
+        name = "routed step" if run.plan(step).routing else name
         lines.append(f"{name:<14}{flops(batch * rate.trained)}, {batch} images of {one}")
     if ledger.teacher:
         lines.append(f"teacher       {flops(ledger.teacher)} an image, once each from a cache")

@@ -109,8 +109,7 @@ class SiT(nn.Module):
     def warmup_modules(self, depth: int) -> list[nn.Module]:
         """What a warm-up of so many blocks trains: the embedders and these blocks."""
         later = ("blocks", "fusion", "final_layer", "internal_layer", "head_")
-        children = self.named_children()
-        embedders = [module for name, module in children if not name.startswith(later)]
+        embedders = [m for name, m in self.named_children() if not name.startswith(later)]
         return [*embedders, *self.blocks[:depth]]
 
     def join(self, latents: Tensor, token: Tensor) -> Tensor:

@@ -88,7 +88,6 @@ RDM = BASE.replace(
     optim=replace(BASE.optim, lr=5e-4, weight_decay=0.01),
 )
 REG = BASE.replace(model=replace(model("XL"), class_token="denoised"), plan=repa(8))
-# As their code has them for XL; the share of dense steps at the end is ours.
 TREAD = Plan(align=(), routing=Routing("tread", (3, 25), until=300_000))
 SPRINT = Plan(align=(), routing=Routing("sprint", (3, 26), 0.25, "grid", 300_000, path_drop=0.1))
 RECIPES |= {
