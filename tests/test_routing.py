@@ -285,8 +285,8 @@ def test_settings_go_through_json_and_old_ones_have_none() -> None:
         ({"plan": Plan(align=(), routing=Routing("tread", (3, 5)))}, "blocks (3, 5), expected two"),
         ({"plan": Plan(align=(), routing=Routing("tread", (3, 2)))}, "blocks (3, 2), expected two"),
         ({"plan": Plan(align=(), routing=Routing(keep=0.3))}, "kind none: leave out"),
-        ({"plan": Plan(align=(), routing=SPRINT)}, "model.fusion (), by plan.routing it is (2, 3)"),
-        ({"model": MODEL}, "model.fusion (2, 3), by plan.routing it is ()"),
+        ({"plan": Plan(align=(), routing=SPRINT)}, "model.fusion is (), plan.routing needs (2, 3)"),
+        ({"model": MODEL}, "model.fusion is (2, 3), plan.routing needs ()"),
         (
             {"plan": Plan(align=(), routing=Routing("tread", (2, 3), path_drop=0.1))},
             "path_drop is for kind sprint",

@@ -335,7 +335,7 @@ class Run(Settings):
             f"plan.routing is for model.net sit, not {model.net}": model.net == "sit" or not on,
             f"plan.routing.blocks {r.blocks}, expected two of 1 to {depth}": first <= last <= depth,
             f"plan.routing.blocks {r.blocks}: attention, conv and internal need all": not whole,
-            f"model.fusion {model.fusion}, by plan.routing it is {fusion}": model.fusion == fusion,
+            f"model.fusion is {model.fusion}, plan.routing needs {fusion}": model.fusion == fusion,
             "plan.routing.path_drop is for kind sprint; set it 0": sprint or not r.path_drop,
             "sample.guide path needs plan.routing.path_drop": guide == "class" or r.path_drop,
             f"plan.depth {self.plan.depth} reaches the fusion of sprint after block {last}": early,
