@@ -295,7 +295,7 @@ def test_settings_go_through_json_and_old_ones_have_none() -> None:
             {"plan": Plan(align=(), routing=Routing("tread", (2, 3), 0.5, "grid"))},
             "keep 0.5, with choose grid it is 0.25",
         ),
-        ({"sample": Sample(guide="path")}, "sample.guide path is for plan.routing of kind sprint"),
+        ({"sample": Sample(guide="path")}, "sample.guide path needs plan.routing.path_drop"),
         (
             {
                 "model": Model(net="rdm", depth=4, width=32),
