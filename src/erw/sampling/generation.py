@@ -216,9 +216,9 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
         raise ConfigError("internal guidance needs a model trained with --model.internal BLOCK")
     if weak and sample.guidance == 1:
         raise ConfigError("autoguidance with guidance 1 is without effect: give a scale above")
-    path, sprint = sample.guide == "path", model.run.plan.routing.path_drop
-    if path and (weak or sample.guidance == 1 or not sprint):
-        raise ConfigError("guide path needs SPRINT's path_drop, guidance not 1, no autoguidance")
+    path = sample.guide == "path"
+    if path and (weak or not model.run.plan.routing.path_drop):
+        raise ConfigError("guide path needs a model of SPRINT with path_drop, and no autoguidance")
     away = weak or model.net.representation or model.num_classes * model.run.data.class_dropout
     if sample.guidance != 1 and not (away or (path and not model.num_classes)):
         kind = "was trained without label dropout" if model.num_classes else "is unconditional"
