@@ -67,24 +67,20 @@ class Model(Settings):
         super().__post_init__()
         if self.net == "rdm" and self.class_token != "none":
             raise ConfigError("model.class_token is for images; an rdm makes the token itself")
-        if self.internal and (self.net == "rdm" or self.class_token == "denoised"):
-            raise ConfigError(
-                "model.internal is for images without a class token beside them: set it 0"
-            )
+        for name in ("internal", "head_depth"):
+            if getattr(self, name) and (self.net == "rdm" or self.class_token == "denoised"):
+                what = "is for images without a class token beside them: set it 0"
+                raise ConfigError(f"model.{name} {what}")
         if self.internal >= self.depth:
             raise ConfigError(
                 f"model.internal {self.internal} is not below model.depth {self.depth}"
             )
-        if self.head_depth and (self.net == "rdm" or self.class_token == "denoised"):
-            raise ConfigError("model.head_depth is for latents, not with class tokens: set it 0")
-        sizes = {"": (self.width, self.heads)}
-        sizes |= {"head_": (self.head_width, self.head_heads)} if self.head_depth else {}
-        for of, (width, heads) in sizes.items():
-            what = f"model.{of}width {width}"
-            if self.net == "sit" and width % heads:
-                raise ConfigError(f"{what} is not a multiple of model.{of}heads")
-            if width % 4 or (self.rope and width // heads % 4):
-                raise ConfigError(f"{what} (with rope / {of}heads) is no multiple of 4")
+        if self.net == "sit" and self.width % self.heads:
+            raise ConfigError(f"model.width {self.width} is not a multiple of model.heads")
+        if self.width % 4 or (self.rope and self.width // self.heads % 4):
+            raise ConfigError(f"model.width {self.width} (with rope / heads) is no multiple of 4")
+        if self.head_depth and self.head_width % (4 * self.head_heads):
+            raise ConfigError(f"model.head_width {self.head_width} is no multiple of 4 head_heads")
 
 
 @dataclass(frozen=True)

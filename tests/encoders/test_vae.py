@@ -281,7 +281,7 @@ def test_a_damaged_representation_autoencoder(tmp_path: Path) -> None:
     config, problems = json.loads((tmp_path / "config.json").read_text()), {
         "latents_mean": (None, "_latents_mean"),
         "encoder_num_hidden_layers": (2, r"encoder\.encoder\.layer\.1"),
-        "decoder_hidden_size": ("x", "is of no RAE that diffusers can build"),
+        "decoder_hidden_size": ("x", "cannot be built by diffusers"),
         "encoder_type": ("siglip9", "Unknown encoder_type='siglip9'"),
     }  # fmt: skip
     for key, (value, words) in problems.items():

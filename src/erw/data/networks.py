@@ -41,18 +41,19 @@ class Networks:
 
     @torch.no_grad()
     def run(
-        self, network: Any, images: Tensor, pool: ThreadPoolExecutor | None = None
+        self, network: Any, images: Tensor, labels: Tensor, pool: ThreadPoolExecutor | None = None
     ) -> tuple[Tensor, ...]:
-        """The outputs of a network, float32, for uint8 images (B, 3, H, W).
+        """The outputs of a network, float32, for uint8 images (B, 3, H, W) and their labels (B,).
 
         On a CPU piece by piece in the threads of a pool of `one_thread_each`.
         """
         device = torch.device(self.device).type
         if pool and device == "cpu":
-            pieces = pool.map(partial(self.run, network), images.split(PIECE))
+            pieces = pool.map(partial(self.run, network), images.split(PIECE), labels.split(PIECE))
             return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            out = network(images.to(self.device))
+            labelled = getattr(network, "class_names", None) is not None
+            out = network(*(x.to(self.device) for x in (images, labels)[: 1 + labelled]))
         return tuple(x.float() for x in (out if isinstance(out, tuple) else (out,)))
 
 
@@ -89,14 +90,15 @@ def cache_spec(
         precision=networks.precision,
         latent_shape=(vae.channels, size // factor, size // factor),
         vae=VaeSpec(vae.name, vae.weight_hash, factor, scale, shift, flops, vae.revision),
-        encoders=encoder_specs(networks, size, features, class_token, like),
+        encoders=encoder_specs(source, networks, size, features, class_token, like),
         **settings,
     )
 
 
 def encoder_specs(
-    networks: Networks, size: int, features: str | None, class_token: bool, like: CacheSpec | None
-) -> tuple[EncoderSpec, ...]:
+    source: Source, networks: Networks, size: int, features: str | None, class_token: bool,
+    like: CacheSpec | None,
+) -> tuple[EncoderSpec, ...]:  # fmt: skip
     """The encoders' part of a spec, for images of `size` pixels. `features` is one of `FORMATS`, or
     None: as in the cache `like`, else float16. Class tokens are stored with `class_token`, and
     where `like` has them."""
@@ -108,6 +110,8 @@ def encoder_specs(
         raise ConfigError(f"{names} has no class token to store: name one that has, as dinov2-b")
     before, specs = {encoder.name: encoder for encoder in (like.encoders if like else ())}, []
     for encoder in encoders:
+        if encoder.class_names not in (None, tuple(source.class_names)):
+            raise ConfigError(f"{encoder.name} is of other classes: leave out its :SCALE")
         old, weights = before.get(encoder.name), weight_hash(encoder)
         token = encoder.dim_class if class_token or (old and old.class_dim) else 0
         flops, form = encoder.flops(size, both=token > 0), features or (old and old.format)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,14 @@ class Online(Cache):
         if flipped is not None:
             mirrored = torch.from_numpy(flipped)[:, None, None, None]
             images = torch.where(mirrored, images.flip(-1), images)
+        run = partial(self._networks.run, images=images, labels=columns["label"])
         if "moments" in names:
-            (columns["moments"],) = self._networks.run(self._networks.vae.encode, images)
+            (columns["moments"],) = run(self._networks.vae.encode)
         for name in self.features:
             token = f"class.{name}" in names
             if token or f"features.{name}" in names:
                 encoder = self._networks.encoders[name]
-                outputs = self._networks.run(encoder.both if token else encoder, images)
+                outputs = run(encoder.both if token else encoder)
                 columns |= zip((f"features.{name}", f"class.{name}"), outputs, strict=False)
         return {name: columns[name] for name in names}
 

@@ -72,7 +72,7 @@ def add_encoders(
     before = open_part(out).manifest.spec
     images = replace(before.source, fingerprint=source.fingerprint(), count=len(source))
     networks = Networks(None, encoders, precision=before.precision, device=device)
-    added = encoder_specs(networks, before.image_size, features, class_token, like=before)
+    added = encoder_specs(source, networks, before.image_size, features, class_token, like=before)
     spec = replace(before, source=images, encoders=added)
     return _make(Writer(out, spec, source, networks, batch_size), adding=True, progress=progress)
 

@@ -125,11 +125,11 @@ class Writer:
 
         def run(network: Any) -> list[Tensor]:
             variants = [images, images.flip(-1)] if self.spec.flip else [images]
-            outputs = [self.networks.run(network, variant, self._pool) for variant in variants]
+            outputs = [self.networks.run(network, x, classes, self._pool) for x in variants]
             both = zip(*outputs, strict=True)
             return [torch.stack(x, 1) if self.spec.flip else x[0] for x in both]
 
-        columns = {}
+        columns, classes = {}, torch.tensor(labels)
         for part in parts:
             if part == "":
                 columns["label"] = torch.tensor(labels, dtype=torch.int32)

@@ -7,6 +7,7 @@ from pathlib import Path
 from erw.encoders import efficientnet, moco, own, vits
 from erw.encoders.base import Encoder
 from erw.encoders.pretrained import in_hub_cache
+from erw.encoders.run import RunFeatures
 from erw.encoders.vae import SHIPPED
 from erw.errors import ConfigError, nearest
 
@@ -44,10 +45,13 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
     * ENTRY=PATH: the same with weights from a local folder or file, without a network;
     * the path of a folder with a model of a known family, as transformers saves it;
     * "vae:NAME": the inside of a VAE;
+    * "run:FOLDER#BLOCK[:SCALE]" (no side): the inside of a run's model, see `RunFeatures`;
     * MODULE:FUNCTION (no side): an `Encoder` that your own function returns.
 
     Raises `ConfigError` for an unknown name, `CheckpointError` for weights that do not fit.
     """
+    if name.startswith("run:"):
+        return RunFeatures(name).to(device)
     if ":" in name and not name.startswith("vae:") and not Path(name).exists():
         return own.imported(name).to(device)
     entry, at, text = name.rpartition("@")

@@ -47,6 +47,7 @@ class VAE:
     weight_hash: str
     network: Any
     revision: str | None = None
+    side: int | None = None  # of images, the only one that a RAE takes and gives
 
     @property
     def device(self) -> torch.device:
@@ -60,11 +61,6 @@ class VAE:
         if self.scale is None or self.shift is None:
             raise ConfigError(f"VAE {self.name} has no latent statistics: call .scaled(...)")
         return self.shift, self.scale
-
-    @property
-    def side(self) -> int | None:
-        """The one side of images that a RAE takes and gives; None: any multiple of `factor`."""
-        return getattr(self.network, "decoder_image_size", None)
 
     def scaled(self, shift: Sequence[float], scale: Sequence[float]) -> "VAE":
         """The same with another scaling, one value per channel: what a cache has measured."""
@@ -151,7 +147,8 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
         levels = config.get("encoder_block_out_channels") or config["block_out_channels"]
         channels, factor = config["latent_channels"], 2 ** (len(levels) - 1)
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    vae = VAE(name, channels, factor, None, None, weight_hash, network, revision)
+    side = getattr(network, "decoder_image_size", None)
+    vae = VAE(name, channels, factor, None, None, weight_hash, network, revision, side)
     if scaling and (list(map(len, scaling)) != [channels] * 2 or min(scaling[1]) <= 0):
         raise CheckpointError(f"{weights}: expected {channels} means and positive deviations")
     return vae.scaled(*scaling) if scaling else vae
@@ -182,9 +179,7 @@ def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | No
 
 def _rae(folder: Path, name: str) -> Any:
     """A RAE from diffusers' files, of which transformers has renamed some weights since."""
-    with raised_as(ConfigError, f'{name} needs transformers: pip install "erw[encoders]"'):
-        import transformers  # noqa: F401 - diffusers takes the encoder's class from there
-    with raised_as(CheckpointError, f"{folder / _CONFIG} is of no RAE that diffusers can build"):
+    with raised_as(CheckpointError, f"{name} cannot be built by diffusers with transformers"):
         from diffusers import AutoencoderRAE
 
         config = read_json(folder / _CONFIG) | {"reshape_to_2d": True}

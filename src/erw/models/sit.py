@@ -136,7 +136,7 @@ class SiT(nn.Module):
             rows = (len(x), self.representation) if self.representation else (len(x),)
             y = torch.full(rows, self.null_class, device=x.device)
         time = self.t_embedder(t)
-        c = F.silu(time + self.y_embedder(y))  # (B, D), shared by every modulation
+        c = F.silu(time + self.y_embedder(y)).unsqueeze(1)  # (B, 1, D), for every modulation
         token = None
         if self.class_token:
             x, token = self.split(x)
@@ -266,7 +266,7 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, parts * width))
 
     def forward(self, h: Tensor, c: Tensor, rope: Tensor | None) -> Tensor:
-        """h (B, T, D), c = silu(conditioning) (B, D), or (B, T, D), for each token its own."""
+        """h (B, T, D), c = silu(conditioning) (B, 1, D), or (B, T, D), for each token its own."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)
         h = h + gate1 * self.attn(modulated(self.norm1(h), scale1, shift1), rope)
         return h + gate2 * self.mlp(modulated(self.norm2(h), scale2, shift2))
@@ -279,16 +279,11 @@ class Block(nn.Module):
 
     def _modulation(self, c: Tensor) -> tuple[Any, ...]:
         """Shift, scale and gate of attention and of the MLP, each (B, 1, D) or (B, T, D)."""
-        modulation = for_tokens(self.adaLN_modulation(c))
+        modulation = self.adaLN_modulation(c)
         if self.shift:
             return modulation.chunk(6, dim=-1)
         scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
         return None, scale1, gate1, None, scale2, gate2
-
-
-def for_tokens(c: Tensor) -> Tensor:
-    """What all tokens share, (B, D), as (B, 1, D); what each has, (B, T, D), as it is."""
-    return c.unsqueeze(1) if c.ndim == 2 else c
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
@@ -384,7 +379,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
 
     def forward(self, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None]:
-        shift, scale = for_tokens(self.adaLN_modulation(c)).chunk(2, dim=-1)
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
         h = modulated(self.norm_final(h), scale, shift)
         if self.linear_cls is None:
             return self.linear(h), None

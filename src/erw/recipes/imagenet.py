@@ -1,14 +1,14 @@
 """ImageNet-1k at 256 x 256: SiT, DiT, REPA, ERW, REG and RCG in latents of sd-vae-ft,
-LightningDiT (arXiv 2501.01423) in those of VA-VAE, and DiT^DH (arXiv 2510.11690) in DINOv2's, of a
-representation autoencoder. Written for 8 GPUs of 80 GB; none has been run
-here yet: scores are published FID-50K, without guidance if not stated.
+LightningDiT (arXiv 2501.01423) in those of VA-VAE, DiT^DH (arXiv 2510.11690) in DINOv2's tokens.
+Written for 8 GPUs of 80 GB; none has been run here yet: scores are published FID-50K, without
+guidance if not stated.
 
     erw prepare IMAGENET/train --out cache/imagenet256 --image-size 256 --vae sd-vae-ft-ema \\
         --encoders dinov2-b      (REG and RCG: --class-token)
     erw prepare IMAGENET/train --out cache/imagenet256-vavae --image-size 256 \\
         --vae va-vae=vavae-imagenet256-f16d32-dinov2.pt --encoders dinov2-b
     erw prepare IMAGENET/train --out cache/imagenet256-rae --image-size 256 --vae rae-dinov2-b \\
-        --encoders --flip --online      (stored, its latents are 1 TB and twice that)
+        --encoders --flip --online      (stored, its latents are 2 TB)
     torchrun --nproc-per-node 8 -m erw train sit_xl2_in256_erw --out runs/erw
 """
 
