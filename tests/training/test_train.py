@@ -275,3 +275,23 @@ def test_classes_without_images_are_drawn_only_when_they_are_named(tmp_path: Pat
         (tmp_path / "run" / "recipe.json").read_text().replace('"empty_classes": [', '"x": [')
     )
     assert generate(load(tmp_path / "run"), [2], decode=False, steps=1).labels == (2,)  # an old run
+
+
+@pytest.mark.parametrize(
+    ("plan", "warned"),
+    [
+        (plans.repa(2), True),
+        (plans.Plan(align=(plans.Align(block=2, weight=plans.stop_at(0.5, over=2)),)), False),
+        (plans.SIT, False),
+        (plans.Plan(warmup=5, depth=1, align=plans.repa(2).align), False),
+    ],
+)
+def test_alignment_to_the_end_in_pixel_space_is_warned_of(
+    cache: Path, tmp_path: Path, plan: plans.Plan, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(tiny_run(cache, plan=plan, steps=5), tmp_path / "run", progress=None)
+    lines = [x for x in capsys.readouterr().err.splitlines() if "arXiv 2603.14366" in x]
+    assert len(lines) == warned
+    assert all(
+        "take a VAE" in line and "--plan.align.0.weight.kind stop_at" in line for line in lines
+    )

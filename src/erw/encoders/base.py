@@ -26,8 +26,7 @@ class Encoder(nn.Module):
     dim_pooled: int = 0  # width of the pooled feature, 0 if there is none
     dim_class: int = 0  # width of the class token, 0 if there is none
     revision: str | None = None  # commit of weights from the hub
-    # of the classes whose labels (B,) `forward` takes too, None: the null class; None: it does not
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | None = None  # whose labels (B,) `forward` takes too, if any
 
     def grid(self, image_size: int) -> tuple[int, int]:
         """Rows and columns of patch tokens for images of that side; `DataError` if impossible."""

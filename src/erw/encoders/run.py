@@ -1,6 +1,5 @@
 """An encoder from a run of ours: tokens inside its frozen network."""
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -42,15 +41,15 @@ class RunFeatures(Encoder):
             self.class_names = tuple(cache["class_names"]) if self.scale else None
         found = not run.model.needs_token and 1 <= self.block <= self.net.depth
         if not found or (self.scale and not self.net.null_class):
-            what = f"block 1 to {self.net.depth}, no class tokens, classes where there is a scale"
-            raise ConfigError(f"encoder {name!r}: expected {what}")
+            needs = f"block 1 to {self.net.depth}, no class tokens, classes for a scale"
+            raise ConfigError(f"encoder {name!r}: expected {needs}")
         self.network, self.dim = self.vae.network, self.net.width  # one hash for both networks
         self.eval().requires_grad_(False)
 
     def grid(self, image_size: int) -> tuple[int, int]:
         if image_size != (side := self.net.latent_shape[1] * self.vae.factor):
             raise DataError(f"{self.name} is for images of {side} px, not of {image_size}")
-        return (math.isqrt(self.net.tokens),) * 2
+        return (round(self.net.tokens**0.5),) * 2
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         self.grid(images.shape[-1])

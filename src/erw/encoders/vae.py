@@ -27,7 +27,6 @@ SHIPPED = {x.parent.name: x.parent for x in Path(__file__).parent.glob("weights/
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 ENTRIES: dict[str, dict[str, Any]] = pretrained.known("vaes")
 VA_VAE: dict[str, Any] = pretrained.known("va-vae")
-RAE: dict[str, Any] = pretrained.known("rae")
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,7 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     * an entry of `ENTRIES`, such as "sd-vae-ft-ema", from the hub, or ENTRY=FOLDER;
     * "va-vae=FILE", LightningDiT's checkpoint of f16d32, scaled by a `latents_stats.pt` in the same
       folder or measured;
-    * the folder of a diffusers AutoencoderKL, AutoencoderTiny or AutoencoderRAE, scaling from
-      `config.json`.
+    * a folder of an AutoencoderKL, AutoencoderTiny or AutoencoderRAE, scaled as diffusers has it.
 
     Raises `ConfigError` for an unknown name, `CheckpointError` for weights that do not fit.
     """
@@ -141,11 +139,9 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     with weights.open("rb") as file:
         weight_hash = hashlib.file_digest(file, "sha256").hexdigest()
     config = network.config
-    if "encoder_hidden_size" in config:  # a RAE
-        channels, factor = config["encoder_hidden_size"], config["patch_size"]
-    else:
-        levels = config.get("encoder_block_out_channels") or config["block_out_channels"]
-        channels, factor = config["latent_channels"], 2 ** (len(levels) - 1)
+    levels = config.get("encoder_block_out_channels") or config.get("block_out_channels", ())
+    factor = config.get("patch_size") or 2 ** (len(levels) - 1)  # the first of a RAE
+    channels = config.get("latent_channels") or config["encoder_hidden_size"]
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     side = getattr(network, "decoder_image_size", None)
     vae = VAE(name, channels, factor, None, None, weight_hash, network, revision, side)
@@ -184,9 +180,9 @@ def _rae(folder: Path, name: str) -> Any:
 
         config = read_json(folder / _CONFIG) | {"reshape_to_2d": True}
         network = AutoencoderRAE.from_config(config).float()
-    state, known = {}, network.state_dict()
+    state, known, names = {}, network.state_dict(), pretrained.known("rae")["names"]
     for key, value in load_tensors(folder / _WEIGHTS)[0].items():
-        for pattern, new in RAE["names"].items():
+        for pattern, new in names.items():
             key = key if key in known else re.sub(pattern, new, key)
         state[key] = value
     state.pop("decoder.decoder_pos_embed", None)  # computed, but in older files

@@ -5,6 +5,7 @@ They hold no path of the machine that wrote them: only the last name of caches, 
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def known_vae(name: str) -> bool:
 
 
 def public(values: Any) -> Any:
-    """JSON values with only the last name of every path; of a VAE NAME=PATH the name."""
+    """JSON values with only the last name of every path; of NAME=PATH the name."""
     if isinstance(values, dict):
         return {key: public(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
@@ -127,4 +128,4 @@ def public(values: Any) -> Any:
     if not isinstance(values, str) or "/" not in values or known_vae(values):
         return values
     kind, _, path = values.partition("=")
-    return kind if path else Path(values).name
+    return kind if path else re.sub("^((encoder:|run:|vae:)*).*/", r"\1", values.rstrip("/"))

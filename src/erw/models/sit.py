@@ -83,8 +83,7 @@ class SiT(nn.Module):
             self.head_embedder = PatchEmbed(channels, patch, head_width)
             self.head_projector = nn.Linear(width, head_width)
         out = patch * patch * self.out_channels
-        last_width = head_width if head_depth else width
-        self.final_layer = FinalLayer(last_width, out, norm=norm, class_token=class_token)
+        self.final_layer = FinalLayer(sizes[-1][0], out, norm=norm, class_token=class_token)
         outputs = [self.final_layer]
         if internal:
             self.internal_layer = FinalLayer(width, out, norm=norm)

@@ -73,6 +73,15 @@ def haste(setting: Setting, *, blocks: range, later: int, over: int) -> Run:
     return setting.base.replace(plan=Plan(align=(features, *attention)))
 
 
+def self_transcendence(setting: Setting, teacher: str) -> Run:
+    """Its second phase: for half the steps aligned with guided tokens of an earlier run."""
+    target, half = f"encoder:run:runs/{teacher}#{setting.late}:30", setting.base.steps // 2
+    term = Align(block=setting.block, target=target, weight=stop_at(setting.weight, over=half))
+    return setting.base.replace(plan=Plan(align=(term,)))
+
+
 RECIPES = {f"sit_xl2_in256_{suffix}": run for suffix, run in methods(XL).items()}
 RECIPES["sit_xl2_in256_haste"] = haste(XL, blocks=range(5, 9), later=4, over=250_000)
 RECIPES |= {f"quickstart_{suffix}": run for suffix, run in methods(SMALL).items()}
+RECIPES["sit_xl2_in256_self"] = self_transcendence(XL, "sit_xl2_in256_vae_repa")
+RECIPES["quickstart_self"] = self_transcendence(SMALL, "quickstart_vae_repa")

@@ -98,6 +98,12 @@ def train(
         )
         if processes.first:
             bar.say("\n".join(cache.overview()))
+            final = run.phase(run.steps - 1)
+            if cache.vae["name"] == "none" and final.reads_encoder and not final.warmup:
+                bar.say(
+                    "warning: REPA to the end hurts in pixel space (arXiv 2603.14366); take a VAE, "
+                    "or end it: --plan.align.0.weight.kind stop_at --plan.align.0.weight.over STEPS"
+                )
         bar.say(
             f"{run.name}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M "
             f"parameters, {run.steps} steps of {run.flow.objective} on {cache!r}\n"
