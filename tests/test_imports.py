@@ -146,10 +146,35 @@ def test_every_file_of_the_package_is_shipped() -> None:
     assert found <= shipped, f"not in package-data of pyproject.toml: {found - shipped}"
 
 
-def test_help_imports_no_torch() -> None:
-    code = "import sys, erw, erw.cli; erw.cli.main(['--help']); print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.endswith("False\n")
+TYPED = """
+import sys
+from erw.cli import VERBS, main
+right = ["", "--help", "--version", "show", "show sit_xl2_in256_erw", "--completion bash"]
+right += [f"{verb} --help" for verb in VERBS]
+right += ["train quickstart --help", "show debug --tiny --help", "study demo --help"]
+wrong = [f"{verb} --nosuch 1" for verb in VERBS] + ["trian debug", "show debgu", "study dmo"]
+wrong += ["train debug --out x --optim.lrr 1", "train debug --out x --optim.lr -1"]
+wrong += ["train debug --out x --data.cache nowhere", "train debug --out x --init nowhere"]
+wrong += ["sample . --ot x", "prepare nowhere --out x"]
+wrong += ["prepare --verify --out nowhere", "cost debug --gpu h1000"]
+wrong += [f"{verb} nowhere --out x" for verb in ("sample", "eval", "memory", "analyze", "report")]
+wrong += ["convert nowhere x --to sit", "export nowhere --out x", "ema nowhere --sigma-rel 0.1"]
+wrong += ["encoders --rank nowhere"]
+for code, commands in ((0, right), (2, wrong)):
+    for command in commands:
+        said = main(command.split())
+        heavy = {"torch", "diffusers", "matplotlib"} & sys.modules.keys()
+        if said != code or heavy:
+            sys.exit(f"erw {command}: {said}, not {code}; it imported {heavy}")
+"""
+
+
+def test_help_and_errors_import_no_torch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TYPED], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("module", ["erw.training", "erw.recipes", "erw.cli"])

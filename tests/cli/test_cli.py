@@ -1,5 +1,6 @@
 """The command line: what is typed wrong gets one line that says what to do, and an exit code."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,18 +9,24 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import pytest
 from PIL import Image
+from tyro._docstrings import get_field_docstring
 
 from erw.cli import VERBS, main
-from erw.cli.sample import label_number
+from erw.cli.analyze import Analysis
+from erw.cli.prepare import Prepare
+from erw.cli.sample import Draw, label_number
+from erw.cli.settings import explain
+from erw.config import Run
 from erw.data.cache import Cache
 from erw.errors import ConfigError
+from erw.study.studies import Study
 
 TINY = ["--steps", "4", "--log.every", "1", "--plan.warmup", "2"]
 
@@ -350,6 +357,25 @@ def test_every_setting_has_a_text(erw: Erw) -> None:
     kinds = r"FLOAT|INT|STR|true false|FLOAT none|INT none|STR none|\S+ \[\S+ \.\.\.\]\]|\{\S+\}"
     assert len(re.findall(rf"--[\w.-]+ (?:{kinds})", text)) > 60
     assert not re.findall(rf"--[\w.-]+ (?:FLOAT )?(?:{kinds}) \(default", text)
+
+
+def test_the_text_of_a_setting_is_the_comment_that_tyro_finds() -> None:
+    def records(kind: Any) -> Iterator[Any]:
+        if not dataclasses.is_dataclass(kind):
+            inner = get_args(kind)
+        elif isinstance(kind, type):
+            yield kind
+            inner = get_type_hints(kind).values()
+        for part in inner:
+            yield from records(part)
+
+    seen = [*records(Run), *records(Study), *records(Draw), *records(Prepare), *records(Analysis)]
+    for record in seen:
+        explain(record)
+        for field in dataclasses.fields(record):
+            found = get_field_docstring(record, field.name, ()) or ""
+            assert field.metadata["help"].split() == found.split(), (record, field.name)
+    assert len(seen) > 13
 
 
 def test_completion_knows_verbs_and_settings(erw: Erw) -> None:

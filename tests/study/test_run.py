@@ -13,7 +13,8 @@ from erw.errors import CheckpointError, ConfigError
 from erw.plan import REPA, SIT, Align, Plan, constant, stop_at
 from erw.study import run as module
 from erw.study.results import by_method, read_runs
-from erw.study.run import STUDIES, Study, claim, run_study, shares, study_plan
+from erw.study.run import claim, run_study, shares
+from erw.study.studies import STUDIES, Study, study_plan
 from erw.training.flops import Ledger, Rate
 
 ALIGN = (Align(block=3, weight=constant(1.0)),)

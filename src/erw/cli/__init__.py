@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import erw
-from erw.errors import ConfigError, ErwError, NumericsError
+from erw.errors import ConfigError, ErwError, NumericsError, nearest
 
-# verb -> usage and what it does; its module, of the same name, is imported when it is called.
+# verb -> usage and what it does; its module, of the same name, is imported when it is called, and
+# torch when it begins to work: help and what is typed wrong are answered without.
 VERBS = {
     "train": ("RECIPE --out DIR", "train a recipe; the same command resumes"),
     "prepare": ("IMAGES --out DIR", "images -> cache of latents and features"),
@@ -76,8 +77,6 @@ def dispatch(args: list[str]) -> None:
 
         print_completion({v: function_of(v) for v in VERBS}, rest[0] if rest else "bash")
     elif verb not in VERBS:
-        from erw.config import nearest
-
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
     elif main := getattr(module_of(verb), "main", None):
         main(rest)

@@ -6,15 +6,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from erw.cli.settings import RunDirs, Settings
-from erw.dist import current
+from erw import interop, training
+from erw.cli.settings import RunDirs, Settings, required
 from erw.errors import ConfigError
-from erw.evaluation.probing import METRICS, curve, material
-from erw.interop import kind_of, open_model
 from erw.log import Progress
-from erw.study.knowledge import history, save_knowledge
-from erw.training import Trained
-from erw.training.checkpoint import paths, step_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,10 @@ def analyze(runs: RunDirs, options: Settings[Analysis], *, out: str | None = Non
     """
     if not runs:
         raise ConfigError("erw analyze needs a run first; see erw analyze --help")
+    required(*runs)
+    from erw.evaluation.probing import METRICS, curve, material
+    from erw.study.knowledge import history, save_knowledge
+
     names = [Path(run).stem if Path(run).is_file() else Path(run).name for run in runs]
     names = names if len(set(names)) == len(names) else list(runs)
     measured = {name: getattr(options, name) for name in ("metric", "times", "depths", "k")}
@@ -79,11 +78,14 @@ def analyze(runs: RunDirs, options: Settings[Analysis], *, out: str | None = Non
         print("\n".join(map(str, save_knowledge(record, out))))
 
 
-def models_of(run: str, options: Analysis) -> Iterator[Trained]:
+def models_of(run: str, options: Analysis) -> Iterator["training.Trained"]:
     """The networks that a run's folder or a released checkpoint has, one at a time."""
-    if options.cache is None and kind_of(run) == "released":
+    from erw.dist import current
+    from erw.training.checkpoint import paths, step_of
+
+    if options.cache is None and interop.kind_of(run) == "released":
         raise ConfigError("a released checkpoint names no images: give --cache")
     reading = {"layout": options.layout, "num_heads": options.num_heads}
     steps = [str(step_of(path)) for path in paths(Path(run) / "checkpoints")] or ["last"]
     for checkpoint in steps if options.checkpoint == "all" else [options.checkpoint]:
-        yield open_model(run, checkpoint=checkpoint, device=current().device, **reading)
+        yield interop.open_model(run, checkpoint=checkpoint, device=current().device, **reading)

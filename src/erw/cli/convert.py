@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from erw.cli.settings import Settings
-from erw.interop.convert import convert as write
+from erw.cli.settings import Settings, required
 
 Layout = Literal["auto", "dit", "sit", "repa", "erw", "reg", "lightningdit", "diffusers-dit"]
 
@@ -38,4 +37,7 @@ def convert(
         out: a file; its ending picks the format.
         to: layout of the output: dit, diffusers-dit, sit, repa, erw, reg or lightningdit.
     """
+    required(source)
+    from erw.interop.convert import convert as write
+
     print(f"{source}: {write(source, out, to=to, **asdict(read))}\n{out}: {to}")

@@ -12,16 +12,12 @@
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from erw import data, training
 from erw.cli.settings import Recipe, Settings
-from erw.config import Run, nearest
-from erw.data.cache import Cache
-from erw.errors import CacheError, ConfigError
-from erw.study.compare import amount as flops
-from erw.training.flops import Ledger
-from erw.training.network import Network, build_network, resolve
+from erw.config import Run
+from erw.errors import CacheError, ConfigError, nearest
 
 PARAMETER_BYTES = {"bf16": 22, "fp32": 20}
 ACTIVATION_BYTES = {"bf16": 48, "fp32": 80}
@@ -63,13 +59,18 @@ def cost(
     )
 
 
-def account(run: Run) -> tuple[Run, Network, Ledger, str]:
-    """A run resolved by its cache, its network on the meta device, its ledger, and both as text.
+def account(run: Run) -> tuple[Run, Any, "training.Ledger", str]:
+    """A run resolved by its cache, its `Network` on the meta device, its ledger, and both as text.
 
     Without a cache it is for ImageNet at 256, the VAE of Stable Diffusion and DINOv2-B.
     """
+    import torch
+
+    from erw.study.compare import amount as flops
+    from erw.training.network import build_network, resolve
+
     try:
-        cache = Cache.open(run.data.cache)
+        cache = data.Cache.open(run.data.cache)
     except CacheError:
         if Path(run.data.cache[0]).expanduser().exists():
             raise
@@ -83,13 +84,13 @@ def account(run: Run) -> tuple[Run, Network, Ledger, str]:
         )
         dims = {TEACHER: TEACHER_DIM} if run.plan.reads_encoder else {}
         run = run.replace(model=model, data=replace(run.data, features=tuple(dims)))
-        ledger = Ledger.from_dims(run, dims, teacher=TEACHER_FLOPS * reads, rows=1_281_167)
+        ledger = training.Ledger.from_dims(run, dims, teacher=TEACHER_FLOPS * reads, rows=1_281_167)
         origin = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at 256, "
         origin += "the VAE of Stable Diffusion" + f", teacher {TEACHER}" * reads
     else:
         run = resolve(run, cache)
         dims = {name: spec.dim for name, spec in cache.features.items()}
-        ledger = Ledger.of(run, cache)
+        ledger = training.Ledger.of(run, cache)
         origin = f"by the cache {cache.address}, {len(cache):,} images, VAE {cache.vae['name']}"
     with torch.device("meta"):
         net = build_network(run, dims)

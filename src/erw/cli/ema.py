@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from erw.cli.settings import RunDir
+from erw.cli.settings import RunDir, required
 from erw.errors import ConfigError
-from erw.training import posthoc_ema
 
 
 def ema(
@@ -23,6 +22,9 @@ def ema(
     if out and (Path(out).suffix == ".safetensors") != (len(sigma_rel) == 1):
         expected = "a .safetensors file for one width, a folder for several"
         raise ConfigError(f"--out {out}: expected {expected}")
+    required(run)
+    from erw.training import posthoc_ema
+
     for width in sigma_rel:
         average = posthoc_ema.reconstruct(run, width, step=step)
         error, count = average.mix.error, len(average.stored)

@@ -3,15 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from erw.data.images import crop
-from erw.data.sources import BUILT_IN, open_source
-from erw.dist import current
-from erw.encoders.registry import at_hand, described, load_encoder
+from erw import data
 from erw.errors import ConfigError, DataError, raised_as
-from erw.evaluation.ranking import rate
 from erw.io import write_json
 from erw.log import Progress
 
@@ -35,9 +28,19 @@ def encoders(
     if rank is None:
         if encoders or out:
             raise ConfigError("to rank encoders give --rank IMAGES; without it they are listed")
+        from erw.encoders.registry import described
+
         return print("\n".join(f"{name:<24}{width:>6}  {at}" for name, width, at in described()))
-    composed: dict[str, Any] = {"size": image_size, "count": count} if rank in BUILT_IN else {}
-    source = open_source(rank, **composed)
+    composed: dict[str, Any] = {"size": image_size, "count": count} if rank in data.BUILT_IN else {}
+    source = data.open_source(rank, **composed)
+    import numpy as np
+    import torch
+
+    from erw.data.images import crop
+    from erw.dist import current
+    from erw.encoders.registry import at_hand, load_encoder
+    from erw.evaluation.ranking import rate
+
     rows = sorted({int(row) for row in np.linspace(0, len(source) - 1, max(1, count))})
     pixels, labels = list[np.ndarray](), list[int]()
     for row in rows:

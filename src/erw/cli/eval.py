@@ -3,18 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from erw import training
 from erw.cli.sample import Draw, generation_of
 from erw.cli.settings import RunOrImages, Settings
-from erw.dist import current
 from erw.errors import ConfigError
-from erw.evaluation.evaluate import evaluate as score_images
-from erw.evaluation.images import ImageSet, image_set, reference_images
 from erw.log import Progress
-from erw.training import Trained
 
 DRAW = Draw(seeds="0:2000")
 
@@ -38,7 +35,7 @@ def evaluate(
     score: Settings[Score],
     draw: Settings[Draw] = DRAW,
     *,
-    model: Trained | None = None,
+    model: "training.Trained | None" = None,
     out: str | None = None,
 ) -> None:
     """Score a run's samples or a set of images; a run keeps its scores in scores.jsonl.
@@ -48,6 +45,10 @@ def evaluate(
             images.
         out: write scores and how they were made as JSON.
     """
+    from erw.dist import current
+    from erw.evaluation.evaluate import evaluate as score_images
+    from erw.evaluation.images import reference_images
+
     world, names = current(), model.class_names if model else ()
     samples = samples_of(source, model, draw, score.reference_count)
     reference = reference_images(
@@ -75,8 +76,10 @@ def evaluate(
         Path(out).write_text(line, encoding="utf-8")
 
 
-def samples_of(source: str, model: Trained | None, draw: Draw, count: int) -> ImageSet:
-    """The images that `source` names, or a run's samples to be."""
+def samples_of(source: str, model: "training.Trained | None", draw: Draw, count: int) -> Any:
+    """The `ImageSet` that `source` names, or a run's samples to be."""
+    from erw.evaluation.images import image_set, reference_images
+
     if model is not None:
         return image_set(generation_of(model, draw), what="samples")
     if draw != DRAW:

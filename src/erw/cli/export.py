@@ -6,10 +6,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from erw.cli.convert import Read
-from erw.cli.settings import Settings
+from erw.cli.settings import Settings, required
 from erw.errors import ConfigError
-from erw.interop.export import export as write
-from erw.interop.export import push_to_hub
 
 
 def export(
@@ -35,6 +33,10 @@ def export(
         push: upload it to the Hugging Face hub as OWNER/NAME.
         private: the new repository is private.
     """
+    required(source)
+    from erw.interop.export import export as write
+    from erw.interop.export import push_to_hub
+
     # An exported folder and a run refuse options that they do not need: only what was given.
     options = {name: value for name, value in asdict(read).items() if value != getattr(Read, name)}
     given = {"format": format, "vae": vae, "checkpoint": checkpoint}

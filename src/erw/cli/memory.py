@@ -4,22 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from erw import data, training
 from erw.cli.eval import DRAW, samples_of
 from erw.cli.sample import Draw
 from erw.cli.settings import RunOrImages, Settings
-from erw.data.cache import Cache
-from erw.data.sources import BUILT_IN
-from erw.dist import current
-from erw.encoders.registry import load_encoder
 from erw.errors import ConfigError
-from erw.evaluation.images import image_set, reference_images
-from erw.evaluation.memorization import nearest_images
 from erw.io import weight_hash, write_bytes, write_json
 from erw.log import Progress
-from erw.sampling.preview import picture
-from erw.training import Trained
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,7 @@ def memory(
     options: Settings[Memory],
     draw: Settings[Draw] = DRAW,
     *,
-    model: Trained | None = None,
+    model: "training.Trained | None" = None,
     out: str | None = None,
 ) -> None:
     """Find the nearest training image of every sample: distances, pairs and a picture.
@@ -47,13 +38,21 @@ def memory(
             images.
         out: write OUT.json and OUT.png, the nearest samples above their training images.
     """
+    import torch
+
+    from erw.dist import current
+    from erw.encoders.registry import load_encoder
+    from erw.evaluation.images import image_set, reference_images
+    from erw.evaluation.memorization import nearest_images
+    from erw.sampling.preview import picture
+
     samples = samples_of(source, model, draw, options.count)
-    training: Any = options.training or (model and Cache.open(model.run.data.cache))
-    if training is None:
+    learnt: Any = options.training or (model and data.Cache.open(model.run.data.cache))
+    if learnt is None:
         raise ConfigError("--training is missing: the images that were trained on")
-    held_out = options.held_out or ("openmoji-test" if training in BUILT_IN else None)
+    held_out = options.held_out or ("openmoji-test" if learnt in data.BUILT_IN else None)
     sets: dict[str, Any] = {"samples": samples}
-    for name, images in {"training": training, "held_out": held_out}.items():
+    for name, images in {"training": learnt, "held_out": held_out}.items():
         if isinstance(images, str):
             size = samples.resolution[0]
             images = reference_images(images, (), size=size, count=options.count)

@@ -7,13 +7,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from erw.cli.settings import Settings, call, peek
-from erw.data import on_the_fly
-from erw.data.prepare import add_encoders, estimate, read_spec
-from erw.data.prepare import prepare as encode
-from erw.data.prepare import verify as recheck
-from erw.data.sources import BUILT_IN, open_source
-from erw.dist import current
+from erw import data
+from erw.cli.settings import Settings, call, peek, required
 from erw.errors import ConfigError
 
 READING = ("count", "groups", "classes", "split", "subset", "columns")
@@ -55,12 +50,13 @@ class Prepare:
 
 def main(args: Sequence[str]) -> None:
     source, out = peek("prepare", _names, args)
-    options, spec = Prepare(), read_spec(Path(out).expanduser()) if out else None
+    options, folder = Prepare(), Path(out or "").expanduser()
+    spec = data.prepare.read_spec(folder) if out and folder.exists() else None
     if spec:  # the settings of the cache that --out names
         names = ("image_size", "flip", "images", "rows_per_shard", "precision", "seed")
         same: dict[str, Any] = {name: getattr(spec, name) for name in names}
         encoders = tuple(encoder.name for encoder in spec.encoders)
-        count = spec.source.count if source in BUILT_IN else None
+        count = spec.source.count if source in data.BUILT_IN else None
         options = Prepare(vae=spec.vae.name, encoders=encoders, count=count, **same)
     call("prepare", prepare, args, options=options, base=options)
 
@@ -95,27 +91,34 @@ def prepare(
         dry_run: only count images and bytes.
     """
     if verify:
-        cache = recheck(out)
+        required(out)
+        cache = data.prepare.verify(out)
         return print(f"{cache!r}: all {len(cache.manifest.shards)} shards are whole")
     if source is None:
         raise ConfigError("missing IMAGES, what to prepare; see erw prepare --help")
-    device, settings = str(current().device), asdict(options)
+    settings = asdict(options)
     reading: dict[str, Any] = {name: settings.pop(name) for name in READING}
     reading = {name: value for name, value in reading.items() if value not in (None, ())}
-    if source in BUILT_IN:
+    if source in data.BUILT_IN:
         reading |= {"size": options.image_size, "seed": options.seed}
-    images = open_source(source, **reading)
+    images = data.open_source(source, **reading)
+    from erw.dist import current
+
+    device = str(current().device)
     if add_encoder:
         free = {name: getattr(base, name) for name in (*ADDED, *READING, "seed")}
         if replace(options, **free) != base or online or dry_run:
             taken = ", ".join(f"--{name.replace('_', '-')}" for name in ADDED)
             raise ConfigError(f"of an encoder's settings --add-encoder takes {taken} alone")
         added = {name: settings[name] for name in ADDED}
-        return print(add_encoders(images, out, encoders=add_encoder, device=device, **added))
+        return print(
+            data.prepare.add_encoders(images, out, encoders=add_encoder, device=device, **added)
+        )
     if online and not dry_run:
         same = ("vae", "encoders", "image_size", "flip", "seed", "class_token")
         reading |= {name: settings[name] for name in same}
         precision = options.precision or "bfloat16"
-        return print(repr(on_the_fly.write(str(source), out, precision=precision, **reading)))
+        return print(repr(data.on_the_fly.write(str(source), out, precision=precision, **reading)))
     settings |= {"device": device, "precision": options.precision or "float32"}
-    print((estimate if dry_run else encode)(images, out, **settings))
+    make = data.prepare.estimate if dry_run else data.prepare.prepare
+    print(make(images, out, **settings))

@@ -1,7 +1,6 @@
 """`erw report`: one page of a study or of training runs."""
 
-from erw.cli.settings import RunDirs
-from erw.study.report import report as write
+from erw.cli.settings import RunDirs, required
 
 
 def report(runs: RunDirs, *, out: str) -> None:
@@ -11,4 +10,7 @@ def report(runs: RunDirs, *, out: str) -> None:
         runs: folders of training runs, or the one folder of a study.
         out: the page, such as report.html.
     """
+    required(*runs)
+    from erw.study.report import report as write
+
     print(write(runs, out=out))

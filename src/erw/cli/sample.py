@@ -5,15 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from erw import interop, sampling, training
 from erw.cli.settings import RunDir, Settings
-from erw.config import Sample, nearest
-from erw.dist import current
-from erw.errors import ConfigError
-from erw.interop import open_model
+from erw.config import Sample
+from erw.errors import ConfigError, nearest
 from erw.log import Progress
-from erw.sampling import Generation, generate, write
-from erw.sampling.preview import write_preview
-from erw.training import Trained
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ def sample(
     run: RunDir,
     draw: Settings[Draw] = Draw(),
     *,
-    model: Trained | None = None,
+    model: "training.Trained | None" = None,
     out: str,
     preview: bool = False,
 ) -> None:
@@ -47,19 +43,24 @@ def sample(
         out: a folder of PNGs, or a file ending in .npz.
         preview: also the first 16 as one picture.
     """
-    generation = generation_of(model or open_model(run), draw)  # which says what is missing
+    from erw.dist import current
+    from erw.sampling.preview import write_preview
+
+    generation = generation_of(model or interop.open_model(run), draw)  # which says what is missing
     title, first = f"sample {generation.settings['recipe']}", current().first
     with Progress(title, len(generation), unit="images", quiet=not first) as progress:
-        written = write(generation, out, progress=progress.update)
+        written = sampling.write(generation, out, progress=progress.update)
     if first:
         print(written)
     if first and preview:
         print(write_preview(generation, written))
 
 
-def generation_of(model: Trained, draw: Draw) -> Generation:
+def generation_of(model: "training.Trained", draw: Draw) -> "sampling.Generation":
     """The images that the options ask `erw.generate` for."""
-    device = current().device
+    from erw.dist import current
+
+    weak, device = draw.autoguidance, current().device
     labels: Any = draw.labels
     if labels not in (None, "random"):
         names = model.class_names
@@ -67,11 +68,11 @@ def generation_of(model: Trained, draw: Draw) -> Generation:
         numbers = [label_number(text.strip(), names) for text in texts]
         labels = numbers[0] if len(numbers) == 1 else numbers
     same = [field.name for field in fields(Sample)] + ["batch_size", "precision", "compile", "vae"]
-    return generate(
+    return sampling.generate(
         model,
         seeds_of(draw.seeds),
         labels,
-        autoguidance=open_model(draw.autoguidance, device=device) if draw.autoguidance else None,
+        autoguidance=interop.open_model(weak, device=device) if weak else None,
         **{name: getattr(draw, name) for name in same},
     )
 

@@ -8,14 +8,14 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from erw.config import Run, flat
-from erw.dist import current, world
+from erw.data import BUILT_IN
 from erw.errors import ConfigError
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ HELP = {"-h", "--help"}
 GIVEN = ("model", "start", "base")
 """Parameters of verbs that are no options: what is read first, for the options' defaults."""
 TRUTH = {"": True, "true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+FIELD = re.compile(r"((?:^    # .*\n)*)^    (\w+): .*?(?:  # (.*))?$", re.M)
+"""The comments above a record's field, its name, and the comment beside it."""
 REGISTRY, CONFIG = ConstructorRegistry(), (FlagCreatePairsOff,)
 
 
@@ -45,8 +47,10 @@ def call(verb: str, function: Callable[..., Any], args: Sequence[str], **default
     parameters = inspect.signature(function).parameters
     if "recipe" in parameters:
         defaults = {"run": recipe_of(verb, args)} | defaults
-    with world() if "model" in parameters else contextlib.nullcontext():
-        if "model" in parameters and (model := model_of(verb, args)):
+    for parameter in parameters.values():
+        explain(parameter.annotation)
+    with contextlib.ExitStack() as stack:
+        if "model" in parameters and (model := model_of(verb, function, args, stack)):
             sampler = dataclasses.asdict(model.run.sample)
             draw = dataclasses.replace(parameters["draw"].default, **sampler)
             defaults |= {"model": model, "draw": draw}
@@ -55,20 +59,33 @@ def call(verb: str, function: Callable[..., Any], args: Sequence[str], **default
         _parse(verb, functools.partial(bound(function), **defaults), args)(**given)
 
 
-def model_of(verb: str, args: Sequence[str]) -> Any:
-    """The `Trained` that the first argument names, on this process's device; None for images."""
-    from erw.data.sources import BUILT_IN
+def model_of(
+    verb: str, function: Callable[..., Any], args: Sequence[str], stack: contextlib.ExitStack
+) -> Any:
+    """The `Trained` that the first argument names, on the device of this process, which joins the
+    others within `stack`; None for images. What is typed wrong is said before torch is imported."""
+    if (name := first(verb, args, "a run (or images)")) is None:
+        return None
+    if not HELP & set(args):
+        _parse(verb, bound(function), args)
+    required(name)
+    from erw.dist import world
     from erw.interop import kind_of, open_model
 
-    def opened(run: RunDir, *, checkpoint: str = "last", layout: str = "auto") -> Any:
-        return open_model(run, checkpoint=checkpoint, layout=layout, device=current().device)
+    device = stack.enter_context(world()).device
 
-    name = first(verb, args, "a run (or images)")
-    if name and kind_of(name):
-        return peek(verb, opened, args)
-    if name and name not in BUILT_IN and not Path(name).exists():
-        raise FileNotFoundError(f"{name} is neither a run nor images; there is nothing there")
-    return None
+    def opened(run: RunDir, *, checkpoint: str = "last", layout: str = "auto") -> Any:
+        return open_model(run, checkpoint=checkpoint, layout=layout, device=device)
+
+    return peek(verb, opened, args) if kind_of(name) else None
+
+
+def required(*names: str) -> None:
+    """Raises FileNotFoundError for a name of nothing that is there, before torch is imported."""
+    for name in names:
+        if not Path(name).expanduser().exists() and name not in BUILT_IN:
+            made = "erw prepare makes a cache, erw train a run"
+            raise FileNotFoundError(f"there is nothing at {name} ({made})")
 
 
 def recipe_of(verb: str, args: Sequence[str]) -> Run:
@@ -117,14 +134,28 @@ def print_completion(verbs: Mapping[str, Callable[..., Any]], shell: str) -> Non
 def bound(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same options, which give the function with its arguments but do not run it yet."""
 
-    @functools.wraps(function)
     def bind(*args: Any, **kwargs: Any) -> Any:
         return functools.partial(function, *args, **kwargs)
 
-    signature = inspect.signature(function)
+    bind.__doc__, signature = function.__doc__, inspect.signature(function)
     options = [p for name, p in signature.parameters.items() if name not in GIVEN]
     bind.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    bind.__annotations__ = {option.name: option.annotation for option in options}
     return bind
+
+
+def explain(kind: Any) -> None:
+    """Make the comments of a record's fields their help; tyro takes far longer to find them."""
+    record = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    for part in get_type_hints(kind).values() if record else get_args(kind):
+        explain(part)
+    for base in kind.__mro__ if record else ():
+        if fields := vars(base).get("__dataclass_fields__"):
+            lines = Path(inspect.getfile(base)).read_text("utf-8")
+            _, _, lines = lines.partition(f"\nclass {base.__name__}")
+            for above, name, beside in FIELD.findall(re.split(r"\n(?=\S)", lines)[0]):
+                text = beside or " ".join(above.replace("    # ", "").split("\n")).strip()
+                fields[name].metadata = {**fields[name].metadata, "help": text}
 
 
 def _parse(verb: str, function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:

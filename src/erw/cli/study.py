@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from erw.cli.settings import Settings, as_options, call, first
 from erw.config import to_dict
-from erw.study.run import STUDIES, Study, run_study, study_plan
+from erw.study.studies import STUDIES, Study, study_plan
 
 
 def main(args: Sequence[str]) -> None:
@@ -33,4 +33,6 @@ def study(
         settings = {k: v for k, v in to_dict(plan).items() if k not in ("name", "methods")}
         print(*as_options(settings), sep="\n")
     else:
+        from erw.study.run import run_study
+
         print(run_study(plan, out))

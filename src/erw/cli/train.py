@@ -6,33 +6,22 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from erw.cli.settings import Recipe, Settings, call, peek, recipe_of
+from erw import data, interop, training
+from erw.cli.settings import Recipe, Settings, call, peek, recipe_of, required
 from erw.cli.show import show
 from erw.config import Run
-from erw.data.cache import Cache
-from erw.data.prepare import add_encoders, prepare_builtin, read_spec
-from erw.data.sources import open_source
-from erw.dist import world
 from erw.errors import CacheError, ConfigError
-from erw.evaluation.callback import scoring, together, validating
-from erw.interop import adopt, kind_of, open_model, starting_point
 from erw.log import say
 from erw.recipes import quickstart
 from erw.recipes.quickstart import CACHE
-from erw.sampling.preview import previewing, watched_steps
-from erw.sampling.solvers import solver_for
 from erw.sinks import sink as to_tracker
-from erw.training import Trained
-from erw.training import train as run_training
-from erw.training.network import resolve
-from erw.training.trained import RDM
 
 
 def main(args: Sequence[str]) -> None:
     run, start = recipe_of("train", args), None
     if any(word.split("=")[0] == "--init" for word in args):
         start = peek("train", starting_model, args)
-        run = adopt(run, start)
+        run = interop.adopt(run, start)
     call("train", train, args, start=start, run=run)
 
 
@@ -42,17 +31,19 @@ def starting_model(
     init_layout: str = "auto",
     heads: Annotated[int | None, arg(name="model.heads")] = None,
     depth: Annotated[int | None, arg(name="model.depth")] = None,
-) -> Trained:
+) -> "training.Trained":
     """The model of `--init`."""
+    required(init)
     options: dict[str, Any] = {"layout": init_layout, "num_heads": heads, "depth": depth}
-    return open_model(init, **({} if kind_of(init) in ("run", "export") else options))
+    itself = interop.kind_of(init) in ("run", "export")
+    return interop.open_model(init, **({} if itself else options))
 
 
 def train(
     recipe: Recipe,
     run: Settings[Run],
     *,
-    start: Trained | None = None,
+    start: "training.Trained | None" = None,
     out: str,
     tiny: bool = False,
     dry_run: bool = False,
@@ -73,19 +64,26 @@ def train(
     """
     if init_projectors and start is None:
         raise ConfigError("--init-projectors takes heads over from --init, which is missing")
+    if not dry_run:
+        required(*(path for path in run.data.cache if path != CACHE and "://" not in path))
+    from erw.dist import world
+    from erw.sampling.solvers import solver_for
+    from erw.training.network import resolve
+
     solver_for(run.sample.solver, run.flow.objective)  # now, not when the first sample is drawn
     if dry_run:
         return show(recipe, run)
     with world() as joined:
         _prepare_built_in(run)
         if start is not None:  # its classes and heads become those of the run's cache
-            cache = Cache.open(run.data.cache)
+            cache = data.Cache.open(run.data.cache)
             resolved = resolve(run, cache)
             count = resolved.model.num_classes or 0
             names = cache.class_names if count else ()
-            start = starting_point(start, resolved, names, count, projectors=init_projectors)
+            heads = init_projectors
+            start = interop.starting_point(start, resolved, names, count, projectors=heads)
         write = to_tracker(run.log.to, run, out) if run.log.to and joined.first else None
-        result = run_training(run, out, init=start, sink=write, **watching(run, out))
+        result = training.train(run, out, init=start, sink=write, **watching(run, out))
         if joined.first:
             print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
 
@@ -95,18 +93,18 @@ def _prepare_built_in(run: Run) -> None:
     the plan names and it has not."""
     if run.data.cache != (CACHE,):
         return
-    spec = read_spec(Path(CACHE))
+    spec = data.prepare.read_spec(Path(CACHE))
     count = spec.source.count if spec else quickstart.IMAGES
     try:
-        cache = Cache.open(CACHE)
+        cache = data.Cache.open(CACHE)
     except CacheError:
         say(f"{CACHE} is missing or not finished: preparing {count:,} of the built-in images")
-        cache = prepare_builtin(CACHE, count=count, class_token=run.model.needs_token)
+        cache = data.prepare.prepare_builtin(CACHE, count=count, class_token=run.model.needs_token)
     named = dict.fromkeys(term.encoder for term in run.plan.active)
     if missing := [name for name in named if name and name not in cache.features]:
         say(f"adding features of {', '.join(missing)} to {CACHE}")
-        source = open_source("openmoji", size=cache.image_size, count=count)
-        add_encoders(source, CACHE, encoders=missing)
+        source = data.open_source("openmoji", size=cache.image_size, count=count)
+        data.prepare.add_encoders(source, CACHE, encoders=missing)
 
 
 def watching(run: Run, out: str, say: Callable[[str], None] = say) -> dict[str, Any]:
@@ -114,6 +112,10 @@ def watching(run: Run, out: str, say: Callable[[str], None] = say) -> dict[str, 
 
     Raises ConfigError where there is nothing to draw, without images or without representations.
     """
+    from erw.evaluation.callback import scoring, together, validating
+    from erw.sampling.preview import previewing, watched_steps
+    from erw.training.trained import RDM
+
     draws = bool(run.eval.every or run.log.preview)
     if draws and run.model.net == "rdm":
         raise ConfigError("an rdm makes no images: leave eval.every and log.preview at 0")

@@ -2,4 +2,6 @@
 
 import lazy_loader
 
+BUILT_IN = ("openmoji", "openmoji-test")  # names of the built-in sets of images
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

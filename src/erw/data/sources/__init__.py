@@ -6,6 +6,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from erw.data import BUILT_IN
 from erw.data.images import EXTENSIONS
 from erw.data.sources.files import FileSource, Source, folder, overview, tars, zipped
 from erw.data.sources.hub import PACKED, files_of, one_set
@@ -16,7 +17,6 @@ from erw.errors import DataError
 
 __all__ = ["BUILT_IN", "HUB", "FileSource", "Source", "open_source", "overview"]
 
-BUILT_IN = ("openmoji", "openmoji-test")
 HUB = "hf:"
 
 
