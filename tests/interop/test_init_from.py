@@ -170,7 +170,7 @@ def test_erw_train_init(
     )
     assert "cannot start this run" in capsys.readouterr().err
     assert main([*args, "--init", str(tmp_path / "nowhere")]) == 2
-    assert "no checkpoint at" in capsys.readouterr().err
+    assert "there is nothing at" in capsys.readouterr().err
 
 
 def started(cache: Path, init: str | Path, out: Path, *more: str) -> int:
