@@ -79,9 +79,9 @@ def cost_text(run: Run, base: float) -> str:
 def picture(run: Run) -> str:
     """The blocks of a run's network and what its plan does with them, as SVG."""
     ink, aligned, target, output = "#7a8290", "#d55e00", "#0072b2", "#009e73"
-    terms = [term for term in run.plan.align if term in run.plan.active]
+    terms = sorted(run.plan.active, key=lambda term: -term.block)  # so that no line crosses a text
     depth, pitch, high = run.model.depth, 18, 34
-    top = 30 + 17 * max(1, len(terms))
+    top = 30 + 17 * max(1, len(terms)) + 20 * any(term.target == "block" for term in terms)
     parts = [text(0, top + 21, "x_t, t, class"), text(90 + pitch * depth, top + 21, "velocity")]
     center = [80 + pitch * (block - 0.5) for block in range(depth + 1)]  # by block, from 1
     fill = dict.fromkeys(range(1, depth + 1), (ink, 0.18))
@@ -105,7 +105,8 @@ def picture(run: Run) -> str:
             curve = f"M{start} {top} C{start} {y - 10} {end} {y - 10} {end} {top}"
             fill[term.target_block or 1] = (target, 0.85)
             y -= 24
-        parts += [path(curve, aligned), text(start + 5, y + 4, said)]
+        x = min(start + 5, 86 + pitch * depth - 6.2 * len(said))
+        parts += [path(curve, aligned), text(x, y + 4, said)]
     if run.model.internal:
         start, y = center[run.model.internal], top + high
         parts.append(path(f"M{start} {y} v14 h12", output))
