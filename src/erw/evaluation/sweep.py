@@ -22,8 +22,8 @@ from erw.training.trained import Trained
 
 
 class Candidate(NamedTuple):
-    """Settings to try: an average of the weights ("" is the run's own), a sampler, and whether the
-    weaker model guides in place of the null class."""
+    """Settings to try: the name of an average of the weights, a sampler, and whether the weaker
+    model guides in place of the null class."""
 
     average: str
     sample: Sample
@@ -38,7 +38,7 @@ def candidates(
     models: dict[str, Trained], grid: Grid, sample: Sample, *, weak: bool
 ) -> list[Candidate]:
     """All settings of the grid that differ in effect. ConfigError where there is one alone."""
-    model = models[""]
+    model = next(iter(models.values()))
     classes = bool(model.num_classes * model.run.data.class_dropout)
     kinds = [False] * classes + [True] * weak or [False]
     scales = grid.scales if classes or weak else (1.0,)
@@ -64,7 +64,7 @@ def sweep(
     """Rows of all rounds; the last is the best one of the last round.
 
     Args:
-        models: by the name of their average.
+        models: averages of one model's weights by name.
         sample: what the grid does not vary.
         path: a JSON file of rows; those that it has are not drawn again.
         reference: as for `erw.evaluate`.
