@@ -205,7 +205,7 @@ class Grid(Settings):
     """What `erw sample --sweep` tries: each kind of guidance that the model has, with each other,
     in rounds of which each has twice the images of the one before, on fresh seeds."""
 
-    # of guidance by classes, and by the weaker model if there is one
+    # of guidance by classes, by the path of a model with path_drop, and by a weaker model
     scales: tuple[float, ...] = ranged((1.0, 1.25, 1.5, 2.0, 3.0), "(-inf, inf)")
     # of internal guidance, where the model has an internal output
     internals: tuple[float, ...] = ranged((1.0, 1.4, 1.8), "(-inf, inf)")

@@ -73,15 +73,14 @@ def picture(rows: list[Row]) -> Any:
         sample, names = row["sample"], [Path(row["average"]).stem]
         if key == "guidance" and sample["internal"] != 1:
             names.append(f"internal {sample['internal']:g}")
-        rest = ", ".join(names + ["weaker model"] * row["weak"])
+        names += ["weaker model"] * row["weak"] + ["path"] * (sample["guide"] == "path")
+        rest = ", ".join(names)
         if sample[key] != 1:
             name = f"{rest}, until {sample[interval][1]:g}"
             lines.setdefault(name, {})[sample[key]] = row["score"]
         else:
             for name in [name for name in lines if name.startswith(rest)] or [rest]:
                 lines.setdefault(name, {})[1.0] = row["score"]
-    drawn = [
-        Line(name, *zip(*sorted(points.items()), strict=True)) for name, points in lines.items()
-    ]
+    drawn = [Line(name, sorted(at), [at[x] for x in sorted(at)]) for name, at in lines.items()]
     title = f"{first[0]['metric']} of {first[0]['images']} images, first round"
     return lines_figure(drawn, LIGHT, title=title, label=f"scale of {key}", size=(900, 420))

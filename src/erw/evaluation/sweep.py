@@ -40,15 +40,19 @@ def candidates(
     """All settings of the grid that differ in effect. ConfigError where there is one alone."""
     model = next(iter(models.values()))
     classes = bool(model.num_classes * model.run.data.class_dropout)
-    kinds = [False] * classes + [True] * weak or [False]
-    scales = grid.scales if classes or weak else (1.0,)
+    path = bool(model.run.plan.routing.path_drop)
+    kinds = ["class"] * classes + ["path"] * path + ["weak"] * weak
+    scales = grid.scales if kinds else (1.0,)
     internals = grid.internals if getattr(model.net, "internal", 0) else (1.0,)
     found: dict[Candidate, None] = {}
-    for name, kind, scale, internal, end in product(models, kinds, scales, internals, grid.until):
+    tried = product(models, kinds or ["class"], scales, internals, grid.until)
+    for name, kind, scale, internal, end in tried:
+        kind = "class" if scale == 1 else kind
         changes: dict[str, Any] = {"guidance": scale, "internal": internal}
+        changes |= {"guide": "path" if kind == "path" else "class"}
         changes |= {"interval": (0.0, end if scale != 1 else 1.0)}
         changes |= {"internal_interval": (0.0, end if internal != 1 else 1.0)}
-        found[Candidate(name, replace(sample, **changes), kind and scale != 1)] = None
+        found[Candidate(name, replace(sample, **changes), kind == "weak")] = None
     if len(found) == 1:
         raise ConfigError(
             "nothing to sweep: the model has no kind of guidance, and no --ema widths"
