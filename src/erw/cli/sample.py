@@ -3,13 +3,18 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import FlagConversionOff
 
 from erw import interop, sampling, training
 from erw.cli.settings import RunDir, Settings
-from erw.config import Sample
+from erw.config import Grid, Sample
 from erw.errors import ConfigError, nearest
 from erw.log import Progress
+
+GRID = Grid()
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ def sample(
     model: "training.Trained | None" = None,
     out: str,
     preview: bool = False,
+    sweep: bool = False,
+    grid: Annotated[Grid, FlagConversionOff] = GRID,
 ) -> None:
     """Draw images from a run or a released file; the same command makes what is missing.
 
@@ -42,11 +49,17 @@ def sample(
             released checkpoint.
         out: a folder of PNGs, or a file ending in .npz.
         preview: also the first 16 as one picture.
+        sweep: try the guidance and averages of `grid` instead, and say which score best.
     """
     from erw.dist import current
     from erw.sampling.preview import write_preview
 
-    generation = generation_of(model or interop.open_model(run), draw)  # which says what is missing
+    model = model or interop.open_model(run)  # which says what is missing
+    if sweep:
+        from erw.cli.sweep import sweep_run
+
+        return sweep_run(run, model, draw, grid, Path(out))
+    generation = generation_of(model, draw)
     title, first = f"sample {generation.settings['recipe']}", current().first
     with Progress(title, len(generation), unit="images", quiet=not first) as progress:
         written = sampling.write(generation, out, progress=progress.update)

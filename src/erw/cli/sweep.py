@@ -30,7 +30,8 @@ def sweep_run(source: str, model: Trained, draw: Any, grid: Grid, out: Path) -> 
         models[str(file)] = load(file, device=model.device)
     weak = open_model(draw.autoguidance, device=model.device) if draw.autoguidance else None
     options = {name: getattr(draw, name) for name in OPTIONS}
-    size = image_set(generate(model, [0], steps=2, vae=draw.vae)).resolution[0]
+    two = generate(model, [0, 1], steps=2, solver=draw.solver, vae=draw.vae)
+    size = image_set(two).resolution[0]
     reference = reference_images(
         grid.reference, model.class_names, size=size, count=grid.reference_count
     )
