@@ -80,8 +80,8 @@ def picture(rows: list[Row]) -> Any:
             name = f"{rest}, until {sample[interval][1]:g}"
             lines.setdefault(name, {})[sample[key]] = row["score"]
         else:
-            for name in [name for name in lines if name.startswith(rest)] or [rest]:
+            for name in [name for name in lines if name.startswith(f"{rest}, until")] or [rest]:
                 lines.setdefault(name, {})[1.0] = row["score"]
     drawn = [Line(name, sorted(at), [at[x] for x in sorted(at)]) for name, at in lines.items()]
     title = f"{first[0]['metric']} of {first[0]['images']} images, first round"
-    return lines_figure(drawn, LIGHT, title=title, label=f"scale of {key}", size=(900, 420))
+    return lines_figure(drawn, LIGHT, title=title, label=f"scale of {key}", size=(900, 520))
