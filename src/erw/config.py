@@ -5,8 +5,10 @@ and `from_dict` refuses an unknown key with the nearest known one. Paths are tex
 """
 
 import dataclasses
+import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -144,14 +146,27 @@ class Flow(Settings):
         return 2 if self.objective == "ddpm" else 1
 
 
+LR_SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda u, decay: 1.0,
+    "wsd": lambda u, decay: min(1.0, (1 - u) / decay),
+    "cosine": lambda u, decay: 0.5 * (1 + math.cos(math.pi * u)),
+}
+"""Name -> factor on the learning rate after a share u of all steps; add your own here."""
+
+
 @dataclass(frozen=True)
 class Optim(Settings):
-    """AdamW and what stands around it."""
+    """The optimiser and what stands around it."""
 
+    name: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, adamw for the rest
     lr: float = ranged(1e-4, "(0, inf)")  # learning rate
     lr_warmup: int = ranged(0, "[0, inf)")  # steps of a straight line from 0 to `lr`
+    # of `LR_SCHEDULES`, over all `steps`: constant, cosine (to 0), or wsd, a line to 0 at the end
+    schedule: str = "constant"
+    decay: float = ranged(0.2, "(0, 1]")  # share of the steps that the line of wsd takes
     betas: tuple[float, float] = ranged((0.9, 0.999), "[0, 1)")  # of AdamW
-    weight_decay: float = ranged(0.0, "[0, 1]")  # of AdamW
+    momentum: float = ranged(0.95, "[0, 1)")  # of Muon
+    weight_decay: float = ranged(0.0, "[0, 1]")  # decoupled from the gradient
     eps: float = ranged(1e-8, "(0, inf)")  # of AdamW
     clip: float = ranged(1.0, "(0, inf)")  # largest norm of the whole gradient
     ema: float = ranged(0.9999, "[0, 1)")  # decay of the moving average of the weights
@@ -166,8 +181,17 @@ class Optim(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.schedule not in LR_SCHEDULES:
+            raise ConfigError(
+                f"optim.schedule {self.schedule!r}{nearest(self.schedule, LR_SCHEDULES)}"
+            )
         if len(set(self.ema_profiles)) < len(self.ema_profiles):
             raise ConfigError(f"optim.ema_profiles {self.ema_profiles} names a width twice")
+
+    def lr_factor(self, step: int, steps: int) -> float:
+        """Factor of warm-up line and schedule on the learning rate of step `step` of `steps`."""
+        ramp = min(1.0, (step + 1) / self.lr_warmup) if self.lr_warmup else 1.0
+        return ramp * LR_SCHEDULES[self.schedule](step / steps, self.decay)
 
 
 @dataclass(frozen=True)

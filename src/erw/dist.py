@@ -49,6 +49,16 @@ class World:
             values /= self.size
         return values
 
+    def together(self, rows: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """`compute` of the same rows in all processes, each row computed by one of them."""
+        if self.size == 1 or rows.is_meta:
+            return compute(rows)
+        mine = compute(rows[self.rank :: self.size])
+        values = mine.new_zeros(len(rows), *mine.shape[1:])
+        values[self.rank :: self.size] = mine
+        dist.all_reduce(values)
+        return values
+
     def any(self, flags: Tensor) -> Tensor:
         if self.size > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)

@@ -52,7 +52,7 @@ def as_dit(run: Run) -> Run:
 
 def with_loss(run: Run, loss: str) -> Run:
     """The run with that alignment loss, over ranks; reg: cosine, and a class token is denoised;
-    sprint: cosine, and blocks 2 and 3 are routed until step 8."""
+    sprint: cosine, and blocks 2 and 3 are routed until step 8; muon: cosine, and that optimiser."""
     if loss == "reg":
         return run.replace(model=dataclasses.replace(run.model, class_token="denoised"))
     if loss == "sprint":
@@ -61,6 +61,8 @@ def with_loss(run: Run, loss: str) -> Run:
             model=dataclasses.replace(run.model, fusion=(2, 3)),
             plan=dataclasses.replace(run.plan, routing=routing),
         )
+    if loss == "muon":
+        return run.replace(optim=dataclasses.replace(run.optim, name="muon"))
     return with_term(run, loss="nt_xent_batch" if loss == "nt_xent" else loss)
 
 

@@ -103,7 +103,8 @@ def account(run: Run) -> tuple[Run, Any, "training.Ledger", str]:
         rate, batch = ledger.rate(step), ledger.images(step + 1) - ledger.images(step)
         name, one = "warm-up step" if rate.warmup else "full step", flops(rate.trained)
         name = "routed step" if run.plan(step).routing else name
-        lines.append(f"{name:<14}{flops(batch * rate.trained)}, {batch} images of {one}")
+        one += f", optimiser {flops(rate.own)}" * bool(rate.own)
+        lines.append(f"{name:<14}{flops(batch * rate.trained + rate.own)}, {batch} images of {one}")
     if ledger.teacher:
         lines.append(f"teacher       {flops(ledger.teacher)} an image, once each from a cache")
     parts = f"of which warm-up {flops(spent.warmup)}, teacher {flops(spent.teacher)}"

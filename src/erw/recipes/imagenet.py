@@ -101,6 +101,7 @@ RECIPES |= {
         model=replace(model("B"), class_token="denoised"), plan=repa(4)
     ),
     "sit_xl2_in256_reg": REG,
+    "sit_xl2_in256_muon": SIT_XL.replace(plan=repa(8), optim=replace(BASE.optim, name="muon")),
     "sit_xl2_in256_rcg": BASE.replace(model=replace(model("XL"), class_token="given")),
     "rdm_in256": RDM,
     "rdm_in256_class": RDM.replace(model=replace(RDM.model, num_classes=None)),

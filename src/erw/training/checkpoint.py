@@ -75,10 +75,11 @@ def load(path: Path, state: State) -> Position:
         hint = f"; delete it to go on from {older[-1]}" if older else ""
         raise CheckpointError(f"{reason}{hint}") from error
     state.optimizer.state.clear()
+    moments = {p: g["moments"] for g in state.optimizer.param_groups for p in g["params"]}
     for name, p in state.net.named_parameters():  # those that have trained have moments
         if any(key.startswith(f"optim.{name}.") for key in tensors):
-            moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
-            state.optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+            like = {key: p.new_zeros(()) if key == "step" else p for key in moments[p]}
+            state.optimizer.state[p] = {k: torch.zeros_like(v) for k, v in like.items()}
     fill(
         _tensors(state), tensors, what=f"{path} is from another model", hint="choose another --out"
     )

@@ -19,6 +19,7 @@ from erw.plan import Phase, Plan
 from erw.rng import Draws
 from erw.training.network import build_network
 from erw.training.objective import build_objective, total
+from erw.training.optimizer import build_optimizer
 
 
 class Spent(NamedTuple):
@@ -31,13 +32,14 @@ class Spent(NamedTuple):
 
 class Rate(NamedTuple):
     """Cost of steps start:stop per image: `trained` is forward and backward of network and
-    projectors; `taught` says whether they read the encoder's features."""
+    projectors; `taught`: they read the encoder's features; `own` is the optimiser's, a step."""
 
     start: int
     stop: int
     warmup: bool
     trained: int
     taught: bool
+    own: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class Ledger:
             phase = run.phase(start)
             taught = phase.reads_encoder or run.model.needs_token
             trained = step_flops(run, dims, phase)
-            rates.append(Rate(start, stop, phase.warmup, trained, taught))
+            own = step_flops(run, dims, phase, own=True) if run.optim.name != "adamw" else 0
+            rates.append(Rate(start, stop, phase.warmup, trained, taught, own))
         return cls(run.plan, run.data.batch_size, tuple(rates), teacher, rows)
 
     def images(self, step: int) -> int:
@@ -83,10 +86,11 @@ class Ledger:
         """FLOPs of the first `step` steps."""
         trained = warmup = taught = 0
         for rate in self.rates:
-            stop = step if rate is self.rates[-1] else min(step, rate.stop)
-            images = self.images(max(stop, rate.start)) - self.images(rate.start)
-            trained += images * rate.trained
-            warmup += images * rate.trained * rate.warmup
+            stop = max(rate.start, step if rate is self.rates[-1] else min(step, rate.stop))
+            images = self.images(stop) - self.images(rate.start)
+            cost = images * rate.trained + (stop - rate.start) * rate.own
+            trained += cost
+            warmup += cost * rate.warmup
             taught += images * rate.taught
         teacher = min(taught, self.rows) * self.teacher
         return Spent(trained + teacher, warmup, teacher)
@@ -96,10 +100,10 @@ class Ledger:
         return bisect_right(range(2**40), flops, key=lambda step: self.spent(step).total) - 1
 
 
-def step_flops(run: Run, dims: Mapping[str, int], phase: Phase) -> int:
-    """Forward and backward FLOPs of one image in a step of a resolved run.
+def step_flops(run: Run, dims: Mapping[str, int], phase: Phase, *, own: bool = False) -> int:
+    """Forward and backward FLOPs of one image in a step of a resolved run; or the optimiser's.
 
-    `dims`: channels of each encoder's features.
+    `dims`: channels of each encoder's features. Raises ConfigError as `build_optimizer`.
     """
     model = run.model
     with torch.device("meta"):
@@ -118,4 +122,8 @@ def step_flops(run: Run, dims: Mapping[str, int], phase: Phase) -> int:
             rng = Draws(0, 0, lo=0, hi=1, total=1, device="meta")
             losses = build_objective(run)(net, batch, phase, rng, ema=net.model)
             total(losses, phase).backward()
+    if own:
+        optimizer = build_optimizer(net, run.optim, latent.new_zeros(()))
+        with FlopCounterMode(display=False) as counter:
+            optimizer.step()
     return counter.get_total_flops()

@@ -33,6 +33,7 @@ from erw.training.flops import Ledger
 from erw.training.metrics import Metrics
 from erw.training.network import build_network, fresh_projectors, resolve
 from erw.training.objective import Losses, Objective, build_objective, total
+from erw.training.optimizer import build_optimizer
 from erw.training.run_dir import claim
 from erw.training.trained import RECIPE, WEIGHTS, Trained, assembled, begin_with
 
@@ -207,9 +208,6 @@ class Trainer:
         self.model = cast(Any, self.net.model)
         self.averaged: Any = self.ema.module.model
         self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
-        options = {key: getattr(run.optim, key) for key in ("lr", "betas", "weight_decay", "eps")}
-        # It leaves alone the parameters that have no gradient in a phase.
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), fused=True, **options)
         loader = partial(
             Loader, cache, seed=run.seed, token=run.data.class_token or "",
             stored=self.device.type != "cpu",
@@ -223,9 +221,8 @@ class Trainer:
         # The first step that was not finite, -1 as long as all were. It stays on the device: asking
         # for it every step would make the device wait.
         self.bad_step = torch.full((), -1.0, device=self.device)
-        self.found_inf = torch.zeros((), device=self.device)
-        # Fused AdamW holds still while this is 1.
-        self.optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
+        self.found_inf = torch.zeros((), device=self.device)  # the optimiser holds still while 1
+        self.optimizer = build_optimizer(self.net, run.optim, self.found_inf)
 
     def begin_with(self, init: Trained) -> None:
         """Start from other weights than fresh ones; the average starts from them too."""
@@ -303,8 +300,7 @@ class Trainer:
     def lr(self, step: int, phase: Phase) -> float:
         """The learning rate of a step."""
         optim = self.run.optim
-        ramp = min(1.0, (step + 1) / optim.lr_warmup) if optim.lr_warmup else 1.0
-        return optim.lr * phase.lr_scale * ramp
+        return optim.lr * phase.lr_scale * optim.lr_factor(step, self.run.steps)
 
     def watch(self, step: int, finite: Tensor) -> None:
         """Hold the optimiser still, in all processes, from the first step that is not finite."""

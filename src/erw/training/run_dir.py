@@ -10,12 +10,13 @@ from erw.config import Run, differences, from_dict, to_dict
 from erw.data.cache import Cache
 from erw.errors import CheckpointError
 from erw.io import weight_hash
+from erw.training.checkpoint import paths, step_of
 from erw.training.flops import Ledger
 from erw.training.trained import RDM, RECIPE, Trained, read_recipe
 
 MAY_CHANGE = ("steps", "data.cache", "log.", "sample.", "eval.")
 """Settings that another start of the same run may change: they alter no step already made. A cache
-may lie elsewhere: its content is compared by a hash."""
+may lie elsewhere: its content is compared by a hash. `steps` may while no rate would change."""
 
 
 def claim(
@@ -57,6 +58,12 @@ def claim(
         if starts[0].get("identity") != starts[1].get("identity"):
             sources = [start.get("source", "fresh weights") for start in starts]
             different.append(f"what it begins with ({sources[0]}, now {sources[1]})")
+        made = max(map(step_of, paths(folder / "checkpoints")), default=0)
+        old, factor = before["resolved"]["steps"], run.optim.lr_factor
+        same = (factor(i, old) == factor(i, run.steps) for i in range(made * (old != run.steps)))
+        if (kept := next((i for i, equal in enumerate(same) if not equal), made)) < made:
+            reason = f"{run.optim.schedule} lets them change until step {kept}, not at {made}"
+            different.append(f"steps ({old}, now {run.steps}; optim.schedule {reason})")
         if different:
             what = "another run, which differs in " + "; ".join(different[:4])
             raise CheckpointError(f"{folder} holds {what}; change --out")
