@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from erw.cli import main
-from erw.cli.cost import ACTIVATION_BYTES
+from erw.cli.cost import ACTIVATION_BYTES, TEACHER_FLOPS, VAE_FLOPS
+from erw.data import images
+from erw.encoders.base import counted_flops
 from erw.models.sit import SiT
 from helpers.tiny import tiny_cache
 
@@ -56,10 +59,48 @@ def test_cost_without_a_cache_is_assumed(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["cost", "quickstart", "--gpus", "0"]) == 2
 
 
+def test_preparing_is_bound_by_the_slower_of_cores_and_accelerators(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,281,167 images at 100 a second a core, 316 GFLOP each on accelerators of 0.4 x peak."""
+    monkeypatch.setattr("erw.data.images.decoding_rate", lambda size: {256: 100.0}[size])
+    card, speed = ["cost", "sit_b2_in256_repa", "--gpu", "h100"], 0.4 * 9.89e14
+    encoding = 1_281_167 * (VAE_FLOPS + TEACHER_FLOPS) / speed / 3600
+    for gpus, cores, used, bound in ((8, 16, 16, "decoding"), (1, 64, 16, "the VAE")):
+        assert main([*card, "--gpus", str(gpus), "--cores", str(cores)]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        hours = max(decoding := 1_281_167 / 100 / used / 3600, encoding / gpus)
+        assert f"preparing   {hours:.2f} h in bfloat16, bound by {bound}: " in line
+        assert f"decoding {decoding:.2f} h ({used} cores, 100 images/s each" in line
+    assert main([*card, "--cores", "0"]) == 2
+    assert "--cores is 0" in capsys.readouterr().err
+
+
+def test_the_vae_of_stable_diffusion_costs_what_torch_counts() -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+        )
+        image = torch.zeros(1, 3, 256, 256)
+    assert counted_flops(lambda: vae.encode(image)) == VAE_FLOPS
+
+
+def test_decoding_is_measured_on_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[bytes] = []
+    whole = images.decode
+    monkeypatch.setattr(images, "decode", lambda data: (files.append(data), whole(data))[1])
+    assert images.decoding_rate(256, seconds=0.0) > 0 and len(files) == 1
+    assert whole(files[0]).shape == (375, 500, 3)
+    assert files[0].startswith(b"\xff\xd8") and 100_000 < len(files[0]) < 120_000
+
+
 def test_cost_with_a_cache_is_the_caches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tiny_cache(tmp_path / "cache", count=16).path
     assert main(["cost", "debug", "--data.cache", str(cache), "--model.patch", "8"]) == 0
     said = capsys.readouterr().out
+    assert "preparing" not in said
     assert "by the cache" in said and "16 images, VAE none" in said and "warm-up step" in said

@@ -7,8 +7,11 @@
   buffers of libraries, about 1 GiB, and fragmentation come on top.
 * time = FLOPs / (accelerators x peak x utilisation). The peak is the maker's, dense bf16; 0.4 is
   what well-tuned transformers of this size reach.
+* preparing takes as long as the slower of two that go on at once: decoding, by 16 threads for each
+  accelerator at most, and VAE and encoder, one after the other.
 """
 
+import os
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +27,14 @@ ACTIVATION_BYTES = {"bf16": 48, "fp32": 80}
 UTILISATION = 0.4
 ACCELERATORS = tomllib.loads(Path(__file__).with_name("accelerators.toml").read_text())
 TEACHER, TEACHER_DIM, TEACHER_FLOPS = "dinov2-b", 768, 46_322_454_528
-"""Channels of the patch tokens and FLOPs of one image."""
+VAE_FLOPS = 272_722_165_760
+"""Channels of the patch tokens; FLOPs of one image there, and in Stable Diffusion's encoder."""
 
 
 def cost(
-    recipe: Recipe, run: Settings[Run], *, tiny: bool = False, gpu: str = "h100", gpus: int = 8
-) -> None:
+    recipe: Recipe, run: Settings[Run], *, tiny: bool = False, gpu: str = "h100", gpus: int = 8,
+    cores: int = os.cpu_count() or 1,
+) -> None:  # fmt: skip
     """Print parameters, FLOPs, memory and time of a recipe.
 
     Args:
@@ -37,12 +42,14 @@ def cost(
         tiny: its twin of a few seconds on a CPU.
         gpu: rtx3090, rtx4090, l40s, a100-40, a100, h100, h200 or b200.
         gpus: how many.
+        cores: of its CPU, which decode the images that are prepared; by default as many as here.
     """
     if gpu not in ACCELERATORS:
         raise ConfigError(f"--gpu: unknown {gpu!r}{nearest(gpu, ACCELERATORS)}")
-    if gpus < 1:
-        raise ConfigError(f"--gpus is {gpus}; expected 1 or more")
-    run, net, ledger, text = account(run)
+    for name, count in {"gpus": gpus, "cores": cores}.items():
+        if count < 1:
+            raise ConfigError(f"--{name} is {count}; expected 1 or more")
+    run, net, ledger, cache, text = account(run)
     peak, memory = ACCELERATORS[gpu]
     images = -(-run.data.batch_size // (gpus * run.optim.accumulate))
     precision = "fp32" if run.optim.precision == "fp32" else "bf16"
@@ -51,16 +58,31 @@ def cost(
     kept = images * net.model.tokens * (m.width * m.depth + m.head_width * m.head_depth)
     need = (state + kept * ACTIVATION_BYTES[precision]) / 2**30
     fits = "fits" if need < 0.9 * memory else "does NOT fit: raise --optim.accumulate"
-    hours = ledger.spent(run.steps).total / (peak * UTILISATION * gpus) / 3600
+    speed = peak * UTILISATION * gpus * 3600
+    hours = ledger.spent(run.steps).total / speed
     print(
         f"{run.name}: {text}\n\non {gpus} x {gpu} at {UTILISATION:g} of its bf16 peak:\n"
         f"  memory      {need:.1f} of {memory} GiB a GPU, {images} images each in {precision}: "
-        f"{fits}\n  training    {hours:,.2f} h"
+        f"{fits}\n  training    {hours:,.2f} h, bound by the network"
     )
+    if cache is None:
+        from erw.data.images import decoding_rate
+
+        rate, threads = decoding_rate(256), min(cores, 16 * gpus)
+        decoding = ledger.rows / (rate * threads) / 3600
+        vae, encoder = (ledger.rows * flops / speed for flops in (VAE_FLOPS, ledger.teacher))
+        network = "the VAE" if vae > encoder else "the encoder"
+        bound = "decoding" if decoding > vae + encoder else network
+        print(
+            f"  preparing   {max(decoding, vae + encoder):,.2f} h in bfloat16, bound by {bound}: "
+            f"decoding {decoding:,.2f} h ({threads} cores, {rate:.0f} images/s each as here), "
+            f"VAE {vae:,.2f} h, encoder {encoder:,.2f} h"
+        )
 
 
-def account(run: Run) -> tuple[Run, Any, "training.Ledger", str]:
-    """A run resolved by its cache, its `Network` on the meta device, its ledger, and both as text.
+def account(run: Run) -> tuple[Run, Any, "training.Ledger", "data.Cache | None", str]:
+    """A run resolved by its cache, its `Network` on the meta device, its ledger, the cache if there
+    is one, and all as text.
 
     Without a cache it is for ImageNet at 256, the VAE of Stable Diffusion and DINOv2-B.
     """
@@ -69,6 +91,7 @@ def account(run: Run) -> tuple[Run, Any, "training.Ledger", str]:
     from erw.study.compare import amount as flops
     from erw.training.network import build_network, resolve
 
+    cache = None
     try:
         cache = data.Cache.open(run.data.cache)
     except CacheError:
@@ -109,4 +132,4 @@ def account(run: Run) -> tuple[Run, Any, "training.Ledger", str]:
         lines.append(f"teacher       {flops(ledger.teacher)} an image, once each from a cache")
     parts = f"of which warm-up {flops(spent.warmup)}, teacher {flops(spent.teacher)}"
     lines.append(f"run           {flops(spent.total)} in {run.steps:,} steps, {parts}")
-    return run, net, ledger, "\n".join(lines)
+    return run, net, ledger, cache, "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import time
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,18 @@ def crop(image: np.ndarray, size: int) -> np.ndarray:
     scaled = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     top, left = (height - size) // 2, (width - size) // 2
     return scaled[top : top + size, left : left + size]
+
+
+def decoding_rate(size: int, *, seconds: float = 1.0) -> float:
+    """Photographs that a core of this machine decodes and crops to `size` a second, measured over
+    so many seconds of its time: JPEGs of 500 x 375 pixels and 110 kB, as ImageNet's are."""
+    from PIL import Image
+
+    file, coarse = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (94, 125, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
+    picture.save(file, "JPEG", quality=93)
+    count, start = 0, time.thread_time()  # the core's, whatever else the machine does
+    while (spent := time.thread_time() - start) < seconds or not count:
+        crop(decode(file.getvalue()), size)
+        count += 1
+    return count / spent
