@@ -96,6 +96,18 @@ def test_decoding_is_measured_on_photographs(monkeypatch: pytest.MonkeyPatch) ->
     assert files[0].startswith(b"\xff\xd8") and 100_000 < len(files[0]) < 120_000
 
 
+@pytest.mark.parametrize(
+    ("suffix", "teachers"), [("self", 1), ("vae_repa", 1), ("multi", 2), ("haste", 5), ("reg", 1)]
+)
+def test_teachers_that_a_plan_names_are_assumed_too(
+    suffix: str, teachers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["cost", f"sit_xl2_in256_{suffix}"]) == 0
+    assert f", {teachers} teacher(s) as dinov2-b" in capsys.readouterr().out
+
+
 def test_cost_with_a_cache_is_the_caches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,7 +97,8 @@ def account(run: Run) -> tuple[Run, Any, "training.Ledger", "data.Cache | None",
     except CacheError:
         if Path(run.data.cache[0]).expanduser().exists():
             raise
-        model, reads = run.model, run.plan.reads_encoder or run.model.needs_token
+        dims = {t.encoder or TEACHER: TEACHER_DIM for t in run.plan.active if t.reads_encoder}
+        model, reads = run.model, len(dims) or int(run.model.needs_token)
         model = replace(
             model,
             input_size=model.input_size or 32,
@@ -105,11 +106,10 @@ def account(run: Run) -> tuple[Run, Any, "training.Ledger", "data.Cache | None",
             class_dim=TEACHER_DIM if model.needs_token else None,
             num_classes=1000 if model.num_classes is None else model.num_classes,
         )
-        dims = {TEACHER: TEACHER_DIM} if run.plan.reads_encoder else {}
         run = run.replace(model=model, data=replace(run.data, features=tuple(dims)))
         ledger = training.Ledger.from_dims(run, dims, teacher=TEACHER_FLOPS * reads, rows=1_281_167)
         origin = f"assumed, there is no cache {' '.join(run.data.cache)}: ImageNet at 256, "
-        origin += "the VAE of Stable Diffusion" + f", teacher {TEACHER}" * reads
+        origin += "the VAE of Stable Diffusion" + f", {reads} teacher(s) as {TEACHER}" * bool(reads)
     else:
         run = resolve(run, cache)
         dims = {name: spec.dim for name, spec in cache.features.items()}
