@@ -28,7 +28,7 @@ from erw.training import load
 from erw.training.checkpoint import paths
 from erw.training.network import resolve
 from erw.training.objective import build_objective
-from helpers.tiny import tiny_cache, tiny_run
+from helpers.tiny import tiny_cache, tiny_run, with_loss
 from helpers.training import assert_same_run, go, last, trainer
 from helpers.vits import saved
 
@@ -49,8 +49,11 @@ def test_nan_stops_before_the_weights_move(
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_weights_stay_where_they_were_in_the_bad_step(cache: Path, tmp_path: Path) -> None:
-    s = trainer(tiny_run(cache), tmp_path)
+@pytest.mark.parametrize("loss", ["cosine", "muon"])
+def test_weights_stay_where_they_were_in_the_bad_step(
+    cache: Path, tmp_path: Path, loss: str
+) -> None:
+    s = trainer(with_loss(tiny_run(cache), loss), tmp_path)
     s.enter(s.run.phase(0))
     before = {k: p.clone() for k, p in s.net.named_parameters()}
     good = s.objective
