@@ -50,30 +50,24 @@ def resolved(run: Run) -> tuple[Run, dict[str, int]]:
     return run.replace(model=model, data=data), widths
 
 
-def costs(run: Run) -> dict[str, float]:
-    """GFLOPs an image of a step by phase, and millions of parameters beside the backbone of SiT."""
+def cost_text(run: Run, base: Run) -> str:
+    """FLOPs of each kind of step beside those of `base`, parameters in training, the teacher."""
     run, widths = resolved(run)
-    steps = {"full": run.plan.warmup} | ({"warm-up": 0} if run.plan.warmup else {})
-    found = {name: step_flops(run, widths, run.phase(step)) / 1e9 for name, step in steps.items()}
+    whole = step_flops(*resolved(base), base.phase(0))
+    parts = []
+    for start, _ in run.plan.segments(run.steps):
+        phase = run.phase(start)
+        kind = "a warm-up step" if phase.warmup else "a step" if start == 0 else f"from {start:,}"
+        parts.append(f"{kind} {step_flops(run, widths, phase) / whole:.3f}")
+    parts[0] += " of SiT's"
     with torch.device("meta"):
-        net = build_network(run, widths)
-        plain = build_model(resolved(recipe(f"{BASE}base"))[0].model)
-    counts = [sum(p.numel() for p in module.parameters()) for module in (net, plain)]
-    return found | {"parameters": (counts[0] - counts[1]) / 1e6}
-
-
-def cost_text(run: Run, base: float) -> str:
-    cost = costs(run)
-    parts = [f"a full step {cost['full'] / base:.3f} of SiT's"]
-    if "warm-up" in cost:
-        parts.append(f"a warm-up step {cost['warm-up'] / base:.3f}")
-    if cost["parameters"] >= 0.05:
-        parts.append(f"{cost['parameters']:.1f} M more parameters in training")
-    teachers = list(
-        dict.fromkeys(t.encoder or "dinov2-b" for t in run.plan.active if t.reads_encoder)
-    )
-    parts.append(f"teacher: {', '.join(teachers)}" if teachers else "no encoder")
-    return "; ".join(parts) + "."
+        nets = build_network(run, widths), build_model(resolved(base)[0].model)
+    more, less = (sum(p.numel() for p in net.parameters()) / 1e6 for net in nets)
+    if more - less >= 0.05:
+        parts.append(f"{more - less:.1f} M more parameters in training")
+    teachers = [term.encoder or "dinov2-b" for term in run.plan.active if term.reads_encoder]
+    unique = ", ".join(dict.fromkeys(teachers))
+    return "; ".join([*parts, f"teacher: {unique}" if teachers else "no encoder"]) + "."
 
 
 def picture(run: Run) -> str:
@@ -111,6 +105,11 @@ def picture(run: Run) -> str:
         start, y = center[run.model.internal], top + high
         parts.append(path(f"M{start} {y} v14 h12", output))
         parts.append(text(start + 16, y + 18, f"velocity, weight {run.flow.internal_weight:g}"))
+    if run.plan.routing.kind != "none":
+        first, last = run.plan.routing.blocks
+        fill |= dict.fromkeys(range(first, last + 1), (target, 0.3))
+        said = f"{run.plan.routing.keep:.0%} of the patches until step {run.plan.routing.until:,}"
+        parts.append(text(center[first] - 7, top + high + 16, said))
     if run.flow.contrastive:
         said = f"and away from the next image's, weight {run.flow.contrastive:g}"
         parts.append(text(center[-1] - 230, top + high + 16, said))
@@ -146,19 +145,21 @@ def page() -> dict[Path, str]:
     """Every file of the page."""
     texts: dict[str, Any] = tomllib.loads((DOCS / "methods.toml").read_text())
     intro = texts.pop("intro")
-    base = costs(recipe(f"{BASE}base"))["full"]
+    base = recipe(f"{BASE}base")
+    gflops = step_flops(*resolved(base), base.phase(0)) / 1e9
     rows, measured = measurements()
     sections, files = [], {}
     for name, words in texts.items():
         suffix = words.pop("recipe", name)
-        run = recipe(BASE + suffix)
+        full = suffix if suffix in names() else BASE + suffix
+        run = recipe(full)
         small = [SMALL + suffix] if SMALL + suffix in names() else []
         here = rows.get((small or [""])[0], "not compared.")
         files[DOCS / "images" / "methods" / f"{name}.svg"] = picture(run)
         known = {"cost": cost_text(run, base), "here": here}
-        known["recipes"] = ", ".join(f"`{one}`" for one in (BASE + suffix, *small)) + "."
+        known["recipes"] = ", ".join(f"`{one}`" for one in (full, *small)) + "."
         sections.append(SECTION.format(name=name, **words, **known))
-    whole = "\n".join([intro.format(base=base, measured=measured), *sections])
+    whole = "\n".join([intro.format(base=gflops, measured=measured), *sections])
     return {DOCS / "methods.md": whole, **files}
 
 
@@ -167,10 +168,10 @@ if __name__ == "__main__":
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for path, content in page().items():
-        if check and (not path.exists() or path.read_text() != content):
-            stale.append(path.name)
+    for file, content in page().items():
+        if check and (not file.exists() or file.read_text() != content):
+            stale.append(file.name)
         elif not check:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content)
     sys.exit(f"not as the code is: {', '.join(stale)}; run scripts/methods.py" if stale else 0)
