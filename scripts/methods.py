@@ -60,6 +60,9 @@ def cost_text(run: Run, base: Run) -> str:
         kind = "a warm-up step" if phase.warmup else "a step" if start == 0 else f"from {start:,}"
         parts.append(f"{kind} {step_flops(run, widths, phase) / whole:.3f}")
     parts[0] += " of SiT's"
+    if run.optim.name != "adamw":
+        own = step_flops(run, widths, run.phase(run.steps - 1), own=True)
+        parts.append(f"the optimiser {own / 256 / whole:.3f} at a batch of 256")
     with torch.device("meta"):
         nets = build_network(run, widths), build_model(resolved(base)[0].model)
     more, less = (sum(p.numel() for p in net.parameters()) / 1e6 for net in nets)
