@@ -1,11 +1,11 @@
 """The benchmarks' own side still runs: peers are clones that a test does not have."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from helpers.forked import Python
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -15,14 +15,9 @@ def test_our_step_takes_part(phase: str) -> None:
     spec = {"name": "erw", "model": "S/8", "batch": 2, "threads": 1, "compile": False}
     spec |= {"warmup_depth": 1, "align_depth": 4}
     order = {"precision": "fp32", "phase": phase, "steps": 1}
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "contenders.py"), json.dumps(spec)],
-        input=json.dumps(order),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    done = Python(BENCHMARKS / "contenders.py", json.dumps(spec), stdin=json.dumps(order))
+    assert done.wait() == 0, done.err
+    answer = json.loads(done.out)
     assert len(answer["wall"]) == len(answer["cpu"]) == 1
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from erw.align import Aligned
 from erw.errors import ConfigError
 from helpers.examples import EXAMPLES, aligned, example, one_of_two, setting
+from helpers.forked import both
 
 DIFFUSERS = ["dit_diffusers", "sd3_diffusers", "flux_diffusers"]
 ALL = [*DIFFUSERS, "own_loop"]
@@ -156,7 +156,7 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
     model, inputs, z = setting("own_loop", batch=4)
     net = aligned("own_loop", model)
     wanted = [gradients(net, inputs, z, stop=stop) for stop in (True, False)]
-    mp.spawn(one_of_two, (str(tmp_path / "meet"), str(tmp_path / "got")), nprocs=2)
+    both(one_of_two, str(tmp_path / "meet"), str(tmp_path / "got"))
     for got, one in zip(torch.load(tmp_path / "got"), wanted, strict=True):
         for name, grad in one.items():
             torch.testing.assert_close(got[name], grad, rtol=1e-4, atol=1e-7, msg=name)

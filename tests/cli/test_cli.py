@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from erw.config import Run
 from erw.data.cache import Cache
 from erw.errors import ConfigError
 from erw.study.studies import Study
+from helpers.forked import Python
 
 TINY = ["--steps", "4", "--log.every", "1", "--plan.warmup", "2"]
 
@@ -300,31 +300,22 @@ def test_a_loss_that_is_not_finite_ends_with_3(erw: Erw, cache: Path, tmp_path: 
 
 def test_a_full_disk(cache: Path, tmp_path: Path) -> None:
     """A limit on file sizes stands in for it: the system refuses the write half-way."""
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    argv = ["train", "debug", "--out", str(tmp_path / "run"), "--data.cache", str(cache), *TINY]
-    done = subprocess.run(
-        [sys.executable, "-m", "erw", *argv], capture_output=True, text=True, preexec_fn=limited
-    )
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and last.startswith("error: "), done.stderr
+    argv = ["train", "debug", "--out", tmp_path / "run", "--data.cache", cache, *TINY]
+    done = Python("-m", "erw", *argv, largest_file=20_000)
+    assert done.wait() == 2 and done.err.splitlines()[-1].startswith("error: "), done.err
     assert not list((tmp_path / "run").glob("**/*.safetensors"))
 
 
 def test_ctrl_c_saves_and_goes_on(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    argv = ["train", "debug", "--out", str(out), "--data.cache", str(cache), "--log.every", "1"]
-    argv = [sys.executable, "-m", "erw", *argv, "--steps", "5000", "--log.checkpoint", "5000"]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    argv = ["train", "debug", "--out", out, "--data.cache", cache, "--log.every", "1"]
+    process = Python("-m", "erw", *argv, "--steps", "5000", "--log.checkpoint", "5000")
     metrics = out / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         pass
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    last = err.splitlines()[-1]
+    assert process.wait(60) == 130, process.err
+    last = process.err.splitlines()[-1]
     assert last.startswith("interrupted: ") and "same command" in last
     step = len(metrics.read_text().splitlines())
     assert (out / "checkpoints" / f"step-{step:08d}.safetensors").exists()

@@ -5,9 +5,6 @@ import errno
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +17,9 @@ from erw.data.prepare import prepare, verify
 from erw.encoders import load_encoder, load_vae
 from erw.errors import CacheError, ConfigError, DataError
 from erw.io import lock
+from helpers.forked import Python, ranks
 from helpers.parts import ENCODER, files, make, photos, vae_folder
 
-HERE = Path(__file__).parents[1]
 # A source slow enough to be caught in the middle, everything else as in `make`.
 SLOW = """
 import json, sys, time
@@ -51,12 +48,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(vae=vae, folder=folder, whole=whole, features=features)
 
 
-def start(made: SimpleNamespace, out: Path, **variables: str) -> subprocess.Popen:
+def start(made: SimpleNamespace, out: Path, env: dict[str, str] | None = None) -> Python:
     """Another process that prepares the folder slowly, with these environment variables."""
-    paths = [str(made.folder), str(out), "none", "{}"]
-    search = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
-    env = os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"} | variables
-    return subprocess.Popen([sys.executable, "-c", SLOW, *paths], env=env)
+    return Python("-c", SLOW, made.folder, out, "none", "{}", env=env)
 
 
 def test_kill_9_and_the_same_command_again(made: SimpleNamespace, tmp_path: Path) -> None:
@@ -78,16 +72,9 @@ def test_kill_9_and_the_same_command_again(made: SimpleNamespace, tmp_path: Path
 
 def test_ranks_join_to_the_same_bytes(made: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "ranks"
-    torchrun = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [start(made, out, RANK=str(rank), **torchrun) for rank in range(2)]
-    assert [rank.wait(300) for rank in ranks] == [0, 0]
+    begun = [start(made, out, env) for env in ranks(2)]
+    assert [rank.wait() for rank in begun] == [0, 0], [rank.err for rank in begun]
     assert files(out) == made.features
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def test_one_process_at_a_time(made: SimpleNamespace, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ Over HTTP from a real web server on the loopback, and from fsspec's file system 
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from erw.cli import main
 from erw.data import Cache, Loader
 from erw.errors import CacheError
 from erw.io import hash_file
+from helpers.forked import Python
 from helpers.parts import write_checked
 from helpers.servers import Web, web
 from helpers.tiny import tiny_cache
@@ -125,22 +125,21 @@ def test_two_processes_share_a_download_and_a_killed_one_leaves_nothing(
     local: Cache, site: Web, store: Path
 ) -> None:
     code = "import sys; from erw.data import Cache; print(float(Cache.open(sys.argv[1]).read([3])"
-    command = [sys.executable, "-c", f"{code}.mean.sum()))", site.url]
+    command = ["-c", f"{code}.mean.sum()))", site.url]
     site.stall["00000.safetensors"] = 1
-    first = subprocess.Popen(command, stdout=subprocess.PIPE)
+    first = Python(*command)
     stop = time.monotonic() + 60
     while not list(store.glob(".*.part")) and time.monotonic() < stop:
         time.sleep(0.02)
-    second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    second = Python(*command)
     while site.asked.count("manifest.json") < 2 and time.monotonic() < stop:
         time.sleep(0.02)
     time.sleep(0.3)
     assert site.asked.count("00000.safetensors") == 1  # the second one waits for the first
     assert not downloaded(store)
     first.send_signal(signal.SIGKILL)
-    first.communicate()
-    out, _ = second.communicate(timeout=60)
-    assert second.returncode == 0 and float(out) == float(local.read([3]).mean.sum())
+    assert first.wait() == -signal.SIGKILL
+    assert second.wait(60) == 0 and float(second.out) == float(local.read([3]).mean.sum())
     assert site.asked.count("00000.safetensors") == 2
     assert len(downloaded(store)) == 1 and not list(store.glob(".*.part"))
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,7 @@ from erw.sampling.preview import watched_steps
 from erw.training import load
 from erw.training.checkpoint import paths
 from helpers.tiny import tiny_run
-from helpers.training import go
+from helpers.training import go, program
 
 SMALL = Eval(every=2, samples=8, reference_count=16, loss=2, loss_images=8)
 
@@ -96,17 +93,9 @@ def test_killed_within_a_score_and_after_one_each_is_told_once(
     """Real SIGKILLs: between a score and its line, and later, with the line of the checkpoint that
     the run goes on from already there."""
     out = tmp_path / "run"
-    script = [
-        sys.executable,
-        str(Path(__file__).parents[1] / "helpers" / "tiny.py"),
-        str(cache),
-        str(out),
-    ]
-    script += ["--eval-every", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for more in (["--die-in-score", "3"], ["--die-after", "9"], []):
-        done = subprocess.run([*script, *more], env=environment, capture_output=True, text=True)
-        assert done.returncode == (-signal.SIGKILL if more else 0), done.stderr
+    for more in (["--die-in-score", 3], ["--die-after", 9], []):
+        done = program(cache, out, "--eval-every", 2, *more)
+        assert done.poll() == (-signal.SIGKILL if more else 0), done.err
     assert lines(out, "eval") == lines(scored, "eval")
     assert lines(out, "validation") == lines(scored, "validation")
     assert load(out, checkpoint="best").step == load(scored, checkpoint="best").step

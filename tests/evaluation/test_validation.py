@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from erw import ddpm, flow
@@ -19,6 +18,7 @@ from erw.errors import ConfigError
 from erw.evaluation.callback import TIMES, loss_sums, validating
 from erw.log import read_metrics
 from erw.training import load
+from helpers.forked import both
 from helpers.parts import make, photos
 from helpers.pixels import trained
 from helpers.scoring import call, watch, watch_in_two
@@ -127,7 +127,7 @@ def test_two_ranks_score_and_validate_as_one(straight: Path, cache: Path, tmp_pa
     run = tiny_run(cache, eval=Eval(samples=9, reference_count=15, loss_images=11))
     watch(run, straight, tmp_path / "one")
     arguments = (str(tmp_path / "store"), run, straight, tmp_path / "two")
-    mp.spawn(watch_in_two, arguments, nprocs=2)
+    both(watch_in_two, *arguments)
     one, two = (only(tmp_path / name, "validation") for name in ("one", "two"))
     assert two["flow_by_time"] == pytest.approx(one["flow_by_time"], rel=1e-6)
     assert two["flow"] == pytest.approx(sum(one["flow_by_time"]) / 12, rel=1e-6)

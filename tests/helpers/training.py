@@ -20,6 +20,7 @@ from erw.training.checkpoint import paths
 from erw.training.loop import Result, Trainer
 from erw.training.network import resolve
 from erw.training.objective import build_objective
+from helpers.forked import Python, ranks
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -41,15 +42,25 @@ class InterruptAfter(Progress):
             signal.raise_signal(signal.SIGINT)
 
 
-def program(
-    cache: Path, out: Path, *args: object, ranks: int = 0
-) -> subprocess.CompletedProcess[str]:
-    script = [str(Path(__file__).parent / "tiny.py"), str(cache), str(out), *map(str, args)]
-    launch = [sys.executable]
-    if ranks:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launch, *script], env=env, capture_output=True, text=True, timeout=300)
+def program(cache: Path, out: Path, *args: object) -> Python:
+    """A run in a process of its own, which has ended."""
+    done = Python(Path(__file__).parent / "tiny.py", cache, out, *args)
+    done.wait()
+    return done
+
+
+def two_ranks(cache: Path, out: Path, *args: object, torchrun: bool = False) -> None:
+    """A run by two processes, under torchrun or told what it would tell them."""
+    script = [Path(__file__).parent / "tiny.py", cache, out, *args]
+    if torchrun:
+        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", *launch, *map(str, script)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return
+    both = [Python(*script, env=env) for env in ranks(2)]
+    assert [rank.wait() for rank in both] == [0, 0], [rank.err for rank in both]
 
 
 def last(out: Path) -> dict[str, torch.Tensor]:

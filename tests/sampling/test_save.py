@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch.multiprocessing as mp
 
 from erw.errors import DataError, ErwError
 from erw.sampling.generation import Generation, generate
 from erw.sampling.save import read_images, read_settings, write
+from helpers.forked import both
 from helpers.pixels import MODEL, share, ten, trained
 
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
 
 def test_two_ranks_share_the_seeds(tmp_path: Path) -> None:
     out = tmp_path / "images.npz"
-    mp.spawn(share, args=(str(tmp_path / "store"), str(out)), nprocs=2)
+    both(share, str(tmp_path / "store"), str(out))
     expected = ten().collect().images.permute(0, 2, 3, 1).numpy()
     with np.load(out) as arrays:
         assert arrays["seeds"].tolist() == list(range(10))

@@ -19,7 +19,7 @@ from erw.plan import Align, Phase
 from erw.training import FlowMatching
 from erw.training.network import Network
 from helpers.tiny import tiny_run, with_methods
-from helpers.training import InterruptAfter, assert_close, assert_same_run, go, last, program
+from helpers.training import InterruptAfter, assert_close, assert_same_run, go, last, two_ranks
 from training.test_objective import RNG, cosine, hidden, losses, setting
 
 
@@ -227,6 +227,5 @@ def test_a_plan_of_all_of_them_resumes_exactly(cache: Path, tmp_path: Path) -> N
 def test_two_processes_are_one_with_all_of_them(cache: Path, tmp_path: Path) -> None:
     """The contrast's and the dispersion's other images are those of both processes."""
     go(with_methods(tiny_run(cache)), tmp_path / "one")
-    done = program(cache, tmp_path / "two", "--methods", ranks=2)
-    assert done.returncode == 0, done.stderr
+    two_ranks(cache, tmp_path / "two", "--methods")
     assert_close(last(tmp_path / "one"), last(tmp_path / "two"))

@@ -22,7 +22,7 @@ from erw.training.loop import Trainer
 from erw.training.network import Network
 from erw.training.optimizer import Muon, build_optimizer, orthogonalized
 from helpers.tiny import tiny_run
-from helpers.training import InterruptAfter, assert_same_run, go, last, logged, program, trainer
+from helpers.training import InterruptAfter, assert_same_run, go, last, logged, trainer, two_ranks
 
 SIT = Model(depth=2, width=32, heads=2, projector=32, input_size=8, channels=4, num_classes=5)
 
@@ -291,8 +291,7 @@ def test_two_processes_and_micro_batches_are_one_batch(
     cache: Path, whole: Path, tmp_path: Path
 ) -> None:
     go(with_optim(tiny_run(cache), name="muon", accumulate=4), tmp_path / "four")
-    done = program(cache, tmp_path / "two", "--loss", "muon", ranks=2)
-    assert done.returncode == 0, done.stderr
+    two_ranks(cache, tmp_path / "two", "--loss", "muon")
     one = last(whole)
     for other in (tmp_path / "two", tmp_path / "four"):
         for key, tensor in last(other).items():

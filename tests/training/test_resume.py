@@ -17,6 +17,7 @@ from helpers.training import (
     last,
     logged,
     program,
+    two_ranks,
 )
 
 
@@ -27,9 +28,9 @@ def test_killed_in_either_phase_and_in_a_checkpoint_it_ends_with_the_same_bits(
     renaming."""
     out = tmp_path / "run"
     for how in (["--die-after", 3], ["--die-in-checkpoint", 1], ["--die-after", 10]):
-        assert program(cache, out, *how).returncode == -signal.SIGKILL
+        assert program(cache, out, *how).poll() == -signal.SIGKILL
     done = program(cache, out)
-    assert done.returncode == 0, done.stderr
+    assert done.poll() == 0, done.err
     assert_same_run(straight, out)
 
 
@@ -120,8 +121,7 @@ def test_two_processes_are_one_with_the_same_batch(
     one, two = tmp_path / "one", tmp_path / "two"
     run = as_dit(tiny_run(cache)) if dit else tiny_run(cache)
     go(with_loss(run, loss), one)
-    done = program(cache, two, "--loss", loss, *["--dit"] * dit, ranks=2)
-    assert done.returncode == 0, done.stderr
+    two_ranks(cache, two, "--loss", loss, *["--dit"] * dit, torchrun=dit)
     assert_close(last(one), last(two))
     for a, b in zip(logged(one), logged(two), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-5)

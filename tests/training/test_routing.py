@@ -20,7 +20,7 @@ from erw.training import FlowMatching
 from erw.training.flops import step_flops
 from erw.training.network import Network
 from helpers.tiny import tiny_run, with_loss
-from helpers.training import InterruptAfter, assert_same_run, go, last, logged, program
+from helpers.training import InterruptAfter, assert_same_run, go, last, logged, two_ranks
 
 RNG = Draws(0, 3, 0, 4, 4)
 TREAD = Routing("tread", (2, 3), 0.375)
@@ -196,8 +196,7 @@ def test_micro_batches_are_the_batch_and_two_processes_are_one(
 ) -> None:
     run, straight = routed
     go(run.replace(optim=dataclasses.replace(run.optim, accumulate=4)), tmp_path / "four")
-    done = program(cache, tmp_path / "two", "--loss", "sprint", ranks=2)
-    assert done.returncode == 0, done.stderr
+    two_ranks(cache, tmp_path / "two", "--loss", "sprint")
     one = last(straight)
     for other in (last(tmp_path / "four"), last(tmp_path / "two")):
         assert one.keys() == other.keys()
