@@ -77,7 +77,7 @@ def with_methods(run: Run) -> Run:
     return run.replace(
         model=dataclasses.replace(run.model, internal=2),
         flow=dataclasses.replace(run.flow, contrastive=0.05),
-        plan=dataclasses.replace(run.plan, align=terms),
+        plan=dataclasses.replace(run.plan, align=terms, routing=Routing("tread", (3, 4), until=10)),
     )
 
 

@@ -209,7 +209,8 @@ def test_combinations_without_a_meaning_are_refused(make: object, message: str) 
 
 
 def test_a_plan_of_all_of_them_resumes_exactly(cache: Path, tmp_path: Path) -> None:
-    """Warm-up with iREPA's target; then an internal output, contrast, SRA and dispersion."""
+    """Warm-up with iREPA's target; then an internal output, contrast, SRA and dispersion, with
+    routing until step 10 of 12."""
     run = with_methods(tiny_run(cache))
     go(run, tmp_path / "straight")
     for stop in (2, 7):
