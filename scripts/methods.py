@@ -50,10 +50,9 @@ def resolved(run: Run) -> tuple[Run, dict[str, int]]:
     return run.replace(model=model, data=data), widths
 
 
-def cost_text(run: Run, base: Run) -> str:
-    """FLOPs of each kind of step beside those of `base`, parameters in training, the teacher."""
+def cost_text(run: Run, base: Run, whole: int) -> str:
+    """FLOPs of each kind of step beside `base`'s, parameters in training, the teacher."""
     run, widths = resolved(run)
-    whole = step_flops(*resolved(base), base.phase(0))
     parts = []
     for start, _ in run.plan.segments(run.steps):
         phase = run.phase(start)
@@ -149,7 +148,7 @@ def page() -> dict[Path, str]:
     texts: dict[str, Any] = tomllib.loads((DOCS / "methods.toml").read_text())
     intro = texts.pop("intro")
     base = recipe(f"{BASE}base")
-    gflops = step_flops(*resolved(base), base.phase(0)) / 1e9
+    whole = step_flops(*resolved(base), base.phase(0))
     rows, measured = measurements()
     sections, files = [], {}
     for name, words in texts.items():
@@ -159,11 +158,11 @@ def page() -> dict[Path, str]:
         small = [SMALL + suffix] if SMALL + suffix in names() else []
         here = rows.get((small or [""])[0], "not compared.")
         files[DOCS / "images" / "methods" / f"{name}.svg"] = picture(run)
-        known = {"cost": cost_text(run, base), "here": here}
+        known = {"cost": cost_text(run, base, whole), "here": here}
         known["recipes"] = ", ".join(f"`{one}`" for one in (full, *small)) + "."
         sections.append(SECTION.format(name=name, **words, **known))
-    whole = "\n".join([intro.format(base=gflops, measured=measured), *sections])
-    return {DOCS / "methods.md": whole, **files}
+    written = "\n".join([intro.format(base=whole / 1e9, measured=measured), *sections])
+    return {DOCS / "methods.md": written, **files}
 
 
 if __name__ == "__main__":
