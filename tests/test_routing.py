@@ -12,6 +12,7 @@ from erw.config import Flow, Model, Run, Sample, from_dict, to_dict
 from erw.errors import ConfigError
 from erw.models import SiT
 from erw.plan import Align, Plan, Routing, repa
+from erw.recipes import names, recipe, tiny
 from erw.routing import Route, choose
 
 SIZE: dict[str, Any] = dict(input_size=8, patch=2, width=32, depth=4, heads=2, num_classes=10)
@@ -340,3 +341,13 @@ def test_to_keep_all_or_none_is_out_of_range() -> None:
 def test_warm_up_may_end_within_the_routed_blocks() -> None:
     run = sprint_run(plan=Plan(warmup=2, depth=2, align=(Align(block=2),), routing=SPRINT))
     assert run.phase(1).stop_at == 2 and run.phase(2).routing == SPRINT
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n.endswith(("_tread", "_sprint"))])
+def test_recipes_and_their_tiny_twins_route_blocks_between_others_and_end_dense(name: str) -> None:
+    for run in (recipe(name), tiny(recipe(name))):
+        phases = [run.phase(step) for step in (0, run.steps - 1)]
+        assert phases[0].routing == run.plan.routing and phases[1].routing is None
+        first, last = run.plan.routing.blocks
+        assert 1 < first < last < run.model.depth
+        assert bool(run.model.fusion) == (phases[1].path_drop == 0.1) == name.endswith("sprint")
