@@ -24,6 +24,7 @@ from .plan import SCHEDULES as SCHEDULES
 from .plan import Align as Align
 from .plan import Phase as Phase
 from .plan import Plan as Plan
+from .plan import Routing as Routing
 from .plan import Schedule as Schedule
 from .plan import constant as constant
 from .plan import cosine_decay as cosine_decay

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Route(NamedTuple):
-    """What routed blocks see in one forward pass. SPRINT's blocks are those of the model."""
+    """What routed blocks, and taps of them, see in one forward pass; SPRINT's are the model's."""
 
     blocks: tuple[int, ...] = (0, 0)  # first and last, counted from 1
     kept: Tensor | None = None  # (B, K) patches, in rising order; None: all

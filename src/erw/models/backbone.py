@@ -37,8 +37,7 @@ class Backbone(Protocol):
         """The prediction at x (B, *latent_shape), times t (B,) and labels y (B,).
 
         With `tap`, depths counted from 1, a `Tapped` with the tokens (B, T, D) after those blocks;
-        with `stop_at` the later blocks do not run. `route`, given to a `sit` alone, says which
-        patches some blocks see, and taps of them have.
+        with `stop_at` the later blocks do not run. `route`, for a `sit` alone: see `erw.routing`.
         """
         ...
 
