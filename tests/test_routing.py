@@ -65,7 +65,7 @@ def test_a_share_of_all_patches_any_as_likely() -> None:
 def by_hand(net: SiT, x: Tensor, t: Tensor, y: Tensor, route: Route, blocks: range) -> Tensor:
     """The output, image by image, with lists of tokens; `blocks` are routed."""
     lead = int(net.class_token > 0)
-    c = F.silu(net.t_embedder(t) + net.y_embedder(y))
+    c = F.silu(net.t_embedder(t) + net.y_embedder(y)).unsqueeze(1)
     outputs = []
     for i in range(len(x)):
         latent, token = net.split(x[i : i + 1]) if lead else (x[i : i + 1], None)
@@ -153,7 +153,7 @@ def test_taps_have_the_tokens_that_are_there() -> None:
     h, bare = hidden[3], after.hidden[1].clone()
     for i, row in enumerate(kept):
         bare[i, [0, *(row + 1)]] = h[i]
-    c = F.silu(net.t_embedder(inputs(net)[1]) + net.y_embedder(inputs(net)[2]))
+    c = F.silu(net.t_embedder(inputs(net)[1]) + net.y_embedder(inputs(net)[2])).unsqueeze(1)
     torch.testing.assert_close(net.blocks[3](bare, c, net.rope), hidden[4])
 
 

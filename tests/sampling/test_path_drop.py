@@ -69,7 +69,7 @@ def test_its_second_branch_costs_the_dense_blocks_alone() -> None:
     one, both, path = counts
     blocks = FlopCounterMode(display=False)
     with blocks, torch.no_grad():
-        h, c = torch.zeros(2, 16, 32), torch.zeros(2, 32)
+        h, c = torch.zeros(2, 16, 32), torch.zeros(2, 1, 32)
         for block in model.net.blocks[1:3]:
             block(h, c, None)
     evaluations = 2
