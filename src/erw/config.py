@@ -333,6 +333,8 @@ class Run(Settings):
             raise ConfigError("class tokens need flow matching: leave flow.objective at flow")
         if self.model.net == "rdm" and plan.active:
             raise ConfigError("an rdm has no tokens to align: take the plan of SiT (plan.align=())")
+        if plan.warmup and not (plan.warmup_rope or self.model.rope):
+            raise ConfigError("plan.warmup_rope false needs a model with model.rope: leave it out")
         if plan.warmup > self.steps:
             raise ConfigError(f"plan.warmup {plan.warmup} is longer than the whole run")
         for size in (self.data.batch_size, plan.warmup_batch or self.data.batch_size):

@@ -200,6 +200,8 @@ class Phase:
     weights: Mapping[str, float] = field(default_factory=lambda: {"flow": 1.0})
     terms: tuple[Align, ...] = ()  # active alignment terms
     stop_at: int | None = None  # the last block that runs and trains; None: all do
+    first: int = 1  # the first block that trains
+    unrotated: bool = False  # queries and keys without the model's rotary positions
     routing: Routing | None = None  # None: all blocks see all tokens
     path_drop: float | None = None  # share of images with mask tokens alone; None: there are none
     # the input is the clean latent at t = 0, not a noised one at a sampled time
@@ -237,9 +239,9 @@ class Phase:
         return tuple(sorted({self.block(term) for term in self.terms if term.attends}))
 
     @property
-    def trains(self) -> tuple[int | None, tuple[str, ...]]:
-        """What decides which parameters train: the last block that runs, the active terms."""
-        return self.stop_at, tuple(term.name for term in self.terms)
+    def trains(self) -> tuple[int, int | None, tuple[str, ...]]:
+        """What decides which parameters train: the first and the last block, the active terms."""
+        return self.first, self.stop_at, tuple(term.name for term in self.terms)
 
 
 @dataclass(frozen=True)
@@ -250,12 +252,17 @@ class Plan(Settings):
     warmup: int = ranged(0, "[0, inf)")
     # blocks of the latent-to-representation part, trained in warm-up ("ERW depth")
     depth: int = ranged(4, "[1, inf)")
+    # the first block that warm-up trains: those before it stay as they begin, which changes no
+    # token, so that the part that is warm lies later in the network (ERW's placements)
+    warmup_first: int = ranged(1, "[1, inf)")
     # the alignment terms; none for SiT. A `Schedule` stands for one REPA term.
     align: tuple[Align, ...] = (Align(),)
     # `clean` latents at t = 0 (the paper), or `noisy` ones at the times of phase 2
     warmup_input: Literal["clean", "noisy"] = "clean"
     # `given`, or `dropped`: the null class for every image in phase 1
     warmup_label: Literal["given", "dropped"] = "given"
+    # false: without the model's rotary positions, as ERW's released code has it
+    warmup_rope: bool = True
     warmup_lr: float = ranged(1.0, "(0, inf)")  # factor on the learning rate in phase 1
     # images per step in phase 1; None: as in phase 2
     warmup_batch: int | None = ranged(None, "[1, inf)")
@@ -274,6 +281,9 @@ class Plan(Settings):
             raise ConfigError(f"plan.align names its terms {', '.join(names)}: each needs its own")
         if self.warmup and not any(term.phase != "full" for term in self.align):
             raise ConfigError("plan.warmup has nothing to learn: plan.align needs a term for it")
+        if self.warmup_first > self.depth:
+            problem = f"plan.warmup_first {self.warmup_first} is behind plan.depth {self.depth}"
+            raise ConfigError(f"{problem}: warm-up would train no block")
 
     def __call__(self, step: int) -> Phase:
         """The phase of optimiser step `step`, counted from 0 over both phases."""
@@ -284,6 +294,8 @@ class Plan(Settings):
                 weights={term.name: term.warmup_weight for term in terms},
                 terms=terms,
                 stop_at=self.depth,
+                first=self.warmup_first,
+                unrotated=not self.warmup_rope,
                 clean=self.warmup_input == "clean",
                 unlabelled=self.warmup_label == "dropped",
                 lr_scale=self.warmup_lr,

@@ -10,6 +10,7 @@ from torch import nn
 from erw import ddpm
 from erw import plan as plans
 from erw.config import Flow
+from erw.errors import ConfigError
 from erw.rng import Draws
 from erw.sampling import generate
 from erw.training import load
@@ -159,3 +160,60 @@ def test_sit_has_no_projector(cache: Path, tmp_path: Path) -> None:
 def test_a_warm_up_batch_of_another_size_keeps_the_stream_without_gaps(cache: Path) -> None:
     plan = plans.Plan(warmup=3, warmup_batch=16)
     assert [plan.images(i, 8) for i in range(6)] == [0, 16, 32, 48, 56, 64]
+
+
+def test_a_warm_part_further_back_leaves_the_blocks_before_it_as_they_began(
+    cache: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(cache)
+    plan = dataclasses.replace(run.plan, warmup_first=3, depth=3)
+    s = trainer(run.replace(plan=plan), tmp_path)
+    before = {k: p.clone() for k, p in s.net.named_parameters()}
+    for step in range(plan.warmup):
+        s.enter(s.run.phase(step))
+        s.step(step, s.run.phase(step), s.read(step))
+    moved = {k for k, p in s.net.named_parameters() if not torch.equal(p, before[k])}
+    blocks = {k.split(".")[2] for k in moved if k.startswith("model.blocks.")}
+    assert blocks == {"2"} and any(k.startswith("model.x_embedder") for k in moved)
+    # The placement is a shift: what was learned is what the first block alone would have learned.
+    first = trainer(run.replace(plan=dataclasses.replace(run.plan, depth=1)), tmp_path)
+    of = "model.blocks.{}.".format
+    own = {k.replace(of(2), of(0)): p for k, p in s.net.named_parameters() if of(2) in k}
+    with torch.no_grad():
+        for k, p in first.net.named_parameters():
+            p.copy_(before[k.replace(of(0), of(2))])
+    for step in range(plan.warmup):
+        first.enter(first.run.phase(step))
+        first.step(step, first.run.phase(step), first.read(step))
+    for k, p in first.net.named_parameters():
+        if of(0) in k:
+            torch.testing.assert_close(p, own[k])
+    s.enter(s.run.phase(plan.warmup))
+    assert all(p.requires_grad for p in s.net.parameters())
+    with pytest.raises(ConfigError, match="warmup_first 3 is behind plan.depth 2"):
+        dataclasses.replace(plan, depth=2)
+
+
+def test_a_warm_up_without_rotary_positions_is_that_of_a_model_without_them(
+    cache: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(cache)
+    with pytest.raises(ConfigError, match=r"warmup_rope false needs a model with model\.rope"):
+        run.replace(plan=dataclasses.replace(run.plan, warmup_rope=False))
+    rope = dataclasses.replace(run.model, rope=True)
+    off = run.replace(model=rope, plan=dataclasses.replace(run.plan, warmup_rope=False))
+    losses = []
+    for i, one in enumerate((run, off, run.replace(model=rope))):
+        s = trainer(one, tmp_path / str(i))
+        phases = [s.run.phase(step) for step in (0, 1, run.plan.warmup)]
+        for step, phase in enumerate(phases[:2]):
+            s.enter(phase)
+            losses.append(s.step(step, phase, s.read(step))["loss"])
+        with torch.no_grad():
+            for p in s.net.parameters():  # open the gates, so that attention is heard
+                p.add_(0.02)
+            draws = Draws(0, 9, lo=0, hi=8, total=8, device="cpu")
+            losses += [s.objective(s.net, s.read(9), p, draws)["align"] for p in phases[1:]]
+    plain, without, rotated = (torch.stack(losses[4 * i : 4 * i + 4]) for i in range(3))
+    assert torch.equal(plain[:3], without[:3]) and not torch.equal(plain[2], rotated[2])
+    assert not torch.equal(plain[3], without[3]), "phase 2 has them again"

@@ -123,13 +123,13 @@ class SiT(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, *, tap: tuple[int, ...] = (),
         stop_at: int | None = None, internal: bool = False, attention: tuple[int, ...] = (),
-        route: Route | None = None,
+        route: Route | None = None, unrotated: bool = False,
     ) -> Tensor | Tapped:  # fmt: skip
         """The velocity at x (B, C, H, W), times t (B,) and labels y (B,), None: the null class.
 
         With a class token, x and the velocity are rows of both; with a representation, y is (B, R).
         `tap`, `stop_at`, `route` as in `Backbone`; `internal`: the output after that block too;
-        `attention`: depths whose attention logits are wanted.
+        `attention`: depths whose attention logits are wanted; `unrotated`: without `rope`.
         """
         if y is None:
             rows = (len(x), self.representation) if self.representation else (len(x),)
@@ -148,7 +148,8 @@ class SiT(nn.Module):
         first_output = None
         block: Any
         blocks, kept, dropped = route or Route()
-        (first, last), f, at, rope = self.fused or blocks, h, None, cast(Any, self.rope)
+        (first, last), f, at = self.fused or blocks, h, None
+        rope = cast(Any, None if unrotated else self.rope)
         for depth, block in enumerate(self.blocks[: stop_at or self.depth], start=1):
             if depth == first:
                 f = h

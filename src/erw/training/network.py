@@ -65,6 +65,7 @@ class Network(nn.Module):
         """x (B, *latent_shape), t (B,), y (B,) labels or (B, R); `route` as in `Backbone`."""
         options: dict[str, Any] = {"tap": phase.taps, "attention": phase.attention}
         options |= {"stop_at": phase.stop_at, "internal": "internal" in phase.weights}
+        options |= {"unrotated": phase.unrotated}
         options = {key: value for key, value in options.items() if value}
         output = self.model(x, t, y, **options, **route)
         if isinstance(output, Tensor):
@@ -90,6 +91,9 @@ class Network(nn.Module):
         if phase.stop_at is not None:
             for module in self.model.warmup_modules(phase.stop_at):
                 module.requires_grad_(True)
+            before, none = (self.model.warmup_modules(n) for n in (phase.first - 1, 0))
+            for module in {*before} - {*none}:
+                module.requires_grad_(False)
         self.projectors.requires_grad_(False)
         for term in phase.terms:
             for i in self._heads[term.name]:
