@@ -25,7 +25,6 @@ from erw.cli.settings import explain
 from erw.config import Run
 from erw.data.cache import Cache
 from erw.errors import ConfigError
-from erw.study.studies import Study
 from helpers.forked import Python
 
 TINY = ["--steps", "4", "--log.every", "1", "--plan.warmup", "2"]
@@ -150,7 +149,11 @@ def refused(said: Said, *words: str, code: int = 2) -> None:
         ("eval openmoji-test", ["--reference"]),
         ("study", ["demo"]),
         ("study dmo --out x", ["dmo", "did you mean demo"]),
-        ("study demo --out x --samples 1", ["samples is 1"]),
+        ("study demo --out x --set eval.samples=1", ["eval.samples is 1", "[2, inf)"]),
+        ("study demo --out x --set eval.sampls=1", ["eval.sampls", "did you mean eval.samples"]),
+        ("study grid --out x", ["--grid", "plan.depth=3,4,5"]),
+        ("study nowhere.py --out x", ["nowhere.py"]),
+        ("study demo --out x --engine slrum", ["'slrum'", "did you mean slurm"]),
     ],
 )
 def test_what_is_typed_wrong(
@@ -360,7 +363,7 @@ def test_the_text_of_a_setting_is_the_comment_that_tyro_finds() -> None:
         for part in inner:
             yield from records(part)
 
-    seen = [*records(Run), *records(Study), *records(Draw), *records(Prepare), *records(Analysis)]
+    seen = [*records(Run), *records(Draw), *records(Prepare), *records(Analysis)]
     for record in seen:
         explain(record)
         for field in dataclasses.fields(record):

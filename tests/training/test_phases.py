@@ -190,7 +190,7 @@ def test_a_warm_part_further_back_leaves_the_blocks_before_it_as_they_began(
             torch.testing.assert_close(p, own[k])
     s.enter(s.run.phase(plan.warmup))
     assert all(p.requires_grad for p in s.net.parameters())
-    with pytest.raises(ConfigError, match="warmup_first 3 is behind plan.depth 2"):
+    with pytest.raises(ConfigError, match=r"warmup_first 3 is behind plan\.depth 2"):
         dataclasses.replace(plan, depth=2)
 
 

@@ -31,7 +31,7 @@ VERBS = {
     "cost": ("RECIPE", "FLOPs by part, memory and time on a named GPU"),
     "convert": ("IN OUT --to LAYOUT", "weights in a released layout"),
     "export": ("RUN|CHECKPOINT --out DIR", "a folder for diffusers or the hub"),
-    "study": ("NAME --out DIR", "train and compare methods at equal cost"),
+    "study": ("NAME --out DIR", "train and compare runs; the paper's tables"),
 }
 USAGE = (
     "usage: erw VERB ... [--help]\n\n"

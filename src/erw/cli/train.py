@@ -10,7 +10,7 @@ from erw import data, interop, training
 from erw.cli.settings import Recipe, Settings, call, peek, recipe_of, required
 from erw.cli.show import show
 from erw.config import Run
-from erw.errors import CacheError, ConfigError
+from erw.errors import ConfigError
 from erw.log import say
 from erw.recipes import quickstart
 from erw.recipes.quickstart import CACHE
@@ -91,20 +91,10 @@ def train(
 def _prepare_built_in(run: Run) -> None:
     """Make the cache of the quickstart recipes where it is missing, or finish it; add features that
     the plan names and it has not."""
-    if run.data.cache != (CACHE,):
-        return
-    spec = data.prepare.read_spec(Path(CACHE))
-    count = spec.source.count if spec else quickstart.IMAGES
-    try:
-        cache = data.Cache.open(CACHE)
-    except CacheError:
-        say(f"{CACHE} is missing or not finished: preparing {count:,} of the built-in images")
-        cache = data.prepare.prepare_builtin(CACHE, count=count, class_token=run.model.needs_token)
-    named = dict.fromkeys(term.encoder for term in run.plan.active)
-    if missing := [name for name in named if name and name not in cache.features]:
-        say(f"adding features of {', '.join(missing)} to {CACHE}")
-        source = data.open_source("openmoji", size=cache.image_size, count=count)
-        data.prepare.add_encoders(source, CACHE, encoders=missing)
+    if run.data.cache == (CACHE,):
+        named = [term.encoder for term in run.plan.active if term.encoder]
+        count, token = quickstart.IMAGES, run.model.needs_token
+        data.prepare.complete_builtin(Path(CACHE), count=count, encoders=named, class_token=token)
 
 
 def watching(run: Run, out: str, say: Callable[[str], None] = say) -> dict[str, Any]:

@@ -56,6 +56,25 @@ def prepare_builtin(
     return prepare(source, out, image_size=image_size, **options)
 
 
+def complete_builtin(
+    out: Path, *, count: int, encoders: Sequence[str] = (), class_token: bool = False
+) -> Cache:
+    """The cache of `prepare_builtin` with the features of these encoders: made, finished or added
+    to where something is missing. One that is there keeps its number of images."""
+    spec = read_spec(out)
+    count = spec.source.count if spec else count
+    try:
+        cache = Cache.open(out)
+    except CacheError:
+        say(f"{out} is missing or not finished: preparing {count:,} of the built-in images")
+        cache = prepare_builtin(out, count=count, class_token=class_token)
+    if missing := [name for name in encoders if name not in cache.features]:
+        say(f"adding features of {', '.join(missing)} to {out}")
+        source = open_source("openmoji", size=cache.image_size, count=count)
+        cache = add_encoders(source, out, encoders=missing)
+    return cache
+
+
 @world()
 def add_encoders(
     source: Source | str | Path, out: str | Path, *, encoders: Sequence[Any],

@@ -27,7 +27,7 @@ from erw.encoders.vae import load_vae
 from erw.errors import ConfigError
 from erw.evaluation.evaluate import Scores, evaluate, extractors_of, metrics_of
 from erw.evaluation.images import image_set, reference_images
-from erw.evaluation.probing import network_inputs, noised
+from erw.evaluation.probing import METRICS, hidden_states, material, network_inputs, noised
 from erw.io import save_tensors, tensor_header
 from erw.log import read_metrics
 from erw.rng import generator
@@ -144,6 +144,25 @@ def validating(run: Run, out: str | Path, *, say: Say = lambda text: None) -> Ca
         return [{"kind": "validation", "flow": mean, "times": TIMES, "flow_by_time": losses}]
 
     return validate
+
+
+def probing(run: Run, out: str | Path, *, count: int) -> Callback:
+    """The callback that gives a line of kind "probe": what hidden states of `count` images of the
+    cache know, by the `METRICS` knn and cknna with its first encoder, after every block and
+    (`probes`) after the best one. Raises CacheError now where the cache has no encoder."""
+    cache = Cache.open(run.data.cache)
+    cache.require(encoders=tuple(cache.features)[:1] or ("dinov2-b",))
+    images = functools.cache(lambda: material(cache, count=min(count, len(cache))))
+
+    def probe(step: int, model: Trained, world: World) -> Sequence[dict[str, Any]]:
+        if is_written(out, "probe", step, world) or not world.first:
+            return ()
+        states = [x.double() for x in hidden_states(model, images()).values()]
+        found = {m: [METRICS[m](x, images(), 10) for x in states] for m in ("knn", "cknna")}
+        best = {name: max(values) for name, values in found.items()}
+        return [{"kind": "probe", "probes": best, "by_block": found, "encoder": images().encoder}]
+
+    return probe
 
 
 @torch.no_grad()

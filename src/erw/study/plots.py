@@ -218,6 +218,24 @@ def times_figure(runs: Runs, theme: Theme = LIGHT, *, size: Size = HALF) -> Any:
     return lines_figure(lines, theme, title=title, label=label, size=size)
 
 
+def samples_figure(runs: Runs, theme: Theme = LIGHT) -> Any:
+    """The last preview of the first run of each method, side by side."""
+    import matplotlib.image
+    from matplotlib.figure import Figure
+
+    found = {
+        name: sorted(some[0].path.glob("previews/*.png")) for name, some in by_method(runs).items()
+    }
+    pictures = {name: matplotlib.image.imread(paths[-1]) for name, paths in found.items() if paths}
+    with style(theme):
+        figure = Figure(figsize=(4.4 * len(pictures), 5))
+        for i, (name, pixels) in enumerate(pictures.items(), start=1):
+            ax = figure.add_subplot(1, len(pictures), i, title=name)
+            ax.imshow(pixels, interpolation="nearest")
+            ax.set_axis_off()
+    return figure
+
+
 def cost_axis(runs: Runs, over: str) -> tuple[float, str]:
     """Divisor and label of a cost axis, in the unit that fits the runs' range."""
     most, label = max(run.last[COSTS[over]] for run in runs), f"training {LABELS.get(over, over)}"

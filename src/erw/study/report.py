@@ -7,14 +7,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from erw.config import flat
+from erw.config import flat, from_dict
 from erw.data.sources.openmoji import ATTRIBUTION
 from erw.errors import DataError
 from erw.io import write_text
 from erw.study import plots
 from erw.study.compare import amount, label_of, speed_ups
+from erw.study.outcome import cells, lines_of, verdict
 from erw.study.plots import DARK, HALF, LIGHT, WIDE
 from erw.study.results import RunResult, by_method, read_runs, read_study
+from erw.study.studies import Study
 
 NARROW = (358.0, 300.0)
 PREVIEWS, SAMPLES = 4, 36  # pictures of a method at most
@@ -47,6 +49,11 @@ def report(paths: Sequence[str | Path], *, out: str | Path) -> Path:
 def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
     """What the template shows. `base`: the folder of the study, if it is one."""
     record, groups, reference = read_study(base), by_method(runs), base / REFERENCE
+    study = record.get("study", {})
+    table = from_dict(Study, study) if "rows" in study else None
+    judged = table is not None and (bool(table.claim) or len(groups) > 4)
+    if table:
+        study = {**study, "samples": runs[0].recipe["run"]["eval"]["samples"]}
     metrics = [m for m in runs[0].names("values") if all(m in r.names("values") for r in runs)]
     waiting = [name for name, group in groups.items() if not all(run.finished for run in group)]
     curves = {
@@ -56,11 +63,15 @@ def content(runs: Sequence[RunResult], base: Path) -> dict[str, Any]:
     main = {
         name: some for m in metrics[:1] for name, some in curves[m].items() if name not in waiting
     }
+    main = {} if judged else main  # the verdict stands there instead
     losses = {name for run in runs for name in run.names("losses")}
     emoji = any(run.recipe["cache"]["vae"].startswith("openmoji") for run in runs)
     return {
         "themes": [LIGHT, DARK],
-        "study": record.get("study", {}),
+        "study": study,
+        "table": table,
+        "cells": cells(lines := lines_of(table, base)) if table else [],
+        "verdict": verdict(table, lines) if table and judged else "",
         "environment": flat({name: record.get(name, {}) for name in ("versions", "hardware")}),
         "groups": groups,
         "metrics": metrics,

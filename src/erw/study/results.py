@@ -1,7 +1,7 @@
 """What training runs leave behind, read as curves by name from `recipe.json` and `metrics.jsonl`.
 
 runs = read_runs(["runs/study"])                        # a study's folder, or folders of runs
-runs[0].curve("losses", "flow", over="seconds")         # also "weights", "values", "validation"
+runs[0].curve("losses", "flow", over="seconds")         # also "weights", "values", "probes"
 """
 
 import json
@@ -26,6 +26,7 @@ STUDY = "study.json"
 COSTS = {"flops": "flops_total", "images": "images", "steps": "step", "seconds": "seconds"}
 COSTS["epochs"] = "images"
 KINDS = {"losses": "train", "weights": "train", "values": "eval", "validation": "validation"}
+KINDS["probes"] = "probe"
 
 
 class Curve(NamedTuple):

@@ -1,0 +1,159 @@
+"""What became of a study: its numbers with their spread over seeds, a verdict, table and figure."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from erw.errors import DataError
+from erw.evaluation.callback import HIGHER
+from erw.io import write_bytes, write_text
+from erw.study.compare import amount, label_of
+from erw.study.knowledge import save_knowledge
+from erw.study.plots import LIGHT, samples_figure, score_figure, to_bytes
+from erw.study.results import METRICS, RunResult, by_method, read_runs
+from erw.study.studies import PAPER, Row, Study, folder_of
+
+SCORES = {"flow": "held-out loss", "knn": "k-NN", "cknna": "CKNNA"}
+COSTS = {"FLOPs": "flops_total", "of it warm-up": "flops_warmup", "seconds": "seconds"}
+LATEX = str.maketrans({c: f"\\{c}" for c in "&%_#$"} | {"λ": r"$\lambda$", "×": r"$\times$"})
+
+
+class Number(NamedTuple):
+    """A score or cost of a row, by its seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    def __str__(self) -> str:
+        """The mean, and the extremes over seeds: "463 (453 to 469)"."""
+        few = [f"{value:.4g}" for value in (self.mean, min(self.values), max(self.values))]
+        return few[0] if len(self.values) == 1 else f"{few[0]} ({few[1]} to {few[2]})"
+
+
+class Line(NamedTuple):
+    """A row with its numbers by name; those of steps that are not reached yet are absent."""
+
+    row: Row
+    scores: dict[str, Number]
+    costs: dict[str, Number]
+
+
+def lines_of(study: Study, out: Path) -> list[Line]:
+    """Every row with what the `metrics.jsonl` of its runs say."""
+    first: dict[tuple[object, str], str] = {}
+    lines = []
+    for row in study.rows:
+        label, found = first.setdefault((row.run, row.start), row.label), []
+        for folder in (out / "runs" / folder_of(label, seed) for seed in study.seeds):
+            if row.run and (folder / METRICS).is_file():
+                found.append(numbers_at(read_runs([folder])[0], row.at or row.run.steps))
+        every = [dict.fromkeys(name for one in found for name in one[i]) for i in (0, 1)]
+        scores, costs = (
+            {name: Number(tuple(one[i][name] for one in found if name in one[i])) for name in names}
+            for i, names in enumerate(every)
+        )
+        lines.append(Line(row, scores, costs))
+    return lines
+
+
+def numbers_at(run: RunResult, step: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores and costs of a run after a step; none where it is not there yet."""
+    here = [line for some in run.lines.values() for line in some if line["step"] == step]
+    found = {line["kind"]: line for line in here}
+    scores = dict(found.get("eval", {}).get("values", {}))
+    scores |= {"flow": found["validation"]["flow"]} if "validation" in found else {}
+    scores |= found.get("probe", {}).get("probes", {})
+    return scores, {name: here[0][key] for name, key in COSTS.items() if here and here[0][key]}
+
+
+def told(ours: Number, theirs: Number, *, higher: bool) -> str:
+    """Whether the first is better: "agree", "differ" or, where the ranges of seeds overlap,
+    "not told apart"."""
+    a, b = ([value if higher else -value for value in one.values] for one in (ours, theirs))
+    return "agree" if min(a) > max(b) else "differ" if max(a) < min(b) else "not told apart"
+
+
+def verdict(study: Study, lines: Sequence[Line]) -> str:
+    """In one line, what of the claim the numbers bear out, and which row is best."""
+    higher = study.metric.startswith(HIGHER)
+    by = {x.row.label: x.scores[study.metric] for x in lines if study.metric in x.scores}
+    if not by:
+        return "Nothing is scored yet."
+    words: dict[str, list[str]] = {}
+    for a, b in study.better:
+        if a in by and b in by:
+            pair = f"{a} against {b} ({by[a].mean:.4g}, {by[b].mean:.4g})"
+            words.setdefault(told(by[a], by[b], higher=higher), []).append(pair)
+    best = (max if higher else min)(by, key=lambda label: by[label].mean)
+    near = [x for x in by if x != best and told(by[best], by[x], higher=higher) != "agree"]
+    few = min(len(number.values) for number in by.values())
+    head = (
+        f"By {label_of(study.metric)}, {few} seeds"
+        if few > 1
+        else (f"By {label_of(study.metric)}, one seed, which tells little")
+    )
+    parts = [f"{word}: {'; '.join(pairs)}" for word, pairs in words.items()]
+    parts += [f"best is {best}" + f", not told apart from {', '.join(near)}" * bool(near)]
+    left = sum(line.row.run is not None for line in lines) - len(by)
+    return f"{head}: {'. '.join(parts)}." + f" {left} rows are still to come." * bool(left)
+
+
+def cells(lines: Sequence[Line]) -> list[list[str]]:
+    """The table as text, its head first: the paper's numbers, ours beside them, costs."""
+    quoted = PAPER[: max(len(line.row.paper) for line in lines)]
+    names = list(dict.fromkeys(name for line in lines for name in line.scores))
+    heads = [SCORES.get(name, label_of(name)) for name in names]
+    rows = [["", *(f"paper {name}" for name in quoted), *heads, *COSTS]]
+    for row, scores, costs in lines:
+        paper = [f"{value:g}" for value in row.paper] + [""] * (len(quoted) - len(row.paper))
+        spent = {k: f"{v.mean:.0f}" if k == "seconds" else amount(v.mean) for k, v in costs.items()}
+        ours = [str(scores.get(name, "")) for name in names]
+        rows.append([row.label, *paper, *ours, *(spent.get(name, "") for name in COSTS)])
+    return rows
+
+
+def write_table(study: Study, out: Path) -> None:
+    """Write `table.md`, `.tex` (for booktabs) and `.csv` into a study's folder."""
+    lines = lines_of(study, out)
+    table = cells(lines)
+    marks = ["---", *["---:"] * (len(table[0]) - 1)]
+    pipes = [f"| {' | '.join(row)} |" for row in (table[0], marks, *table[1:])]
+    claim = [f"Claim: {study.claim}", ""] if study.claim else []
+    text = [f"# {study.title}", "", *claim, verdict(study, lines), "", *pipes, ""]
+    write_text(out / "table.md", "\n".join(text))
+    rows = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in table]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}"
+    text = [begin, r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
+    write_text(out / "table.tex", "\n".join(text) + "\n")
+    csv.writer(stream := io.StringIO(), lineterminator="\n").writerows(table)
+    write_text(out / "table.csv", stream.getvalue())
+
+
+def write_figure(study: Study, out: Path) -> None:
+    """Write the figure as SVG: scores over total FLOPs, alignment over blocks, or samples."""
+    runs = read_runs([out])
+    if study.figure == "blocks":
+        save_knowledge(alignment_of(runs), out / "figure")
+        return
+    draw = samples_figure(runs) if study.figure == "samples" else score_figure(runs, study.metric)
+    write_bytes(out / "figure.svg", to_bytes(draw, LIGHT, "svg"))
+
+
+def alignment_of(runs: Sequence[RunResult]) -> dict[str, Any]:
+    """CKNNA of each method's first seed after every block and probe, as `erw analyze` has it."""
+    points: list[dict[str, Any]] = [
+        {"run": run.method, "step": line["step"], "time": 0.0, "depth": block, "value": value}
+        for run, *_ in by_method(runs).values()
+        for line in run.lines["probe"]
+        for block, value in enumerate(line["by_block"]["cknna"], start=1)
+    ]
+    if not points:
+        raise DataError("no hidden states were probed: give the study images to probe (probed)")
+    encoder = next(line["encoder"] for run in runs for line in run.lines["probe"])
+    return {"metric": "cknna", "encoder": encoder, "reference": None, "points": points}
