@@ -132,10 +132,12 @@ def test_a_grid_and_its_settings() -> None:
     assert depths == {"plan.depth": [1, 2], "optim.lr": [0.001], "data.features": [["a", "b"]]}
     rows = grid(recipe("debug"), depths)
     assert [row.label for row in rows] == [
-        f"plan.depth {d}, optim.lr 0.001, data.features ['a', 'b']" for d in (1, 2)
+        f"depth {d}, optim.lr 0.001, data.features ['a', 'b']" for d in (1, 2)
     ]
     assert rows[1].run and (rows[1].run.plan.depth, rows[1].run.optim.lr) == (2, 1e-3)
     assert rows[1].run.data.features == ("a", "b")
+    more = with_settings(recipe("quickstart_layersync"), {"plan.align.1.phase": "warmup"})
+    assert [term.name for term in more.plan.align] == ["align", "align1"], "one more term"
     with pytest.raises(ConfigError, match=r"no setting plan\.dept; did you mean plan\.depth"):
         with_settings(recipe("debug"), {"plan.dept": 3})
     with pytest.raises(ConfigError, match=r"plan\.depth is 'x'; expected int"):

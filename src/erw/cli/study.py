@@ -13,22 +13,13 @@ from erw.config import Run, flat, to_dict
 from erw.errors import ConfigError, nearest
 from erw.recipes import names, recipe
 from erw.recipes.quickstart import CACHE
-from erw.study.studies import (
-    STUDIES,
-    Study,
-    folder_of,
-    grid,
-    settled,
-    study_plan,
-    values_of,
-    with_settings,
-)  # fmt: skip
+from erw.study import studies
 
 Words = tuple[str, ...]
 
 
 def main(args: Sequence[str]) -> None:
-    first("study", args, f"a name, one of {', '.join(STUDIES)}, grid, or a Python file,")
+    first("study", args, f"a name, one of {', '.join(studies.STUDIES)}, grid, or a Python file,")
     call("study", study, args)
 
 
@@ -42,7 +33,7 @@ def study(
     points: int | None = None,
     small: bool = False,
     changes: Annotated[Words, arg(name="set")] = (),
-    base: Annotated[str, arg(name="recipe")] = "quickstart",
+    of: Annotated[str, arg(name="recipe")] = "quickstart",
     axes: Annotated[Words, arg(name="grid")] = (),
     cache: str | None = None,
     engine: str = "local",
@@ -65,7 +56,7 @@ def study(
         points: scores of each run; none: the study's own.
         small: tiny twins of a few seconds, for a check of the machinery alone.
         changes: settings of all runs, as NAME=VALUE.
-        base: what a grid is of.
+        of: what a grid is of.
         axes: its settings and their values, as plan.depth=3,4,5.
         cache: of the built-in images; none: made in the study's folder.
         engine: local, torchrun or slurm (submitit).
@@ -80,37 +71,40 @@ def study(
         from erw.study.rows import train_task
 
         return train_task(Path(out), only)
-    plan = _plan(name, scale, steps, small, base, dict(map(values_of, axes)))
-    settings = {key: values[0] for key, values in map(values_of, changes)}
-    plan = plan.changed(lambda run: with_settings(run, settings))
+    plan = _plan(name, scale, steps, small, of, dict(map(studies.values_of, axes)))
+    settings = {key: values[0] for key, values in map(studies.values_of, changes)}
+    plan = plan.changed(lambda run: studies.with_settings(run, settings))
     plan = replace(plan, seeds=seeds or plan.seeds, points=points or plan.points)
     if dry_run:
         return _show(plan, Path(out), cache or f"{out}/cache", gpu, gpus)
     from erw.study.run import run_study
 
-    options = {key: values[0] for key, values in map(values_of, engine_options)}
+    options = {key: values[0] for key, values in map(studies.values_of, engine_options)}
     print(run_study(plan, out, engine=engine, jobs=jobs, cache=cache, options=options))
 
 
 def _plan(
-    name: str, scale: str, steps: int | None, small: bool, base: str, axes: dict[str, Any]
-) -> Study:
+    name: str, scale: str, steps: int | None, small: bool, of: str, axes: dict[str, Any]
+) -> studies.Study:
     if name.endswith(".py"):
         required(name)
         found = runpy.run_path(name).get("study")
         made = found() if callable(found) else None
-        if not isinstance(made, Study):
+        if not isinstance(made, studies.Study):
             raise ConfigError(f"{name} needs a function study() that returns a Study")
         return made
     if name != "grid":
-        return study_plan(name, scale=scale, steps=steps, small=small)
+        return studies.study_plan(name, scale=scale, steps=steps, small=small)
     if not axes:
         raise ConfigError("a grid needs --grid NAME=VALUE,VALUE..., such as plan.depth=3,4,5")
-    run = recipe(base)
-    return Study("grid", f"{base} over {', '.join(axes)}", rows=grid(run, axes))
+    run = recipe(of)
+    if not run.eval.every:  # a table needs scores
+        every = max(1, run.steps // 4)
+        run = run.replace(eval=replace(run.eval, every=every, loss=every, keep_best=False))
+    return studies.Study("grid", f"{of} over {', '.join(axes)}", rows=studies.grid(run, axes))
 
 
-def _show(plan: Study, out: Path, cache: str, gpu: str, gpus: int) -> None:
+def _show(plan: studies.Study, out: Path, cache: str, gpu: str, gpus: int) -> None:
     """Print every run's command, and FLOPs, hours and disk where its cache is there or assumed."""
     from erw.cli.cost import ACCELERATORS, UTILISATION, account
     from erw.study.compare import amount
@@ -128,8 +122,8 @@ def _show(plan: Study, out: Path, cache: str, gpu: str, gpus: int) -> None:
     built_in = [row.run for row in plan.rows if row.run and row.run.data.cache == (CACHE,)]
     known = not built_in or Path(cache).exists()
     place = {"data.cache": [cache]}
-    plan = plan.changed(lambda run: with_settings(run, place if run in built_in else {}))
-    plan = settled(plan, lambda run: account(run)[2]) if known else plan
+    plan = plan.changed(lambda run: studies.with_settings(run, place if run in built_in else {}))
+    plan = studies.settled(plan, lambda run: account(run)[2]) if known else plan
     print(plan.title, *filter(None, [plan.claim]), "", sep="\n")
     costs: dict[Run, tuple[float, float]] = {}
     for row in plan.rows:
@@ -137,7 +131,7 @@ def _show(plan: Study, out: Path, cache: str, gpu: str, gpus: int) -> None:
             continue
         before = flat(to_dict(recipe(run.name))) if run.name in names() else {}
         new = {k: v for k, v in flat(to_dict(run)).items() if before.get(k) != v}
-        folder = out / "runs" / folder_of(row.label, plan.seeds[0])
+        folder = out / "runs" / studies.folder_of(row.label, plan.seeds[0])
         print(f"{row.label}: erw train {run.name} {' '.join(as_options(new))} --out {folder}")
         costs[run] = (0.0, 0.0)
         if known:

@@ -141,7 +141,10 @@ def write_figure(study: Study, out: Path) -> None:
     if study.figure == "blocks":
         save_knowledge(alignment_of(runs), out / "figure")
         return
-    draw = samples_figure(runs) if study.figure == "samples" else score_figure(runs, study.metric)
+    scored = [run for run in runs if study.metric in run.names("values")]
+    if not scored:
+        return
+    draw = samples_figure(runs) if study.figure == "samples" else score_figure(scored, study.metric)
     write_bytes(out / "figure.svg", to_bytes(draw, LIGHT, "svg"))
 
 

@@ -117,7 +117,9 @@ def train_task(out: Path, name: str) -> None:
 
     Raises CheckpointError: no such study or run; otherwise as `train`.
     """
-    study = study_in(out)
+    if "rows" not in (record := read_study(out).get("study", {})):
+        raise CheckpointError(f"{out} holds no study of this version; begin one with erw study")
+    study = from_dict(Study, record)
     known = tasks(study)
     if name not in known:
         raise CheckpointError(f"{out} has no run {name!r}{nearest(name, known)}")
@@ -161,11 +163,3 @@ def begin_behind(run: Run, folder: Path, warm: Path) -> None:
     for path in (newest, warm / METRICS):
         write_bytes(part / path.relative_to(warm), path.read_bytes())
     part.rename(folder)
-
-
-def study_in(out: Path) -> Study:
-    """The study of a folder. Raises CheckpointError where there is none of this version."""
-    record = read_study(out).get("study", {})
-    if "rows" not in record:
-        raise CheckpointError(f"{out} holds no study of this version; begin one with erw study")
-    return from_dict(Study, record)

@@ -126,12 +126,11 @@ def values_of(word: str) -> tuple[str, list[Any]]:
 
 def grid(run: Run, axes: Mapping[str, Sequence[Any]]) -> tuple[Row, ...]:
     """A row for every combination of values of some settings. Raises as `with_settings`."""
-    choices = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    short = {name: ".".join(name.split(".")[-2:]) for name in axes}
-    label = "{} {}".format
     return tuple(
-        Row(", ".join(label(short[k], v) for k, v in one.items()), with_settings(run, one))
-        for one in choices
+        Row(", ".join(f"{k.removeprefix('plan.')} {v}" for k, v in one.items()), changed)
+        for values in product(*axes.values())
+        for one in [dict(zip(axes, values, strict=True))]
+        for changed in [with_settings(run, one)]
     )
 
 
@@ -148,6 +147,7 @@ def study_plan(
             raise ConfigError(f"no {kind} {value!r}{nearest(value, known)}")
     entry = {k: v for k, v in DEFINED[name].items() if k not in ("in_small", "in_full")}
     entry |= DEFINED[name].get(f"in_{scale}", {}) | {"name": name, "scale": scale}
+    entry.setdefault("metric", "fid" if scale == "full" else "fd_lite2")
     entry["small"] = small or entry.get("small", False)
     own, eval_, size = entry.pop("steps"), entry.pop("eval", {}), entry.pop("size", "xl")
     unit = entry.pop("unit", own)
