@@ -106,13 +106,15 @@ def test_names_cannot_inject_markup(tmp_path: Path) -> None:
     assert "<script>alert" not in report([run], out=tmp_path / "r.html").read_text()
 
 
-def test_the_words_claim_no_more_than_the_seeds_carry(tmp_path: Path) -> None:
+def test_the_words_claim_no_more_than_the_seeds_carry(text: str, tmp_path: Path) -> None:
     title, *sentences = verdict(write_study(tmp_path / "one"))
     assert title.startswith("ERW reaches SiT’s final FD‑Lite2 with 0.") and len(sentences) == 4
     assert title.endswith("× its compute") and sentences[-1].startswith("One seed only")
     study = write_study(tmp_path / "three", seeds=3)
-    assert "over pairs of seeds; final scores do not overlap)." in verdict(study)[1]
-    assert not any("One seed" in sentence for sentence in verdict(study))
+    said = verdict(study)
+    assert said == words_of(text)  # figures change no word
+    assert "over pairs of seeds; final scores do not overlap)." in said[1]
+    assert not any("One seed" in sentence for sentence in said)
     listed(study, [f"{name}-{seed}" for name in ("erw", "sit") for seed in range(3)])
     title, sentence = verdict(study)
     assert title == "SiT does not reach ERW’s FD‑Lite2 at equal cost"
@@ -130,9 +132,15 @@ def listed(study: Path, names: list[str]) -> Path:
     return study
 
 
-def verdict(study: Path) -> list[str]:
-    """Title and lead of a study's page."""
-    text = report([study], out=study / "report.html").read_text()
+def verdict(study: Path, *, drawn: bool = False) -> list[str]:
+    """Title and lead of a study's page, by default without its figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr("erw.study.report._figure", lambda *args, **options: [])
+        return words_of(report([study], out=study / "report.html").read_text())
+
+
+def words_of(text: str) -> list[str]:
     lines = re.findall(r'<(?:h1|p class="lead")>(.*?)</(?:h1|p)>', text, re.DOTALL)
     return [html.unescape(line) for line in lines]
 
@@ -155,7 +163,8 @@ def test_overlapping_seeds_are_said_to_overlap(tmp_path: Path) -> None:
 def test_runs_under_way_are_not_compared(tmp_path: Path) -> None:
     folders = [close(tmp_path, name, 0) for name in ("SiT", "REPA")]
     folders.append(close(tmp_path, "ERW", 0, step=1000))
-    title, *_, last = verdict(listed(tmp_path, [folder.name for folder in folders]))
+    study = listed(tmp_path, [folder.name for folder in folders])
+    title, *_, last = verdict(study, drawn=True)
     assert title.startswith("REPA reaches SiT’s") and last == "Still under way: ERW."
     assert verdict(listed(tmp_path, ["REPA-0", "ERW-0"]))[0] == "The study is under way"
 
