@@ -67,10 +67,15 @@ def test_background_shows_in_the_corner_and_glyph_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 48, 64])
-def test_other_sizes_show_the_same_picture(size: int) -> None:
-    image, _ = OpenMojiSet("train", size=size)[5]
-    assert image.shape == (size, size, 3)
+def test_other_sizes_show_the_same_picture(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reference, _ = OpenMojiSet("train")[5]
+    other = OpenMojiSet("train", size=size)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where its one glyph is drawn, not all
+    monkeypatch.setattr(openmoji, "groups", lambda: {"one": [other.composition(5).hexcode]})
+    image, _ = other[5]
+    assert image.shape == (size, size, 3)
     assert abs(image.mean() - reference.mean()) < 2
 
 
@@ -92,16 +97,21 @@ def test_damaged_raster_cache_is_made_again(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     few = {"objects": groups()["objects"][:3]}
     monkeypatch.setattr(openmoji, "groups", lambda: few)
-    first = openmoji.load_rasters(32)
+    first = openmoji.Rasters(32)
     (file,) = (tmp_path / "erw").iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    second = openmoji.load_rasters(32)
+    second = openmoji.Rasters(32)
     assert file.read_bytes()[:2] == b"PK"
-    third = openmoji.load_rasters(32)
+    third = openmoji.Rasters(32)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255  # within a glyph: the list of them is at the end
+    file.write_bytes(flipped)
+    fourth = openmoji.Rasters(32)
     for code in few["objects"]:
-        np.testing.assert_array_equal(first[code], second[code])
-        np.testing.assert_array_equal(first[code], third[code])
+        assert first[code].shape == (32, 32, 4) and first[code].any()
+        for other in (second, third, fourth):
+            np.testing.assert_array_equal(first[code], other[code])
     assert [path.name for path in (tmp_path / "erw").iterdir()] == [file.name]  # no left-overs
 
 

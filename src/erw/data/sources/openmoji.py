@@ -88,8 +88,8 @@ class OpenMojiSet(Source):
         self._fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     @cached_property
-    def _rasters(self) -> dict[str, np.ndarray]:
-        return load_rasters(self.size * max(2, math.ceil(128 / self.size)))
+    def _rasters(self) -> "Rasters":
+        return Rasters(self.size * max(2, math.ceil(128 / self.size)))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Image `index`: an affine map at raster resolution, then a box filter down to `size`."""
@@ -135,19 +135,28 @@ class OpenMojiSet(Source):
         return Composition(hexcode, label, scale, 30.0 * (angle - 0.5), shift, flipped, colour)
 
 
-def load_rasters(side: int) -> dict[str, np.ndarray]:
-    """Every glyph, premultiplied RGBA uint8 (side, side, 4), by hexcode; drawn once per machine."""
-    path = cache_home() / f"openmoji-{_VERSION}-{side}.npz"
-    codes = [code for group in groups().values() for code in group]
-    pixels: np.ndarray = np.empty(0)
-    with contextlib.suppress(Exception):  # missing, or damaged: it is made again
-        pixels = np.load(io.BytesIO(path.read_bytes()))["pixels"]
-    if pixels.shape != (len(codes), side, side, 4):
-        pixels = np.stack([_rasterise(code, side) for code in codes])
-        # A cache that cannot be written only costs time.
-        with contextlib.suppress(OSError), replacing(path) as tmp, tmp.open("wb") as file:
-            np.savez_compressed(file, pixels=pixels)
-    return dict(zip(codes, pixels, strict=True))
+class Rasters(dict[str, np.ndarray]):
+    """Every glyph, premultiplied RGBA uint8 (side, side, 4), by hexcode; drawn once per machine and
+    unpacked when it is first used."""
+
+    def __init__(self, side: int) -> None:
+        path = cache_home() / f"openmoji-{_VERSION}-{side}.npz"
+        codes = [code for group in groups().values() for code in group]
+        self._side, self._stored = side, dict[str, np.ndarray]()
+        with contextlib.suppress(Exception):  # missing, or damaged: it is made again
+            self._stored = np.load(io.BytesIO(path.read_bytes()))
+        if set(self._stored) != set(codes):
+            self._stored = {code: _rasterise(code, side) for code in codes}
+            # A cache that cannot be written only costs time.
+            with contextlib.suppress(OSError), replacing(path) as tmp, tmp.open("wb") as file:
+                np.savez_compressed(file, **self._stored)  # type: ignore[arg-type]
+
+    def __missing__(self, code: str) -> np.ndarray:
+        try:
+            self[code] = pixels = self._stored[code]
+        except Exception:  # damaged: it is drawn again
+            self[code] = pixels = _rasterise(code, self._side)
+        return pixels
 
 
 def _rasterise(hexcode: str, side: int) -> np.ndarray:
