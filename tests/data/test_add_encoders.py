@@ -50,7 +50,7 @@ def copy(made: TwoCaches, tmp_path: Path) -> Path:
 def test_an_added_encoder_is_as_if_it_had_always_been_there(
     made: TwoCaches, tmp_path: Path
 ) -> None:
-    folder = photos(tmp_path / "set")
+    folder = photos(tmp_path / "set", each=4)  # bfloat16 is slow where it is not native
     (folder / "bear" / "003.jpg").write_bytes(b"no image")
     both = [load_encoder(ENCODER), load_encoder(OTHER)]
     how = {"flip": True, "images": True, "precision": "bfloat16"}
@@ -62,9 +62,9 @@ def test_an_added_encoder_is_as_if_it_had_always_been_there(
     kept = {name: data for name, data in before.items() if name.endswith(".safetensors")}
     assert kept.items() <= files(out).items()
     assert files(out) == files(tmp_path / "both")
-    sides = np.arange(23) % 2 == 0
-    wanted = at_once.read(range(23), features=[ENCODER, OTHER], flipped=sides)
-    got = cache.read(range(23), features=[ENCODER, OTHER], flipped=sides)
+    sides = np.arange(11) % 2 == 0
+    wanted = at_once.read(range(11), features=[ENCODER, OTHER], flipped=sides)
+    got = cache.read(range(11), features=[ENCODER, OTHER], flipped=sides)
     assert all(map(torch.equal, got.features, wanted.features))
     assert torch.equal(got.mean, wanted.mean) and torch.equal(got.labels, wanted.labels)
     assert cache.features == at_once.features

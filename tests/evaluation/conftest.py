@@ -9,13 +9,13 @@ from erw.evaluation.inception import Inception, load_inception
 from helpers.inception import random_state
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "random.pth"
     torch.save(random_state(), path)
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def net(weights: Path) -> Inception:
     return load_inception(weights)
