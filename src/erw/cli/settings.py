@@ -6,8 +6,10 @@ import functools
 import inspect
 import io
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
@@ -161,6 +163,9 @@ def explain(kind: Any) -> None:
 def _parse(verb: str, function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:
     """What tyro makes of `args`; its box around an error becomes one line with the nearest name."""
     box = io.StringIO()
+    # tyro would import typeguard, a third of its time, to ask whether defaults have their types.
+    trusting: Any = SimpleNamespace(check_type=lambda value, kind: value, TypeCheckError=TypeError)
+    typeguard = sys.modules.setdefault("typeguard", trusting)
     options |= {"prog": f"erw {verb}", "registry": REGISTRY, "config": CONFIG}
     try:
         with contextlib.redirect_stderr(box):
@@ -168,6 +173,9 @@ def _parse(verb: str, function: Callable[..., Any], args: Sequence[str], **optio
     except SystemExit as end:
         if not end.code:
             raise
+    finally:
+        if typeguard is trusting:
+            del sys.modules["typeguard"]
     text = re.sub(r"\x1b\[[\d;]*m|[╭╮╰╯│]", "", box.getvalue())
     _, message, *more = re.split("[─-]{4,}", text)
     near = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(more))

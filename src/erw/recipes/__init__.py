@@ -8,6 +8,7 @@ from erw.config import Run
 from erw.errors import ConfigError, nearest
 from erw.recipes import imagenet, methods, quickstart
 
+_NOTES: dict[str, str] = tomllib.loads(Path(__file__).with_name("notes.toml").read_text())
 _RECIPES = quickstart.RECIPES | imagenet.RECIPES | methods.RECIPES
 
 
@@ -25,8 +26,7 @@ def recipe(name: str) -> Run:
 
 def note(name: str) -> str:
     """The lab note of a recipe: what it is, and the score to expect."""
-    notes: dict[str, str] = tomllib.loads(Path(__file__).with_name("notes.toml").read_text())
-    return notes[name]
+    return _NOTES[name]
 
 
 def tiny(run: Run) -> Run:
