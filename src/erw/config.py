@@ -52,13 +52,13 @@ class Model(Settings):
     head_depth: int = ranged(0, "[0, inf)")
     head_width: int = ranged(2048, "[1, inf)")  # channels of a token in it
     head_heads: int = ranged(16, "[1, inf)")  # attention heads in it
-    input_size: int | None = None  # side of the latent
-    channels: int | None = None  # of the latent
-    num_classes: int | None = None  # classes; 0: unconditional, whatever labels the cache has
+    input_size: int | None = ranged(None, "[1, inf)")  # side of the latent
+    channels: int | None = ranged(None, "[1, inf)")  # of the latent
+    num_classes: int | None = ranged(None, "[0, inf)")  # 0: unconditional, whatever the labels
     # of the teacher; denoised: as one more token beside the latents (REG), or given: in place of
     # the class (RCG)
     class_token: Literal["none", "denoised", "given"] = "none"
-    class_dim: int | None = None  # its width
+    class_dim: int | None = ranged(None, "[1, inf)")  # its width
 
     @property
     def needs_token(self) -> bool:
@@ -394,11 +394,11 @@ def to_dict(record: Any) -> dict[str, Any]:
     return dataclasses.asdict(record)
 
 
-def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
+def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "", strict: bool = True) -> T:
     """The settings record of type `kind` from plain JSON values; the inverse of `to_dict`.
 
-    Raises ConfigError: an unknown key (the nearest known one is named) or a value of the wrong
-    type.
+    Raises ConfigError: an unknown key (the nearest known one is named; unless `strict` it is left
+    out) or a value of the wrong type.
     """
     if kind is Plan and "align_depth" in values:  # of erw 0.1: sampling needs no plan
         values = {"align": ()}
@@ -406,10 +406,10 @@ def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "") -> T:
         values = {k: v for k, v in values.items() if k != "window"}  # of erw 0.1
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"unknown setting {where}{key}{nearest(key, known)}")
-    return kind(**{k: _value(hints[k], v, where=f"{where}{k}") for k, v in values.items()})
+    if strict and (unknown := [key for key in values if key not in known]):
+        raise ConfigError(f"unknown setting {where}{unknown[0]}{nearest(unknown[0], known)}")
+    some = {k: v for k, v in values.items() if k in known}
+    return kind(**{k: checked(hints[k], v, f"{where}{k}", strict) for k, v in some.items()})
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -434,25 +434,32 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _value(hint: Any, value: Any, *, where: str) -> Any:
+def checked(hint: Any, value: Any, where: str, strict: bool = True) -> Any:
+    """A JSON value as the type `hint`. Raises ConfigError for another (see `from_dict`)."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return from_dict(typing.cast(type, hint), value, where=f"{where}.")
+        return from_dict(typing.cast(type, hint), value, where=f"{where}.", strict=strict)
+    if hasattr(hint, "_fields") and isinstance(value, list | dict):  # a named tuple
+        items = value if isinstance(value, list) else [value[name] for name in hint._fields]
+        pairs = zip(typing.get_type_hints(hint).values(), items, strict=True)
+        return hint(*(checked(*pair, where, strict) for pair in pairs))
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _value(next(a for a in args if a is not type(None)), value, where=where)
+        kinds = [a for a in args if a is not type(None)]  # of which the last may be a list
+        return checked(kinds[-isinstance(value, list | tuple)], value, where, strict)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, args))}")
         return value
     if isinstance(value, str) and args == (str, ...):
         return (value,)
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+    if origin is dict and isinstance(value, dict):
+        return {k: checked(args[1], v, f"{where}.{k}", strict) for k, v in value.items()}
+    if origin in (tuple, list) and isinstance(value, list | tuple):
+        inner = args if origin is tuple and Ellipsis not in args else args[:1] * len(value)
         if len(inner) == len(value):
-            pairs = zip(inner, value, strict=True)
-            return tuple(_value(a, v, where=where) for a, v in pairs)
+            return origin(checked(*pair, where, strict) for pair in zip(inner, value, strict=True))
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is hint:

@@ -30,7 +30,7 @@ class Settings:
             low, high = map(float, interval[1:-1].split(","))
             for x in value if isinstance(value, tuple | list) else (value,):
                 closed = (interval[0] == "[" and x == low) or (interval[-1] == "]" and x == high)
-                if not (low < x < high or closed):
+                if not closed and not (isinstance(x, int | float) and low < x < high):
                     problem = (
                         f"{self.group}.{field.name} is {value}; expected a number in {interval}"
                     )

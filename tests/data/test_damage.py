@@ -101,7 +101,7 @@ def test_a_cache_older_than_its_counts_is_the_same_when_it_is_mended(
     (copy / "shards" / "00001.safetensors").unlink()
     again = make(cache.path.parent / "set", copy, cache.path.parent / "vae", encoder=True)
     assert again.verify() == [] and again.identity == before.identity
-    assert again.class_counts == (8, 8, 8)
+    assert again.class_counts() == (8, 8, 8)
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])

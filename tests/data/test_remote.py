@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from erw.cli import main
 from erw.data import Cache, Loader
+from erw.data.sources import overview
 from erw.errors import CacheError
 from erw.io import hash_file
 from helpers.forked import Python
@@ -84,19 +85,19 @@ def test_the_manifest_says_how_many_images_a_class_has(
     """No shard is downloaded for it. An older manifest does not say, and labels are not fetched."""
     counts = np.bincount(local.read(range(48)).labels, minlength=9).tolist()
     remote = Cache.open(site.url)
-    assert list(local.class_counts or ()) == list(remote.class_counts or ()) == counts
-    assert remote.overview()[0].endswith("of 5 to 6 images")
+    assert list(local.class_counts() or ()) == list(remote.class_counts() or ()) == counts
+    assert overview(remote)[0].endswith("of 5 to 6 images")
     older = Path(shutil.copytree(local.path, tmp_path / "older"))
     told = json.loads((older / "manifest.json").read_text())
     del told["class_counts"]
     write_checked(older, told)
     with web(older) as server:
         unknown = Cache.open(server.url)
-        assert unknown.class_counts is None and unknown.empty_classes() == []
-        assert unknown.overview()[0].endswith(" ...)") and len(unknown.overview()) == 1
+        assert unknown.class_counts() is None
+        assert overview(unknown)[0].endswith(" ...)") and len(overview(unknown)) == 1
     assert not downloaded(store)
-    assert list(Cache.open(older).class_counts or ()) == counts  # read from its labels
-    twice = Cache.open([local.path, older]).class_counts
+    assert list(Cache.open(older).class_counts() or ()) == counts  # read from its labels
+    twice = Cache.open([local.path, older]).class_counts()
     assert list(twice or ()) == [2 * count for count in counts]
 
 

@@ -57,7 +57,7 @@ def test_heads_are_known_shown_or_asked_for(tmp_path: Path) -> None:
     path = save(peer(projector=True), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="of width 64 does not say it: give num_heads="):
         load_pretrained(path)
-    with pytest.raises(ConfigError, match="width 64 is not a multiple of model"):
+    with pytest.raises(CheckpointError, match="width 64 is not a multiple of model"):
         load_pretrained(path, num_heads=5)
     with pytest.raises(CheckpointError, match="has 4 heads, not 8"):
         load_pretrained(save(peer(**LIGHTNING), tmp_path / "b.pt"), num_heads=8)

@@ -19,8 +19,8 @@ class Named(SimpleNamespace):
     def __len__(self) -> int:
         return 8
 
-    def empty_classes(self) -> list[int]:
-        return []
+    def class_counts(self) -> tuple[int, ...]:
+        return (8,)
 
 
 CACHE = Named(identity="one", class_names=("cat",), vae={"name": "none"})

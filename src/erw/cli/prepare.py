@@ -32,8 +32,7 @@ class Prepare:
     groups: tuple[str, ...] = ()  # classes of the built-in images, as flags food-drink; empty: all
     # Labels from dataset.json or folders (auto), folders, the innermost folder, or none.
     classes: Literal["auto", "folders", "leaf", "none"] = "auto"
-    # which of the splits, in folders or files of such names (train, test, ...), or of the hub
-    split: str | None = None
+    split: str | None = None  # train, test, ...: the folders or files of that name, or the hub's
     subset: str | None = None  # which configuration of a data set of the hub, if it has several
     columns: tuple[str, ...] = ()  # image and label column of tables, where they are unusual
     # How features are stored; int8 has one scale per token. None: as the cache has, else float16.

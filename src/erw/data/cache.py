@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_map_only
 
 from erw.data.manifest import MANIFEST, SINGLE, Column, File, Manifest, shard_file
 from erw.data.quantize import Packed, unpack
-from erw.data.sources.files import summary
 from erw.data.statistics import Statistics, statistics
 from erw.errors import CacheError, raised_as
 from erw.io import cache_home, hash_file, load_tensors, lock
@@ -143,12 +142,13 @@ class Cache:
     scaled as the first cache's, the features that all of them have.
     """
 
+    notes = ()  # see `Source`
     threads = 2  # that read: they saturate memory bandwidth
 
     def __init__(self, parts: Sequence[Part]) -> None:
         manifest = parts[0].manifest
         self.parts, self.manifest, self.spec = tuple(parts), manifest, manifest.spec
-        self.address = " ".join(part.address for part in parts)  # for messages
+        self.address = self.name = " ".join(part.address for part in parts)  # for messages
         self.path = Path(parts[0].address)
         named = (name for part in parts for name in part.manifest.class_names)
         self.class_names = tuple(dict.fromkeys(named))
@@ -279,18 +279,15 @@ class Cache:
             columns[name] = column
         return columns
 
-    @cached_property
     def class_counts(self) -> tuple[int, ...] | None:
-        """Rows of each class. None where a cache of an older erw lies at a URL: its labels come
-        with its latents."""
-        counts = Counter[str]()
+        """Rows of each class. None where a cache of an older erw, which does not say, is remote."""
+        counts, shards = Counter[str](), self._shards if self.class_names else []
         for known in (part.manifest for part in self.parts):
             counts.update(dict(zip(known.class_names, known.class_counts, strict=False)))
-        for number, (part, *_) in enumerate(self._shards if self.class_names else ()):
-            if part.manifest.class_counts:
-                continue
-            if "://" in part.address:
-                return None
+        older = [n for n, (part, *_) in enumerate(shards) if not part.manifest.class_counts]
+        if older and "://" in self.address:
+            return None
+        for number in older:
             counts.update(self.class_names[i] for i in self._column(number, "label").tolist())
         return tuple(counts[name] for name in self.class_names)
 
@@ -300,14 +297,6 @@ class Cache:
         rows = np.arange(count) * len(self) // count
         parts = np.array_split(rows, -(-count // 64))
         return statistics(self.read(part, features=(encoder,)).features[0] for part in parts)
-
-    def empty_classes(self) -> list[int]:
-        """Classes without a row, as far as `class_counts` are known."""
-        return [label for label, count in enumerate(self.class_counts or ()) if not count]
-
-    def overview(self) -> list[str]:
-        """Lines for people: images and classes."""
-        return summary(self.address, len(self), self.class_names, self.class_counts)
 
     def verify(self) -> list[str]:
         """Rehash every file; the names of those that are damaged, cut short or missing."""
@@ -350,7 +339,8 @@ class Cache:
         if name not in mapped:
             columns = part.manifest.spec.columns()
             kind = next(kind for kind, names in columns.items() if name in names)
-            file = next(f for f in shard.files if f.file == shard_file(shard.index, kind))
+            path = shard_file(shard.index, kind)
+            file = next((f for f in shard.files if f.file == path), File(path, 0, ""))
             new = map_columns(part.local(file), columns[kind], rows=shard.rows)
             if kind == "":
                 names, label = part.manifest.class_names, new["label"].long()

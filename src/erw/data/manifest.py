@@ -14,15 +14,14 @@ Each group of columns is a file of its own, so that a run opens (or downloads) o
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 import torch
 from blake3 import blake3
 
-from erw.config import differences, flat
+from erw.config import differences, flat, from_dict
 from erw.errors import CacheError, raised_as
 from erw.io import write_text
 
@@ -51,8 +50,8 @@ class VaeSpec:
     name: str
     weight_hash: str
     factor: int
-    scale: float | Sequence[float] | None
-    shift: float | Sequence[float] | None
+    scale: float | tuple[float, ...] | None
+    shift: float | tuple[float, ...] | None
     flops: int
     revision: str | None = None
 
@@ -128,7 +127,10 @@ class CacheSpec:
                 old = f"features of {encoder['name']} are principal components or float8"
                 anew = "erw prepare IMAGES --features int8"
                 raise CacheError(f"{old}, which this erw does not read: make them anew with {anew}")
-        return _record(cls, values)
+        spec = from_dict(cls, values, strict=False)
+        if min(spec.row_bytes().values()) < 1:
+            raise ValueError("a size below 1")
+        return spec
 
     def differences(self, new: "CacheSpec") -> list[str]:
         """Settings in which two caches differ, as "crop (adm, now resize)".
@@ -166,8 +168,8 @@ class Record:
     """All that the manifest needs to know about one shard."""
 
     shard: Shard
-    rejected: Sequence[tuple[int, str, str]]  # number, path, reason
-    latent_sums: Sequence[Sequence[float]]  # see `erw.data.writer`
+    rejected: list[tuple[int, str, str]]  # number, path, reason
+    latent_sums: list[list[float]]  # see `erw.data.writer`
 
     @staticmethod
     def read(folder: Path, index: int) -> "Record | None":
@@ -175,7 +177,8 @@ class Record:
         the latents'."""
         sizes = {path.name: path.stat().st_size for path in folder.glob(f"{index:05d}.*")}
         try:
-            record = _record(Record, json.loads((folder / f"{index:05d}.json").read_text()))
+            values = json.loads((folder / f"{index:05d}.json").read_text())
+            record = from_dict(Record, values, strict=False)
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return None
         shard = record.shard
@@ -187,8 +190,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished cache. `latent_mean`, `latent_std`: raw, per channel, of posterior samples;
-    `class_counts`: rows of each class, empty in caches of an older erw."""
+    """A finished cache. `latent_mean`, `latent_std`: raw, per channel, of posterior samples."""
 
     spec: CacheSpec
     rows: int
@@ -197,7 +199,7 @@ class Manifest:
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     shards: tuple[Shard, ...]
-    class_counts: tuple[int, ...] = ()
+    class_counts: tuple[int, ...] = ()  # rows of each class; empty: without any, or an older cache
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -231,11 +233,15 @@ class Manifest:
             if values.pop("check") != _check(values):
                 raise ValueError("its content does not match its checksum")
             spec = CacheSpec.from_json(values["settings"])
-            manifest: Manifest = _record(Manifest, values | {"spec": spec})
+            manifest = from_dict(Manifest, values | {"spec": spec}, strict=False)
             if any("/" in file.file for file in manifest.files):
                 raise ValueError("a path where the name of a file was expected")
-            if manifest.rows != (rows := sum(shard.rows for shard in manifest.shards)):
-                raise ValueError(f"{manifest.rows} rows, but {rows} in its shards")
+            scaling, row = asdict(spec.vae) | manifest.scaling, sum(spec.row_bytes().values())
+            for value in (scaling["scale"], scaling["shift"]):
+                torch.tensor(value).expand(spec.latent_shape[0])
+            rows, size = sum(s.rows for s in manifest.shards), sum(f.bytes for f in manifest.files)
+            if manifest.rows != rows or rows * row > size:
+                raise ValueError(f"{manifest.rows} rows, but {rows} in its shards of {size} bytes")
             if (counts := manifest.class_counts) and (
                 (len(counts), sum(counts)) != (len(manifest.class_names), rows) or min(counts) < 0
             ):
@@ -255,16 +261,3 @@ def readable(size: float) -> str:
 
 def _check(values: dict[str, Any]) -> str:
     return blake3(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _record(kind: Any, value: Any) -> Any:
-    """A field's value from JSON: records by the types of their fields, lists as tuples; keys of
-    other versions are left out."""
-    if isinstance(value, dict):
-        hints = get_type_hints(kind)
-        return kind(**{k: _record(hints[k], v) for k, v in value.items() if k in hints})
-    if kind is File:
-        return File(*value)
-    if isinstance(value, list):
-        return tuple(_record(get_args(kind)[0], item) for item in value)
-    return value

@@ -148,7 +148,7 @@ def _make(writer: Writer, *, adding: bool = False, progress: bool) -> Cache:
     if not quiet:
         rows, rejected = len(cache), cache.manifest.rejected
         size = sum(file.bytes for file in cache.manifest.files)
-        say("\n".join([*cache.overview(), f"{readable(size)}, {size / rows:.0f} bytes a row"]))
+        say("\n".join([*overview(cache), f"{readable(size)}, {size / rows:.0f} bytes a row"]))
         for name in (name for name in cache.features if "#" not in name):
             near = cache.statistics(name).nearness
             hint = "; so near it is no target: align with normalize images" * (near > 0.9)

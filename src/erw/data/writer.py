@@ -112,7 +112,7 @@ class Writer:
         names = [shard_file(index, part) for part in self.parts]
         count = old.shard.rows if old else len(columns.get("label", ()))
         shard = Shard(index, count, tuple(files[name] for name in names if name in files))
-        sums = _latent_sums(columns["moments"]) if batches and not old else ()
+        sums = _latent_sums(columns["moments"]) if batches and not old else []
         record = replace(old, shard=shard) if old else Record(shard, rejected, sums)
         write_text(self.folder / f"{index:05d}.json", json.dumps(asdict(record), sort_keys=True))
 

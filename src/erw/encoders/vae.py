@@ -162,15 +162,16 @@ def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | No
         width = network.config["encoder_hidden_size"]
         return network, ([0.0] * width, [1.0] * width)
     network = pretrained.load_complete("diffusers", model, folder, name=name, **options).float()
-    config, ones = network.config, [1.0] * network.config["latent_channels"]
-    mean, deviation, factor = config.get("latents_mean"), config.get("latents_std"), 1.0
-    if not entry:  # a folder: diffusers' meaning of the four settings
-        mean = mean or [config.get("shift_factor") or 0.0] * len(ones)
-        deviation, factor = deviation or ones, config["scaling_factor"]
-    elif "scale" in entry:
-        mean, deviation, factor = [entry["shift"]] * len(ones), ones, entry["scale"]
-    known = mean and deviation
-    return network, (mean, [factor / x for x in deviation]) if known else None
+    with raised_as(CheckpointError, f"{folder / _CONFIG} has no scaling that can be read"):
+        config, ones = network.config, [1.0] * network.config["latent_channels"]
+        mean, deviation, factor = config.get("latents_mean"), config.get("latents_std"), 1.0
+        if not entry:  # a folder: diffusers' meaning of the four settings
+            mean = mean or [config.get("shift_factor") or 0.0] * len(ones)
+            deviation, factor = deviation or ones, config["scaling_factor"]
+        elif "scale" in entry:
+            mean, deviation, factor = [entry["shift"]] * len(ones), ones, entry["scale"]
+        known = mean and deviation
+        return network, (list(mean), [factor / x for x in deviation]) if known else None
 
 
 def _rae(folder: Path, name: str) -> Any:

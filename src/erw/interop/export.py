@@ -21,7 +21,7 @@ import torch
 from erw import __version__
 from erw.config import to_dict
 from erw.encoders.vae import VAE, load_vae
-from erw.errors import CheckpointError, ConfigError, one_line
+from erw.errors import CheckpointError, ConfigError, one_line, raised_as
 from erw.interop.metadata import METADATA, describe, known_vae, model_card, public, read_metadata
 from erw.interop.pretrained import PLAIN_FILE, REPO, open_model
 from erw.io import save_tensors, write_json
@@ -66,10 +66,12 @@ def export(
     if sizes.needs_token and format == "diffusers":
         raise CheckpointError(f"{model.run.name} has class tokens; choose --format safetensors")
     exported = bool(model.source) and (Path(model.source) / METADATA).is_file()
-    meta = read_metadata(Path(model.source)) if exported else describe(model)
+    with raised_as(CheckpointError, f"what is told of {model.source} is damaged"):
+        meta = read_metadata(Path(model.source)) if exported else describe(model)
+        meta = dataclasses.replace(meta, vae=public(vae)) if vae else meta
+        parameters = sum(p.numel() for p in model.net.parameters())
+        card = model_card(meta, repo=repo, diffusers=format == "diffusers", parameters=parameters)
     name, decoder = vae or model.vae, None
-    if vae:
-        meta = dataclasses.replace(meta, vae=public(vae))
     if name != "none" and (format == "diffusers" or not known_vae(name)):
         decoder = load_vae(name)
         if decoder.channels != model.net.channels:
@@ -85,9 +87,7 @@ def export(
         if decoder is not None:
             _save_vae(decoder, tmp / "vae")
         write_json(tmp / METADATA, to_dict(meta))
-        parameters = sum(p.numel() for p in model.net.parameters())
-        text = model_card(meta, repo=repo, diffusers=format == "diffusers", parameters=parameters)
-        (tmp / "README.md").write_text(text, "utf-8")
+        (tmp / "README.md").write_text(card, "utf-8")
         os.replace(tmp, out)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

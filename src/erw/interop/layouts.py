@@ -56,10 +56,9 @@ def detect_layout(
 ) -> tuple[str, str]:
     """(layout, the evidence in words) of a file, from its keys, shapes and settings. Raises
     CheckpointError: no known layout, or two that look the same and mean different things."""
-    keys = " ".join(tensors)
     if settings.get("layout") in LAYOUTS:
         return str(settings["layout"]), "as it says"
-    if "transformer_blocks." in keys:
+    if "transformer_blocks." in (keys := " ".join(tensors)):
         return "diffusers-dit", "transformer_blocks.*"
     if "x_embedder.proj.weight" not in tensors:
         known = ", ".join(LAYOUTS)
@@ -94,7 +93,8 @@ def outputs_of(net: Mapping[str, Tensor]) -> int:
 def unshifted(tensors: Mapping[str, Tensor]) -> bool:
     """Whether blocks have four modulations instead of six: no shift (LightningDiT's wo_shift)."""
     bias = tensors.get("blocks.0.adaLN_modulation.1.bias")
-    return bias is not None and 4 * len(tensors["x_embedder.proj.weight"]) == len(bias)
+    width = tensors["x_embedder.proj.weight"].shape[:1]  # a hostile file's may have none
+    return bias is not None and 4 * width.numel() == bias.numel()
 
 
 def from_layout(tensors: Mapping[str, Tensor], layout: str, path: object) -> dict[str, Tensor]:

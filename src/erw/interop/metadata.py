@@ -34,7 +34,7 @@ class Metadata:
     step: int = 0
     class_names: tuple[str, ...] = ()
     empty_classes: tuple[int, ...] = ()  # numbers of those without images
-    scaling: dict | None = None
+    scaling: dict[str, list[float]] | None = None
     average: str = ""
     weights: str = ""
     origin: str = ""

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from erw.align import PROJECTORS
 from erw.config import SIZES, Data, Flow, Model, Run, Sample
-from erw.errors import CheckpointError, ConfigError, one_line, raised_as
+from erw.errors import CheckpointError, ConfigError, raised_as
 from erw.interop import layouts
 from erw.interop.layouts import FLIPPED, LAST, LAYOUTS, STEPS, TABLE, TIMES, depth_of, outputs_of
 from erw.interop.metadata import METADATA, read_metadata
 from erw.interop.safe_load import FOLDER_FILE, Which, read_weights
 from erw.io import misfit
-from erw.models import SiT, build_model
+from erw.models import build_model, fitting
 from erw.plan import PRESETS
 from erw.training.trained import Trained, is_run, load
 
@@ -39,7 +39,6 @@ LIGHTNING = Sample(
     steps=249, solver="euler", shift=1 / 0.3, interval=(0.0, 0.89), guided_channels=3
 )
 DIT = Sample(steps=250, solver="ddpm", guided_channels=3)
-MOST_POSITIONS = 2**28  # numbers in the table of positions: far above any model there is
 
 
 def load_pretrained(
@@ -96,12 +95,10 @@ def from_pretrained(
     run, names, files = meta.run, meta.class_names, [folder / name for name in EXPORTED]
     file = files[0] if files[0].is_file() else files[1]
     tensors = {k.removeprefix("net."): v for k, v in read_weights(file)[0].items()}
-    check_fit(tensors, run.model, outputs=run.flow.outputs, source=file)
+    fitting(run.model, tensors, outputs=run.flow.outputs, source=file)
     net = build_model(run.model, outputs=run.flow.outputs)
     net.load_state_dict(tensors)
     net.to(device).eval().requires_grad_(False)
-    if len(names) not in (0, net.null_class):
-        raise CheckpointError(f"{folder} names {len(names)} classes, of {net.null_class}")
     vae, scaling = meta.vae, meta.scaling
     if (folder / "vae" / "config.json").is_file():  # which has the scaling too
         vae, scaling = str(folder / "vae"), None
@@ -177,7 +174,7 @@ def read_released(
     elif prediction or path_type:
         raise ConfigError(f"{path} is a DiT, which predicts noise on its chain; say no other")
     tensors, data = layouts.from_layout(tensors, layout, path), Data()
-    if TABLE in tensors and settings.get("num_classes") == len(tensors[TABLE]):
+    if TABLE in tensors and settings.get("num_classes") == tensors[TABLE].shape[:1].numel():
         data = Data(class_dropout=0.0)  # trained so, it has no row for no class: one of zeros
         tensors[TABLE] = torch.cat([tensors[TABLE], torch.zeros_like(tensors[TABLE][:1])])
     model = _model(tensors, path, heads=num_heads, depth=depth, input_size=input_size)
@@ -186,7 +183,9 @@ def read_released(
         late = ("final_layer.", *(f"blocks.{n}." for n in range(blocks, model.depth)))
     elif outputs_of(tensors) == 2:
         outputs = 2  # a flow model's file may have sigma channels
-    net = check_fit(tensors, model, outputs=outputs, source=path, late=late)
+    frozen = (*layouts.BUFFERS, layouts.PROJECTOR)
+    own = {k: v for k, v in tensors.items() if not k.startswith(frozen)}
+    net = fitting(model, own, outputs=outputs, source=path, late=late)
     for name, table in layouts.positions(net).items():
         stored = tensors.setdefault(name, table)
         if input_size and stored.shape != table.shape:
@@ -214,36 +213,6 @@ def read_released(
     return Trained(net, run, vae, source=str(path), missing=missing, origin=origin), layout, tensors
 
 
-def check_fit(
-    tensors: Mapping[str, Tensor], model: Model, *, outputs: int, source: Any,
-    late: tuple[str, ...] = (),
-) -> SiT:  # fmt: skip
-    """The network that the tensors fit, on the meta device: settings from a file are checked before
-    they take memory. Names that begin as `late` may be missing. Raises CheckpointError."""
-    side, channels, blocks = model.input_size or 0, model.channels or 0, depth_of(tensors)
-    classes = -1 if model.num_classes is None else model.num_classes
-    if (
-        model.net != "sit"
-        or min(side, channels, classes + 1) < 1
-        or (side // model.patch) ** 2 * model.width > MOST_POSITIONS
-        or (model.depth + model.head_depth != blocks and not late)
-    ):
-        raise CheckpointError(
-            f"{source} has {blocks} blocks, its settings are for a {model.net} of {model.depth} "
-            f"and {classes} classes on {side} x {side} x {channels}: not of one model"
-        )
-    with torch.device("meta"):
-        net: SiT = build_model(model, outputs=outputs)
-    tensors = {
-        k: v for k, v in tensors.items() if not k.startswith((*layouts.BUFFERS, layouts.PROJECTOR))
-    }
-    names = dict(net.named_parameters())
-    if problems := misfit(tensors, names, optional={k for k in names if k.startswith(late)}):
-        sizes = f"{model.depth} x {model.width}"
-        raise CheckpointError(f"{source} does not fit a {sizes} network: {problems}")
-    return net
-
-
 def unusual(flow: Flow) -> list[str]:
     """What a flow model has other than the velocity on the linear path, in words."""
     words = [f"predicts the {flow.prediction}"] * (flow.prediction != "velocity")
@@ -254,13 +223,11 @@ def _model(net: Any, path: Any, *, heads: int | None, depth: int | None, input_s
     """A network's settings from a file's tensors; the options fill in what shapes cannot say."""
     token, rope = "cls_projectors2.weight", "feat_rope.freqs_cos"
     norm = "blocks.0.attn.q_norm.weight"
-    try:
+    with raised_as(CheckpointError, f"{path} does not fit"):
         width, channels, patch, _ = net["x_embedder.proj.weight"].shape
         classes, class_dim = len(net[TABLE]) - 1, net[token].shape[1] if token in net else None
         tokens = net["pos_embed"].shape[1] - (token in net) if "pos_embed" in net else 0
         stored = next((width // net[k].shape[-1] for k in (norm, rope) if k in net), heads)
-    except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path} does not fit: {one_line(error)}") from error
     sizes: dict[str, Any] = {
         "num_heads": stored or HEADS.get(width),
         "depth": depth or (depth_of(net) if LAST in net else DEPTHS.get(width)),
@@ -270,22 +237,23 @@ def _model(net: Any, path: Any, *, heads: int | None, depth: int | None, input_s
         raise CheckpointError(f"{path} of width {width} does not say it: give {unknown[0]}=")
     if heads not in (None, stored):
         raise CheckpointError(f"{path} has {stored} heads, not {heads}; leave out num_heads")
-    return Model(
-        input_size=sizes["input_size"],
-        channels=channels,
-        patch=patch,
-        depth=sizes["depth"],
-        width=width,
-        heads=sizes["num_heads"],
-        num_classes=classes,
-        rope=rope in net,
-        qk_norm=norm in net,
-        norm="rms" if "blocks.0.norm1.weight" in net else "layer",
-        mlp="swiglu" if "blocks.0.mlp.w12.weight" in net else "gelu",
-        adaln_shift=not layouts.unshifted(net),
-        class_token="denoised" if class_dim else "none",
-        class_dim=class_dim,
-    )
+    with raised_as(CheckpointError, f"{path} does not fit"):
+        return Model(
+            input_size=sizes["input_size"],
+            channels=channels,
+            patch=patch,
+            depth=sizes["depth"],
+            width=width,
+            heads=sizes["num_heads"],
+            num_classes=classes,
+            rope=rope in net,
+            qk_norm=norm in net,
+            norm="rms" if "blocks.0.norm1.weight" in net else "layer",
+            mlp="swiglu" if "blocks.0.mlp.w12.weight" in net else "gelu",
+            adaln_shift=not layouts.unshifted(net),
+            class_token="denoised" if class_dim else "none",
+            class_dim=class_dim,
+        )
 
 
 def _known(path: object, key: str, names: dict[str, str], settings: Any, given: str | None) -> str:

@@ -4,12 +4,14 @@ A new backbone is one file with the class and one line in `BACKBONES`: the loop 
 FLOPs are counted by running it, and `erw.generate` samples it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from erw.errors import CheckpointError, ConfigError, nearest, raised_as
+from erw.io import misfit
 from erw.models.rdm import Rdm
 from erw.models.sit import SiT, Tapped
 from erw.rng import seeded
@@ -51,7 +53,7 @@ class Backbone(Protocol):
 def _sit(model: "Model", outputs: int) -> SiT:
     names = ["patch", "depth", "width", "heads", "rope", "qk_norm", "norm", "mlp", "adaln_shift"]
     names += ["internal", "head_depth", "head_width", "head_heads", "fusion"]
-    assert model.input_size and model.channels and model.num_classes is not None
+    assert model.input_size and model.channels and model.num_classes is not None, "unknown sizes"
     width = model.class_dim or 0  # of the class token
     return SiT(
         input_size=model.input_size,
@@ -65,11 +67,12 @@ def _sit(model: "Model", outputs: int) -> SiT:
 
 
 def _rdm(model: "Model", outputs: int) -> Rdm:
-    assert model.class_dim and model.num_classes is not None
+    assert model.class_dim and model.num_classes is not None, "unknown sizes"
     sizes = {name: getattr(model, name) for name in ("depth", "width", "num_classes")}
     return Rdm(dim=model.class_dim, **sizes)
 
 
+MOST_POSITIONS = 2**28  # numbers in the table of positions: far above any model there is
 BACKBONES: dict[str, Callable[["Model", int], Any]] = {"sit": _sit, "rdm": _rdm}
 """Name in `model.net` -> (resolved model settings, outputs for each number of the latent) ->
 network."""
@@ -80,6 +83,26 @@ def build_model(model: "Model", *, outputs: int = 1, seed: int = 0) -> Any:
 
     `outputs`: numbers given for each of the latent, as the run's `flow.outputs` says.
     """
+    if model.net not in BACKBONES:
+        raise ConfigError(f"model.net is {model.net!r}{nearest(model.net, BACKBONES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(seed, "init"))
         return BACKBONES[model.net](model, outputs)
+
+
+def fitting(
+    model: "Model", tensors: Mapping[str, Tensor], *, outputs: int, source: object,
+    late: tuple[str, ...] = (),
+) -> Any:  # fmt: skip
+    """The network that a file's tensors fill, on the meta device: settings from a file are checked
+    before they take memory. Names that begin as `late` may be missing. Raises CheckpointError."""
+    sizes = f"a network of {model.depth} x {model.width}, patch {model.patch}"
+    with raised_as(CheckpointError, f"{source} does not fit {sizes}"), torch.device("meta"):
+        places = ((model.input_size or 0) // model.patch) ** 2 * model.width
+        if places > MOST_POSITIONS or max(model.depth - len(late), model.head_depth) > len(tensors):
+            raise ValueError(f"on latents of side {model.input_size}, with {len(tensors)} tensors")
+        net = build_model(model, outputs=outputs)
+        names = dict(net.named_parameters())
+        if problems := misfit(tensors, names, optional={k for k in names if k.startswith(late)}):
+            raise ValueError(problems)
+    return net

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from erw.config import checked
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError
 from erw.io import fill, load_tensors, save_tensors
@@ -66,7 +67,7 @@ def load(path: Path, state: State) -> Position:
     """
     try:
         tensors, header = load_tensors(path)
-        position = Position(**json.loads(header["progress"]))
+        position = checked(Position, json.loads(header["progress"]), "progress")
         if len(tensors) != int(header["tensors"]):
             raise ValueError(f"{len(tensors)} tensors of {header['tensors']}")
     except (CheckpointError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader, prefetch
+from erw.data.sources import overview
 from erw.dist import World, precision, unsynced, world
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
@@ -98,7 +99,7 @@ def train(
             Progress(run.name, whole.total, done=spent, quiet=not processes.first)
         )
         if processes.first:
-            bar.say("\n".join(cache.overview()))
+            bar.say("\n".join(overview(cache)))
             final = run.phase(run.steps - 1)
             if cache.vae["name"] == "none" and final.reads_encoder and not final.warmup:
                 bar.say(

@@ -37,7 +37,7 @@ def claim(
             "vae": cache.vae["name"],
             "scaling": getattr(cache, "scaling", None),  # if measured: samples are decoded with it
             "class_names": list(cache.class_names),
-            "empty_classes": cache.empty_classes(),
+            "empty_classes": [i for i, count in enumerate(cache.class_counts() or ()) if not count],
         },
         "cost": {"teacher": ledger.teacher, "rates": [rate._asdict() for rate in ledger.rates]},
         "init": None,

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from erw import flow
-from erw.config import Run, from_dict
+from erw.config import Run, checked, from_dict
 from erw.errors import CheckpointError, ConfigError, raised_as
 from erw.io import fill, load_tensors, read_json, tensor_header
-from erw.models import build_model
+from erw.models import build_model, fitting
 from erw.training.checkpoint import paths, step_of
 
 RECIPE, WEIGHTS, BEST = "recipe.json", "ema.safetensors", "best.safetensors"
+CACHE: dict[str, Any] = {"vae": str, "class_names": tuple[str, ...]}  # in recipe.json, for samples
+CACHE |= {"scaling": dict[str, list[float]] | None, "empty_classes": tuple[int, ...] | None}
 RDM = "rdm"
 """Folder, in a run's folder, of the run that makes its representations."""
 
@@ -40,6 +42,13 @@ class Trained:
     missing: frozenset[str] = frozenset()
     origin: str = ""  # what was read of a released checkpoint, in words
     empty_classes: tuple[int, ...] = ()  # of which it has seen no image
+
+    def __post_init__(self) -> None:
+        if (names := len(self.class_names)) and names != self.num_classes:
+            raise CheckpointError(f"{self.source} names {names} classes, of {self.num_classes}")
+        sizes = {key: len(values) for key, values in (self.scaling or {}).items()}
+        if sizes and sizes != (due := dict.fromkeys(("scale", "shift"), self.latent_shape[0])):
+            raise CheckpointError(f"{self.source} has a scaling of {sizes}, expected {due}")
 
     @property
     def num_classes(self) -> int:
@@ -111,12 +120,14 @@ def load(
     if (file := files.get(str(checkpoint))) is None:
         known = ", ".join(files) or "none at all"
         raise CheckpointError(f"{path} has no checkpoint {str(checkpoint)!r}, but {known}")
-    recipe, tensors, header = _read(file)
-    run = from_dict(Run, recipe["resolved"])
+    recipe, tensors, step, average = _read(file)
+    with raised_as(CheckpointError, f"the recipe of {file} is damaged"):
+        run, told = checked(Run, recipe["resolved"], "resolved"), recipe["cache"]
+        for key, kind in CACHE.items():
+            checked(kind, told.get(key), f"cache.{key}")
+    fitting(run.model, tensors, outputs=run.flow.outputs, source=file)
     net = build_model(run.model, outputs=run.flow.outputs)
-    what = f"{file} is from another model"
-    fill(dict(net.named_parameters()), tensors, what=what, hint="load it with its own run folder")
-    step, average = int(header["step"]), header.get("average", "")
+    net.load_state_dict(tensors, strict=False)  # without its tables
     return assembled(net.to(device), recipe, folder, step=step, source=str(path), average=average)
 
 
@@ -130,7 +141,7 @@ def assembled(
         rdm = fitting_rdm(load(folder / RDM, device=next(net.parameters()).device), run)
     classes = rdm.class_names if rdm else cache["class_names"] if net.null_class else ()
     net = net.eval().requires_grad_(False)
-    empty = rdm.empty_classes if rdm else tuple(cache.get("empty_classes", ()))
+    empty = rdm.empty_classes if rdm else tuple(cache.get("empty_classes") or ())
     known = run, cache["vae"], tuple(classes), step, cache.get("scaling"), source, average, rdm
     return Trained(net, *known, empty_classes=empty)
 
@@ -159,21 +170,19 @@ def is_run(path: str | Path) -> bool:
     return path.name in (WEIGHTS, BEST) or bool({"run", "progress"} & header.keys())
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
-    """(recipe, weights, header with the step) of a file that `load` takes."""
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], int, str]:
+    """(recipe, weights, step, which average) of a file that `load` takes."""
     tensors, header = load_tensors(file)
     with raised_as(CheckpointError, f"the header of {file} is damaged"):
-        recipe, progress = (json.loads(header.get(key, "{}")) for key in ("run", "progress"))
-        if recipe:
-            recipe["run"], recipe["resolved"], recipe["cache"]["vae"], int(header["step"])
-            return recipe, tensors, header
-    if file.name in (WEIGHTS, BEST):
-        return read_recipe(file.parent), tensors, header
-    if "step" not in progress:
-        raise CheckpointError(f"{file} is neither a run's checkpoint nor a file of erw ema")
-    prefix = "ema.model."
-    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    return read_recipe(file.parent.parent), weights, {"step": str(progress["step"])}
+        recipe, progress = (dict(json.loads(header.get(k, "{}"))) for k in ("run", "progress"))
+        if not (recipe or progress or file.name in (WEIGHTS, BEST)):
+            raise ValueError("neither a run's checkpoint nor a file of erw ema")
+        step, average = int((progress or header)["step"]), header.get("average", "")
+    if progress:
+        prefix = "ema.model."
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    folder = file.parent.parent if progress else file.parent
+    return recipe or read_recipe(folder), tensors, step, average
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

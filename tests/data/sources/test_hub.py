@@ -89,9 +89,9 @@ def test_a_split_by_name(offline: Path, tmp_path: Path) -> None:
     assert open_source(local, split="test").name == "copy:test"
     with pytest.raises(DataError, match=r"copy has no set dev: name one of test, train"):
         open_source(local, split="dev")
-    with pytest.raises(DataError, match="has no split inside: name the files of one"):
+    with pytest.raises(DataError, match="has no splits or subsets inside"):
         open_source(local / "data" / "train-*", split="train")
-    with pytest.raises(DataError, match="has no subsets: give the folder of one"):
+    with pytest.raises(DataError, match="has no splits or subsets inside"):
         open_source(local / "data" / "train-*", subset="small")
 
 

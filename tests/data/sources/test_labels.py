@@ -130,7 +130,7 @@ def test_one_of_the_splits_in_folders(tmp_path: Path, kind: str) -> None:
     assert open_source(where, split="train", classes="leaf").class_names == ("cat", "dog")
     with pytest.raises(DataError, match="has no split test, its folders: train, val"):
         open_source(where, split="test")
-    with pytest.raises(DataError, match="has no subsets"):
+    with pytest.raises(DataError, match="has no splits or subsets inside"):
         open_source(where, subset="cat")
 
 

@@ -61,15 +61,15 @@ def open_source(
             what = f"{' and '.join(kinds)} files"
             raise DataError(f"{path} holds {what}: name one kind by a pattern, as '{path}/*'")
         if packed:
-            part, chosen = one_set(packed, path, split=split, subset=subset)
+            part, chosen = one_set(packed, path, split, subset)
             name = path.name + f":{part}" * bool(split or subset)
             paths, files, inside, subset = [path / key for key in chosen], None, None, None
     elif not path.exists():
         paths = [Path(match) for match in sorted(glob(str(path)))]
-    if subset:
-        raise DataError(f"{path} has no subsets: give the folder of one")
     if not paths:
         raise FileNotFoundError(f"no images at {path} (built-in sets: {', '.join(BUILT_IN)})")
+    if subset or (inside and not files and ending(paths[0].name) in (*PACKED[1:], ".npy", ".npz")):
+        raise DataError(f"{path} has no splits or subsets inside: name the files of one")
     source = _open(sorted(paths), files, classes, columns, inside)
     source.name = name or source.name
     return source
@@ -80,8 +80,6 @@ def _open(
 ) -> Source:
     """The source in a folder's files, or in paths of one kind."""
     kinds = {"" if files else ending(path.name) for path in paths}
-    if split and kinds & {".parquet", ".arrow", ".npy", ".npz"}:
-        raise DataError(f"{paths[0]} has no split inside: name the files of one")
     if kinds <= {".parquet"} or kinds <= {".arrow"}:
         return Table(paths, labelled=classes != "none", columns=columns)
     if columns:

@@ -62,26 +62,17 @@ def digest(header: Any, lines: Iterable[str]) -> str:
     return hashed.hexdigest()[:32]
 
 
-def overview(source: Source) -> list[str]:
-    """Lines for people: images and classes; then what was left alone."""
-    counts = source.class_counts()
-    return [*summary(source.name, len(source), source.class_names, counts), *source.notes]
-
-
-def summary(
-    name: str, count: int, classes: Sequence[str], class_counts: Sequence[int] | None
-) -> list[str]:
-    """Lines for people: so many images, of these classes of so many each (None: not known)."""
-    line = f"{count:,} images of {name}, "
-    if not classes:
-        return [line + "no classes: the set is unconditional"]
-    line += f"{len(classes):,} classes ({listed(classes)})"
-    if class_counts is None:
-        return [line]
-    empty = [name for name, some in zip(classes, class_counts, strict=False) if not some]
+def overview(images: Any) -> list[str]:
+    """Lines for people on a source or a cache: images and classes; then what was left alone."""
+    line, names = f"{len(images):,} images of {images.name}, ", images.class_names
+    if not names:
+        return [line + "no classes: the set is unconditional", *images.notes]
+    line += f"{len(names):,} classes ({listed(names)})"
+    counts = images.class_counts() or ()  # an older cache at a URL does not say
+    line += f" of {min(counts):,} to {max(counts):,} images" if counts else ""
+    empty = [name for name, count in zip(names, counts, strict=False) if not count]
     note = f"classes without images: {len(empty)} ({listed(empty)})"
-    line += f" of {min(class_counts):,} to {max(class_counts):,} images"
-    return [line, *[note] * bool(empty)]
+    return [line, *[note] * bool(empty), *images.notes]
 
 
 class FileSource(Source):

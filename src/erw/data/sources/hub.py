@@ -22,14 +22,13 @@ def files_of(path: str, *, split: str | None, subset: str | None) -> tuple[str, 
     if not revision and not any(ending(file) in PACKED for file in files):
         revision = "refs/convert/parquet"  # where the hub puts its Parquet copy
         files = _listed(name, revision)
-    packed = [file for file in files if ending(file) in PACKED]
-    part, chosen = one_set(packed, name, split=split, subset=subset)
+    part, chosen = one_set([x for x in files if ending(x) in PACKED], name, split, subset)
     root = _fetched(name, revision, chosen)
     return f"{name}:{part}", [root / file for file in chosen]
 
 
 def one_set(
-    files: Iterable[str], name: object, *, split: str | None, subset: str | None
+    files: Iterable[str], name: object, split: str | None, subset: str | None
 ) -> tuple[str, list[str]]:
     """Which one of the sets in files of `name` these choose, and its files."""
     available, part = sets(files), split and SPLITS.get(split, split)

@@ -116,10 +116,8 @@ def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
 
 
 def of_split(files: Files, name: str) -> Files:
-    """The files of one split, in folders of that name, and the tables of labels outside of all.
-
-    Raises `DataError` unless the folders of one name mean that split.
-    """
+    """The files in folders that are named as a split, and tables of labels outside of all splits.
+    Raises `DataError` for no such folder, or two names that mean it."""
     splits = {key: _split(files.inside(key)) for key in files.entries}
     known = sorted({*splits.values()} - {""})
     chosen = [x for x in known if SPLITS[x] == SPLITS.get(name)]
@@ -133,8 +131,7 @@ def of_split(files: Files, name: str) -> Files:
 
 def _split(path: str) -> str:
     """The outermost folder that is named as splits are, in small letters; "" without one."""
-    found = _SPLIT.search(path)
-    return found[1].lower() if found else ""
+    return next(iter(_SPLIT.findall(path)), "").lower()
 
 
 def _samples(files: Files, images: Sequence[str]) -> dict[str, str | None]:
@@ -222,8 +219,7 @@ def _of_tables(
 def _of_folders(files: Files, images: Sequence[str], rule: str) -> list[str] | None:
     """Classes named by folders; None without any."""
     paths = [files.inside(key) for key in images]
-    flat = not any("/" in path for path in paths)
-    if flat and any(".tar/" in key for key in images):  # several archives without folders
+    if not any("/" in path for path in paths) and any(".tar/" in key for key in images):
         if rule == "auto":
             hint = "give --classes folders to make each archive a class, or --classes none for none"
             raise DataError(f"archives such as {files.root} hold no labels or folders: {hint}")
