@@ -146,6 +146,12 @@ def test_a_grid_and_its_settings() -> None:
         values_of("plan.depth")
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_goes_on_in_its_folder(name: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        claim(study_plan(name), tmp_path)
+
+
 def test_a_folder_holds_one_study(tmp_path: Path) -> None:
     smoke = study_plan("smoke")
     claim(smoke, tmp_path)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from erw.errors import DataError
 from erw.evaluation.callback import HIGHER
 from erw.io import write_bytes, write_text
 from erw.study.compare import amount, label_of
-from erw.study.knowledge import save_knowledge
+from erw.study.knowledge import history, save_knowledge
 from erw.study.plots import LIGHT, samples_figure, score_figure, to_bytes
 from erw.study.results import METRICS, RunResult, by_method, read_runs
 from erw.study.studies import PAPER, Row, Study, folder_of
@@ -125,7 +124,11 @@ def write_table(study: Study, out: Path) -> None:
     marks = ["---", *["---:"] * (len(table[0]) - 1)]
     pipes = [f"| {' | '.join(row)} |" for row in (table[0], marks, *table[1:])]
     claim = [f"Claim: {study.claim}", ""] if study.claim else []
-    text = [f"# {study.title}", "", *claim, verdict(study, lines), "", *pipes, ""]
+    said = verdict(study, lines)
+    if study.figure == "blocks" and (bends := history(alignment_of(read_runs([out]))["points"])):
+        bent = sum(bend["u_shaped"] for bend in bends)
+        said += f" Over steps {bent} of {len(bends)} blocks' alignment falls and rises again."
+    text = [f"# {study.title}", "", *claim, said, "", *pipes, ""]
     write_text(out / "table.md", "\n".join(text))
     rows = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in table]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}"
@@ -138,8 +141,8 @@ def write_table(study: Study, out: Path) -> None:
 def write_figure(study: Study, out: Path) -> None:
     """Write the figure as SVG: scores over total FLOPs, alignment over blocks, or samples."""
     runs = read_runs([out])
-    if study.figure == "blocks":
-        save_knowledge(alignment_of(runs), out / "figure")
+    if study.figure == "blocks" and (known := alignment_of(runs))["points"]:
+        save_knowledge(known, out / "figure")
         return
     scored = [run for run in runs if study.metric in run.names("values")]
     if not scored:
@@ -156,7 +159,5 @@ def alignment_of(runs: Sequence[RunResult]) -> dict[str, Any]:
         for line in run.lines["probe"]
         for block, value in enumerate(line["by_block"]["cknna"], start=1)
     ]
-    if not points:
-        raise DataError("no hidden states were probed: give the study images to probe (probed)")
-    encoder = next(line["encoder"] for run in runs for line in run.lines["probe"])
+    encoder = next((line["encoder"] for run in runs for line in run.lines["probe"]), "")
     return {"metric": "cknna", "encoder": encoder, "reference": None, "points": points}

@@ -6,6 +6,7 @@ Each run is a folder `OUT/runs/LABEL-SEED` as `erw.train` leaves it; numbers are
 """
 
 import functools
+import json
 import math
 import os
 import platform
@@ -69,6 +70,8 @@ def run_study(
     def ledger_of(run: Run) -> Ledger:
         return Ledger.of(resolve(run, opened(run.data.cache)), opened(run.data.cache))
 
+    for run in dict.fromkeys(row.run for row in now.rows if row.run):
+        resolve(run, opened(run.data.cache))  # what cannot be trained is said before any training
     cores = torch.cuda.device_count() or len(os.sched_getaffinity(0))
     jobs = jobs or {"local": cores, "torchrun": 1}.get(engine, 10_000)
     alive, start = {row.label for row in now.rows}, ENGINES[engine](study.name, out, options or {})
@@ -138,7 +141,7 @@ def claim(study: Study, out: Path) -> None:
     Raises CheckpointError for another study, or other files.
     """
     hint, old = "choose another --out", read_study(out).get("given", {})
-    new = to_dict(study)
+    new = json.loads(json.dumps(to_dict(study)))
     rows = {row["label"]: row for row in old.get("rows", ())}
     pairs = [(rows[row["label"]], row) for row in new["rows"] if row["label"] in rows]
     free = dict.fromkeys(("rows", "seeds"))
