@@ -230,7 +230,7 @@ def test_the_numbers_of_the_table_are_those_of_its_runs(study: Path) -> None:
         ours = [last["eval"]["values"]["fd_lite2"], last["validation"]["flow"]]
         ours += [last["probe"]["probes"][name] for name in ("knn", "cknna")]
         assert row[1:5] == [f"{value:.4g}" for value in ours]
-        assert row[-1] == f"{last['eval']['seconds']:.0f}"
+        assert abs(float(row[-1]) - last["eval"]["seconds"]) <= 1
         by_block = last["probe"]["by_block"]["cknna"]
         assert len(by_block) == 4 and max(by_block) == last["probe"]["probes"]["cknna"]
     text = (study / "table.md").read_text()

@@ -44,7 +44,8 @@ class Trained:
     empty_classes: tuple[int, ...] = ()  # of which it has seen no image
 
     def __post_init__(self) -> None:
-        if (names := len(self.class_names)) and names != self.num_classes:
+        half = self.net.representation and self.rdm is None  # the classes are those of its rdm
+        if (names := len(self.class_names)) and names != self.num_classes and not half:
             raise CheckpointError(f"{self.source} names {names} classes, of {self.num_classes}")
         sizes = {key: len(values) for key, values in (self.scaling or {}).items()}
         if sizes and sizes != (due := dict.fromkeys(("scale", "shift"), self.latent_shape[0])):
