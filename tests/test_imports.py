@@ -150,6 +150,7 @@ TYPED = """
 import sys
 from erw.cli import VERBS, main
 right = ["", "--help", "--version", "show", "show sit_xl2_in256_erw", "--completion bash"]
+right += ["encoders"]
 right += [f"{verb} --help" for verb in VERBS]
 right += ["train quickstart --help", "show debug --tiny --help", "study demo --help"]
 wrong = [f"{verb} --nosuch 1" for verb in VERBS] + ["trian debug", "show debgu", "study dmo"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erw.encoders import VAE, load_vae
 from erw.encoders import vae as vaes
-from erw.encoders.vae import SHIPPED
+from erw.encoders.names import SHIPPED
 from erw.errors import CheckpointError, ConfigError, DataError
 from helpers.images import glyphs
 from helpers.rae import rae

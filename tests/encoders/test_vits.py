@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from erw.encoders import load_encoder, vits
+from erw.encoders import load_encoder, names, vits
 from erw.errors import CheckpointError, ConfigError, DataError
 from erw.io import weight_hash
 from helpers.vits import FAMILIES, HALF, IMAGENET, TINY, images, saved
@@ -64,7 +64,7 @@ def test_tokens_are_those_of_the_librarys_model(entry: str, tmp_path: Path) -> N
 
 def test_every_entry_of_the_hub_is_of_a_family() -> None:
     families = "|".join(vits.FAMILIES)
-    for name, place in vits.HUB.items():
+    for name, place in names.HUB.items():
         assert re.fullmatch(rf"({families})(-\w+)*", name), name
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", place), place
     for family in vits.FAMILIES.values():
@@ -121,7 +121,7 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_encoder(f"dinov2-b={tmp_path / 'dino'}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setitem(vits.HUB, "dinov2-b", "nobody/nothing@" + "0" * 40)
+    monkeypatch.setitem(names.HUB, "dinov2-b", "nobody/nothing@" + "0" * 40)
     with pytest.raises(CheckpointError, match=r"nobody/nothing.*cannot be loaded.*=FOLDER"):
         load_encoder("dinov2-b")
     with pytest.raises(CheckpointError, match=r"mocov3-b=FILE"):

@@ -14,7 +14,8 @@ from erw.cli import main
 from erw.data.sources import open_source
 from erw.data.statistics import statistics
 from erw.encoders import ModuleEncoder
-from erw.encoders.registry import ENCODERS, at_hand, described
+from erw.encoders.names import at_hand, described
+from erw.encoders.registry import ENCODERS, load_encoder
 from erw.errors import ConfigError
 from erw.evaluation.alignment import knn_accuracy, spatial_structure
 from erw.evaluation.ranking import rate
@@ -113,8 +114,10 @@ def test_the_verb_lists_and_ranks(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert main(["encoders"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*ENCODERS, "vae:openmoji-f4c4"]
-    assert {name: width for name, width, _ in described()}["siglip2-so400m"] == 1152
+    widths = {name: width for name, width, _ in described()}
+    assert widths["siglip2-so400m"] == 1152
     assert at_hand() == [*list(ENCODERS)[:6], "vae:openmoji-f4c4"]
+    assert all(load_encoder(name).dim == widths[name] for name in at_hand())
     out = tmp_path / "table.json"
     few = ["--count", "54", "--encoders", "pixels", "efficientnet-lite0@64"]
     assert main(["encoders", "--rank", "openmoji", *few, "--out", str(out)]) == 0

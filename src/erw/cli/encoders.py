@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from erw import data
+from erw.encoders.names import at_hand, described
 from erw.errors import ConfigError, DataError, raised_as
 from erw.io import write_json
 from erw.log import Progress
@@ -28,8 +29,6 @@ def encoders(
     if rank is None:
         if encoders or out:
             raise ConfigError("to rank encoders give --rank IMAGES; without it they are listed")
-        from erw.encoders.registry import described
-
         return print("\n".join(f"{name:<24}{width:>6}  {at}" for name, width, at in described()))
     composed: dict[str, Any] = {"size": image_size, "count": count} if rank in data.BUILT_IN else {}
     source = data.open_source(rank, **composed)
@@ -38,7 +37,7 @@ def encoders(
 
     from erw.data.images import crop
     from erw.dist import current
-    from erw.encoders.registry import at_hand, load_encoder
+    from erw.encoders.registry import load_encoder
     from erw.evaluation.ranking import rate
 
     rows = sorted({int(row) for row in np.linspace(0, len(source) - 1, max(1, count))})

@@ -127,10 +127,14 @@ def peek(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Any:
 def print_completion(verbs: Mapping[str, Callable[..., Any]], shell: str) -> None:
     """Print a script that completes the verbs and their options in bash, zsh or tcsh."""
     words = ["--tyro-print-completion", shell]
-    tyro.extras.subcommand_cli_from_dict(
-        {verb: bound(function) for verb, function in verbs.items()},
-        prog="erw", args=words, registry=REGISTRY, config=CONFIG,
-    )  # fmt: skip
+    for function in verbs.values():
+        for parameter in inspect.signature(function).parameters.values():
+            explain(parameter.annotation)
+    with trusted_defaults():
+        tyro.extras.subcommand_cli_from_dict(
+            {verb: bound(function) for verb, function in verbs.items()},
+            prog="erw", args=words, registry=REGISTRY, config=CONFIG,
+        )  # fmt: skip
 
 
 def bound(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,22 +164,29 @@ def explain(kind: Any) -> None:
                 fields[name].metadata = {**fields[name].metadata, "help": text}
 
 
+@contextlib.contextmanager
+def trusted_defaults() -> Iterator[None]:
+    """tyro does not ask whether defaults have their types: to import typeguard for that would take
+    a third of its time."""
+    trusting: Any = SimpleNamespace(check_type=lambda value, kind: value, TypeCheckError=TypeError)
+    typeguard = sys.modules.setdefault("typeguard", trusting)
+    try:
+        yield
+    finally:
+        if typeguard is trusting:
+            del sys.modules["typeguard"]
+
+
 def _parse(verb: str, function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:
     """What tyro makes of `args`; its box around an error becomes one line with the nearest name."""
     box = io.StringIO()
-    # tyro would import typeguard, a third of its time, to ask whether defaults have their types.
-    trusting: Any = SimpleNamespace(check_type=lambda value, kind: value, TypeCheckError=TypeError)
-    typeguard = sys.modules.setdefault("typeguard", trusting)
     options |= {"prog": f"erw {verb}", "registry": REGISTRY, "config": CONFIG}
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), trusted_defaults():
             return tyro.cli(function, args=args, **options)
     except SystemExit as end:
         if not end.code:
             raise
-    finally:
-        if typeguard is trusting:
-            del sys.modules["typeguard"]
     text = re.sub(r"\x1b\[[\d;]*m|[╭╮╰╯│]", "", box.getvalue())
     _, message, *more = re.split("[─-]{4,}", text)
     near = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(more))

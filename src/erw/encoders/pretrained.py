@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,6 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     if problem := misfit(state, module.state_dict()):
         raise CheckpointError(f"{source}: {problem}")
     module.load_state_dict(state)
-
-
-def known(kind: str) -> dict[str, Any]:
-    """The "encoders", "vaes", "va-vae" or "rae" of `hub.toml`."""
-    return tomllib.loads((Path(__file__).parent / "hub.toml").read_text("utf-8"))[kind]
 
 
 def load_complete(
@@ -76,15 +70,6 @@ def from_hub(name: str, hub: str, files: list[str]) -> Path:
     options: dict[str, Any] = {"revision": revision or None, "local_files_only": _offline()}
     with raised_as(CheckpointError, _unavailable(name, repo)):
         return Path(snapshot_download(repo, allow_patterns=files, **options))
-
-
-def in_hub_cache(hub: str) -> bool:
-    """Whether weights of OWNER/NAME[@REVISION] are in the hub's local cache."""
-    from huggingface_hub import try_to_load_from_cache as find
-
-    repo, _, revision = hub.partition("@")
-    names = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-    return any(isinstance(find(repo, name, revision=revision or None), str) for name in names)
 
 
 def _offline() -> bool:

@@ -1,40 +1,21 @@
 """Vision encoders by name. One more encoder is one more entry in `ENCODERS`."""
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from erw.encoders import efficientnet, moco, own, vits
 from erw.encoders.base import Encoder
-from erw.encoders.pretrained import in_hub_cache
+from erw.encoders.names import HUB
 from erw.encoders.run import RunFeatures
-from erw.encoders.vae import SHIPPED
 from erw.errors import ConfigError, nearest
 
 # name -> load(name, side=, weights=); of a known family, an encoder is a line in hub.toml
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     **dict.fromkeys(efficientnet.TAPS, efficientnet.EfficientNetLite),
     "pixels": own.pixels,
-    **dict.fromkeys(vits.HUB, vits.VisionTransformer),
     **dict.fromkeys(moco.SIZES, moco.MoCoV3),
+    **dict.fromkeys(HUB, vits.VisionTransformer),
 }
-
-
-def described() -> Iterator[tuple[str, int, str]]:
-    """Every entry: its name, the width of its patch tokens, and where its weights are from."""
-    for name in (*ENCODERS, *map("vae:{}".format, SHIPPED)):
-        if hub := vits.HUB.get(name):
-            size = "l" if name == "convnextv2-b" else re.sub("-(reg|336)$", "", name).split("-")[1]
-            yield name, vits.WIDTHS[size], hub + " (here)" * in_hub_cache(hub)
-        elif name in moco.SIZES:
-            yield name, moco.SIZES[name][1], f"RCG's file, as {name}=FILE"
-        else:
-            yield name, load_encoder(name).dim, "installed (here)"
-
-
-def at_hand() -> list[str]:
-    """The entries whose weights are on this machine."""
-    return [name for name, _, origin in described() if origin.endswith("(here)")]
 
 
 def load_encoder(name: str, *, device: str = "cpu") -> Encoder:

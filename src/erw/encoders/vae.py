@@ -18,15 +18,14 @@ from torch import Tensor
 
 from erw.encoders import pretrained
 from erw.encoders.base import check_images
+from erw.encoders.names import SHIPPED, known
 from erw.errors import CheckpointError, ConfigError, raised_as
 from erw.io import load_tensors, read_json
 
 Scaling = tuple[list[float], list[float]]  # shift and scale, one value per channel
-# name -> folder, of those that come with the package
-SHIPPED = {x.parent.name: x.parent for x in Path(__file__).parent.glob("weights/*/config.json")}
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-ENTRIES: dict[str, dict[str, Any]] = pretrained.known("vaes")
-VA_VAE: dict[str, Any] = pretrained.known("va-vae")
+ENTRIES: dict[str, dict[str, Any]] = known("vaes")
+VA_VAE: dict[str, Any] = known("va-vae")
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def _rae(folder: Path, name: str) -> Any:
 
         config = read_json(folder / _CONFIG) | {"reshape_to_2d": True}
         network = AutoencoderRAE.from_config(config).float()
-    state, known, names = {}, network.state_dict(), pretrained.known("rae")["names"]
+    state, known, names = {}, network.state_dict(), known("rae")["names"]
     for key, value in load_tensors(folder / _WEIGHTS)[0].items():
         for pattern, new in names.items():
             key = key if key in known else re.sub(pattern, new, key)

@@ -16,7 +16,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from erw.encoders.base import IMAGENET, PatchEncoder, Pixels, resize
-from erw.encoders.pretrained import known, load_complete
+from erw.encoders.names import HUB
+from erw.encoders.pretrained import load_complete
 from erw.errors import CheckpointError, ConfigError
 from erw.io import read_json
 
@@ -88,10 +89,6 @@ FAMILIES = {
         pool=lambda out: out.last_hidden_state.float().mean((2, 3)),
     ),
 }  # fmt: skip
-
-HUB: dict[str, str] = known("encoders")  # name -> weights
-# channels of the patch tokens by a name's size
-WIDTHS = {"s": 384, "b": 768, "l": 1024, "h": 1280, "g": 1536, "so400m": 1152}
 
 
 class VisionTransformer(PatchEncoder):

@@ -12,7 +12,8 @@ from typing import Any
 from erw import __version__
 from erw.config import Run, Sample, from_dict, to_dict
 from erw.data.sources.openmoji import ATTRIBUTION, groups
-from erw.encoders.vae import ENTRIES, SHIPPED
+from erw.encoders.names import SHIPPED
+from erw.encoders.vae import ENTRIES
 from erw.errors import CheckpointError, ConfigError
 from erw.io import weight_hash
 from erw.log import read_metrics
