@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ def read_json(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     with raised_as(CheckpointError, f"{path} is no JSON object"):
         return dict(json.loads(content).items())
+
+
+@contextlib.contextmanager
+def opened_npz(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The arrays of an `.npz` by name, read when they are asked for. Raises DataError for another
+    file; numpy would advise to unpickle it."""
+    import numpy as np
+
+    if not zipfile.is_zipfile(path) and path.is_file():
+        problem = f"{path} is no .npz, or was cut short"
+        raise DataError(f"{problem}: get it again, or give another name")
+    problem = f"{path} cannot be read as NumPy arrays, get it again"
+    with raised_as(DataError, problem), path.open("rb") as file, np.load(file) as arrays:
+        yield arrays
 
 
 def remove_partial(folder: Path, names: Container[str]) -> None:

@@ -101,6 +101,10 @@ ARRAYS = {
     "one": (np.zeros((1, 8, 8, 3), np.uint8), "1 of them; statistics need at least 2"),
     "none": (np.zeros((0, 8, 8, 3), np.uint8), "0 of them; statistics need at least 2"),
     "large": (np.zeros((4, 16, 16, 3), np.uint8), "16 x 16"),
+    "Fortran": (
+        np.zeros((8, 8, 8, 3), np.uint8, order="F"),
+        "uint8 (8, 8, 8, 3) in Fortran order; expected uint8 (N, H, W, 3) in C order",
+    ),
     "objects": (np.array([{}], dtype=object), "expected uint8 (N, H, W, 3)"),
 }
 

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from erw.errors import DataError, ErwError
+from erw.evaluation.images import opened
 from erw.sampling.generation import Generation, generate
 from erw.sampling.save import read_images, read_settings, write
+from helpers.archives import png
 from helpers.forked import both
+from helpers.hostile import VALUES, variants
 from helpers.pixels import MODEL, share, ten, trained
 
 
@@ -125,19 +128,75 @@ def test_damaged_npz_files_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
 def test_an_npz_that_is_none_is_refused_before_drawing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.npz is no \.npz of images"):
+    with pytest.raises(DataError, match=r"a\.npz is no \.npz, or was cut short") as error:
         write(ten(), tmp_path / "a.npz")
+    assert "pickle" not in str(error.value)
     assert (tmp_path / "a.npz").read_bytes() == content
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("x.jpg", b""), ("settings.json", b'{"lr": 1}'), ("settings.json", b"{"),
+    [("x.jpg", b""), ("cats/x.PNG", b""), ("settings.json", b'{"lr": 1}'), ("settings.json", b"{"),
      ("settings.json", b"[" * 100_000)],
 )  # fmt: skip
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     """Nothing is drawn among other people's images, nor over the settings of another program."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ErwError, match=r"did not write|no JSON object"):
         write(ten(), tmp_path)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, content)]
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert found == [tmp_path / name] and found[0].read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["a.png", "cats/00000000.png"])
+def test_images_of_somebody_else_are_not_counted_as_ours(tmp_path: Path, name: str) -> None:
+    """Put there later: neither gone on with nor scored under our settings."""
+    write(generate(MODEL, [0, 1], steps=1), tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "00000000.png").rename(tmp_path / name)
+    for use in (
+        lambda: write(generate(MODEL, [0, 1], steps=1), tmp_path),
+        lambda: opened(tmp_path),
+    ):
+        with pytest.raises(DataError, match=f"erw did not write, such as {name}: take them out"):
+            use()
+
+
+def test_settings_that_a_stranger_wrote(tmp_path: Path) -> None:
+    """Of a folder and of an .npz: the same images are gone on with, or refused in one line."""
+    few = lambda: generate(MODEL, [0, 1], [2, 1], steps=1)  # noqa: E731
+    write(few(), tmp_path / "a"), write(few(), tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as arrays:
+        arrays = dict(arrays)
+    settings, refused = read_settings(tmp_path / "a"), 0
+    assert settings == read_settings(tmp_path / "a.npz")
+    records = [*variants(settings), *(("all", x) for x in VALUES if x != "delete")]
+    for what, record in records:
+        (tmp_path / "a" / "settings.json").write_text(json.dumps(record))
+        np.savez(tmp_path / "a.npz", **arrays | {"settings": json.dumps(record)})
+        for name in ("a", "a.npz"):
+            try:
+                write(few(), tmp_path / name)
+            except ErwError as error:
+                refused += 1
+                assert name in str(error) and "\n" not in str(error), what
+                assert len(str(error).replace(str(tmp_path), "")) < 300, what
+            else:
+                assert record == settings or name == "a", what
+    assert refused >= 2 * len(records) - 2
+    del arrays["seeds"]
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match="holds other seeds"):
+        write(few(), tmp_path / "a.npz")
+
+
+def test_a_picture_without_our_label_is_not_ours(tmp_path: Path) -> None:
+    few = lambda: generate(MODEL, [0], [2], steps=1)  # noqa: E731
+    write(few(), tmp_path)
+    (tmp_path / "00000000.png").write_bytes(png(1))
+    with pytest.raises(DataError, match="seed 0 has label None, now it is 2"):
+        write(few(), tmp_path)
+    (tmp_path / "00000000.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"00000000\.png is damaged: remove it"):
+        write(few(), tmp_path)

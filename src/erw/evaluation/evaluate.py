@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -35,7 +34,7 @@ from erw.evaluation.distances import Moments
 from erw.evaluation.features import Extractor, PooledEncoder, Statistics
 from erw.evaluation.images import Images, image_set
 from erw.evaluation.inception import POOL, SPATIAL, load_inception
-from erw.io import cache_home, weight_hash
+from erw.io import cache_home, opened_npz, weight_hash
 
 SPACES = {
     "lite0": "efficientnet-lite0",
@@ -155,8 +154,8 @@ def extractors_of(
 def with_stated(images: Statistics, path: Path) -> tuple[Statistics, bool]:
     """Statistics of a `.npz`'s images, with the mean and covariance that the file states, and
     whether it states any. Raises DataError where some are missing or not of this network."""
-    with np.load(path, allow_pickle=False) as arrays:
-        stated = {name: arrays[name] for name in STATED if name in arrays.files}
+    with opened_npz(path) as arrays:
+        stated = {name: arrays[name] for name in STATED if name in arrays}
     if not stated:
         return images, False
     shapes = {name: array.shape for name, array in stated.items()}

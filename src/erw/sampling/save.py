@@ -11,6 +11,7 @@ The same command makes the missing seeds only; under torchrun every rank makes i
 import json
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,12 +21,15 @@ from typing import Any
 import numpy as np
 
 from erw.data.images import EXTENSIONS
+from erw.data.sources import files
+from erw.data.sources.labels import ending
 from erw.dist import current
 from erw.errors import DataError, raised_as
-from erw.io import read_json, replacing, write_json
+from erw.io import opened_npz, read_json, replacing, write_json
 from erw.sampling.generation import Generation
 
 SETTINGS = "settings.json"
+OURS = re.compile(r"\d{8,}\.png")
 
 
 def write(
@@ -51,7 +55,7 @@ def write(
     done = {seed for seed in generation.seeds if png_path(folder, seed).exists()}
     labels = dict(zip(generation.seeds, generation.labels or (), strict=False))
     for seed in done if generation.label_rule == "given" else ():  # settings do not have these
-        if (old := read_png(png_path(folder, seed))[1]["label"]) != str(labels[seed]):
+        if (old := read_png(png_path(folder, seed))[1].get("label")) != str(labels[seed]):
             raise DataError(f"{folder}: seed {seed} has label {old}, now it is {labels[seed]}")
     if progress and world.first:
         progress(len(done))
@@ -87,7 +91,8 @@ def read_images(
             read_header = getattr(np.lib.format, f"read_array_header_{version}_0")
             shape, fortran, dtype = read_header(stream)
             if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
-                raise ValueError(f"arr_0 is {dtype} {shape}; expected uint8 (N, H, W, 3)")
+                found = f"{dtype} {shape}" + " in Fortran order" * fortran
+                raise ValueError(f"arr_0 is {found}; expected uint8 (N, H, W, 3) in C order")
             size, end = math.prod(shape[1:]), shape[0] if stop is None else stop
             stream.seek(first * size, os.SEEK_CUR)
             for lo in range(first, end, rows):
@@ -98,15 +103,29 @@ def read_images(
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
-    """How the images in a folder or `.npz` of ours were made; None for images from elsewhere."""
-    path = Path(path)
+    """How the images in a folder or `.npz` of ours were made; None for images from elsewhere.
+
+    Raises DataError for settings that cannot be read, or of which some of the images are not.
+    """
+    path, settings = Path(path), None
     if path.is_dir():
-        file = path / SETTINGS
-        settings = read_json(file) if file.exists() else {}
-        return settings if "solver" in settings else None  # of another program
-    problem = f"{path} is no .npz of images"
-    with raised_as(DataError, problem), path.open("rb") as npz, np.load(npz) as arrays:
-        return json.loads(str(arrays["settings"])) if "settings" in arrays.files else None
+        settings = read_json(file) if (file := path / SETTINGS).exists() else {}
+    else:
+        with opened_npz(path) as arrays:
+            if "settings" in arrays:
+                settings = json.loads(str(arrays["settings"]))
+    if not isinstance(settings, dict) or "solver" not in settings:  # of another program
+        return None
+    if others := [x for x in _images(path) if not OURS.fullmatch(x)]:
+        problem = f"{path} holds images that erw did not write, such as {others[0]}"
+        raise DataError(f"{problem}: take them out, or choose another folder")
+    return settings
+
+
+def _images(path: Path) -> list[str]:
+    """The images that evaluation would read from a folder, those in folders inside it too."""
+    entries = files.folder(path).entries if path.is_dir() else ()
+    return [key for key in entries if ending(key) in EXTENSIONS]
 
 
 def png_path(folder: Path, seed: int) -> Path:
@@ -116,7 +135,8 @@ def png_path(folder: Path, seed: int) -> Path:
 def read_png(path: Path) -> tuple[np.ndarray, dict[Any, Any]]:
     from PIL import Image
 
-    with Image.open(path) as image:
+    problem = f"{path} is damaged: remove it, and it is drawn again"
+    with raised_as(DataError, problem), Image.open(path) as image:
         return np.asarray(image.convert("RGB")), image.info
 
 
@@ -125,20 +145,21 @@ def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
     settings = json.loads(json.dumps(generation.settings))
     owner = file if file and file.exists() else folder
     old = read_settings(owner) if owner.exists() else None
-    images = any(p.suffix.lower() in EXTENSIONS or p.name == SETTINGS for p in folder.glob("*"))
-    if old is None and (owner == file or images):
+    if old is None and (owner == file or (folder / SETTINGS).exists() or _images(folder)):
         raise DataError(f"{owner} holds images that erw did not write: choose another --out")
     old = old or settings
     for name in settings | old:
         if (was := old.get(name)) != (now := settings.get(name)):
-            raise DataError(f"{owner}: {name} was {was}, now {now}; choose another --out")
+            problem = f"{owner}: {name} was {was!s:.80}, now {now}"
+            raise DataError(f"{problem}; choose another --out")
     if owner == folder:
         write_json(folder / SETTINGS, settings)
         return False
-    with np.load(owner) as arrays:
-        for name, values in _ids(generation).items():
-            if arrays[name].tolist() != list(values):
-                raise DataError(f"{file} holds other {name}; choose another --out")
+    with opened_npz(owner) as arrays:
+        held = {name: arrays[name].tolist() for name in ("seeds", "labels") if name in arrays}
+    for name, values in _ids(generation).items():
+        if held.get(name) != list(values):
+            raise DataError(f"{file} holds other {name}; choose another --out")
     shutil.rmtree(folder, ignore_errors=True)
     return True
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from erw.data import open_source
 from erw.data.sources import overview
+from erw.data.sources.labels import classes
 from erw.errors import DataError
 from helpers.archives import png, shades, tar
 from helpers.parts import picture
@@ -238,3 +239,25 @@ def test_real_folders_count_before_links_to_them(tmp_path: Path, link: str) -> N
     (tmp_path / "elsewhere" / "0.png").write_bytes(png(9))
     (tmp_path / "set" / "d").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert open_source(tmp_path / "set").class_names == ("b", "c", "d", "z")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", "file_name,label\n0.png,cat\n1.png,\n2.png, \n"),
+        ("metadata.csv", "file_name,label\n0.png,4\n1.png,\n2.png\n"),
+        ("metadata.jsonl", '{"file_name": "0.png", "label": "cat"}\n{"file_name": "1.png"}\n'),
+        ("dataset.json", '{"labels": {"0.png": "cat", "1.png": "", "2.png": null}}'),
+    ],
+)
+def test_an_empty_cell_is_no_class(tmp_path: Path, name: str, text: str) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    (tmp_path / name).write_text(text)
+    said = rf"{name} has no label for 1\.png, 2\.png \(2 of 3\): fill them in, or .* none"
+    with pytest.raises(DataError, match=said):
+        open_source(tmp_path)
+    assert open_source(tmp_path, classes="none").class_names == ()
+    with pytest.raises(DataError, match="2 of 3 images have no label"):
+        classes(["cat", "", " "], source="a table")
+    assert classes(["", " "], source="a table")[0] == ()

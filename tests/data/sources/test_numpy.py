@@ -47,7 +47,7 @@ def test_damaged_arrays(tmp_path: Path, harm: str) -> None:
     if harm == "flipped":
         data[len(data) // 2] ^= 0xFF
     path.write_bytes(data[: len(data) // 2] if harm == "short" else data)
-    with pytest.raises(DataError, match=r"X\.NPZ cannot be read as NumPy arrays"):
+    with pytest.raises(DataError, match=r"X\.NPZ (cannot be read as NumPy|is no \.npz)"):
         Arrays(path)
 
 
@@ -69,3 +69,23 @@ def test_one_image_is_no_set_of_rows(tmp_path: Path) -> None:
         DataError, match=r"holds uint8 \(40, 52, 3\): expected .*, also of one image"
     ):
         Arrays(tmp_path / "x.npy")
+
+
+def test_arrays_that_are_no_labels_are_named(tmp_path: Path) -> None:
+    pixels = np.stack([picture(0)] * 2)
+    np.savez(tmp_path / "x.npz", images=pixels, species=[0, 1], ids=[5, 6])
+    assert open_source(tmp_path / "x.npz").class_names == ()
+    note = 'arrays species, ids are not used: name one of them "labels" to take it as label'
+    assert open_source(tmp_path / "x.npz").notes == [note]
+    assert not open_source(tmp_path / "x.npz", classes="none").notes
+    np.savez(tmp_path / "x.npz", images=pixels, labels=[0, 1], ids=[5, 6])
+    assert not open_source(tmp_path / "x.npz").notes
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.npy", "x_labels.npy"])
+def test_text_that_is_named_as_arrays(tmp_path: Path, name: str) -> None:
+    np.save(tmp_path / "x.npy", np.stack([picture(0)] * 2))
+    (tmp_path / name).write_text("hello, this is text")
+    with pytest.raises(DataError, match=name) as error:
+        open_source(tmp_path / ("x.npz" if name == "x.npz" else "x.npy"))
+    assert "pickle" not in str(error.value) and "get it again" in str(error.value)

@@ -1,5 +1,6 @@
 """Tar archives of class folders, of one class each, and WebDataset shards."""
 
+import io
 import tarfile
 from pathlib import Path
 
@@ -119,3 +120,20 @@ def test_archives_that_are_damaged(tmp_path: Path) -> None:
     packed = tar(tmp_path / "packed.tar", {"a.png": b"x"}, mode="w:gz")
     with pytest.raises(DataError, match="uncompress it"):
         open_source(packed)
+
+
+def test_members_without_their_zeros_are_refused_by_name(tmp_path: Path) -> None:
+    """As `tar -S` packs them: a map of the stored pieces, then the pieces."""
+    pieces, stored = b"2\n0\n4\n1024\n4\n".ljust(512, b"\0"), b"BM12zero"
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name in ("a/0.bmp", "b/1.bmp"):
+            info = tarfile.TarInfo(name)
+            info.size = len(pieces + stored)
+            sparse = {"major": "1", "minor": "0", "name": name, "realsize": "1028"}
+            info.pax_headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
+            archive.addfile(info, io.BytesIO(pieces + stored))
+    said = r"x\.tar: a/0\.bmp and 1 others are stored without .*: pack the archive again without -S"
+    with pytest.raises(DataError, match=said) as error:
+        open_source(path)
+    assert "not a whole" not in str(error.value)

@@ -137,7 +137,7 @@ def tars(paths: Sequence[Path]) -> Files:
     Of members of equal path the last counts, as tar has it; links are left alone.
     """
     members: dict[str, tuple[str, Path, int, int]] = {}  # path inside, archive, first byte, size
-    common = os.path.commonpath([path.parent for path in paths])
+    common, sparse = os.path.commonpath([path.parent for path in paths]), list[str]()
     for path in paths:
         prefix = f"{os.path.relpath(path, common)}/" if len(paths) > 1 else ""
         what = f"{path} is not a whole, uncompressed tar archive, copy it again or uncompress it"
@@ -145,11 +145,15 @@ def tars(paths: Sequence[Path]) -> Files:
             for member in archive:
                 name = member.name.removeprefix("./")
                 if member.issparse():
-                    raise tarfile.TarError(f"{name} is sparse: pack it without -S")
+                    sparse.append(f"{path}: {name}")
                 if member.isfile():
                     members[prefix + name] = name, path, member.offset_data, member.size
             # Cut at a header, an archive lacks the empty block of its end.
             _bytes(path, archive.offset, 512)
+    if sparse:
+        more = f" and {len(sparse) - 1} others are" if len(sparse) > 1 else " is"
+        hint = "pack the archive again without -S (--sparse)"
+        raise DataError(f"{sparse[0]}{more} stored without its zeros, which is not read: {hint}")
     name = paths[0].parent.name if len(paths) > 1 else paths[0].name
     entries = {key: f"{size}\0" for key, (*_, size) in members.items()}
     return Files(

@@ -64,7 +64,9 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     """
     if not values:
         raise DataError(f"{source} holds no images")
-    values = [normalize("NFC", value) if isinstance(value, str) else value for value in values]
+    values = [
+        normalize("NFC", value) if isinstance(value, str) else value for value in map(given, values)
+    ]
     bare = values.count(None)
     if bare == len(values):
         return (), np.zeros(bare, np.int32)
@@ -174,9 +176,9 @@ def _parsed(files: Files, key: str) -> Any:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         if not rows or not (label := label_name(list(rows[0]))):
             return {}
-        values = [row[label] for row in rows]
-        if kind == "CSV" and all(value.isdecimal() for value in values):
-            values = list(map(int, values))
+        values = [given(row.get(label)) for row in rows]
+        if kind == "CSV" and all(value is None or value.isdecimal() for value in values):
+            values = [value and int(value) for value in values]
         return {"labels": list(zip([row["file_name"] for row in rows], values, strict=True))}
 
 
@@ -201,7 +203,7 @@ def _of_tables(
             if rows in ([], {}):
                 raise ValueError("none")
             rows = rows.items() if isinstance(rows, dict) else rows or ()
-            pairs = [(str(path), value) for path, value in rows]
+            pairs = [(str(path), given(value)) for path, value in rows]
             names = list(map(str, table.get("class_names") or ()))
         for path, value in pairs:
             path = normalize("NFC", path.replace("\\", "/").removeprefix("./"))
@@ -211,8 +213,9 @@ def _of_tables(
     if not known:  # no table that names labels, or "labels": null
         return [None] * len(images) if used else None, []
     values = [known.get(normalize("NFC", image)) for image in images]
-    if None in values:
-        raise DataError(f"{used} has no label for {images[values.index(None)]}")
+    if missing := [image for image, value in zip(images, values, strict=True) if value is None]:
+        problem = f"{used} has no label for {listed(missing)} ({len(missing)} of {len(images)})"
+        raise DataError(f"{problem}: fill them in, or take all without with --classes none")
     return values, names
 
 
@@ -237,6 +240,11 @@ def _of_folders(files: Files, images: Sequence[str], rule: str) -> list[str] | N
         depth += 1
     values = [parts[depth] for parts in parents]
     return None if rule == "auto" and len(set(values)) == 1 else values  # a flat set in a folder
+
+
+def given(value: Any) -> Any:
+    """A label as a file has it; None for an empty cell, which is no class of that name."""
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def hidden(key: str) -> bool:

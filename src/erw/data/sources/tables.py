@@ -11,9 +11,9 @@ import numpy as np
 
 from erw.data.images import WHITE, Unreadable
 from erw.data.sources.files import Source, digest
-from erw.data.sources.labels import classes, ending, label_name, listed
+from erw.data.sources.labels import USUAL, classes, ending, label_name, listed
 from erw.errors import DataError, raised_as
-from erw.io import hash_file
+from erw.io import hash_file, opened_npz
 
 _COLUMNS = ("image", "img", "jpg", "png", "webp")
 _CELLS = r"(struct<(.*, )?(bytes|path): )?(large_)?(binary|string|null)"
@@ -132,17 +132,19 @@ class Arrays(Source):
     def __init__(self, path: Path, *, labelled: bool = True) -> None:
         self.name = path.name
         labels = None
-        with raised_as(DataError, f"{path} cannot be read as NumPy arrays"):
-            if ending(path.name) == ".npz":
-                with path.open("rb") as file, np.load(file) as arrays:
-                    image = next((name for name in _ARRAYS if name in arrays), "images")
-                    self._images = arrays[image]
-                    label = label_name([name for name in arrays if name != image])
-                    labels = arrays[label] if label else None
-            else:
-                self._images = np.load(path, mmap_mode="r")
-                if (other := path.with_name(f"{path.stem}_labels.npy")).exists():
-                    labels = np.load(other)
+        if ending(path.name) == ".npz":
+            with opened_npz(path) as arrays:
+                image = next((name for name in _ARRAYS if name in arrays), "images")
+                self._images, rest = arrays[image], [name for name in arrays if name != image]
+                label = label_name(rest)
+                labels = arrays[label] if label else None
+            if rest and labelled and not label:
+                hint = f'name one of them "{USUAL[1]}" to take it as label'
+                self.notes = [f"arrays {listed(rest)} are not used: {hint}"]
+        else:
+            self._images = _mapped(path)
+            if (other := path.with_name(f"{path.stem}_labels.npy")).exists():
+                labels = _mapped(other)
         shape, kind = self._images.shape, self._images.dtype
         grey = len(shape) == 3 and shape[2] not in (1, 3, 4)  # else one image: an axis is missing
         if kind != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)):
@@ -160,3 +162,9 @@ class Arrays(Source):
         if image.ndim == 2:
             image = np.repeat(image[..., None], 3, axis=2)
         return image, int(self.labels[index])
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a .npy; `np.load` would advise to unpickle another file."""
+    with raised_as(DataError, f"{path} cannot be read as a NumPy array, get it again"):
+        return np.lib.format.open_memmap(path, mode="r")
