@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from erw.evaluation.alignment import knn_accuracy, spatial_structure
 from erw.evaluation.ranking import rate
 from erw.plan import Align
 from helpers.images import pictures
+from helpers.parts import photos
 from helpers.tiny import tiny_run
 from helpers.training import go, logged
 
@@ -135,6 +137,32 @@ def test_the_verb_lists_and_ranks(capsys: pytest.CaptureFixture[str], tmp_path: 
     (tmp_path / "3.png").write_bytes(b"no image")
     assert main(["encoders", "--rank", str(tmp_path), "--encoders", "pixels"]) == 2
     assert re.search(r"3\.png: take it out", capsys.readouterr().err)
+
+
+def test_a_part_of_the_images_is_ranked_as_if_it_were_all(tmp_path: Path) -> None:
+    """A split as its folder, and named columns as a table that has no others."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    photos(tmp_path / "set" / "train", each=4)
+    photos(tmp_path / "set" / "test", each=5)
+    files = sorted((tmp_path / "set" / "test").rglob("*.*"))
+    columns = {"photo": [file.read_bytes() for file in files], "kind": [i % 3 for i in range(15)]}
+    parquet.write_table(pyarrow.table(columns | {"no": [0] * 15}), tmp_path / "other.parquet")
+    usual = pyarrow.table({"image": columns["photo"], "label": columns["kind"]})
+    parquet.write_table(usual, tmp_path / "usual.parquet")
+
+    def ranked(*args: object) -> list[dict[str, Any]]:
+        out = tmp_path / "table.json"
+        words = ["encoders", "--encoders", "pixels", "--out", out, "--rank", *args]
+        assert main([str(word) for word in words]) == 0
+        rows: list[dict[str, Any]] = json.loads(out.read_text())["encoders"]
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+    assert ranked(tmp_path / "set", "--split", "test") == ranked(tmp_path / "set" / "test")
+    assert ranked(tmp_path / "set", "--split", "test") != ranked(tmp_path / "set" / "train")
+    named = ranked(tmp_path / "other.parquet", "--columns", "photo", "kind")
+    assert named == ranked(tmp_path / "usual.parquet")
+    assert main(["encoders", "--split", "test"]) == 2
 
 
 def test_the_origin_of_a_composed_image_is_its_glyph() -> None:

@@ -1,19 +1,29 @@
 """`erw encoders`: vision encoders by name, and which of them suits some images."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from erw import data
+from erw.cli.prepare import Reading, given
+from erw.cli.settings import Settings
 from erw.encoders.names import at_hand, described
 from erw.errors import ConfigError, DataError, raised_as
 from erw.io import write_json
 from erw.log import Progress
 
+ALL = Reading()
+
 
 def encoders(
-    *, rank: str | None = None, encoders: tuple[str, ...] = (), image_size: int = 64,
-    count: int = 500, out: str | None = None,
-) -> None:  # fmt: skip
+    reading: Settings[Reading] = ALL,
+    *,
+    rank: str | None = None,
+    encoders: tuple[str, ...] = (),
+    image_size: int = 64,
+    count: int = 500,
+    out: str | None = None,
+) -> None:
     """List the vision encoders; with --rank, say which of them suits some images.
 
     spatial: how much more alike near tokens are than far ones. knn: accuracy of an image's class by
@@ -27,11 +37,11 @@ def encoders(
         out: write the table as JSON too.
     """
     if rank is None:
-        if encoders or out:
+        if encoders or out or reading != ALL:
             raise ConfigError("to rank encoders give --rank IMAGES; without it they are listed")
         return print("\n".join(f"{name:<24}{width:>6}  {at}" for name, width, at in described()))
     composed: dict[str, Any] = {"size": image_size, "count": count} if rank in data.BUILT_IN else {}
-    source = data.open_source(rank, **composed)
+    source = data.open_source(rank, **given(asdict(reading)), **composed)
     import numpy as np
     import torch
 
@@ -61,5 +71,5 @@ def encoders(
         cells = ["-" if x is None else f"{x:.3f}" for x in numbers]
         print(f"{name:<24}" + "".join(f"{x:>9}" for x in (f"{grid[0]} x {grid[1]}", width, *cells)))
     if out:
-        settings = {"images": rank, "image_size": image_size, "count": len(rows)}
+        settings = {"images": rank, "image_size": image_size, "count": len(rows)} | asdict(reading)
         write_json(Path(out), settings | {"encoders": table})

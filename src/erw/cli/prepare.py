@@ -1,7 +1,7 @@
 """`erw prepare`: images in."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,14 +11,33 @@ from erw import data
 from erw.cli.settings import Settings, call, peek, required
 from erw.errors import ConfigError
 
-READING = ("count", "groups", "classes", "split", "subset", "columns")
-"""Settings that say which images are read."""
 ADDED = ("features", "class_token", "batch_size")
 """Settings of an added encoder; the others are the cache's."""
 
 
 @dataclass(frozen=True)
-class Prepare:
+class Reading:
+    """Which images of a source are read, and as which classes."""
+
+    groups: tuple[str, ...] = ()  # classes of the built-in images, as flags food-drink; empty: all
+    # Labels from dataset.json or folders (auto), folders, the innermost folder, or none.
+    classes: Literal["auto", "folders", "leaf", "none"] = "auto"
+    split: str | None = None  # train, test, ...: the folders or files of that name, or the hub's
+    subset: str | None = None  # which configuration of a data set of the hub, if it has several
+    columns: tuple[str, ...] = ()  # image and label column of tables, where they are unusual
+
+
+READING = ("count", *(field.name for field in fields(Reading)))
+"""Settings that say which images are read."""
+
+
+def given(reading: dict[str, Any]) -> dict[str, Any]:
+    """Options of `erw.data.open_source`, without those that say nothing."""
+    return {name: value for name, value in reading.items() if value not in (None, ())}
+
+
+@dataclass(frozen=True)
+class Prepare(Reading):
     """How a cache is made."""
 
     # openmoji-f4c4, sd-vae-ft-ema, sdxl, sd3, flux, taesd, e2e-vavae, va-vae=FILE, a folder as
@@ -29,12 +48,6 @@ class Prepare:
     encoders: tuple[str, ...] = ("efficientnet-lite0",)
     image_size: int = 64  # side of the cropped square
     count: int | None = None  # how many of the built-in images to compose; none: 50,000
-    groups: tuple[str, ...] = ()  # classes of the built-in images, as flags food-drink; empty: all
-    # Labels from dataset.json or folders (auto), folders, the innermost folder, or none.
-    classes: Literal["auto", "folders", "leaf", "none"] = "auto"
-    split: str | None = None  # train, test, ...: the folders or files of that name, or the hub's
-    subset: str | None = None  # which configuration of a data set of the hub, if it has several
-    columns: tuple[str, ...] = ()  # image and label column of tables, where they are unusual
     # How features are stored; int8 has one scale per token. None: as the cache has, else float16.
     features: Literal["float16", "bfloat16", "int8"] | None = None
     class_token: bool = False  # store the encoders' class tokens too, for REG and RCG
@@ -96,8 +109,7 @@ def prepare(
     if source is None:
         raise ConfigError("missing IMAGES, what to prepare; see erw prepare --help")
     settings = asdict(options)
-    reading: dict[str, Any] = {name: settings.pop(name) for name in READING}
-    reading = {name: value for name, value in reading.items() if value not in (None, ())}
+    reading = given({name: settings.pop(name) for name in READING})
     if source in data.BUILT_IN:
         reading |= {"size": options.image_size, "seed": options.seed}
     images = data.open_source(source, **reading)
