@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from PIL import Image
 from erw.cli import main
 from erw.data import Cache, open_source
 from erw.data.images import Unreadable, decode
+from erw.data.prepare import read_spec
 from erw.errors import CacheError, DataError
+from helpers.hostile import variants
 from helpers.parts import ENCODER, make, photos, picture, vae_folder, write_checked
 
 
@@ -78,6 +81,54 @@ def test_what_a_manifest_says_must_be_what_its_shards_hold(cache: Cache, tmp_pat
         write_checked(copy, told | change)
         with pytest.raises(CacheError, match=r"manifest.json cannot be read: .*rows, but"):
             Cache.open(copy)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """With everything that a cache may hold."""
+    root = tmp_path_factory.mktemp("full")
+    options: dict[str, Any] = {"flip": True, "images": True, "class_token": True}
+    vae = vae_folder(root / "vae")
+    return make(photos(root / "set", each=2), root / "made", vae, encoder=True, **options)
+
+
+def test_a_manifest_that_a_stranger_wrote(full: Cache) -> None:
+    """Whatever stands in a field: the same rows are read, or one line names the file."""
+    path, refused = full.path / "manifest.json", 0
+    told = json.loads(text := path.read_text())
+    names = [name for part in full.spec.columns().values() for name in part]
+    whole = full.columns(names, range(6))
+    try:
+        for what, record in variants({k: v for k, v in told.items() if k != "check"}):
+            write_checked(full.path, record)
+            try:
+                again = Cache.open(full.path)
+                held = {name for part in again.spec.columns().values() for name in part}
+                for name, column in again.columns(sorted(held), range(6)).items():
+                    assert torch.equal(column, whole[name]), what
+                assert len(again) == 6 and again.read([0]).mean.isfinite().all(), what
+            except CacheError as error:
+                refused += 1
+                assert str(full.path) in str(error) and "\n" not in str(error), what
+                assert len(str(error).replace(str(full.path), "")) < 400, what
+    finally:
+        path.write_text(text)
+    assert refused > 350
+
+
+def test_settings_of_a_cache_that_a_stranger_wrote(full: Cache, tmp_path: Path) -> None:
+    told = json.loads((full.path / "prepare.json").read_text())
+    wrong = {"encoders.0.format = 'x'", "latent_shape.0 = -1", "image_size = -1", "crop = None"}
+    refused = set()
+    for what, record in variants(told):
+        (tmp_path / "prepare.json").write_text(json.dumps(record))
+        try:
+            read_spec(tmp_path)
+        except CacheError as error:
+            refused.add(what)
+            assert str(error).startswith(f"{tmp_path / 'prepare.json'} cannot be read"), what
+            assert "\n" not in str(error) and len(str(error)) < 400, what
+    assert wrong <= refused and len(refused) > 150
 
 
 def test_a_manifest_gives_back_lost_settings(cache: Cache, tmp_path: Path) -> None:

@@ -128,7 +128,10 @@ class CacheSpec:
                 anew = "erw prepare IMAGES --features int8"
                 raise CacheError(f"{old}, which this erw does not read: make them anew with {anew}")
         spec = from_dict(cls, values, strict=False)
-        if min(spec.row_bytes().values()) < 1:
+        columns = [column for part in spec.columns().values() for column in part.values()]
+        sides = [side for _, shape in columns for side in shape]
+        sizes = (*sides, *spec.row_bytes().values(), spec.image_size, spec.vae.factor)
+        if min(*sizes, spec.source.count, spec.rows_per_shard) < 1:
             raise ValueError("a size below 1")
         return spec
 
@@ -237,8 +240,9 @@ class Manifest:
             if any("/" in file.file for file in manifest.files):
                 raise ValueError("a path where the name of a file was expected")
             scaling, row = asdict(spec.vae) | manifest.scaling, sum(spec.row_bytes().values())
-            for value in (scaling["scale"], scaling["shift"]):
-                torch.tensor(value).expand(spec.latent_shape[0])
+            torch.tensor(scaling["shift"]).expand(spec.latent_shape[0])
+            if (scale := torch.tensor(scaling["scale"]).expand(spec.latent_shape[0])).min() <= 0:
+                raise ValueError(f"scales of {scale.tolist()}, expected positive ones")
             rows, size = sum(s.rows for s in manifest.shards), sum(f.bytes for f in manifest.files)
             if manifest.rows != rows or rows * row > size:
                 raise ValueError(f"{manifest.rows} rows, but {rows} in its shards of {size} bytes")
