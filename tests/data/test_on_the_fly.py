@@ -1,5 +1,6 @@
 """Encoding while training: the same rows as a cache of the same images, and nothing stored."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from erw.cli import main
 from erw.data import Cache, Loader
 from erw.data.on_the_fly import Online, write
 from erw.encoders import load_encoder
-from erw.errors import CacheError, DataError
+from erw.errors import CacheError, DataError, ErwError
+from helpers.hostile import variants
 from helpers.parts import ENCODER, make, photos, vae_folder
 
 SHARE = {"image_size": 32, "seed": 3, "flip": True}
@@ -75,6 +77,23 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         own.read([0])
     with pytest.raises(CacheError, match="have changed"):
         Cache.open(tmp_path / "own")
+
+
+def test_a_recipe_that_a_stranger_wrote(tmp_path: Path) -> None:
+    """Rows, or one line that says what is wrong."""
+    mine = photos(tmp_path / "mine", each=1)
+    online = write(mine, tmp_path / "own", vae="none", encoders=[ENCODER], image_size=32)
+    recipe, refused = json.loads((online.path / "online.json").read_text()), 0
+    for what, changed in variants(recipe):
+        (online.path / "online.json").write_text(json.dumps(changed))
+        try:
+            again = Cache.open(online.path)
+            if what.startswith(("vae", "encoders")):  # names, which are looked up when it is read
+                again.read([0], features=again.features)
+        except ErwError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error).replace(str(tmp_path), "")) < 700, what
+    assert refused > 250
 
 
 def test_training_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

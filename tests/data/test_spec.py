@@ -47,7 +47,7 @@ def spec(latent: tuple[int, int, int], *, dim: int = 0, format: str = "float16")
         flip=False,
         images=True,
         latent_shape=latent,
-        vae=VaeSpec("v", "hash", 8, 0.18215, (0.0, 1.0), 0, revision="a" * 40),
+        vae=VaeSpec("v", "hash", 8, 0.18215, (0.25,) * latent[0], 0, revision="a" * 40),
         encoders=(encoder,) * bool(dim),
     )
 

@@ -133,6 +133,8 @@ class CacheSpec:
         sizes = (*sides, *spec.row_bytes().values(), spec.image_size, spec.vae.factor)
         if min(*sizes, spec.source.count, spec.rows_per_shard) < 1:
             raise ValueError("a size below 1")
+        if spec.vae.scale is not None:
+            _check_scaling(spec, spec.vae.shift, spec.vae.scale)
         return spec
 
     def differences(self, new: "CacheSpec") -> list[str]:
@@ -239,11 +241,10 @@ class Manifest:
             manifest = from_dict(Manifest, values | {"spec": spec}, strict=False)
             if any("/" in file.file for file in manifest.files):
                 raise ValueError("a path where the name of a file was expected")
-            scaling, row = asdict(spec.vae) | manifest.scaling, sum(spec.row_bytes().values())
-            torch.tensor(scaling["shift"]).expand(spec.latent_shape[0])
-            if (scale := torch.tensor(scaling["scale"]).expand(spec.latent_shape[0])).min() <= 0:
-                raise ValueError(f"scales of {scale.tolist()}, expected positive ones")
-            rows, size = sum(s.rows for s in manifest.shards), sum(f.bytes for f in manifest.files)
+            if manifest.scaling:
+                _check_scaling(spec, **manifest.scaling)
+            row, rows = sum(spec.row_bytes().values()), sum(s.rows for s in manifest.shards)
+            size = sum(f.bytes for f in manifest.files)
             if manifest.rows != rows or rows * row > size:
                 raise ValueError(f"{manifest.rows} rows, but {rows} in its shards of {size} bytes")
             if (counts := manifest.class_counts) and (
@@ -251,6 +252,14 @@ class Manifest:
             ):
                 raise ValueError(f"classes of {counts} rows, but {rows} in its shards")
         return manifest
+
+
+def _check_scaling(spec: CacheSpec, shift: Any, scale: Any) -> None:
+    """Raise an error unless there is one number for all channels, or one for each."""
+    channels = spec.latent_shape[:1]
+    torch.tensor(shift).expand(channels)
+    if not (found := torch.tensor(scale).expand(channels)).min() > 0:
+        raise ValueError(f"scales of {found.tolist()}, expected positive ones")
 
 
 def shard_file(index: int, part: str = "") -> str:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erw.config import from_dict
 from erw.data.cache import Cache, Part, Rows
 from erw.data.manifest import CacheSpec, Manifest
 from erw.data.networks import Networks, cache_spec
@@ -25,6 +26,18 @@ from erw.errors import CacheError, ConfigError, DataError, raised_as
 from erw.io import hash_file, weight_hash, write_json
 
 ONLINE = "online.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Contents of `online.json`. `where`, `options`: as `open_source` takes them; `encoders`: name
+    in the spec -> as `load_encoder` takes it."""
+
+    where: str
+    options: dict
+    vae: str
+    encoders: dict[str, str]
+    settings: CacheSpec
 
 
 class Online(Cache):
@@ -40,11 +53,15 @@ class Online(Cache):
     def __init__(self, path: Path) -> None:
         file = path / ONLINE
         with raised_as(CacheError, f"{file} is damaged: make it again"):
-            self._settings = settings = json.loads(file.read_text())
-            spec = CacheSpec.from_json(settings["settings"])
-        self.source = source = open_source(settings["where"], **settings["options"])
+            values = json.loads(file.read_text())
+            spec = CacheSpec.from_json(values["settings"])
+            self._recipe = recipe = from_dict(Recipe, values | {"settings": spec})
+            if spec.vae.scale is None or [e.name for e in spec.encoders] != list(recipe.encoders):
+                raise ValueError("its VAE or encoders are not those of its settings")
+        with raised_as(CacheError, f"the images that {file} names are not found, make it again"):
+            self.source = source = open_source(recipe.where, **recipe.options)
         if source.fingerprint() != spec.source.fingerprint:
-            raise CacheError(f"the images of {settings['where']} have changed: make another {path}")
+            raise CacheError(f"the images of {recipe.where} have changed: make another {path}")
         names, counts = tuple(source.class_names), source.class_counts()
         manifest = Manifest(spec, len(source), 0, names, (), (), (), counts)
         super().__init__([Part(str(path), manifest, hash_file(file)[:32], lambda _: file)])
@@ -82,8 +99,8 @@ class Online(Cache):
     @cached_property
     def _networks(self) -> Networks:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        vae, encoders = self._settings["vae"], self._settings["encoders"]
-        networks = Networks(vae, [*encoders.values()], precision=self.spec.precision, device=device)
+        vae, encoders = self._recipe.vae, [*self._recipe.encoders.values()]
+        networks = Networks(vae, encoders, precision=self.spec.precision, device=device)
         specs: tuple[Any, ...] = (self.spec.vae, *self.spec.encoders)
         for spec, network in zip(specs, (networks.vae, *networks.encoders.values()), strict=True):
             if weight_hash(network) != spec.weight_hash:
