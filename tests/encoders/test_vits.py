@@ -2,7 +2,9 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
+from erw.align import attention_logits
 from erw.encoders import load_encoder, names, vits
 from erw.errors import CheckpointError, ConfigError, DataError
 from erw.io import weight_hash
@@ -126,3 +129,34 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_encoder("dinov2-b")
     with pytest.raises(CheckpointError, match=r"mocov3-b=FILE"):
         load_encoder("mocov3-b")
+
+
+@pytest.mark.parametrize("entry", ["dinov2-b", "clip-l"])
+def test_attention_is_the_librarys_among_the_patches(entry: str, tmp_path: Path) -> None:
+    model: Any = saved(entry, tmp_path)
+    encoder = load_encoder(f"{entry}#attention2={tmp_path}@56")
+    assert encoder.name == f"{entry}#attention2@56" and encoder.dim == 48
+    vision = model.vision_model if entry == "clip-l" else model
+    vision.set_attn_implementation("eager")
+    batch = images(2, 56)
+    with torch.no_grad():
+        whole = vision(pixel_values=encoder.normalised(batch), output_attentions=True)
+    among = whole.attentions[1][:, :, 1:, 1:]
+    got = attention_logits(encoder(batch), 3).softmax(-1)
+    torch.testing.assert_close(got, among / among.sum(-1, keepdim=True), atol=1e-5, rtol=1e-4)
+
+
+def test_calls_in_several_threads_keep_their_own_attention(tmp_path: Path) -> None:
+    """A batch is cut into pieces that threads encode at once: here one within another."""
+    saved("dinov2-b", tmp_path)
+    encoder = load_encoder(f"dinov2-b#attention2={tmp_path}@56")
+    batch, others = images(2, 56), 255 - images(2, 56)
+    wanted = encoder(batch)
+    with ThreadPoolExecutor(1) as pool:
+
+        def meanwhile(*_: object) -> None:
+            if current_thread() is main_thread():
+                pool.submit(encoder, others).result()
+
+        encoder.network.layernorm.register_forward_pre_hook(meanwhile)
+        assert torch.equal(encoder(batch), wanted)

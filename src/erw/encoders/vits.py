@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
+from threading import local
 from typing import Any, NamedTuple
 
 import torch
@@ -174,24 +175,21 @@ class AttentionVectors(VisionTransformer):
             has = f"has attention in blocks 1 to {count}" if count else "has no plain attention"
             raise ConfigError(f"encoder {name}#attention{block}: {name} {has}")
         self._attended = [kind[block - 1] for kind in layers]
+        self._kept = local()  # outputs by layer of a thread's own call: threads share the network
+        for layer in self._attended:
+            layer.register_forward_hook(self._keep)
         self.name = self.name.replace(name, f"{name}#attention{block}", 1)
         self.dim, self.dim_class = sum(layer.out_features for layer in self._attended), 0
 
     def forward(self, images: Tensor) -> Tensor:
-        kept: dict[nn.Module, Tensor] = {}
-
-        def keep(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            kept[layer] = output
-
-        hooks = [layer.register_forward_hook(keep) for layer in self._attended]
-        try:
-            self._run(self.resized(images), {})
-        finally:
-            for hook in hooks:
-                hook.remove()
+        kept = self._kept.outputs = dict[nn.Module, Tensor]()
+        self._run(self.resized(images), {})
         tokens = self.grid(images.shape[-1])[0] ** 2
         both = [kept[layer][:, -tokens:] for layer in self._attended]
         return torch.cat(both, -1).float().contiguous()
+
+    def _keep(self, layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._kept.outputs[layer] = output
 
 
 def _pixels(folder: Path, default: Pixels) -> Pixels:
