@@ -111,6 +111,12 @@ def tensor_header(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def tensor_names(path: Path) -> list[str]:
+    """Names in a safetensors file. Raises as `load_tensors`."""
+    with _opened(path) as file:
+        return list(file.keys())
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open

@@ -91,7 +91,7 @@ def test_vae_errors_name_the_cause(tmp_path: Path) -> None:
 
     config, weights = copy_of_shipped(tmp_path / "cut")
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="is truncated or not safetensors"):
         load_vae(tmp_path / "cut")
 
     config, _ = copy_of_shipped(tmp_path / "kind")
@@ -108,6 +108,51 @@ def test_vae_errors_name_the_cause(tmp_path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 2}))
     with pytest.raises(CheckpointError, match="48 are missing, extra or"):
         load_vae(tmp_path / "deeper")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("norm_num_groups", -1, "num groups to be greater than 0"),
+        ("layers_per_block", 10**9, "layers_per_block is 1000000000, in 132 tensors"),
+        ("layers_per_block", 1e9, "layers_per_block is 1000000000.0, in 132 tensors"),
+        ("block_out_channels", [32, 10**9, 64], "in 132 tensors of 1,8"),
+        ("block_out_channels", [32, 4096, 64], "numbers, the file 1,8"),
+        ("latent_channels", -4, "no network that fits its weights"),
+        ("act_fn", "exec", "no network that fits its weights"),
+        ("down_block_types", ["os.system"] * 3, "no network that fits its weights"),
+        ("up_block_types", ["UpDecoderBlock2D"] * 2, "becomes|no network that fits"),
+        ("scaling_factor", 0, "positive deviations|no scaling that can be read"),
+        ("scaling_factor", -1.0, "expected 4 means and positive deviations"),
+        ("scaling_factor", "x", "no scaling that can be read"),
+        ("scaling_factor", float("nan"), "expected 4 means and positive deviations"),
+        ("latents_mean", ["x"] * 4, "no scaling that can be read"),
+        ("latents_mean", [0.0] * 3, "expected 4 means"),
+        ("latents_std", 7, "no scaling that can be read"),
+    ],
+)
+def test_settings_of_a_strangers_vae(tmp_path: Path, key: str, value: Any, words: str) -> None:
+    """One line that names the folder, before anything large is built."""
+    config, _ = copy_of_shipped(tmp_path / "own")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_vae(tmp_path / "own")
+    assert str(tmp_path / "own") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_tiny_autoencoder_that_enlarges(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+    ).save_pretrained(tmp_path)  # fmt: skip
+    config = json.loads((tmp_path / "config.json").read_text())
+    load_vae(tmp_path)
+    for change in ({"upsampling_scaling_factor": 10**6}, {"out_channels": 10**9}):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match="no network that fits its weights"):
+            load_vae(tmp_path)
 
 
 def test_vae_refuses_other_tensors(vae: VAE) -> None:
@@ -281,7 +326,7 @@ def test_a_damaged_representation_autoencoder(tmp_path: Path) -> None:
     config, problems = json.loads((tmp_path / "config.json").read_text()), {
         "latents_mean": (None, "_latents_mean"),
         "encoder_num_hidden_layers": (2, r"encoder\.encoder\.layer\.1"),
-        "decoder_hidden_size": ("x", "cannot be built by diffusers"),
+        "decoder_hidden_size": ("x", "no network that fits its weights"),
         "encoder_type": ("siglip9", "Unknown encoder_type='siglip9'"),
     }  # fmt: skip
     for key, (value, words) in problems.items():

@@ -1,8 +1,9 @@
 """Pretrained weights: from the Hugging Face hub, a local folder or a file; complete or refused."""
 
+import contextlib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +38,37 @@ def load_complete(
     `source` is a folder or OWNER/NAME[@REVISION] on the hub; `strict`: no other weights. Raises
     `CheckpointError` for weights that cannot be fetched or loaded.
     """
-    with raised_as(ConfigError, f'{name} needs {library}: pip install "erw[encoders]"'):
-        module = importlib.import_module(library)
+    module = library_for(name, library)
     local = isinstance(source, Path) or _offline()
     options |= {"output_loading_info": True, "local_files_only": local}
     place: str | Path = source
     if isinstance(source, str):
         place, _, options["revision"] = source.partition("@")
-    level = module.logging.get_verbosity()
-    module.logging.set_verbosity_error()  # the errors below replace its warnings
-    try:
-        with raised_as(CheckpointError, _unavailable(name, place)):
-            network, info = getattr(module, model).from_pretrained(place, **options)
-    finally:
-        module.logging.set_verbosity(level)
+    with quiet(module), raised_as(CheckpointError, _unavailable(name, place)):
+        network, info = getattr(module, model).from_pretrained(place, **options)
     wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     wrong += info["unexpected_keys"] if strict else []
     if wrong:
         problem = f"{len(wrong)} are missing, extra or of another shape, first {min(wrong)!r}"
         raise CheckpointError(f"weights of {name} ({place}): {problem}")
     return network
+
+
+def library_for(user: object, library: str) -> Any:
+    """The module transformers or diffusers. Raises `ConfigError` naming its user without it."""
+    with raised_as(ConfigError, f'{user} needs {library}: pip install "erw[encoders]"'):
+        return importlib.import_module(library)
+
+
+@contextlib.contextmanager
+def quiet(library: Any) -> Iterator[None]:
+    """Without the warnings of transformers or diffusers: errors of ours replace them."""
+    level = library.logging.get_verbosity()
+    library.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library.logging.set_verbosity(level)
 
 
 def from_hub(name: str, hub: str, files: list[str]) -> Path:

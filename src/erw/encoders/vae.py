@@ -7,6 +7,7 @@ data: mean and 1 / deviation of each channel, measured while preparing. A repres
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erw.config import flat
 from erw.encoders import pretrained
 from erw.encoders.base import check_images
 from erw.encoders.names import SHIPPED, known
 from erw.errors import CheckpointError, ConfigError, raised_as
-from erw.io import load_tensors, read_json
+from erw.io import load_tensors, read_json, tensor_names
 
 Scaling = tuple[list[float], list[float]]  # shift and scale, one value per channel
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 ENTRIES: dict[str, dict[str, Any]] = known("vaes")
+MAPS = {"reshape_to_2d": True}  # a RAE's latents as (C, h, w)
 VA_VAE: dict[str, Any] = known("va-vae")
 
 
@@ -144,16 +147,42 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     side = getattr(network, "decoder_image_size", None)
     vae = VAE(name, channels, factor, None, None, weight_hash, network, revision, side)
-    if scaling and (list(map(len, scaling)) != [channels] * 2 or min(scaling[1]) <= 0):
+    if scaling and (list(map(len, scaling)) != [channels] * 2 or not min(scaling[1]) > 0):
         raise CheckpointError(f"{weights}: expected {channels} means and positive deviations")
     return vae.scaled(*scaling) if scaling else vae
 
 
+def _check_config(model: str, config: dict[str, Any], weights: Path) -> None:
+    """Raise `CheckpointError` for settings that make a network larger than its file, or one that
+    does not give back an image: tried without memory, before it is built."""
+    diffusers = pretrained.library_for(weights.parent, "diffusers")
+    count, size = len(tensor_names(weights)), weights.stat().st_size
+    most = {"layers": count, "blocks": count, "channels": size, "size": size, "heads": size}
+    with raised_as(
+        CheckpointError, f"{weights.parent / _CONFIG} gives no network that fits its weights"
+    ):
+        for name, value in flat(config).items():
+            limit = min((most[word] for word in most if word in name), default=math.inf)
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and number > limit:
+                    raise ValueError(f"{name} is {value}, in {count} tensors of {size:,} bytes")
+        with torch.device("meta"), torch.no_grad(), pretrained.quiet(diffusers):
+            network = getattr(diffusers, model).from_config(config | MAPS).eval()
+            if (numbers := sum(x.numel() for x in network.parameters())) > size:
+                raise ValueError(f"it has {numbers:,} numbers, the file {size:,} bytes")
+            image = torch.zeros(1, 3, *[getattr(network, "decoder_image_size", 256)] * 2)
+            means, _ = _moments(network.encode(image)).chunk(2, 1)
+            if (made := network.decode(means).sample).shape != image.shape:
+                raise ValueError(f"{tuple(image.shape)} becomes {tuple(made.shape)}")
+
+
 def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | None]:
     """The autoencoder in float32, and its scaling, None where it is to be measured."""
-    model = read_json(folder / _CONFIG).get("_class_name")
+    model = (settings := read_json(folder / _CONFIG)).get("_class_name")
     if model not in ("AutoencoderKL", "AutoencoderTiny", "AutoencoderRAE"):
         raise CheckpointError(f"{folder / _CONFIG} is of a {model}: expected an AutoencoderKL")
+    if folder not in SHIPPED.values():
+        _check_config(model, settings, folder / _WEIGHTS)
     name = f"VAE {name if entry else folder.name}"
     options = {"strict": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     if model == "AutoencoderRAE":  # it scales its latents itself, by channel and place
@@ -170,7 +199,9 @@ def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | No
         elif "scale" in entry:
             mean, deviation, factor = [entry["shift"]] * len(ones), ones, entry["scale"]
         known = mean and deviation
-        return network, (list(mean), [factor / x for x in deviation]) if known else None
+        if not known:
+            return network, None
+        return network, ([*map(float, mean)], [float(factor / x) for x in deviation])
 
 
 def _rae(folder: Path, name: str) -> Any:
@@ -178,8 +209,7 @@ def _rae(folder: Path, name: str) -> Any:
     with raised_as(CheckpointError, f"{name} cannot be built by diffusers with transformers"):
         from diffusers import AutoencoderRAE
 
-        config = read_json(folder / _CONFIG) | {"reshape_to_2d": True}
-        network = AutoencoderRAE.from_config(config).float()
+        network = AutoencoderRAE.from_config(read_json(folder / _CONFIG) | MAPS).float()
     state, wanted, names = {}, network.state_dict(), known("rae")["names"]
     for key, value in load_tensors(folder / _WEIGHTS)[0].items():
         for pattern, new in names.items():
