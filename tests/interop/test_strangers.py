@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import erw
 from erw.cli import main
 from erw.config import to_dict
 from erw.errors import CheckpointError, ErwError
+from erw.interop.convert import convert
 from erw.io import save_tensors
 from erw.training.trained import Trained
 from helpers.exported import model
 from helpers.hostile import variants
+from helpers.released import peer, save
 
 SCALING = {"shift": [0.25, -0.5, 0.375], "scale": [2.0, 0.5, 4.0]}
 
@@ -129,3 +132,59 @@ def test_the_record_of_an_export(small: Trained, tmp_path: Path) -> None:
             assert not (tmp_path / "again").exists()
             refused += 1
     assert refused > 15
+
+
+def refused(path: Path, **options: Any) -> str:
+    """The one line, naming the file, with which a released checkpoint is refused."""
+    with pytest.raises(CheckpointError) as error:
+        erw.load_pretrained(path, num_heads=4, **options)
+    line = str(error.value)
+    assert str(path) in line and "\n" not in line and len(line.replace(str(path), "")) < 600
+    return line
+
+
+@pytest.mark.parametrize("layout", ["repa", "diffusers-dit"])
+def test_the_tensors_of_a_released_file(layout: str, tmp_path: Path) -> None:
+    """Each of them as a scalar; some of every kind and shape that a network has not."""
+    size: dict[str, Any] = {"num_classes": 10, "depth": 1}
+    size |= {"projector": True} if layout == "repa" else {"out_channels": 8}
+    options: dict[str, Any] = {"layout": layout}
+    state, path = peer(**size), tmp_path / "a.pt"
+    if layout == "diffusers-dit":
+        options |= {"input_size": 8}
+        convert(save(state, path), tmp_path / "b.pt", to=layout, layout="dit", num_heads=4)
+        state = torch.load(tmp_path / "b.pt")
+    erw.load_pretrained(save(state, path), num_heads=4, **options)
+    for name in state:
+        refused(save(state | {name: torch.tensor(1.0)}, path), **options)
+    names = [
+        n for n in state if n.endswith(("to_q.weight", "0.0.bias", "qkv.weight", "linear.bias"))
+    ]
+    assert len(names) > 1
+    for name in names:
+        value = state[name]
+        for other in (torch.zeros(0), torch.zeros(3), torch.zeros(1, 1, 1, 1, 1), value[:0]):
+            refused(save(state | {name: other}, path), **options)
+        for other in (value.bool(), value.to(torch.complex64), value.to_sparse(), value.int()):
+            said = refused(save(state | {name: other}, path), **options)
+            assert f"{name} is " in said and "expected dense floating point" in said
+
+
+def test_the_settings_of_a_diffusers_dit(tmp_path: Path) -> None:
+    """Heads and side of the latents are the two that count; the rest is in the shapes."""
+    state = peer(out_channels=8, num_classes=10, depth=1)
+    (tmp_path / "dit").mkdir()
+    file = tmp_path / "dit" / "diffusion_pytorch_model.safetensors"
+    convert(save(state, tmp_path / "a.pt"), file, to="diffusers-dit", layout="dit", num_heads=4)
+    good = {"num_attention_heads": 4, "sample_size": 8, "num_layers": 1}
+    for what, config in variants(good):
+        (tmp_path / "dit" / "config.json").write_text(json.dumps(config))
+        try:
+            shape = erw.load_pretrained(tmp_path / "dit").run.model
+        except CheckpointError as error:
+            assert str(tmp_path / "dit") in str(error) and "\n" not in str(error), what
+        else:
+            assert what.startswith("num_layers") and (shape.heads, shape.input_size) == (4, 8), what
+    for text in ("", "[]", "null", "{", "[" * 100_000):
+        (tmp_path / "dit" / "config.json").write_text(text)
+        assert "is no JSON object" in refused(tmp_path / "dit")

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erw.errors import CheckpointError
+from erw.errors import CheckpointError, raised_as
 from erw.models import SiT
 from erw.models.sit import rope_2d, sincos_2d
 
@@ -148,7 +148,8 @@ def _from_diffusers(tensors: Mapping[str, Tensor], path: object) -> dict[str, Te
         if not qkv and any(not torch.equal(parts[0], other) for other in parts[1:]):
             raise CheckpointError(f"{path}: {name} differs between blocks, erw has one for all")
         if parts:
-            net[name] = torch.cat(parts) if qkv else parts[0]
+            with raised_as(CheckpointError, f"{path}: queries, keys and values of {name} differ"):
+                net[name] = torch.cat(parts) if qkv else parts[0]
     return net | left  # what is left is unexpected, by its own name
 
 

@@ -291,7 +291,11 @@ def alignment_heads(
     for number, kind in enumerate(kinds):
         names = sorted(key for key in tensors if key.startswith(f"{number}."))
         ends = [tensors[name].shape[:1].numel() for name in names[:1] + names[-1:]]
-        with torch.device("meta"):  # sizes from a file take no memory before they fit
+        what = f"{source}: no projector of {kind}; leave it out by projectors=False"
+        with (
+            raised_as(CheckpointError, what),
+            torch.device("meta"),
+        ):  # takes no memory before it fits
             heads.append(PROJECTORS[kind](width, *(ends or (0, 0))))
     if problems := misfit(tensors, heads.state_dict()):
         what = f"no three-layer projector ({problems})"

@@ -46,7 +46,8 @@ def read_weights(
     """
     path = Path(path).expanduser()
     if (path / "config.json").is_file():
-        return load_tensors(path / FOLDER_FILE)[0], _plain(read_json(path / "config.json"))
+        weights, settings = load_tensors(path / FOLDER_FILE)[0], read_json(path / "config.json")
+        return _numbers(weights, path), _plain(settings)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     with path.open("rb") as file:  # eight bytes of header length, then the header's brace
@@ -60,7 +61,16 @@ def read_weights(
     size = sum(t.numel() * t.element_size() for t in weights.values())
     if size > path.stat().st_size:  # a stride of 0 makes a small storage look huge
         raise CheckpointError(f"{path} is smaller than the {size:,} bytes of weights it promises")
-    return weights, settings
+    return _numbers(weights, path), settings
+
+
+def _numbers(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same. Raises CheckpointError for one that is sparse, or not of real numbers."""
+    for name, value in weights.items():
+        if value.layout is not torch.strided or not value.is_floating_point():
+            kind = f"{value.dtype}, {value.layout}".replace("torch.", "")
+            raise CheckpointError(f"{path}: {name} is {kind}; expected dense floating point")
+    return weights
 
 
 def _read_pickle(path: Path) -> Any:
