@@ -1,5 +1,6 @@
 """Fine-tuning: released checkpoints and runs of ours as what a run begins with."""
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -226,6 +227,30 @@ def test_heads_of_a_released_file(tmp_path: Path) -> None:
     run = run.replace(data=dataclasses.replace(run.data, features=("dinov2-b", "clip-l")))
     with pytest.raises(CheckpointError, match="has alignment heads for 1 without names"):
         starting_point(model, run, (), 1000, projectors=True)
+
+
+def test_from_a_label_table_without_a_row_for_no_class(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All nine classes begin as the file's, the last one too, and "no class" as zeros, which
+    training with label dropout makes one; without, guidance is refused in what comes of it too."""
+    state = peer(num_classes=8, channels=3, input_size=16, patch=8, depth=2, qk_norm=True)
+    args = argparse.Namespace(num_classes=9, enc_type="dinov2-vit-b")
+    path, table = save({"ema": state, "args": args}, tmp_path / "a.pt"), state[TABLE]
+    start = open_model(path)
+    begun = starting_point(start, adopt(tiny_run(cache), start), (), 9).net.get_parameter(TABLE)
+    assert torch.equal(begun, torch.cat([table, torch.zeros(1, 64)]))
+    still = ["--optim.lr", "1e-30", "--data.class-dropout", "0"]
+    assert started(cache, path, tmp_path / "run", *still) == 0
+    assert "no row for no class: trained without label dropout" in capsys.readouterr().err
+    run = load(tmp_path / "run")
+    assert run.num_classes == 9 and torch.equal(run.net.get_parameter(TABLE)[:9], table)
+    for source in (path, tmp_path / "run"):
+        draw = ["sample", str(source), "--out", str(tmp_path / "out"), "--steps", "1"]
+        assert main([*draw, "--guidance", "2"]) == 2
+        assert "trained without label dropout: it has nothing to guide" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    assert main([*draw, "--seeds", "0:2", "--labels", "8"]) == 0
 
 
 def test_to_no_classes_to_other_ones_and_to_another_size(

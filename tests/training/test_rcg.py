@@ -231,7 +231,7 @@ def test_unconditional_all_the_way(cache: Path, tmp_path: Path) -> None:
     assert table.shape == (1, 32)
     drawn = generate(model, range(3), steps=2, decode=False).collect()
     assert drawn.labels is None and drawn.latents.isfinite().all()
-    with pytest.raises(ConfigError, match="no classes to guide by"):
+    with pytest.raises(ConfigError, match="nothing to guide away from"):
         generate(model, [0], guidance=2.0)
 
     convert(tmp_path / "run", tmp_path / "a.pt", to="repa")

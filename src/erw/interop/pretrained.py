@@ -201,6 +201,7 @@ def read_released(
     ]
     options = {k: getattr(model, k) for k in (*OPTIONS, "class_dim")}
     words += [f"{k} {v}" for k, v in options.items() if v != getattr(Model, k)]
+    words += ["no row for no class: trained without label dropout"] * (not data.class_dropout)
     words += [f"weights {settings.get('weights')}"] * ("weights" in settings)
     words += ["sigma channels dropped"] * (outputs > flow.outputs)
     words += [f"warm start: blocks 1 to {blocks} from the file, the rest is new"] * bool(late)

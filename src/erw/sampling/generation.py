@@ -222,7 +222,7 @@ def _check(model: Trained, sample: Sample, weak: Trained | None, *, decode: bool
     away = weak or model.net.representation or model.num_classes * model.run.data.class_dropout
     if sample.guidance != 1 and not (away or (path and not model.num_classes)):
         kind = "was trained without label dropout" if model.num_classes else "is unconditional"
-        raise ConfigError(f"the model {kind} and has no classes to guide by: give guidance 1")
+        raise ConfigError(f"the model {kind}: it has nothing to guide away from, give guidance 1")
     if weak and KIND(weak) != KIND(model):
         raise ConfigError(f"autoguidance by another kind: {KIND(weak)}, not {KIND(model)}")
 
