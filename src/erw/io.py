@@ -69,7 +69,12 @@ def opened_npz(path: Path) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{problem}: get it again, or give another name")
     problem = f"{path} cannot be read as NumPy arrays, get it again"
     with raised_as(DataError, problem), path.open("rb") as file, np.load(file) as arrays:
-        yield arrays
+        try:
+            yield arrays
+        except ValueError as error:
+            if "pickle" in str(error):
+                raise ValueError("it holds Python objects") from error
+            raise
 
 
 def remove_partial(folder: Path, names: Container[str]) -> None:

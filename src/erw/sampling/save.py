@@ -146,7 +146,8 @@ def _prepare(generation: Generation, folder: Path, file: Path | None) -> bool:
     owner = file if file and file.exists() else folder
     old = read_settings(owner) if owner.exists() else None
     if old is None and (owner == file or (folder / SETTINGS).exists() or _images(folder)):
-        raise DataError(f"{owner} holds images that erw did not write: choose another --out")
+        problem = f"{owner} holds images or settings that erw did not write"
+        raise DataError(f"{problem}: choose another --out")
     old = old or settings
     for name in settings | old:
         if (was := old.get(name)) != (now := settings.get(name)):

@@ -68,7 +68,10 @@ def test_a_table_without_labels_leaves_the_folders_their_classes(tmp_path: Path)
     (tmp_path / "dataset.json").write_text('{"name": "pets", "licenses": []}')
     source = open_source(tmp_path)
     assert source.class_names == ("cat", "dog")
-    assert overview(source)[1].endswith("dataset.json names no labels and is left alone")
+    said = (
+        'json names no labels and is left alone: it has name, licenses; name one "labels" to take'
+    )
+    assert said in overview(source)[1]
     (tmp_path / "dataset.json").write_text('{"labels": null}')
     assert open_source(tmp_path).class_names == ()
 
@@ -168,6 +171,18 @@ def test_classes_without_images_are_named(tmp_path: Path) -> None:
     assert empty == "classes without images: 2 (0, 2)"
 
 
+def test_keys_of_json_beside_images_that_are_no_labels_are_named(tmp_path: Path) -> None:
+    members = {f"{i}.json": b'{"species": 1, "caption": "x"}' for i in range(2)}
+    path = tar(tmp_path / "a.tar", members | {f"{i}.png": png(i) for i in range(2)})
+    source = open_source(path)
+    assert source.class_names == ()
+    said = (
+        'a.tar!1.json names no labels and is left alone: it has species, caption; name one "labels"'
+    )
+    assert said in overview(source)[1]
+    assert "species" not in "".join(overview(open_source(path, classes="none")))
+
+
 def test_two_spellings_of_one_name_are_one_class(tmp_path: Path) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     classes_of(tmp_path, f"a/{composed}", f"b/{decomposed}")
@@ -209,7 +224,9 @@ def test_metadata_tables_have_labels_by_file_name(tmp_path: Path, name: str) -> 
     (tmp_path / "inner" / name).write_text(text.replace("label", "caption"))
     source = open_source(tmp_path)
     assert source.class_names == ()
-    assert any(name in note and "left alone" in note for note in source.notes)
+    assert any(
+        f"{name} names no labels" in note and "caption, text" in note for note in source.notes
+    )
 
 
 def test_numbers_in_a_metadata_csv_are_class_numbers(tmp_path: Path) -> None:

@@ -89,3 +89,9 @@ def test_text_that_is_named_as_arrays(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=name) as error:
         open_source(tmp_path / ("x.npz" if name == "x.npz" else "x.npy"))
     assert "pickle" not in str(error.value) and "get it again" in str(error.value)
+
+
+def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match=r"x\.npz cannot be .* \(it holds Python objects\)"):
+        open_source(tmp_path / "x.npz")

@@ -55,6 +55,8 @@ def test_folders_come_before_captions(tmp_path: Path) -> None:
     source = open_source(tar(tmp_path / "y.tar", captions))
     assert source.class_names == () and overview(source) == [
         "1 images of y.tar, no classes: the set is unconditional",
+        f"{tmp_path / 'y.tar'}!0.json names no labels and is left alone: "
+        'it has caption; name one "labels" to take it',
         "2 other files are left alone (1 .json, 1 .txt)",
     ]
 

@@ -92,7 +92,8 @@ def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
     "auto" takes the first of dataset.json, label files of a WebDataset, and folders.
     """
     images = [key for key in files.entries if ending(key) in EXTENSIONS]
-    notes, sides = list[str](), _samples(files, images)
+    notes = list[str]()
+    sides = _samples(files, images, notes if rule == "auto" else [])
     images = list(sides) or images
     used = {*images, *sides.values()}
     rest = [key for key in files.entries if key not in used and basename(key) not in TABLES]
@@ -136,7 +137,7 @@ def _split(path: str) -> str:
     return next(iter(_SPLIT.findall(path)), "").lower()
 
 
-def _samples(files: Files, images: Sequence[str]) -> dict[str, str | None]:
+def _samples(files: Files, images: Sequence[str], notes: list[str]) -> dict[str, str | None]:
     """The images of a WebDataset, each with its label file; {} if no image has one.
 
     Labels are NAME.cls, or NAME.json with a label in it where the images lie in no class folders.
@@ -150,7 +151,10 @@ def _samples(files: Files, images: Sequence[str]) -> dict[str, str | None]:
     last = {ending(key): key for key in files.entries if sample(key) in samples}
     flat = len({dirname(files.inside(key)) for key in images}) == 1
     kind = ".cls" if ".cls" in last else ".json" if flat and ".json" in last else ""
-    if not kind or (kind == ".json" and _label(files, last[kind]) is None):
+    if kind == ".json" and _label(files, key := last[kind]) is None:
+        notes.append(_unused(files.location(key), _parsed(files, key)))
+        kind = ""
+    if not kind:
         return {}
     sides = {splitext(key)[0]: key for key in files.entries if ending(key) == kind}
     groups = [Counter(map(sample, keys)) for keys in (images, sides.values())]
@@ -175,11 +179,18 @@ def _parsed(files: Files, key: str) -> Any:
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         if not rows or not (label := label_name(list(rows[0]))):
-            return {}
+            return dict(rows[0]) if rows else {}
         values = [given(row.get(label)) for row in rows]
         if kind == "CSV" and all(value is None or value.isdecimal() for value in values):
             values = [value and int(value) for value in values]
         return {"labels": list(zip([row["file_name"] for row in rows], values, strict=True))}
+
+
+def _unused(place: str, table: Any) -> str:
+    """A note on a file that might hold labels, with what it has, and what they would be."""
+    names = [name for name in table if name != "file_name"] if isinstance(table, dict) else []
+    more = f': it has {listed(names)}; name one "{USUAL[1]}" to take it' if names else ""
+    return f"{place} names no labels and is left alone{more}"
 
 
 def _label(files: Files, key: str) -> Any:
@@ -196,7 +207,7 @@ def _of_tables(
     for key in (key for key in files.entries if basename(key) in TABLES):
         place, table = files.location(key), _parsed(files, key)
         if not isinstance(table, dict) or "labels" not in table:
-            notes.append(f"{place} names no labels and is left alone")
+            notes.append(_unused(place, table))
             continue
         used, base, rows = place, key.removesuffix(basename(key)), table["labels"]
         with raised_as(DataError, f'{place}: expected "labels": null or a list of [path, label]'):
