@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from erw import data
-from erw.cli.settings import Settings, call, peek, required
+from erw.cli.settings import HELP, Settings, call, peek, required
 from erw.errors import ConfigError
 
 ADDED = ("features", "class_token", "batch_size")
@@ -63,6 +63,10 @@ class Prepare(Reading):
 def main(args: Sequence[str]) -> None:
     source, out = peek("prepare", _names, args)
     options, folder = Prepare(), Path(out or "").expanduser()
+    if source and not HELP & set(args):
+        from erw.data.sources import located
+
+        located(source)  # before the cache is read, which imports torch
     spec = data.prepare.read_spec(folder) if out and folder.exists() else None
     if spec:  # the settings of the cache that --out names
         names = ("image_size", "flip", "images", "rows_per_shard", "precision", "seed")

@@ -15,7 +15,7 @@ from erw.data.sources.openmoji import OpenMojiSet
 from erw.data.sources.tables import Arrays, Table
 from erw.errors import DataError
 
-__all__ = ["BUILT_IN", "HUB", "FileSource", "Source", "open_source", "overview"]
+__all__ = ["BUILT_IN", "HUB", "FileSource", "Source", "located", "open_source", "overview"]
 
 HUB = "hf:"
 
@@ -64,15 +64,25 @@ def open_source(
             part, chosen = one_set(packed, path, split, subset)
             name = path.name + f":{part}" * bool(split or subset)
             paths, files, inside, subset = [path / key for key in chosen], None, None, None
-    elif not path.exists():
-        paths = [Path(match) for match in sorted(glob(str(path)))]
-    if not paths:
-        raise FileNotFoundError(f"no images at {path} (built-in sets: {', '.join(BUILT_IN)})")
+    else:
+        paths = located(images)
     if subset or (inside and not files and ending(paths[0].name) in (*PACKED[1:], ".npy", ".npz")):
         raise DataError(f"{path} has no splits or subsets inside: name the files of one")
     source = _open(sorted(paths), files, classes, columns, inside)
     source.name = name or source.name
     return source
+
+
+def located(images: str | Path) -> list[Path]:
+    """The path of images on this machine, or those that match it as a pattern; [] for what is on
+    none: a built-in set, or one of the hub. Raises FileNotFoundError for no path."""
+    path = Path(images).expanduser()
+    if str(images) in BUILT_IN or str(images).startswith(HUB):
+        return []
+    paths = [path] if path.exists() else [Path(match) for match in sorted(glob(str(path)))]
+    if not paths:
+        raise FileNotFoundError(f"no images at {path} (built-in sets: {', '.join(BUILT_IN)})")
+    return paths
 
 
 def _open(
