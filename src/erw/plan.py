@@ -197,7 +197,7 @@ class Phase:
 
     name: Literal["warmup", "full"] = "full"
     # what each loss weighs, by name; a loss without an entry is not computed
-    weights: Mapping[str, float] = field(default_factory=lambda: {"flow": 1.0})
+    weights: Mapping[str, float] = field(default_factory=lambda: {"flow": 1.0}, hash=False)
     terms: tuple[Align, ...] = ()  # active alignment terms
     stop_at: int | None = None  # the last block that runs and trains; None: all do
     first: int = 1  # the first block that trains

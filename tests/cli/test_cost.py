@@ -46,6 +46,13 @@ def test_activations_are_those_that_a_step_keeps(half: bool, precision: str, siz
     assert ACTIVATION_BYTES[precision] == pytest.approx(measured, rel=0.08)
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast images are decoded is not measured, which takes a second."""
+    monkeypatch.setattr("erw.data.images.decoding_rate", lambda size: 100.0)
+
+
+@pytest.mark.usefixtures("unmeasured")
 def test_cost_without_a_cache_is_assumed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cost", "sit_xl2_in256_erw", "--gpus", "8"]) == 0
     said = capsys.readouterr().out
@@ -99,12 +106,13 @@ def test_decoding_is_measured_on_photographs(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("suffix", "teachers"), [("self", 1), ("vae_repa", 1), ("multi", 2), ("haste", 5), ("reg", 1)]
 )
+@pytest.mark.usefixtures("unmeasured")
 def test_teachers_that_a_plan_names_are_assumed_too(
     suffix: str, teachers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert main(["cost", f"sit_xl2_in256_{suffix}"]) == 0
+    assert main(["cost", f"sit_xl2_in256_{suffix}", "--model.depth", "8"]) == 0
     assert f", {teachers} teacher(s) as dinov2-b" in capsys.readouterr().out
 
 

@@ -16,29 +16,28 @@ from torch import Tensor
 from erw.evaluation.features import Extractor, extract
 from erw.evaluation.images import ImageSet, image_set
 from erw.sampling.save import read_images, write
+from helpers.forked import Python, ranks
 from helpers.images import Pixels, pictures, save_pngs
 from helpers.pixels import ten
 
 
 def test_two_processes_score_as_one(tmp_path: Path) -> None:
-    """The command line under torchrun, gloo; every metric that needs moments, order or features."""
+    """The command line with gloo; every metric that needs moments, order or features."""
     images = save_pngs(tmp_path / "images", pictures(26, side=32))
     reference = save_pngs(tmp_path / "reference", pictures(21, side=32, seed=1))
     found = {}
-    for processes in (1, 2):
-        out = tmp_path / f"{processes}.json"
-        run = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [*(run if processes > 1 else []), "-m", "erw", "eval", images]
-        command += ["--reference", reference, "--out", out]
+    for count in (1, 2):
+        out = tmp_path / f"{count}.json"
+        command = ["erw", "eval", images, "--reference", reference, "--out", out]
         command += ["--metrics", "fd-lite2", "pr-lite2", "kid-lite2", "fd-lite0"]
-        home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / f"home{processes}")}
-        home["OMP_NUM_THREADS"] = "1"  # as torchrun has it: other threads sum in another order
-        said = subprocess.run(
-            [sys.executable, *map(str, command)], env=home, capture_output=True, text=True
-        )
-        assert said.returncode == 0, said.stderr
-        assert len(said.stdout.splitlines()) == 5  # the first process alone prints
-        found[processes] = json.loads(out.read_text())
+        home = {"XDG_CACHE_HOME": str(tmp_path / f"home{count}")}
+        started = [
+            Python("-m", *command, env=rank | home) for rank in (ranks(2) if count == 2 else [{}])
+        ]
+        assert [each.wait() for each in started] == [0] * count, [each.err for each in started]
+        said = [len(each.out.splitlines()) for each in started]
+        assert said == [5, 0][:count]  # the first process alone prints
+        found[count] = json.loads(out.read_text())
     one, two = found[1], found[2]
     assert two["values"] == pytest.approx(one["values"], rel=1e-6, abs=1e-6)
     assert {**one, "values": 0} == {**two, "values": 0}

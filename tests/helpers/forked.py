@@ -22,7 +22,7 @@ from torch.multiprocessing import start_processes
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload([
     "torch.distributed", "erw.training.loop", "erw.data.prepare", "erw.evaluation.callback",
-    "erw.interop.pretrained", "erw.sampling.preview", "erw.cli.train",
+    "erw.interop.pretrained", "erw.sampling.preview", "erw.cli.train", "torch._dynamo",
 ])  # fmt: skip
 
 

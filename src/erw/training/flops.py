@@ -4,17 +4,20 @@ A multiply-add is 2 FLOPs; matrix products, convolutions and attention count, fo
 as `torch.utils.flop_counter` has them. Whatever network, projector or loss runs is counted.
 """
 
+import functools
 from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from erw.config import Run
+from erw.align import ALIGN_LOSSES, PROJECTORS, TARGET_NORMS
+from erw.config import Eval, Log, Run
 from erw.data.cache import Batch, Cache
+from erw.models import BACKBONES
 from erw.plan import Phase, Plan
 from erw.rng import Draws
 from erw.training.network import build_network
@@ -103,8 +106,22 @@ class Ledger:
 def step_flops(run: Run, dims: Mapping[str, int], phase: Phase, *, own: bool = False) -> int:
     """Forward and backward FLOPs of one image in a step of a resolved run; or the optimiser's.
 
-    `dims`: channels of each encoder's features. Raises ConfigError as `build_optimizer`.
+    `dims`: channels of each encoder's features. Raises ConfigError as `build_optimizer`. Settings
+    that cost the same, as those of seeds do, are counted once.
     """
+    bare = run.replace(name="", seed=0, data=replace(run.data, cache=()), log=Log(), eval=Eval())
+    # Anybody may register another part under a known name.
+    known = (BACKBONES, PROJECTORS, ALIGN_LOSSES, TARGET_NORMS)
+    parts = tuple(part for each in known for part in each.values())
+    return _counted(bare, tuple(dims.items()), phase, own, parts)
+
+
+@functools.cache
+def _counted(
+    run: Run, widths: tuple[tuple[str, int], ...], phase: Phase, own: bool,
+    parts: tuple[Callable[..., Any], ...],
+) -> int:  # fmt: skip
+    dims = dict(widths)
     model = run.model
     with torch.device("meta"):
         net = build_network(run, dims)
