@@ -112,7 +112,7 @@ def test_teachers_that_a_plan_names_are_assumed_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert main(["cost", f"sit_xl2_in256_{suffix}", "--model.depth", "8"]) == 0
+    assert main(["cost", f"sit_xl2_in256_{suffix}", "--model.depth", "16"]) == 0
     assert f", {teachers} teacher(s) as dinov2-b" in capsys.readouterr().out
 
 
