@@ -39,7 +39,7 @@ format: $(VENV)/.tools  ## let ruff put format and imports right
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(VENV)/.installed  ## the quickstart study on real images, about 10 minutes on 2 cores
+demo: $(VENV)/.installed  ## the quickstart study on real images, fitted to 10 minutes of this machine
 	$(BIN)/erw study demo --out $(OUT)
 
 demo-smoke: $(VENV)/.installed  ## the same path in tiny, a minute or two; checks that it holds, not how good

@@ -31,6 +31,7 @@ def study(
     seeds: tuple[int, ...] = (),
     steps: int | None = None,
     points: int | None = None,
+    minutes: float | None = None,
     small: bool = False,
     changes: Annotated[Words, arg(name="set")] = (),
     of: Annotated[str, arg(name="recipe")] = "quickstart",
@@ -54,6 +55,8 @@ def study(
         seeds: each run is trained with; none: the study's own.
         steps: of full training in the small setting; none: the study's own.
         points: scores of each run; none: the study's own.
+        minutes: of a study whose runs cost the same: as many steps as end within them here, images
+            and scores included; none: the study's own (10 for the demo), or --steps.
         small: tiny twins of a few seconds, for a check of the machinery alone.
         changes: settings of all runs, as NAME=VALUE.
         of: what a grid is of.
@@ -74,7 +77,10 @@ def study(
     plan = _plan(name, scale, steps, small, of, dict(map(studies.values_of, axes)))
     settings = {key: values[0] for key, values in map(studies.values_of, changes)}
     plan = plan.changed(lambda run: studies.with_settings(run, settings))
-    plan = replace(plan, seeds=seeds or plan.seeds, points=points or plan.points)
+    minutes = plan.minutes * (steps is None) if minutes is None else minutes
+    plan = replace(plan, seeds=seeds or plan.seeds, points=points or plan.points, minutes=minutes)
+    if minutes and not (plan.equal and (engine, plan.halvings) == ("local", 0)):
+        raise ConfigError("--minutes is for studies whose runs cost the same, on this machine")
     if dry_run:
         return _show(plan, Path(out), cache or f"{out}/cache", gpu, gpus)
     from erw.study.run import run_study

@@ -31,10 +31,10 @@ Start = Callable[[str, int], Job]
 
 def run_tasks(
     todo: Mapping[str, Task], out: Path, start: Start, *, jobs: int,
-    then: Callable[[], object] = lambda: None,
+    then: Callable[[], object] = lambda: None, tick: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
-    """Train what is not finished, `jobs` at a time, each after what it begins with, and call `then`
-    after each.
+    """Train what is not finished, `jobs` at a time, each after what it begins with; call `then`
+    after each, and `tick` again and again meanwhile.
 
     Raises ErwError where some failed, once the others have ended; KeyboardInterrupt after those
     under way have saved.
@@ -60,6 +60,7 @@ def run_tasks(
                         failed[name] = f"{name} failed ({said or f'exit code {code}'})"
                     elif todo[name].watched:
                         then()
+            tick()
             time.sleep(0.1 * bool(running))
     except BaseException:
         for _, job in running.values():

@@ -18,7 +18,7 @@ from erw.config import Run, from_dict, to_dict
 from erw.data.cache import Cache
 from erw.dist import world
 from erw.errors import CheckpointError, nearest
-from erw.evaluation.callback import probing, scoring, together, validating
+from erw.evaluation.callback import Say, probing, scoring, together, validating
 from erw.interop import starting_point
 from erw.io import write_bytes, write_json
 from erw.log import read_metrics, say
@@ -137,7 +137,7 @@ def train_task(out: Path, name: str) -> None:
         train(run, folder, init=init, **watching(study, task, folder))
 
 
-def watching(study: Study, task: Task, folder: Path) -> dict[str, Any]:
+def watching(study: Study, task: Task, folder: Path, say: Say = say) -> dict[str, Any]:
     """`at=` and `evaluate=` of `erw.train` for what the study shows."""
     run, steps = task.run, task.watched
     make: dict[str, Any] = {"eval": scoring, "validation": validating}

@@ -10,8 +10,11 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,12 +29,13 @@ from erw.errors import CheckpointError, ConfigError, nearest
 from erw.evaluation.callback import HIGHER
 from erw.evaluation.images import image_set
 from erw.io import write_bytes, write_json
-from erw.log import say
+from erw.log import Progress, say
 from erw.recipes.quickstart import CACHE
 from erw.sampling.preview import COUNT, picture
 from erw.study.compare import label_of
 from erw.study.engines import ENGINES, Job, run_tasks
 from erw.study.outcome import lines_of, write_figure, write_table
+from erw.study.pace import Pace, fitted, left, timed, with_first
 from erw.study.report import REFERENCE, report
 from erw.study.results import STUDY, read_study
 from erw.study.rows import tasks, train_task
@@ -64,6 +68,7 @@ def run_study(
         raise ConfigError(f"no engine {engine!r}{nearest(engine, ENGINES)}")
     claim(study, out)
     say(f"{study.title}: everything goes to {out}; the same command resumes")
+    began = time.monotonic()
     now, opened = in_cache(study, Path(cache or out / "cache"), out), functools.cache(Cache.open)
 
     @functools.cache
@@ -74,6 +79,9 @@ def run_study(
         resolve(run, opened(run.data.cache))  # what cannot be trained is said before any training
     cores = torch.cuda.device_count() or len(os.sched_getaffinity(0))
     jobs = jobs or {"local": cores, "torchrun": 1}.get(engine, 10_000)
+    paces: dict[str, Pace] = {}
+    if study.minutes:
+        now, paces = in_time(now, out, began, jobs, lambda some: settled(some, ledger_of))
     alive, start = {row.label for row in now.rows}, ENGINES[engine](study.name, out, options or {})
 
     def here(name: str, place: int) -> Job:
@@ -90,12 +98,71 @@ def run_study(
         part = replace(now, seeds=now.seeds[:1]) if halving else now
         todo = {k: v for k, v in tasks(part).items() if not v.watched or v.run.name in alive}
         record(now, out)
-        begin = here if (engine, jobs) == ("local", 1) else start
-        run_tasks(todo, out, begin, jobs=jobs, then=page)
+        if (engine, jobs) == ("local", 1):
+            run_tasks(todo, out, here, jobs=jobs, then=page)
+        else:
+            known = paces or {
+                row.label: in_flops(row.run, ledger_of) for row in now.rows if row.run
+            }
+            with ongoing(study.title, partial(left, todo, out, known, jobs)) as tick:
+                run_tasks(todo, out, start, jobs=jobs, then=page, tick=tick)
         if halving:
             alive = better_half(part, out, alive)
     write_figure(now, out)
     return page()
+
+
+def in_time(
+    study: Study, out: Path, began: float, jobs: int, settled: Callable[[Study], Study]
+) -> tuple[Study, dict[str, Pace]]:
+    """The study with the steps that end within its minutes since `began`, and its runs' pace; both
+    are kept in `study.json`, so that the same command goes on with as many.
+
+    Raises ConfigError if the shortest study takes longer.
+    """
+    record = read_study(out)
+    if "steps" not in record:
+        say(f"timing a few steps of each run, {jobs} at a time")
+        found = timed(settled(study), jobs)
+        paces = {row.label: found[row.run] for row in settled(study).rows if row.run}
+        seconds = 60 * study.minutes - (time.monotonic() - began)
+        steps = fitted(study, max(seconds, 30 * study.minutes), paces, jobs, settled)
+        record |= {"steps": steps, "paces": {k: list(v) for k, v in paces.items()}}
+        write_json(out / STUDY, record)
+    paces = {label: Pace(*values) for label, values in record["paces"].items()}
+    study = with_first(study, record["steps"])
+    todo = tasks(settled(study))
+    minutes = left(todo, out, paces, jobs) / 60
+    say(f"{record['steps']:,} steps of the first run fit into {study.minutes:g} minutes on this "
+        f"machine; the runs end in {minutes:.1f} minutes, {jobs} at a time")  # fmt: skip
+    return study, paces
+
+
+def in_flops(run: Run, ledger_of: Callable[[Run], Ledger]) -> Pace:
+    """The pace of a run in FLOPs, looking at it not counted."""
+    ledger, warm = ledger_of(run), run.plan.warmup
+    first, whole = ledger.spent(warm).total, ledger.spent(run.steps).total
+    return Pace(first / max(1, warm), (whole - first) / max(1, run.steps - warm))
+
+
+@contextmanager
+def ongoing(title: str, left: Callable[[], float]) -> Iterator[Callable[[], None]]:
+    """A bar for all runs of a study; what it gives brings the bar up to date, at most every second.
+
+    Args:
+        left: what is left to do, in any unit.
+    """
+    total = shown = left()
+    with Progress(title, total) as bar:
+        due = time.monotonic()
+
+        def tick() -> None:
+            nonlocal shown, due
+            if time.monotonic() >= due and (now := left()) < shown:
+                bar.update(shown - now)
+                shown, due = now, time.monotonic() + 1.0
+
+        yield tick
 
 
 def better_half(study: Study, out: Path, alive: set[str]) -> set[str]:

@@ -25,6 +25,8 @@ DEFINED: dict[str, Any] = tomllib.loads(Path(__file__).with_name("studies.toml")
 STUDIES = tuple(DEFINED)
 ADM = "VIRTUAL_imagenet256_labeled.npz"
 """ADM's reference batch, in the current folder."""
+LONG = 10**9
+"""Steps that no budget buys."""
 PAPER = ("FID", "sFID", "IS", "Prec.", "Rec.")
 """The numbers of a row in the papers, on ImageNet at 256."""
 
@@ -56,6 +58,8 @@ class Study(Settings):
     seeds: tuple[int, ...] = (0,)  # every run is trained once with each
     scale: Literal["small", "full"] = "small"
     equal: bool = False  # every run ends at the total FLOPs of the first, warm-up and all
+    # as many steps as end within these minutes, which are timed, in place of the rows' own; 0: not
+    minutes: float = ranged(0.0, "[0, inf)")
     # successive halving: so often the worse half of the rows drops out, by the first seed, after
     # ..., a quarter, a half of the FLOPs of a study where all cost the same
     halvings: int = ranged(0, "[0, 6]")
@@ -178,7 +182,7 @@ def _row(
 
     here = f"sit_{size}2_in256_{'base' if kind == 'sit' else kind}" if full_scale else SMALL
     here += "" if full_scale else "_repa" if kind == "erw" else f"_{kind}"
-    run = recipes.recipe(kind if kind in recipes.names() else here).replace(steps=10**9)
+    run = recipes.recipe(kind if kind in recipes.names() else here).replace(steps=LONG)
     if kind == "erw" and not full_scale:
         plan = flat({"plan": to_dict(recipes.recipe(f"sit_{size}2_in256_erw").plan)})
         run = with_settings(run, {name: scaled(name, value) for name, value in plan.items()})
@@ -208,13 +212,13 @@ def settled(
     if not study.equal:
         return study
     first = next(row.run for row in study.rows if row.run)
-    budget = ledger_of(first).spent(first.steps).total
+    # A ledger sees schedules end within the run: give it more steps than any budget buys.
+    budget = ledger_of(first.replace(steps=LONG)).spent(first.steps).total
 
     def fitted(row: Row) -> Row:
         if row.run is None:
             return row
-        # A ledger sees schedules end within the run: give it more steps than any budget buys.
-        run = row.run.replace(steps=10 * first.steps)
+        run = row.run.replace(steps=LONG)
         if row.share:
             long = run.replace(plan=replace(run.plan, warmup=run.steps))
             warmup = max(1, ledger_of(long).steps_for(budget * row.share))
