@@ -122,12 +122,24 @@ def tensor_names(path: Path) -> list[str]:
         return list(file.keys())
 
 
+def check_download(path: Path) -> None:
+    """Raise CheckpointError for what is left in place of weights where a download went wrong."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    # A header's length in eight bytes may begin so too; its brace follows.
+    if text.startswith((b"<", b"version https://git-lfs")) and head[8:9] != b"{":
+        problem = f"{path} is a web page or a git-lfs pointer, not weights"
+        raise CheckpointError(f"{problem}: download the file itself (git lfs pull)")
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise CheckpointError(f"no file {path}")
+    check_download(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

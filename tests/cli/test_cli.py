@@ -20,12 +20,14 @@ from tyro._docstrings import get_field_docstring
 from erw.cli import VERBS, main
 from erw.cli.analyze import Analysis
 from erw.cli.prepare import Prepare
-from erw.cli.sample import Draw, label_number
+from erw.cli.sample import Draw, generation_of, label_number
 from erw.cli.settings import explain
 from erw.config import Run
 from erw.data.cache import Cache
 from erw.errors import ConfigError
 from helpers.forked import Python
+from helpers.images import pictures, save_pngs
+from helpers.pixels import MODEL
 
 TINY = ["--steps", "4", "--log.every", "1", "--plan.warmup", "2"]
 
@@ -482,3 +484,12 @@ def test_a_label_is_a_name_first_and_two_meanings_are_refused() -> None:
     with pytest.raises(ConfigError, match="give #3 or #2"):
         label_number("2", names)
     assert label_number("7", ()) == 7
+    model = dataclasses.replace(MODEL, class_names=("cafe\u0301", "salt, pepper", "tea"))
+    for text, number in (("caf\u00e9", 0), ("cafe\u0301", 0), ("salt, pepper", 1), ("tea", 2)):
+        assert generation_of(model, Draw(seeds="0:1", labels=text)).labels == (number,)
+
+
+def test_scores_are_not_computed_for_a_folder_as_their_file(erw: Erw, tmp_path: Path) -> None:
+    images = save_pngs(tmp_path / "images", pictures(2))
+    said = erw("eval", str(images), "--reference", str(images), "--out", str(tmp_path))
+    assert said.code == 2 and "is a folder: name a file in it" in said.err and not said.out

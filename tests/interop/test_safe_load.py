@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from erw.encoders import load_vae
+from erw.encoders.vae import SHIPPED
 from erw.errors import CheckpointError
+from erw.evaluation.inception import load_inception
 from erw.interop.convert import write_weights
-from erw.interop.safe_load import Inert, read_weights
+from erw.interop.safe_load import FOLDER_FILE, Inert, read_weights
 
 WEIGHTS = {"a": torch.arange(64.0), "b": torch.ones(2, 3)}
 RAN: list[int] = []
@@ -203,9 +207,29 @@ def test_a_file_is_written_whole_or_not_at_all(
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize(
     "text",
-    ["version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "\n<!DOCTYPE html><p>"],
+    [
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "\n<!DOCTYPE html><p>",
+        "\ufeff<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+    ],
 )
 def test_what_came_in_place_of_weights_is_named(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match="a web page or a git-lfs pointer, not weights"):
         read_weights(tmp_path / name)
+    folder = Path(shutil.copytree(SHIPPED["openmoji-f4c4"], tmp_path / "vae"))
+    (folder / FOLDER_FILE).write_text(text)
+    (tmp_path / "inception.pth").write_text(text)
+    for load in (lambda: load_vae(folder), lambda: load_inception(tmp_path / "inception.pth"),
+                 lambda: load_vae(f"va-vae={tmp_path / 'inception.pth'}")):  # fmt: skip
+        with pytest.raises(CheckpointError, match="a web page or a git-lfs pointer, not weights"):
+            load()
+
+
+def test_a_header_that_begins_as_a_page_does(tmp_path: Path) -> None:
+    """Its length, 60, is the code of "<"."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(ord("<"))
+    content = struct.pack("<Q", len(header)) + header + struct.pack("<f", 1.5)
+    assert content.startswith(b"<")
+    (tmp_path / "a.safetensors").write_bytes(content)
+    assert read_weights(tmp_path / "a.safetensors")[0]["a"].tolist() == [1.5]

@@ -11,6 +11,7 @@ from erw import training
 from erw.cli.sample import Draw, generation_of
 from erw.cli.settings import RunOrImages, Settings
 from erw.errors import ConfigError
+from erw.io import write_text
 from erw.log import Progress
 
 DRAW = Draw(seeds="0:2000")
@@ -49,6 +50,8 @@ def evaluate(
     from erw.evaluation.evaluate import evaluate as score_images
     from erw.evaluation.images import reference_images
 
+    if out and Path(out).is_dir():
+        raise ConfigError(f"--out {out} is a folder: name a file in it, such as scores.json")
     world, names = current(), model.class_names if model else ()
     samples = samples_of(source, model, draw, score.reference_count)
     reference = reference_images(
@@ -73,7 +76,7 @@ def evaluate(
         with (Path(source) / "scores.jsonl").open("a", encoding="utf-8") as file:
             file.write(line)
     if out:
-        Path(out).write_text(line, encoding="utf-8")
+        write_text(Path(out), line)
 
 
 def samples_of(source: str, model: "training.Trained | None", draw: Draw, count: int) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from unicodedata import normalize
 
 from tyro.conf import FlagConversionOff
 
@@ -76,7 +77,8 @@ def generation_of(model: "training.Trained", draw: Draw) -> "sampling.Generation
     weak, device = draw.autoguidance, current().device
     labels: Any = draw.labels
     if labels not in (None, "random"):
-        names = model.class_names
+        names = [normalize("NFC", name) for name in model.class_names]
+        labels = normalize("NFC", labels)  # a terminal may spell it otherwise
         texts = [labels] if labels in names else labels.split(",")  # a name may have a comma
         numbers = [label_number(text.strip(), names) for text in texts]
         labels = numbers[0] if len(numbers) == 1 else numbers

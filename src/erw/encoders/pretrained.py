@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from erw.errors import CheckpointError, ConfigError, raised_as
-from erw.io import misfit
+from erw.io import check_download, misfit
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors by name in a file of `torch.save`, or in its "state_dict"; no code in it is run."""
-    what = f"{path} cannot be read as plain tensors; code in files is not run"
-    with path.open("rb") as file, raised_as(CheckpointError, what):
-        state = torch.load(file, map_location="cpu", weights_only=True)
+    check_download(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's own text recommends loading the file unsafely
+        what = f"{path} cannot be read as plain tensors; code in files is not run"
+        raise CheckpointError(f"{what} ({type(error).__name__})") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 

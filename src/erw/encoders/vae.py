@@ -147,7 +147,8 @@ def load_vae(name_or_path: str | Path, *, device: str = "cpu") -> VAE:
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     side = getattr(network, "decoder_image_size", None)
     vae = VAE(name, channels, factor, None, None, weight_hash, network, revision, side)
-    if scaling and (list(map(len, scaling)) != [channels] * 2 or not min(scaling[1]) > 0):
+    usable = not scaling or all(0 < value < math.inf for value in scaling[1])
+    if scaling and (list(map(len, scaling)) != [channels] * 2 or not usable):
         raise CheckpointError(f"{weights}: expected {channels} means and positive deviations")
     return vae.scaled(*scaling) if scaling else vae
 

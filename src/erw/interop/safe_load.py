@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from erw.errors import CheckpointError
-from erw.io import load_tensors, read_json
+from erw.io import check_download, load_tensors, read_json
 
 Which = Literal["ema", "model"]
 PLAIN = ("model", "state_dict")
 WRAPPERS = {"ema": ("ema", "model_ema", *PLAIN), "model": (*PLAIN, "ema", "model_ema")}
 PREFIXES = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module)\.")  # of DDP and others
-NO_WEIGHTS = (b"<!doctype", b"<html", b"version https://git-lfs")
 FOLDER_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -50,12 +49,9 @@ def read_weights(
         return _numbers(weights, path), _plain(settings)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    check_download(path)
     with path.open("rb") as file:  # eight bytes of header length, then the header's brace
-        head = file.read(40)
-    if head.lstrip().lower().startswith(NO_WEIGHTS):
-        problem = f"{path} is a web page or a git-lfs pointer, not weights"
-        raise CheckpointError(f"{problem}: download the file itself (git lfs pull)")
-    safetensors = path.suffix == ".safetensors" or head[8:9] == b"{"
+        safetensors = path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
     content, settings = load_tensors(path) if safetensors else (_read_pickle(path), {})
     weights = _unwrap(content, path, which, settings)
     size = sum(t.numel() * t.element_size() for t in weights.values())

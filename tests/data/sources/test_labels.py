@@ -68,9 +68,7 @@ def test_a_table_without_labels_leaves_the_folders_their_classes(tmp_path: Path)
     (tmp_path / "dataset.json").write_text('{"name": "pets", "licenses": []}')
     source = open_source(tmp_path)
     assert source.class_names == ("cat", "dog")
-    said = (
-        'json names no labels and is left alone: it has name, licenses; name one "labels" to take'
-    )
+    said = 'json names no labels and is left alone: it has name, licenses, expected "labels"'
     assert said in overview(source)[1]
     (tmp_path / "dataset.json").write_text('{"labels": null}')
     assert open_source(tmp_path).class_names == ()
@@ -177,7 +175,7 @@ def test_keys_of_json_beside_images_that_are_no_labels_are_named(tmp_path: Path)
     source = open_source(path)
     assert source.class_names == ()
     said = (
-        'a.tar!1.json names no labels and is left alone: it has species, caption; name one "labels"'
+        'a.tar!1.json names no labels and is left alone: it has species, caption, expected "labels"'
     )
     assert said in overview(source)[1]
     assert "species" not in "".join(overview(open_source(path, classes="none")))
@@ -234,6 +232,9 @@ def test_numbers_in_a_metadata_csv_are_class_numbers(tmp_path: Path) -> None:
         (tmp_path / f"{i}.png").write_bytes(png(i))
     (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,10\n1.png,2\n2.png,10\n")
     assert [label for _, label in shades(open_source(tmp_path))] == [10, 2, 10]
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png, 10\n1.png,-1\n2.png,3\n")
+    with pytest.raises(DataError, match="label -1, expected a class number from 0"):
+        open_source(tmp_path)
 
 
 def test_one_image_and_one_label_of_a_sample_are_a_pair(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_folders_come_before_captions(tmp_path: Path) -> None:
     assert source.class_names == () and overview(source) == [
         "1 images of y.tar, no classes: the set is unconditional",
         f"{tmp_path / 'y.tar'}!0.json names no labels and is left alone: "
-        'it has caption; name one "labels" to take it',
+        'it has caption, expected "labels"',
         "2 other files are left alone (1 .json, 1 .txt)",
     ]
 

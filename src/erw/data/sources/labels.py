@@ -30,6 +30,7 @@ SPLITS = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
 _SPLIT = re.compile(f"(?:^|(?<=/))({'|'.join(SPLITS)})/", re.IGNORECASE)
+_NUMBER = re.compile(r" *[+-]?\d+ *")
 _SYSTEM = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found")
 
 
@@ -178,18 +179,20 @@ def _parsed(files: Files, key: str) -> Any:
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        if not rows or not (label := label_name(list(rows[0]))):
+        label = label_name(list(rows[0])) if rows else None
+        if not label or "file_name" not in rows[0]:
             return dict(rows[0]) if rows else {}
         values = [given(row.get(label)) for row in rows]
-        if kind == "CSV" and all(value is None or value.isdecimal() for value in values):
+        if kind == "CSV" and all(value is None or _NUMBER.fullmatch(value) for value in values):
             values = [value and int(value) for value in values]
         return {"labels": list(zip([row["file_name"] for row in rows], values, strict=True))}
 
 
 def _unused(place: str, table: Any) -> str:
     """A note on a file that might hold labels, with what it has, and what they would be."""
-    names = [name for name in table if name != "file_name"] if isinstance(table, dict) else []
-    more = f': it has {listed(names)}; name one "{USUAL[1]}" to take it' if names else ""
+    names = list(table) if isinstance(table, dict) else []
+    wanted = "columns file_name and label" if place.endswith(TABLES[1:]) else f'"{USUAL[1]}"'
+    more = f": it has {listed(names)}, expected {wanted}" if names else ""
     return f"{place} names no labels and is left alone{more}"
 
 
