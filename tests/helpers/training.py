@@ -1,9 +1,6 @@
 """What tests of training share: a run made here or in processes of its own, and what it left."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +51,8 @@ def two_ranks(cache: Path, out: Path, *args: object, torchrun: bool = False) -> 
     script = [Path(__file__).parent / "tiny.py", cache, out, *args]
     if torchrun:
         launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", *launch, *map(str, script)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        done = Python("-m", *launch, *script, env={"OMP_NUM_THREADS": "1"})
+        assert done.wait() == 0, done.err
         return
     both = [Python(*script, env=env) for env in ranks(2)]
     assert [rank.wait() for rank in both] == [0, 0], [rank.err for rank in both]

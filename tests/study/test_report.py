@@ -61,8 +61,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return report([study], out=study / "report.html").read_text()
 
 
-def page_of(paths: list[Path], out: Path) -> Page:
-    return Page(report(paths, out=out / "r.html").read_text())
+def page_of(paths: list[Path], out: Path, *, drawn: bool = True) -> Page:
+    return Page(text_of(paths, out / "r.html", drawn=drawn))
+
+
+def text_of(paths: list[Path], out: Path, *, drawn: bool) -> str:
+    """A page as text, with or without its figures, which take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr("erw.study.report._figure", lambda *args, **options: [])
+        return report(paths, out=out).read_text()
 
 
 def test_nothing_outside_is_fetched(text: str) -> None:
@@ -96,14 +104,14 @@ def test_every_figure_is_drawn_for_both_themes_and_widths(text: str) -> None:
 
 
 def test_of_many_points_some_pictures_are_shown_and_the_last(tmp_path: Path) -> None:
-    page = page_of([write_study(tmp_path, points=10)], tmp_path)
+    page = page_of([write_study(tmp_path, points=10)], tmp_path, drawn=False)
     assert len(page.pictures) == 3 * 4 + 1
     assert page.text.count("100% of the compute") == 3
 
 
 def test_names_cannot_inject_markup(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "<script>alert(1)</script>", lines_of("SiT", 0))
-    assert "<script>alert" not in report([run], out=tmp_path / "r.html").read_text()
+    assert "<script>alert" not in text_of([run], tmp_path / "r.html", drawn=False)
 
 
 def test_the_words_claim_no_more_than_the_seeds_carry(text: str, tmp_path: Path) -> None:
@@ -134,10 +142,7 @@ def listed(study: Path, names: list[str]) -> Path:
 
 def verdict(study: Path, *, drawn: bool = False) -> list[str]:
     """Title and lead of a study's page, by default without its figures."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not drawn:
-            patch.setattr("erw.study.report._figure", lambda *args, **options: [])
-        return words_of(report([study], out=study / "report.html").read_text())
+    return words_of(text_of([study], study / "report.html", drawn=drawn))
 
 
 def words_of(text: str) -> list[str]:
@@ -174,7 +179,7 @@ def test_a_smoke_study_compares_nothing(tmp_path: Path) -> None:
     record = json.loads((study / "study.json").read_text())
     record["study"]["small"] = True
     (study / "study.json").write_text(json.dumps(record))
-    page = page_of([study], tmp_path)
+    page = page_of([study], tmp_path, drawn=False)
     assert "nothing here compares methods" in page.text and not page.pictures
 
 
@@ -201,7 +206,7 @@ def test_several_runs_share_the_figures(tmp_path: Path) -> None:
 def test_runs_without_scores_make_a_page(tmp_path: Path) -> None:
     lines = [line for line in lines_of("SiT", 0) if line["kind"] == "train"]
     runs = [write_run(tmp_path / name, name, lines) for name in ("first", "second")]
-    page = page_of(runs, tmp_path)
+    page = page_of(runs, tmp_path, drawn=False)
     assert "2 training runs" in page.text and "None yet" in page.text
 
 
