@@ -136,9 +136,15 @@ def test_an_npz_that_is_none_is_refused_before_drawing(tmp_path: Path, content: 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("x.jpg", b""), ("cats/x.PNG", b""), ("settings.json", b'{"lr": 1}'), ("settings.json", b"{"),
-     ("settings.json", b"[" * 100_000)],
-)  # fmt: skip
+    [
+        ("x.jpg", b""),
+        ("cats/x.PNG", b""),
+        ("settings.json", b'{"lr": 1}'),
+        ("settings.json", b'{"solver": "lbfgs", "C": 1}'),
+        ("settings.json", b"{"),
+        ("settings.json", b"[" * 100_000),
+    ],
+)
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     """Nothing is drawn among other people's images, nor over the settings of another program."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -189,6 +195,12 @@ def test_settings_that_a_stranger_wrote(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match="holds other seeds"):
         write(few(), tmp_path / "a.npz")
+
+
+def test_a_file_is_no_folder_of_images(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"a\.txt is a file: choose another --out"):
+        write(ten(), tmp_path / "a.txt")
 
 
 def test_a_picture_without_our_label_is_not_ours(tmp_path: Path) -> None:

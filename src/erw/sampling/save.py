@@ -46,6 +46,8 @@ def write(
     out, world = Path(out), current()
     if len(set(generation.seeds)) != len(generation.seeds):
         raise DataError("a seed is given twice: files are named by seed, give each once")
+    if out.is_file() and out.suffix != ".npz":
+        raise DataError(f"{out} is a file: choose another --out, a folder or FILE.npz")
     if generation.vae is None:
         raise DataError("these samples are latents: there are no images to write")
     single = out.suffix == ".npz"
@@ -114,8 +116,8 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
         with opened_npz(path) as arrays:
             if "settings" in arrays:
                 settings = json.loads(str(arrays["settings"]))
-    if not isinstance(settings, dict) or "solver" not in settings:  # of another program
-        return None
+    if not isinstance(settings, dict) or not settings.keys() >= {"solver", "weights"}:
+        return None  # of another program
     if others := [x for x in _images(path) if not OURS.fullmatch(x)]:
         problem = f"{path} holds images that erw did not write, such as {others[0]}"
         raise DataError(f"{problem}: take them out, or choose another folder")

@@ -197,7 +197,7 @@ def test_two_spellings_of_one_name_are_one_class(tmp_path: Path) -> None:
 
 
 def test_a_wrapper_around_a_flat_set_is_no_class(tmp_path: Path) -> None:
-    classes_of(tmp_path, "photos", "@eaDir", "lost+found")
+    classes_of(tmp_path, "photos", "@eaDir", "lost+found", "$Recycle.Bin", "@Recycle", "#snapshot")
     source = open_source(tmp_path)
     assert source.class_names == () and len(source) == 1
     assert overview(source)[0].endswith("no classes: the set is unconditional")
@@ -225,6 +225,16 @@ def test_metadata_tables_have_labels_by_file_name(tmp_path: Path, name: str) -> 
     assert any(
         f"{name} names no labels" in note and "caption, text" in note for note in source.notes
     )
+
+
+def test_labels_of_images_that_are_not_there_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,y\nc.png,x\n")
+    source = open_source(tmp_path)
+    assert source.class_names == ("x",)
+    assert source.notes == [
+        f"2 labels of {tmp_path}/metadata.csv are of no image here (b.png, c.png)"
+    ]
 
 
 def test_numbers_in_a_metadata_csv_are_class_numbers(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ SPLITS = {
 }  # fmt: skip
 _SPLIT = re.compile(f"(?:^|(?<=/))({'|'.join(SPLITS)})/", re.IGNORECASE)
 _NUMBER = re.compile(r" *[+-]?\d+ *")
-_SYSTEM = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "lost+found")
+_SYSTEM = (".", "__macosx", "@eadir", "@recycle", "$recycle.bin", "#recycle", "#snapshot")
+_SYSTEM += ("lost+found", "system volume information")
 
 
 @dataclass
@@ -226,7 +227,10 @@ def _of_tables(
                 raise DataError(f"{place} gives {path} two labels: {known[path]} and {value}")
     if not known:  # no table that names labels, or "labels": null
         return [None] * len(images) if used else None, []
-    values = [known.get(normalize("NFC", image)) for image in images]
+    names_here = [normalize("NFC", image) for image in images]
+    values = [known.get(image) for image in names_here]
+    if gone := sorted(known.keys() - set(names_here)):
+        notes.append(f"{len(gone)} labels of {used} are of no image here ({listed(gone)})")
     if missing := [image for image, value in zip(images, values, strict=True) if value is None]:
         problem = f"{used} has no label for {listed(missing)} ({len(missing)} of {len(images)})"
         raise DataError(f"{problem}: fill them in, or take all without with --classes none")
@@ -263,7 +267,7 @@ def given(value: Any) -> Any:
 
 def hidden(key: str) -> bool:
     """True for what no person put there: .git, ._x.jpg, __MACOSX, the folders of a NAS."""
-    return any(part.startswith(_SYSTEM) for part in key.split("/"))
+    return any(part.startswith(_SYSTEM) for part in key.lower().split("/"))
 
 
 def ending(key: str) -> str:
