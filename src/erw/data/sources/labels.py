@@ -31,8 +31,10 @@ SPLITS = {
 }  # fmt: skip
 _SPLIT = re.compile(f"(?:^|(?<=/))({'|'.join(SPLITS)})/", re.IGNORECASE)
 _NUMBER = re.compile(r" *[+-]?\d+ *")
-_SYSTEM = (".", "__macosx", "@eadir", "@recycle", "$recycle.bin", "#recycle", "#snapshot")
-_SYSTEM += ("lost+found", "system volume information")
+_SYSTEM = (  # in small letters
+    *(".", "__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "#snapshot"),
+    *("lost+found", "system volume information"),
+)
 
 
 @dataclass
