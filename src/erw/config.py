@@ -178,6 +178,12 @@ class Optim(Settings):
     # natively (the log says which, and why).
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False  # torch.compile of every transformer block
+    # after a step whose loss or gradient is not finite, in which no weight moves: stop; skip it,
+    # unless all between two lines of the log are such steps; or rewind to the newest checkpoint's
+    # weights and go on with the next batch, three times at most
+    on_nan: Literal["stop", "skip", "rewind"] = "stop"
+    # a loss so many times the mean of the last hundred steps is such a step too; 0: none is
+    spike: float = ranged(0.0, "[0, inf)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,10 @@ class CheckpointError(ErwError, ValueError):
     """A checkpoint or weights file is missing, damaged or belongs to another model."""
 
 
+class Preempted(KeyboardInterrupt):
+    """The system asked to stop (SIGTERM, SIGUSR1); the same command goes on."""
+
+
 class NumericsError(ErwError, ArithmeticError):
     """A loss or gradient is not finite."""
 

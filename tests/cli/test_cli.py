@@ -311,17 +311,20 @@ def test_a_full_disk(cache: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("**/*.safetensors"))
 
 
-def test_ctrl_c_saves_and_goes_on(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name,code", [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75)])
+def test_a_run_that_is_told_to_stop_saves(
+    cache: Path, tmp_path: Path, name: str, code: int
+) -> None:
     out = tmp_path / "run"
     argv = ["train", "debug", "--out", out, "--data.cache", cache, "--log.every", "1"]
     process = Python("-m", "erw", *argv, "--steps", "5000", "--log.checkpoint", "5000")
     metrics = out / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         pass
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130, process.err
+    process.send_signal(getattr(signal, name))
+    assert process.wait(60) == code, process.err
     last = process.err.splitlines()[-1]
-    assert last.startswith("interrupted: ") and "same command" in last
+    assert last.startswith(("interrupted: ", "preempted: ")) and "same command" in last
     step = len(metrics.read_text().splitlines())
     assert (out / "checkpoints" / f"step-{step:08d}.safetensors").exists()
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erw import plan as plans
+from erw.config import Log, Run
 from erw.data.cache import Cache
 from erw.data.prepare import add_encoders, prepare
 from erw.data.sources.openmoji import OpenMojiSet
@@ -24,12 +25,12 @@ from erw.log import read_metrics
 from erw.recipes import names, recipe, tiny
 from erw.sampling import generate
 from erw.sampling.preview import spread
-from erw.training import load
+from erw.training import load, loop, train
 from erw.training.checkpoint import paths
 from erw.training.network import resolve
-from erw.training.objective import build_objective
+from erw.training.objective import Objective, build_objective
 from helpers.tiny import tiny_cache, tiny_run, with_loss
-from helpers.training import assert_same_run, go, last, trainer
+from helpers.training import InterruptAfter, assert_same_run, go, last, trainer
 from helpers.vits import saved
 
 
@@ -37,14 +38,9 @@ from helpers.vits import saved
 def test_nan_stops_before_the_weights_move(
     cache: Path, straight: Path, tmp_path: Path, value: float
 ) -> None:
-    learn = build_objective(resolve(tiny_run(cache), Cache.open(cache)))
-
-    def poisoned(net: Any, batch: Any, phase: Any, rng: Any, **options: Any) -> dict[str, Tensor]:
-        losses = learn(net, batch, phase, rng, **options)
-        return {k: v * value for k, v in losses.items()} if rng.step == 9 else losses
-
+    objective = poisoned(tiny_run(cache), 9, value)
     with pytest.raises(NumericsError, match=r"step 10; .*step-00000008.safetensors is good"):
-        go(tiny_run(cache), tmp_path / "run", objective=poisoned)
+        go(tiny_run(cache), tmp_path / "run", objective=objective)
     go(tiny_run(cache), tmp_path / "run")
     assert_same_run(straight, tmp_path / "run")
 
@@ -58,10 +54,77 @@ def test_weights_stay_where_they_were_in_the_bad_step(
     before = {k: p.clone() for k, p in s.net.named_parameters()}
     good = s.objective
     s.objective = lambda *args, **kw: {k: v * float("nan") for k, v in good(*args, **kw).items()}
-    with pytest.raises(NumericsError):
-        s.step(0, s.run.phase(0), s.read(0))
+    assert s.step(0, s.run.phase(0), s.read(0))["bad"] == 1
     s.optimizer.step()  # what a GPU would still do until the next look
     assert all(torch.equal(p, before[k]) for k, p in s.net.named_parameters())
+
+
+def poisoned(run: Run, step: int, value: float) -> Objective:
+    """The run's objective, its losses times `value` in one step."""
+    learn = build_objective(resolve(run, Cache.open(run.data.cache)))
+
+    def losses(net: Any, batch: Any, phase: Any, rng: Any, **options: Any) -> dict[str, Tensor]:
+        found = learn(net, batch, phase, rng, **options)
+        return {k: v * value for k, v in found.items()} if rng.step == step else found
+
+    return losses
+
+
+@pytest.mark.parametrize("bad,value,spike", [(2, float("nan"), 0.0), (9, 1e4, 3.0)])
+def test_a_bad_step_is_skipped_and_nothing_else(
+    cache: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int,
+    value: float, spike: float,
+) -> None:  # fmt: skip
+    """Weights after it are those before it; a run that is stopped around it ends in the same bits;
+    the means of the log leave it out."""
+    monkeypatch.setattr(loop, "SPIKE_AFTER", 2)
+    optim = dataclasses.replace(tiny_run(cache).optim, on_nan="skip", spike=spike)
+    run = tiny_run(cache, optim=optim, log=Log(every=4, checkpoint=1, keep=20))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    go(run, whole, objective=poisoned(run, bad, value))
+    before, after, later = (load_file(paths(whole / "checkpoints")[bad + i]) for i in (-1, 0, 1))
+    nets = [k for k in before if k.startswith(("net.", "optim."))]
+    assert all(torch.equal(before[k], after[k]) for k in nets)
+    assert any(not torch.equal(after[k], later[k]) for k in nets)
+    for stop in (bad, bad + 1):
+        with pytest.raises(KeyboardInterrupt):
+            objective = poisoned(run, bad, value)
+            go(
+                run,
+                parts,
+                objective=objective,
+                progress=InterruptAfter(1 if parts.exists() else stop),
+            )
+    go(run, parts, objective=poisoned(run, bad, value))
+    assert_same_run(whole, parts)
+    losses = [line["loss"] for line in read_metrics(whole / "metrics.jsonl")]
+    assert len(losses) == 3 and all(loss < 100 for loss in losses)
+
+
+@pytest.mark.parametrize("bad", [6, 10], ids=["over the boundary", "in full training"])
+def test_rewinding_goes_on_from_the_newest_checkpoint(
+    cache: Path, tmp_path: Path, bad: int
+) -> None:
+    optim = dataclasses.replace(tiny_run(cache).optim, on_nan="rewind")
+    log = Log(every=4, checkpoint=3 if bad == 6 else 8)
+    run = tiny_run(cache, optim=optim, log=log)
+    go(run, tmp_path / "run", objective=poisoned(run, bad, float("inf")))
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [x for x in lines if x["kind"] == "rewind"] == [
+        x for x in lines if (x["step"], x.get("bad")) == (bad + 1, bad + 1)
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        go(run, tmp_path / "parts", objective=poisoned(run, bad, float("inf")),
+           progress=InterruptAfter(bad + 1))  # fmt: skip
+    go(run, tmp_path / "parts", objective=poisoned(run, bad, float("inf")))
+    assert_same_run(tmp_path / "run", tmp_path / "parts")
+
+
+def test_rewinding_needs_a_checkpoint_and_helps_in_the_end(cache: Path, tmp_path: Path) -> None:
+    optim = dataclasses.replace(tiny_run(cache).optim, on_nan="rewind")
+    run = tiny_run(cache, optim=optim)
+    with pytest.raises(NumericsError, match="there is no checkpoint before it"):
+        go(run, tmp_path / "run", objective=poisoned(run, 2, float("nan")))
 
 
 def test_another_run_in_the_folder_is_refused(cache: Path, straight: Path) -> None:
@@ -94,14 +157,20 @@ def copy(straight: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_refused(
-    cache: Path, straight: Path, tmp_path: Path, share: float
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_taken(
+    cache: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float
 ) -> None:
     out = copy(straight, tmp_path)
-    newest = paths(out / "checkpoints")[-1]
+    older, newest = paths(out / "checkpoints")[-2:]
     data = newest.read_bytes()
     newest.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointError, match=r"truncated.*delete it to go on from step-00000008"):
+    train(tiny_run(cache), out)
+    said = capsys.readouterr().err
+    assert "warning: " in said and "truncated" in said and f"going on from {older}" in said
+    assert_same_run(straight, out)
+    for path in paths(out / "checkpoints"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-00000012.safetensors is truncated"):
         go(tiny_run(cache), out)
 
 

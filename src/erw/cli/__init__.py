@@ -1,7 +1,8 @@
 """The command line: `erw VERB ...` parses, calls public functions and prints what came of it.
 
 Exit codes: 0 all well; 1 a bug of ours, with its traceback; 2 input that can be mended, with one
-line on stderr; 3 a loss or gradient that is not finite; 130 interrupted, after saving.
+line on stderr; 3 a loss or gradient that is not finite; 75 stopped by SIGTERM or SIGUSR1, after
+saving: a queue may start the same command again; 130 interrupted, after saving.
 """
 
 import errno
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import erw
-from erw.errors import ConfigError, ErwError, NumericsError, nearest
+from erw.errors import ConfigError, ErwError, NumericsError, Preempted, nearest
 
 # verb -> usage and what it does; its module, of the same name, is imported when it is called, and
 # torch when it begins to work: help and what is typed wrong are answered without.
@@ -38,7 +39,8 @@ USAGE = (
     + "\n".join(f"  {f'{verb} {args}':<34}{text}" for verb, (args, text) in VERBS.items())
     + "\n\n`erw train RECIPE --help` lists all settings of a recipe with their values."
     "\n`source <(erw --completion bash)` completes verbs and options; zsh and tcsh too."
-    "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 130 interrupted"
+    "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 75 preempted,"
+    "\n130 interrupted"
 )
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as done:  # --help ends so
         return int(done.code or 0)
+    except Preempted as stop:
+        return fail(f"preempted: {stop}", 75)
     except KeyboardInterrupt as stop:
         return fail(f"interrupted: {str(stop) or 'the same command goes on'}", 130)
     except BrokenPipeError:  # the reader of a pipe such as `erw show | head` went away

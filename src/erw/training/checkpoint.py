@@ -25,6 +25,7 @@ class Position(NamedTuple):
     step: int
     seconds: float
     sums: dict[str, list[float]]
+    usual: tuple[float, float] = (0.0, 0.0)  # mean loss, and of how many steps (`Trainer.watch`)
 
 
 class State(NamedTuple):
@@ -56,14 +57,34 @@ def save(folder: Path, state: State, position: Position, *, keep: int) -> None:
     tensors = _tensors(state)
     header = {"progress": json.dumps(position._asdict()), "tensors": str(len(tensors))}
     save_tensors(path_of(folder, position.step), tensors, header)
-    for old in paths(folder)[:-keep]:
+    made = [path for path in paths(folder) if step_of(path) <= position.step]
+    for old in made[:-keep]:
         old.unlink()
+
+
+class Damaged(CheckpointError):
+    """A checkpoint is not what `save` wrote."""
+
+
+def load_newest(folder: Path, state: State) -> tuple[Path | None, Position, list[Damaged]]:
+    """Restore the newest checkpoint that is whole: its path, None if there are none, its position,
+    and what is wrong with those after it. Raises as `load` if none is whole."""
+    damaged: list[Damaged] = []
+    for path in reversed(paths(folder)):
+        try:
+            return path, load(path, state), damaged
+        except Damaged as error:
+            damaged.append(error)
+    if damaged:
+        raise damaged[0]
+    return None, Position(0, 0.0, {}), []
 
 
 def load(path: Path, state: State) -> Position:
     """Restore everything that `save` wrote, exactly.
 
-    Raises CheckpointError: the file is damaged or changed, or its tensors are not this model's.
+    Raises Damaged: the file is damaged or changed; CheckpointError: its tensors are not this
+    model's.
     """
     try:
         tensors, header = load_tensors(path)
@@ -72,9 +93,7 @@ def load(path: Path, state: State) -> Position:
             raise ValueError(f"{len(tensors)} tensors of {header['tensors']}")
     except (CheckpointError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = error if isinstance(error, CheckpointError) else f"{path} was changed ({error})"
-        older = [p.name for p in paths(path.parent) if p != path]
-        hint = f"; delete it to go on from {older[-1]}" if older else ""
-        raise CheckpointError(f"{reason}{hint}") from error
+        raise Damaged(str(reason)) from error
     state.optimizer.state.clear()
     moments = {p: g["moments"] for g in state.optimizer.param_groups for p in g["params"]}
     for name, p in state.net.named_parameters():  # those that have trained have moments

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +24,7 @@ from erw.data.loader import Loader, prefetch
 from erw.data.sources import overview
 from erw.dist import World, precision, unsynced, world
 from erw.ema import Ema, PowerEmas
-from erw.errors import CheckpointError, NumericsError
+from erw.errors import CheckpointError, NumericsError, Preempted
 from erw.io import lock, save_tensors, tensor_header, write_json
 from erw.log import Progress, Sink
 from erw.plan import Phase
@@ -38,6 +39,8 @@ from erw.training.optimizer import build_optimizer
 from erw.training.run_dir import claim
 from erw.training.trained import RECIPE, WEIGHTS, Trained, assembled, begin_with
 
+SPIKE_AFTER = 20
+"""Steps of a phase before a loss can be a spike."""
 STOPPED = "stopped after step {}; the same command goes on from there"
 
 Callback = Callable[[int, Trained, World], Sequence[dict[str, Any]] | None]
@@ -81,13 +84,12 @@ def train(
         processes = stack.enter_context(world())
         if processes.first and not stack.enter_context(lock(out / ".lock")):
             raise CheckpointError(f"another process is training in {out}: choose another --out")
-        interrupted = stack.enter_context(_ctrl_c())
+        signals = stack.enter_context(_signals())
         recipe = processes.broadcast(lambda: claim(out, run, resolved, cache, ledger, init=init))
         objective = objective or build_objective(resolved, cache)
         trainer = Trainer(resolved, cache, processes, out, recipe, objective)
         state = State(trainer.net, trainer.ema, trainer.profiles, trainer.optimizer)
-        newest = checkpoint.paths(trainer.checkpoints)[-1:]
-        start = checkpoint.load(newest[0], state) if newest else Position(0, 0.0, {})
+        newest, start, damaged = checkpoint.load_newest(trainer.checkpoints, state)
         if start.step > run.steps:
             problem = f"at step {start.step} already, past the {run.steps} requested"
             raise CheckpointError(f"{out} is {problem}")
@@ -113,8 +115,11 @@ def train(
             f"({trainer.why_dtype})\n{whole.total:.3g} FLOPs: {whole.warmup / whole.total:.0%} "
             f"warm-up, {whole.teacher / whole.total:.1%} teacher"
         )
+        for error in damaged:
+            bar.say(f"warning: {error}; going on from the checkpoint before it")
         if newest:
-            bar.say(f"going on from {newest[0]}")
+            trainer.usual.copy_(torch.tensor(start.usual))
+            bar.say(f"going on from {newest}")
         elif init:
             bar.say(f"begins with {init.source}: {init.origin}")
         if processes.first:
@@ -133,11 +138,22 @@ def train(
                 lines = evaluate(step, trainer.ema_model(step), processes) if evaluate else ()
                 for line in lines or ():
                     metrics.write(line, step)
-                if processes.agree(interrupted.is_set()):
-                    raise KeyboardInterrupt(STOPPED.format(step))
+                if processes.agree(bool(signals)):
+                    raise stopped(signals, step)
 
         if newest and start.step in at:
             evaluate_now(start.step)
+
+        def recover(step: int) -> None:
+            """After a bad step: back to the weights of the newest checkpoint, and on with the next
+            batch (`optim.on_nan` rewind); raises NumericsError where that is not wanted."""
+            if (bad := trainer.first_bad()) is None:
+                return
+            back = trainer.rewind(bad, state)
+            if back.step <= resolved.plan.warmup <= step and resolved.plan.warmup:
+                trainer.cross_the_boundary()
+            bar.say(f"step {bad + 1} was bad: back to the weights after step {back.step}")
+            metrics.write({"kind": "rewind", "bad": bad + 1, "weights": back.step}, step + 1)
 
         steps = range(start.step, run.steps)
         batches = prefetch(trainer.read, steps, threads=cache.threads)
@@ -150,11 +166,20 @@ def train(
 
             done = step + 1
             last = done == run.steps
+            if trainer.device.type == "cpu":  # elsewhere asking would make the device wait
+                recover(step)
             # A line never spans the boundary: a mean over two phases' losses says nothing.
             logs = last or done == resolved.plan.warmup or done % run.log.every == 0
             if logs:
-                trainer.stop_if_not_finite()
+                recover(step)
                 losses = metrics.means()
+                if bad := round(losses.pop("bad")):
+                    bar.say(f"{bad} bad steps until step {done}, which were left out")
+                if not isfinite(losses["loss"]):
+                    problem = (
+                        f"no step since the last line of the log, up to step {done}, was finite"
+                    )
+                    raise NumericsError(f"{problem}: try a lower optim.lr, or optim.precision fp32")
                 line = {"kind": "train", "phase": phase.name, "lr": trainer.lr(step, phase)}
                 line |= {name: losses.pop(name) for name in ("grad_norm", "loss")}
                 metrics.write(line | {"losses": losses, "weights": dict(phase.weights)}, done)
@@ -164,10 +189,11 @@ def train(
 
             # Processes may hear Ctrl-C at different steps; they agree where they meet anyway.
             meets = logs or processes.size == 1
-            stop = processes.agree(interrupted.is_set()) if meets else False
+            stop = processes.agree(bool(signals)) if meets else False
             if last or stop or done % run.log.checkpoint == 0:
-                trainer.stop_if_not_finite()
-                position = Position(done, metrics.seconds, metrics.state())
+                recover(step)
+                mean, count = trainer.usual.tolist()
+                position = Position(done, metrics.seconds, metrics.state(), (mean, count))
                 if processes.first:
                     checkpoint.save(trainer.checkpoints, state, position, keep=run.log.keep)
                     trainer.save_weights(done)
@@ -177,7 +203,7 @@ def train(
             if done in at:
                 evaluate_now(done)
             if stop and not last:
-                raise KeyboardInterrupt(STOPPED.format(done))
+                raise stopped(signals, done)
         trainer.synced = trainer.net  # lets go of the group of processes, which ends next
     return Result(out, run.steps)
 
@@ -219,9 +245,11 @@ class Trainer:
                 block.compile()
         self.synced: Any = self.net  # what averages gradients over processes
         self.trains: object = None  # Phase.trains that `enter` has arranged
-        # The first step that was not finite, -1 as long as all were. It stays on the device: asking
-        # for it every step would make the device wait.
+        # The first bad step, -1 as long as there is none. It stays on the device: asking for it
+        # every step would make the device wait. So do the usual loss and the steps it is a mean of.
         self.bad_step = torch.full((), -1.0, device=self.device)
+        self.usual = torch.zeros(2, device=self.device)
+        self.rewound: list[Path] = []  # the checkpoints gone back to
         self.found_inf = torch.zeros((), device=self.device)  # the optimiser holds still while 1
         self.optimizer = build_optimizer(self.net, run.optim, self.found_inf)
 
@@ -262,10 +290,10 @@ class Trainer:
         return loader.batch(range(first + lo, first + hi))
 
     def step(self, step: int, phase: Phase, batch: Batch) -> Losses:
-        """One optimiser step.
+        """One optimiser step, which a bad one is not: there nothing moves.
 
-        Returns the losses by name, their weighted sum `loss`, and `grad_norm`, the gradient's norm
-        before clipping; all stay on the device.
+        Returns the losses by name, their weighted sum `loss`, `grad_norm`, the gradient's norm
+        before clipping, and `bad`; all stay on the device.
         """
         batch, parts = batch.to(self.device), self.run.optim.accumulate
         count = self.run.plan.batch(step, self.run.data.batch_size)
@@ -288,7 +316,7 @@ class Trainer:
                 values[name] = values[name] + value if i else value
 
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.run.optim.clip, foreach=True)
-        self.watch(step, torch.isfinite(norm) & torch.isfinite(values["loss"]))
+        bad = self.watch(step, phase, values["loss"], norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step, phase)
         self.optimizer.step()
@@ -296,31 +324,54 @@ class Trainer:
         self.ema.update(self.net)
         if self.profiles.tensors and not phase.warmup:
             self.profiles.update(self.model, step + 1 - self.run.plan.warmup)
-        return {"loss": values.pop("loss"), "grad_norm": norm.detach(), **values}
+        return {"loss": values.pop("loss"), "grad_norm": norm.detach(), **values, "bad": bad}
 
     def lr(self, step: int, phase: Phase) -> float:
         """The learning rate of a step."""
         optim = self.run.optim
         return optim.lr * phase.lr_scale * optim.lr_factor(step, self.run.steps)
 
-    def watch(self, step: int, finite: Tensor) -> None:
-        """Hold the optimiser still, in all processes, from the first step that is not finite."""
-        bad = self.processes.any((~finite).float())
+    def watch(self, step: int, phase: Phase, loss: Tensor, norm: Tensor) -> Tensor:
+        """Whether a step is bad, in all processes: a loss or gradient is not finite, or the loss is
+        above `optim.spike` times the mean of the phase's last hundred. The optimiser holds still in
+        it and, unless bad steps are skipped, from the first one on."""
+        optim, new = self.run.optim, self.run.plan.warmup == step
+        bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
+        if optim.spike:
+            mean, count = self.usual * (not new)
+            loss = self.processes.mean(loss.float())
+            bad = bad | ((count >= SPIKE_AFTER) & (loss > optim.spike * mean))
+            count = (count + 1).clamp(max=100)
+            usual = torch.stack([mean + (loss - mean) / count, count])
+            self.usual.copy_(torch.where(bad, self.usual * (not new), usual))
+        bad = self.processes.any(bad.float())
+        if optim.on_nan == "skip":
+            self.found_inf.copy_(bad)
+            return bad
         first = (bad > 0) & (self.bad_step < 0)
         self.bad_step.copy_(torch.where(first, float(step), self.bad_step))
         self.found_inf.copy_((self.bad_step >= 0).float())
-        if self.device.type == "cpu":  # asking costs nothing here; on a GPU the log step asks
-            self.stop_if_not_finite()
+        return self.found_inf.clone()
 
-    def stop_if_not_finite(self) -> None:
-        """Raise NumericsError if some step was not finite; since then no weight has moved."""
-        if (step := int(self.bad_step.item())) < 0:
-            return
+    def first_bad(self) -> int | None:
+        """The first bad step since the last look; since then no weight has moved."""
+        return None if (step := int(self.bad_step.item())) < 0 else step
+
+    def rewind(self, bad: int, state: State) -> Position:
+        """Go back to the newest checkpoint. Raises NumericsError if `optim.on_nan` is stop, if
+        there is none, or if that did not help three times."""
         saved = checkpoint.paths(self.checkpoints)
+        if self.run.optim.on_nan == "rewind" and saved and self.rewound.count(saved[-1]) < 3:
+            self.rewound.append(saved[-1])
+            self.bad_step.fill_(-1.0)
+            self.found_inf.zero_()
+            return checkpoint.load(saved[-1], state)
         good = f"{saved[-1]} is good" if saved else "there is no checkpoint before it"
+        what = "is not finite" + " or a spike" * bool(self.run.optim.spike)
         raise NumericsError(
-            f"loss or gradient is not finite in step {step + 1}; the weights were not moved by it, "
-            f"and {good}: try a lower optim.lr, or optim.precision fp32, in another --out"
+            f"loss or gradient {what} in step {bad + 1}; the weights were not moved by it, and "
+            f"{good}: try a lower optim.lr, or optim.precision fp32, in another --out, or go on "
+            "with --optim.on-nan skip or rewind"
         )
 
     def save_weights(self, step: int) -> None:
@@ -332,7 +383,6 @@ class Trainer:
         """Write the averages of `optim.ema_profiles`, for `erw ema`, if they are due."""
         t, due = step - self.run.plan.warmup, not step % self.run.log.snapshot
         if (due or step == self.run.steps) and self.profiles.tensors and t > 0:
-            self.stop_if_not_finite()
             posthoc_ema.write(self.out, step, t, self.profiles)
 
     def ema_model(self, step: int) -> Trained:
@@ -340,20 +390,30 @@ class Trainer:
         return assembled(self.averaged, self.recipe, self.out, step=step, source=str(self.out))
 
 
+def stopped(signals: Sequence[int], step: int) -> KeyboardInterrupt:
+    """What ends a run that was asked to stop, once it has saved."""
+    kind = KeyboardInterrupt if signal.SIGINT in signals else Preempted
+    return kind(STOPPED.format(step))
+
+
 @contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag that the loop looks at; a second one interrupts at once."""
-    interrupted = threading.Event()
+def _signals() -> Iterator[list[int]]:
+    """Collect Ctrl-C, SIGTERM and SIGUSR1, which Slurm sends ahead of a limit, in a list that the
+    loop looks at; a second one of a kind does at once what it did before."""
+    caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield interrupted
+        yield caught
         return
 
-    def handler(_signal: int, _frame: object) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
+    def handler(number: int, _frame: object) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
 
-    before = signal.signal(signal.SIGINT, handler)
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before: dict[int, Any] = {n: signal.signal(n, handler) for n in numbers}
     try:
-        yield interrupted
+        yield caught
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in numbers:
+            signal.signal(number, before[number])

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,11 @@ class Metrics:
         self.began, self.stopped = self.began + time.monotonic() - self.stopped, 0.0
 
     def add(self, values: Losses) -> None:
-        """Add the values of one step to the sums, in one go."""
-        names = " ".join(values)
-        vector = torch.stack([*values.values(), torch.ones_like(values["loss"])]).double()
+        """Add the values of one step to the sums, in one go; of a `bad` one that it was, alone."""
+        names, bad = " ".join(values), values["bad"]
+        vector = torch.stack([*values.values(), torch.ones_like(bad)]).double()
+        alone = torch.tensor([name == "bad" for name in (*values, "")], device=vector.device)
+        vector = torch.where(bad > 0, alone.double(), vector)
         self.sums[names] = self.sums[names] + vector if names in self.sums else vector
 
     def state(self) -> dict[str, list[float]]:
@@ -63,14 +66,17 @@ class Metrics:
         return {names: self.processes.mean(v).tolist() for names, v in self.sums.items()}
 
     def means(self) -> dict[str, float]:
-        """The means over the steps since the last call, and over processes."""
+        """The means over the steps since the last call and over processes, but for the number of
+        those that were `bad`, which the means leave out; NaN if all were."""
         pairs: dict[str, list[tuple[float, float]]] = {}
         for names, (*values, count) in self.state().items():
             for name, value in zip(names.split(), values, strict=True):
                 pairs.setdefault(name, []).append((value, count))
         self.sums.clear()
+        bad = sum(value for value, _ in pairs.pop("bad", ()))
         totals = {name: map(sum, zip(*steps, strict=True)) for name, steps in pairs.items()}
-        return {name: value / count for name, (value, count) in totals.items()}
+        means = {n: value / count if count else nan for n, (value, count) in totals.items()}
+        return means | {"bad": bad}
 
     def write(self, line: dict[str, Any], step: int) -> None:
         """Write a line with what the run has cost up to `step`."""

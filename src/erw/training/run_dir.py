@@ -14,7 +14,9 @@ from erw.training.checkpoint import paths, step_of
 from erw.training.flops import Ledger
 from erw.training.trained import RDM, RECIPE, Trained, read_recipe
 
-MAY_CHANGE = ("steps", "data.cache", "log.", "sample.", "eval.")
+MAY_CHANGE = (
+    "steps", "data.cache", "log.", "sample.", "eval.", "optim.on_nan", "optim.spike"
+)  # fmt: skip
 """Settings that another start of the same run may change: they alter no step already made. A cache
 may lie elsewhere: its content is compared by a hash. `steps` may while no rate would change."""
 
