@@ -77,9 +77,10 @@ def study(
     plan = _plan(name, scale, steps, small, of, dict(map(studies.values_of, axes)))
     settings = {key: values[0] for key, values in map(studies.values_of, changes)}
     plan = plan.changed(lambda run: studies.with_settings(run, settings))
-    minutes = plan.minutes * (steps is None) if minutes is None else minutes
+    if minutes is None:
+        minutes = plan.minutes if steps is None and engine == "local" else 0.0
     plan = replace(plan, seeds=seeds or plan.seeds, points=points or plan.points, minutes=minutes)
-    if minutes and not (plan.equal and (engine, plan.halvings) == ("local", 0)):
+    if minutes and not (plan.equal and engine == "local" and not plan.halvings):
         raise ConfigError("--minutes is for studies whose runs cost the same, on this machine")
     if dry_run:
         return _show(plan, Path(out), cache or f"{out}/cache", gpu, gpus)
