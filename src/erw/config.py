@@ -446,7 +446,11 @@ def checked(hint: Any, value: Any, where: str, strict: bool = True) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(typing.cast(type, hint), value, where=f"{where}.", strict=strict)
     if hasattr(hint, "_fields") and isinstance(value, list | dict):  # a named tuple
-        items = value if isinstance(value, list) else [value[name] for name in hint._fields]
+        items = (
+            value
+            if isinstance(value, list)
+            else [(hint._field_defaults | value)[name] for name in hint._fields]
+        )
         pairs = zip(typing.get_type_hints(hint).values(), items, strict=True)
         return hint(*(checked(*pair, where, strict) for pair in pairs))
     if origin in (typing.Union, types.UnionType):
