@@ -121,7 +121,7 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_encoder(f"dinov2-b={tmp_path / 'dino'}").grid(72)
     weights = tmp_path / "dino" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="is truncated or not safetensors"):
         load_encoder(f"dinov2-b={tmp_path / 'dino'}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setitem(names.HUB, "dinov2-b", "nobody/nothing@" + "0" * 40)
@@ -160,3 +160,25 @@ def test_calls_in_several_threads_keep_their_own_attention(tmp_path: Path) -> No
 
         encoder.network.layernorm.register_forward_pre_hook(meanwhile)
         assert torch.equal(encoder(batch), wanted)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 1e9),
+        ("num_attention_heads", -1),
+        ("hidden_size", 10**12),
+        ("depths", [1, 10**9]),
+    ],
+)
+def test_a_folder_with_sizes_that_its_weights_cannot_have(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    saved("dinov2-b", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    said = rf"config\.json does not fit its weights: {key}.* with \d+ tensors"
+    with pytest.raises(CheckpointError, match=said) as error:
+        load_encoder(str(tmp_path))
+    assert "\n" not in str(error.value)

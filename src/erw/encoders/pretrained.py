@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from erw.config import flat
 from erw.errors import CheckpointError, ConfigError, raised_as
-from erw.io import check_download, misfit
+from erw.io import check_download, misfit, read_json, tensor_names
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -42,6 +43,8 @@ def load_complete(
     `CheckpointError` for weights that cannot be fetched or loaded.
     """
     module = library_for(name, library)
+    if isinstance(source, Path):
+        check_sizes(source)
     local = isinstance(source, Path) or _offline()
     options |= {"output_loading_info": True, "local_files_only": local}
     place: str | Path = source
@@ -55,6 +58,26 @@ def load_complete(
         problem = f"{len(wrong)} are missing, extra or of another shape, first {min(wrong)!r}"
         raise CheckpointError(f"weights of {name} ({place}): {problem}")
     return network
+
+
+def check_sizes(folder: Path) -> None:
+    """Raise `CheckpointError` for a number in a folder's config.json that its weights cannot have:
+    layers without tensors, which would be built without end, sizes above its bytes, or below 0."""
+    size, files = (
+        sum(path.stat().st_size for path in folder.iterdir()),
+        folder.glob("*.safetensors"),
+    )
+    count = sum(len(tensor_names(file)) for file in files) or size // 4096
+    most = dict.fromkeys(("layers", "blocks", "depths", "stages"), count)
+    most |= dict.fromkeys(("channels", "size", "heads", "groups"), size)
+    for name, value in flat(read_json(folder / "config.json")).items():
+        limit = min((most[word] for word in most if word in name), default=None)
+        for number in value if isinstance(value, list) else [value]:
+            if limit and isinstance(number, int | float) and not 0 <= number <= limit:
+                problem = f"{name} is {value!s:.80}, with {count} tensors of {size:,} bytes"
+                raise CheckpointError(
+                    f"{folder / 'config.json'} does not fit its weights: {problem}"
+                )
 
 
 def library_for(user: object, library: str) -> Any:

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erw.config import flat
 from erw.encoders import pretrained
 from erw.encoders.base import check_images
 from erw.encoders.names import SHIPPED, known
 from erw.errors import CheckpointError, ConfigError, raised_as
-from erw.io import load_tensors, read_json, tensor_names
+from erw.io import load_tensors, read_json
 
 Scaling = tuple[list[float], list[float]]  # shift and scale, one value per channel
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -157,24 +156,17 @@ def _check_config(model: str, config: dict[str, Any], weights: Path) -> None:
     """Raise `CheckpointError` for settings that make a network larger than its file, or one that
     does not give back an image: tried without memory, before it is built."""
     diffusers = pretrained.library_for(weights.parent, "diffusers")
-    count, size = len(tensor_names(weights)), weights.stat().st_size
-    most = {"layers": count, "blocks": count, "channels": size, "size": size, "heads": size}
-    with raised_as(
-        CheckpointError, f"{weights.parent / _CONFIG} gives no network that fits its weights"
-    ):
-        for name, value in flat(config).items():
-            limit = min((most[word] for word in most if word in name), default=math.inf)
-            for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, int | float) and number > limit:
-                    raise ValueError(f"{name} is {value}, in {count} tensors of {size:,} bytes")
-        with torch.device("meta"), torch.no_grad(), pretrained.quiet(diffusers):
-            network = getattr(diffusers, model).from_config(config | MAPS).eval()
-            if (numbers := sum(x.numel() for x in network.parameters())) > size:
-                raise ValueError(f"it has {numbers:,} numbers, the file {size:,} bytes")
-            image = torch.zeros(1, 3, *[getattr(network, "decoder_image_size", 256)] * 2)
-            means, _ = _moments(network.encode(image)).chunk(2, 1)
-            if (made := network.decode(means).sample).shape != image.shape:
-                raise ValueError(f"{tuple(image.shape)} becomes {tuple(made.shape)}")
+    pretrained.check_sizes(weights.parent)
+    size, what = weights.stat().st_size, f"{weights.parent / _CONFIG} does not fit its weights"
+    wrong, meta = raised_as(CheckpointError, what), torch.device("meta")
+    with wrong, meta, torch.no_grad(), pretrained.quiet(diffusers):
+        network = getattr(diffusers, model).from_config(config | MAPS).eval()
+        if (numbers := sum(x.numel() for x in network.parameters())) > size:
+            raise ValueError(f"it has {numbers:,} numbers, the file {size:,} bytes")
+        image = torch.zeros(1, 3, *[getattr(network, "decoder_image_size", 256)] * 2)
+        means, _ = _moments(network.encode(image)).chunk(2, 1)
+        if (made := network.decode(means).sample).shape != image.shape:
+            raise ValueError(f"{tuple(image.shape)} becomes {tuple(made.shape)}")
 
 
 def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | None]:
