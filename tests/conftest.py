@@ -1,6 +1,7 @@
 """What all tests share: markers that skip with a reason, golden values, one thread per worker."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def straight(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("straight") / "run"
     go(tiny_run(cache), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def attended(cache: Path, straight: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small cache with the attention of that run's second block too."""
+    from erw.data.prepare import add_encoders
+    from helpers.tiny import tiny_images
+
+    out = shutil.copytree(cache, tmp_path_factory.mktemp("attended") / "cache")
+    return add_encoders(tiny_images(), out, encoders=[f"run:{straight}#attention2"]).path
 
 
 @pytest.fixture(scope="session")

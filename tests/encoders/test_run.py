@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from erw.align import attention_logits
 from erw.cli import main
 from erw.data import Cache
 from erw.data.on_the_fly import write
@@ -75,6 +76,24 @@ def test_features_are_the_hidden_tokens_of_the_model(root: Path, form: str, scal
         assert torch.equal(encoder(images), encoder(images, torch.full((5,), 3)))
 
 
+@pytest.mark.parametrize("block", [1, 3])
+@torch.no_grad()
+def test_its_attention_is_that_of_its_blocks(root: Path, block: int) -> None:
+    """Images of the run's set at t = 0 and without a class, as its tokens."""
+    model = load(root / "run")
+    encoder = load_encoder(f"run:{root / 'run'}#attention{block}")
+    images = Cache.open(root / "cache").columns(["image"], range(3))["image"]
+    seen: list[Tensor] = []
+    attn = model.net.blocks[block - 1].attn
+    attn.register_forward_pre_hook(lambda _, inputs: seen.append(attn.qkv(inputs[0])))
+    x = (load_vae(root / "vae").encode(images)[:, :4] - 0.1) * 0.5
+    model.net(x, torch.zeros(3), torch.full((3,), model.num_classes))
+    q, k, _ = seen[0].unflatten(2, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+    wanted = q @ k.mT / 4  # two heads of 16 channels
+    assert encoder.grid(32) == (4, 4) and encoder.dim == 64 and wanted.std() > 0.1
+    torch.testing.assert_close(attention_logits(encoder(images), 2), wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_flops_are_those_of_the_vae_and_each_pass_up_to_the_block(root: Path) -> None:
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     vae, net = load_vae(root / "vae"), load(root / "run").net
@@ -83,6 +102,9 @@ def test_flops_are_those_of_the_vae_and_each_pass_up_to_the_block(root: Path) ->
     for block, form, passes in ((3, "#3", 1), (3, "#3:30", 2), (1, "#1", 1)):
         once = counted_flops(lambda block=block: net(latent, t, tap=(block,), stop_at=block))
         assert load_encoder(f"run:{root / 'run'}{form}").flops(32) == encoding + passes * once
+        # Modulation, queries, keys and values are computed once more, before the block.
+        more = load_encoder(f"run:{root / 'run'}#attention{block}").flops(32) - encoding - once
+        assert more == 2 * 32 * 6 * 32 + 2 * 16 * 32 * 96
     assert once < counted_flops(lambda: net(latent, t)) / 2
 
 
@@ -166,10 +188,21 @@ def test_what_is_no_teacher(root: Path, straight: Path, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
     run = f"run:{root / 'run'}"
-    for form in (run, f"{run}#", f"{run}#two", f"{run}#2:", f"{run}#2:-1", "run:#2", "run:"):
-        refused(ConfigError, form, "expected run:FOLDER#BLOCK or #BLOCK:SCALE")
+    for form in (
+        run,
+        f"{run}#",
+        f"{run}#two",
+        f"{run}#2:",
+        f"{run}#2:-1",
+        f"{run}#attention",
+        f"{run}#attention2:3",
+        "run:#2",
+        "run:",
+    ):
+        refused(ConfigError, form, "expected run:FOLDER#BLOCK, #BLOCK:SCALE or #att")
     refused(ConfigError, f"{run}#0", "expected block 1 to 4")
     refused(ConfigError, f"{run}#5:2", "expected block 1 to 4")
+    refused(ConfigError, f"{run}#attention5", "expected block 1 to 4")
     refused(CheckpointError, f"run:{tmp_path / 'nothing'}#2", "is no run whose features can be")
     copy = Path(shutil.copytree(root / "run", tmp_path / "copy"))
     recipe = json.loads((copy / "recipe.json").read_text())

@@ -16,15 +16,19 @@ from erw.data.cache import Cache
 from erw.data.prepare import prepare
 from erw.data.sources.openmoji import OpenMojiSet
 from erw.encoders import load_encoder, load_vae
-from erw.plan import Align, Routing
+from erw.plan import Align, Routing, stop_at
 from erw.recipes import recipe
+
+
+def tiny_images(count: int = 48) -> OpenMojiSet:
+    return OpenMojiSet("train", size=16, count=count)
 
 
 def tiny_cache(out: Path, *, count: int = 48, rows_per_shard: int = 16) -> Cache:
     """Composed glyphs at 16 x 16 in plain pixels, with the features of EfficientNet-Lite0 (2 x 2)
     and its class token."""
     return prepare(
-        OpenMojiSet("train", size=16, count=count),
+        tiny_images(count),
         out,
         vae=load_vae("none"),
         encoders=[load_encoder("efficientnet-lite0")],
@@ -52,7 +56,9 @@ def as_dit(run: Run) -> Run:
 
 def with_loss(run: Run, loss: str) -> Run:
     """The run with that alignment loss, over ranks; reg: cosine, and a class token is denoised;
-    sprint: cosine, and blocks 2 and 3 are routed until step 8; muon: cosine, and that optimiser."""
+    sprint, tread: cosine, and blocks 2 and 3 are routed until step 8; muon: cosine, and that
+    optimiser; haste: cosine with targets standardised over the images, and beside it the attention
+    of block 2, both until step 8."""
     if loss == "reg":
         return run.replace(model=dataclasses.replace(run.model, class_token="denoised"))
     if loss == "sprint":
@@ -61,6 +67,18 @@ def with_loss(run: Run, loss: str) -> Run:
             model=dataclasses.replace(run.model, fusion=(2, 3)),
             plan=dataclasses.replace(run.plan, routing=routing),
         )
+    if loss == "tread":
+        routing = Routing("tread", (2, 3), until=8)
+        return run.replace(plan=dataclasses.replace(run.plan, routing=routing))
+    if loss == "haste":
+        names = Cache.open(run.data.cache).features
+        teacher = next(f"encoder:{name}" for name in names if "#attention" in name)
+        features = dataclasses.replace(
+            run.plan.align[0], normalize="images", weight=stop_at(2.0, over=4)
+        )
+        attention = Align(name="attention", block=2, target=teacher, heads=2, projector="none",
+                          loss="attention", weight=stop_at(0.5, over=4), phase="full")  # fmt: skip
+        return run.replace(plan=dataclasses.replace(run.plan, align=(features, attention)))
     if loss == "muon":
         return run.replace(optim=dataclasses.replace(run.optim, name="muon"))
     return with_term(run, loss="nt_xent_batch" if loss == "nt_xent" else loss)
@@ -119,7 +137,6 @@ def _die_in_score(number: int) -> None:
 
 if __name__ == "__main__":
     from erw.cli.train import watching
-    from erw.data.cache import Cache as Opened
     from erw.log import Progress
     from erw.training import train
     from erw.training.network import resolve
@@ -151,7 +168,8 @@ if __name__ == "__main__":
         eval=Eval(every=every, samples=8, reference_count=16, loss=every, loss_images=8)
     )
     watched = watching(run, args.out, say=print)
-    learn = build_objective(resolve(run, Opened.open(args.cache)))
+    cache = Cache.open(args.cache)
+    learn = build_objective(resolve(run, cache), cache)
 
     def deadly(net, batch, phase, rng, **options):  # type: ignore[no-untyped-def]
         if rng.step == args.die_after:

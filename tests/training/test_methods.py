@@ -18,8 +18,16 @@ from erw.models import SiT
 from erw.plan import Align, Phase
 from erw.training import FlowMatching
 from erw.training.network import Network
-from helpers.tiny import tiny_run, with_methods
-from helpers.training import InterruptAfter, assert_close, assert_same_run, go, last, two_ranks
+from helpers.tiny import tiny_run, with_loss, with_methods
+from helpers.training import (
+    InterruptAfter,
+    assert_close,
+    assert_same_run,
+    go,
+    last,
+    logged,
+    two_ranks,
+)
 from training.test_objective import RNG, cosine, hidden, losses, setting
 
 
@@ -180,7 +188,8 @@ def test_the_tapped_attention_is_what_the_block_uses() -> None:
     c = F.silu(net.t_embedder(t) + net.y_embedder(y))
     shift, scale, gate, shift2, scale2, gate2 = block.adaLN_modulation(c)[:, None].chunk(6, -1)
     v = block.attn.qkv(block.norm1(h) * (1 + scale) + shift).chunk(3, -1)[2]
-    mixed = tapped.attention[2].softmax(-1) @ v.unflatten(2, (2, 16)).transpose(1, 2)
+    q, k = tapped.attention[2]
+    mixed = (q @ k.mT / math.sqrt(16)).softmax(-1) @ v.unflatten(2, (2, 16)).transpose(1, 2)
     h = h + gate * block.attn.proj(mixed.transpose(1, 2).flatten(2))
     h = h + gate2 * block.mlp(block.norm2(h) * (1 + scale2) + shift2)
     torch.testing.assert_close(h, tapped.hidden[2])
@@ -223,6 +232,23 @@ def test_a_plan_of_all_of_them_resumes_exactly(cache: Path, tmp_path: Path) -> N
         ["irepa"],
         *[["flow", "internal", "contrastive", "irepa", "sra", "apart"]] * 2,
     ]
+
+
+@pytest.mark.parametrize("method", ["haste", "tread"])
+def test_neither_a_stop_nor_a_second_process_changes_a_run(
+    attended: Path, tmp_path: Path, method: str
+) -> None:
+    """Stopped within the method's steps, of which the last is the eighth."""
+    run = with_loss(tiny_run(attended), method)
+    go(run, tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        go(run, tmp_path / "stopped", progress=InterruptAfter(6))
+    go(run, tmp_path / "stopped")
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    two_ranks(attended, tmp_path / "two", "--loss", method)
+    assert_close(last(tmp_path / "straight"), last(tmp_path / "two"))
+    for one, two in zip(logged(tmp_path / "straight"), logged(tmp_path / "two"), strict=True):
+        assert one["losses"] == pytest.approx(two["losses"], rel=1e-3, abs=1e-5)
 
 
 def test_two_processes_are_one_with_all_of_them(cache: Path, tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from torch import Tensor
 from erw import plan as plans
 from erw.config import Log, Run
 from erw.data.cache import Cache
-from erw.data.prepare import add_encoders, prepare
-from erw.data.sources.openmoji import OpenMojiSet
+from erw.data.prepare import prepare
 from erw.errors import CheckpointError, ConfigError, NumericsError
 from erw.interop import from_pretrained
 from erw.interop.export import export
@@ -29,9 +28,8 @@ from erw.training import load, loop, train
 from erw.training.checkpoint import paths
 from erw.training.network import resolve
 from erw.training.objective import Objective, build_objective
-from helpers.tiny import tiny_cache, tiny_run, with_loss
+from helpers.tiny import tiny_run, with_loss
 from helpers.training import InterruptAfter, assert_same_run, go, last, trainer
-from helpers.vits import saved
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -279,16 +277,6 @@ def test_loading_what_is_no_run(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def attended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small cache that has a transformer's attention too."""
-    vit = tmp_path_factory.mktemp("vit")
-    saved("dinov2-b", vit)
-    cache = tiny_cache(tmp_path_factory.mktemp("attended") / "cache").path
-    images, teacher = OpenMojiSet("train", size=16, count=48), f"dinov2-b#attention2={vit}@28"
-    return add_encoders(images, cache, encoders=[teacher]).path
-
-
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_has_a_tiny_twin_that_trains(
     cache: Path, attended: Path, tmp_path: Path, name: str
@@ -296,8 +284,9 @@ def test_every_recipe_has_a_tiny_twin_that_trains(
     """Every phase and option of it, on the small cache (whose tokens want patches of 8), with its
     encoders in place of others that a plan names."""
     run = tiny(recipe(name))
+    attention = next(name for name in Cache.open(attended).features if "#attention" in name)
     terms = tuple(
-        dataclasses.replace(term, target="encoder:dinov2-b#attention2@28", heads=3)
+        dataclasses.replace(term, target=f"encoder:{attention}", heads=2)
         if term.attends
         else dataclasses.replace(term, target="encoder")
         if term.encoder

@@ -29,13 +29,13 @@ MlpKind = Literal["gelu", "swiglu"]
 
 class Tapped(NamedTuple):
     """A forward pass with taps: the velocity (None after an early stop), tokens (B, T, D), a class
-    token first, by depth counted from 1, the internal output, and attention logits (B, heads, T, T)
-    by depth."""
+    token first, by depth counted from 1, the internal output, and queries and keys by depth, each
+    (B, heads, T, head_dim)."""
 
     velocity: Tensor | None
     hidden: dict[int, Tensor]
     internal: Tensor | None = None
-    attention: Mapping[int, Tensor] = MappingProxyType({})
+    attention: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
 
 
 class SiT(nn.Module):
@@ -129,7 +129,7 @@ class SiT(nn.Module):
 
         With a class token, x and the velocity are rows of both; with a representation, y is (B, R).
         `tap`, `stop_at`, `route` as in `Backbone`; `internal`: the output after that block too;
-        `attention`: depths whose attention logits are wanted; `unrotated`: without `rope`.
+        `attention`: depths whose queries and keys are wanted; `unrotated`: without `rope`.
         """
         if y is None:
             rows = (len(x), self.representation) if self.representation else (len(x),)
@@ -144,7 +144,7 @@ class SiT(nn.Module):
             first = self.wg_norm(self.cls_projectors2(token)).unsqueeze(1)
             h = torch.cat([first, h], 1)
         hidden: dict[int, Tensor] = {}
-        attended: dict[int, Tensor] = {}
+        attended: dict[int, tuple[Tensor, Tensor]] = {}
         first_output = None
         block: Any
         blocks, kept, dropped = route or Route()
@@ -157,7 +157,7 @@ class SiT(nn.Module):
                     at = index(h, kept, self.tokens)
                     h, rope = h.gather(1, at), None if rope is None else rope[:, at[:, None, :, 0]]
             if depth in attention:
-                attended[depth] = block.attention_logits(h, c, rope)
+                attended[depth] = block.queries_keys(h, c, rope)
             if dropped is not True or not first <= depth <= last:
                 h = block(h, c, rope)
             if depth in tap:
@@ -271,11 +271,11 @@ class Block(nn.Module):
         h = h + gate1 * self.attn(modulated(self.norm1(h), scale1, shift1), rope)
         return h + gate2 * self.mlp(modulated(self.norm2(h), scale2, shift2))
 
-    def attention_logits(self, h: Tensor, c: Tensor, rope: Tensor | None) -> Tensor:
-        """What the block's attention is the softmax of for the same input, (B, heads, T, T)."""
+    def queries_keys(self, h: Tensor, c: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the block's attention for the same input, each (B, heads, T, head_dim)."""
         shift, scale, *_ = self._modulation(c)
         q, k, _ = self.attn.heads_of(modulated(self.norm1(h), scale, shift), rope)
-        return q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+        return q, k
 
     def _modulation(self, c: Tensor) -> tuple[Any, ...]:
         """Shift, scale and gate of attention and of the MLP, each (B, 1, D) or (B, T, D)."""

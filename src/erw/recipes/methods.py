@@ -58,15 +58,18 @@ def methods(setting: Setting) -> dict[str, Run]:
     }
 
 
-def haste(setting: Setting, *, blocks: range, later: int, over: int) -> Run:
-    """HASTE: features after `block` and the attention of `blocks` with that of the teacher's blocks
-    `later` blocks later, each half the weight, for `over` steps."""
-    teacher = f"encoder:{setting.encoders[0]}"
-    features = Align(block=setting.block, target=teacher, weight=stop_at(0.5, over=over))
+def haste(setting: Setting, teacher: str, *, heads: int, blocks: range, over: int) -> Run:
+    """HASTE: features after `block`, and for half a weight in all the attention of `blocks` with
+    that of `teacher`, of so many heads, four blocks later; both for `over` steps."""
+    features = Align(
+        block=setting.block, target=f"encoder:{setting.encoders[0]}",
+        weight=stop_at(setting.weight, over=over),
+    )  # fmt: skip
     attention = (
         Align(
-            name=f"attention{block}", block=block, target=f"{teacher}#attention{block + later}",
-            projector="none", loss="attention", weight=stop_at(0.5 / len(blocks), over=over),
+            name=f"attention{block}", block=block, heads=heads, projector="none", loss="attention",
+            target=f"encoder:{teacher}#attention{block + 4}",
+            weight=stop_at(0.5 / len(blocks), over=over),
         )
         for block in blocks
     )  # fmt: skip
@@ -81,7 +84,10 @@ def self_transcendence(setting: Setting, teacher: str) -> Run:
 
 
 RECIPES = {f"sit_xl2_in256_{suffix}": run for suffix, run in methods(XL).items()}
-RECIPES["sit_xl2_in256_haste"] = haste(XL, blocks=range(5, 9), later=4, over=250_000)
+RECIPES["sit_xl2_in256_haste"] = haste(XL, "dinov2-b", heads=12, blocks=range(5, 9), over=250_000)
 RECIPES |= {f"quickstart_{suffix}": run for suffix, run in methods(SMALL).items()}
 RECIPES["sit_xl2_in256_self"] = self_transcendence(XL, "sit_xl2_in256_vae_repa")
+RECIPES["quickstart_haste"] = haste(
+    SMALL, "run:runs/quickstart_repa", heads=SMALL.base.model.heads, blocks=range(3, 5), over=750
+)
 RECIPES["quickstart_self"] = self_transcendence(SMALL, "quickstart_vae_repa")

@@ -79,10 +79,11 @@ class Network(nn.Module):
         return Prediction(output.velocity, output.hidden, projected, output.internal)
 
     def _projection(self, i: int, tapped: Tapped, phase: Phase, term: Align) -> Tensor:
-        """What projector `i`, one of the term's, makes of its block; attention passes as it is."""
+        """What projector `i`, one of the term's, makes of its block; of attention its logits."""
         skip, block = self._skip[i], phase.block(term)
         if term.attends:
-            return tapped.attention[block][:, :, skip:, skip:]
+            q, k = (x[:, :, skip:] for x in tapped.attention[block])
+            return q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
         return self.projectors[i](tapped.hidden[block][:, skip:])
 
     def train_only(self, phase: Phase) -> None:
