@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,30 +134,67 @@ def path(curve: str, color: str) -> str:
     return f'<path d="{curve}" fill="none" stroke="{color}" stroke-width="1.6"/>'
 
 
-def measurements() -> tuple[dict[str, Any], str]:
-    """Rows by recipe of the newest committed comparison of methods, and where it is."""
-    files = sorted(RESULTS.glob("methods-*.json"))
+def newest(setting: str) -> tuple[dict[str, Any], str]:
+    """Rows by recipe of the newest committed comparison of methods, and `setting` filled in."""
+    files = {file: json.loads(file.read_text()) for file in RESULTS.glob("methods-*.json")}
     if not files:
         return {}, "Nothing of this has been compared here yet."
-    found = json.loads(files[-1].read_text())
-    where = f"[{files[-1].name}](../benchmarks/results/{files[-1].name})"
-    return found["rows"], f"Measured here: {found['setting']} {where}."
+    file = max(files, key=lambda file: files[file]["date"])
+    found = files[file]
+    seeds = sorted({run["seed"] for row in found["rows"].values() for run in row["runs"]})
+    return found["rows"], setting.format(
+        **found | found["machine"],
+        day=found["date"][:10],
+        seeds=", ".join(map(str, seeds)),
+        name=file.name,
+    )
+
+
+def spread(row: dict[str, Any], key: str, form: str) -> str:
+    """The mean of a number over seeds, and from where to where it goes."""
+    values = [run[key] for run in row["runs"]]
+    mean = format(sum(values) / len(values), form)
+    if len(values) == 1:
+        return f"{mean} (one seed)"
+    return f"{mean} ({min(values):{form}} to {max(values):{form}})"
+
+
+def measured_text(names: Sequence[str], rows: dict[str, Any]) -> str:
+    """What was measured of these recipes, beside SiT and REPA."""
+    said = []
+    for name in names:
+        if row := rows.get(name):
+            text = f"`{name}`, {row['steps']:,} steps: FD-Lite2 {spread(row, 'fd_lite2', '.0f')}, "
+            text += f"held-out loss {spread(row, 'held_out_flow', '.3f')}"
+            if row["teachers"]:
+                text += f", the training of {', '.join(row['teachers'])} not counted"
+            said.append(text)
+    if not said:
+        return "not compared."
+    others = {"SiT": "quickstart_sit", "REPA": "quickstart_repa"}
+    beside = [
+        f"{title} {spread(rows[name], 'fd_lite2', '.0f')}, "
+        f"{spread(rows[name], 'held_out_flow', '.3f')}"
+        for title, name in others.items()
+        if name in rows and name not in names
+    ]
+    return "; ".join([*said, *beside]) + "."
 
 
 def page() -> dict[Path, str]:
     """Every file of the page."""
     texts: dict[str, Any] = tomllib.loads((DOCS / "methods.toml").read_text())
-    intro = texts.pop("intro")
+    intro, setting = texts.pop("intro"), texts.pop("measured")
     base = recipe(f"{BASE}base")
     whole = step_flops(*resolved(base), base.phase(0))
-    rows, measured = measurements()
+    rows, measured = newest(setting.strip())
     sections, files = [], {}
     for name, words in texts.items():
         suffix = words.pop("recipe", name)
         full = suffix if suffix in names() else BASE + suffix
         run = recipe(full)
-        small = [SMALL + suffix] if SMALL + suffix in names() else []
-        here = rows.get((small or [""])[0], "not compared.")
+        small = words.pop("small", [SMALL + suffix] if SMALL + suffix in names() else [])
+        here = measured_text(small, rows)
         files[DOCS / "images" / "methods" / f"{name}.svg"] = picture(run)
         known = {"cost": cost_text(run, base, whole), "here": here}
         known["recipes"] = ", ".join(f"`{one}`" for one in (full, *small)) + "."

@@ -392,7 +392,7 @@ def test_a_run_that_ended_goes_on_from_before_its_decay(cache: Path, tmp_path: P
 
 def test_muon_recipes_are_their_twins_with_another_optimiser() -> None:
     for name, twin in (
-        ("quickstart_muon", "quickstart"),
+        ("quickstart_muon", "quickstart_repa"),
         ("sit_xl2_in256_muon", "sit_xl2_in256_repa"),
     ):
         run = recipe(name)

@@ -59,5 +59,5 @@ RECIPES = {
         model=replace(QUICKSTART.model, class_token="given"), plan=SIT
     ),
     "quickstart_rdm": RDM,
-    "quickstart_muon": QUICKSTART.replace(optim=replace(QUICKSTART.optim, name="muon")),
+    "quickstart_muon": QUICKSTART.replace(plan=REPA, optim=replace(QUICKSTART.optim, name="muon")),
 }
