@@ -63,15 +63,21 @@ def affordable(run: Run, cache: Cache, budget: float) -> Run:
     return run
 
 
+def teachers(name: str) -> list[str]:
+    """The recipes whose runs teach one."""
+    return sorted({x for term in recipe(name).plan.align for x in TEACHER.findall(term.target)})
+
+
 def placed(name: str, folder: Path, seed: int, options: argparse.Namespace) -> Run:
-    """A recipe on the cache in `folder`, with the first encoder where its plan names none, and with
-    the runs of that seed there as teachers."""
+    """A recipe on the cache in `folder`, with the first encoder where its plan names none; or on
+    one of its own, with the runs of that seed there as teachers."""
     run, here = recipe(name).replace(seed=seed), rf"run:{folder}/\1-{seed}#"
     align = tuple(
         dataclasses.replace(term, target=TEACHER.sub(here, term.target)) for term in run.plan.align
     )
     features = () if any(term.encoder for term in align) else ENCODERS[:1]
-    data = dataclasses.replace(run.data, cache=(str(folder / "cache"),), features=features)
+    cache = folder / (f"{name}-{seed}-cache" if teachers(name) else "cache")
+    data = dataclasses.replace(run.data, cache=(str(cache),), features=features)
     plan = dataclasses.replace(run.plan, align=align)
     scored = Eval(samples=options.samples, keep_best=False, loss_images=128)
     return run.replace(plan=plan, data=data, eval=scored)
@@ -112,14 +118,13 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.names:
             run = placed(name, folder, seed, options)
-            named = [term.encoder for term in run.plan.align if term.encoder]
-            cache = complete_builtin(folder / "cache", count=options.images, encoders=named)
+            if taught := teachers(name):
+                named = [term.encoder for term in run.plan.align if term.encoder]
+                complete_builtin(Path(run.data.cache[0]), count=options.images, encoders=named)
+            cache = Cache.open(run.data.cache)
             run = affordable(run, cache, budget)
             spent = Ledger.of(resolve(run, cache), cache).spent(run.steps).total
-            teachers = {
-                one for term in recipe(name).plan.align for one in TEACHER.findall(term.target)
-            }
-            row = {"steps": run.steps, "flops": spent, "teachers": sorted(teachers), "runs": []}
+            row = {"steps": run.steps, "flops": spent, "teachers": taught, "runs": []}
             row = found["rows"].setdefault(name, row)
             row["runs"].append(made(run, folder / f"{name}-{seed}"))
             print(name, row, flush=True)

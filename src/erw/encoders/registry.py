@@ -26,7 +26,8 @@ def load_encoder(name: str, *, device: str = "cpu") -> Encoder:
     * ENTRY=PATH: the same with weights from a local folder or file, without a network;
     * the path of a folder with a model of a known family, as transformers saves it;
     * "vae:NAME": the inside of a VAE;
-    * "run:FOLDER#BLOCK[:SCALE]" (no side): the inside of a run's model, see `RunFeatures`;
+    * "run:FOLDER#BLOCK[:SCALE]" or "run:FOLDER#attentionBLOCK" (no side): the inside of a run's
+      model, see `RunFeatures`;
     * MODULE:FUNCTION (no side): an `Encoder` that your own function returns.
 
     Raises `ConfigError` for an unknown name, `CheckpointError` for weights that do not fit.
