@@ -9,9 +9,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +19,9 @@ from torch import Tensor
 import erw
 from erw.config import SIZES
 from erw.data.cache import Batch
-from erw.data.manifest import EncoderSpec
 from erw.dist import World
 from erw.plan import Phase, repa
+from erw.training.benchmark import MadeUp
 from erw.training.loop import Trainer
 from erw.training.network import resolve
 from erw.training.objective import build_objective
@@ -54,42 +53,20 @@ def given(spec: dict[str, Any], device: torch.device) -> Given:
     return Given(*(part.to(device) for part in parts))
 
 
-class OneBatch:
-    """A cache, as far as the training state asks, that holds one batch in memory."""
-
-    def __init__(self, data: Given, *, grid: int) -> None:
-        self.data, self.num_classes = data, CLASSES
-        self.spec = SimpleNamespace(flip=False)
-        self.latent_shape = tuple(data.mean.shape[1:])
-        self.features = {
-            "dinov2-b": EncoderSpec("dinov2-b", "", 768, (grid, grid), 46_322_454_528, "float32")
-        }
-
-    def __len__(self) -> int:
-        return len(self.data.labels)
-
-    def require(self, **_: Any) -> None:
-        """Whatever is asked for is there."""
-
-    def read(self, rows: Any, *, features: Sequence[str] = (), **_: Any) -> Batch:
-        """The batch: the rows are all of it, and their order does not matter to a clock."""
-        data = self.data
-        return Batch(
-            data.mean * SCALE, data.std * SCALE, data.labels, (data.features,) if features else ()
-        )
-
-
 def ours(spec: dict[str, Any], device: torch.device) -> Turn:
     """erw's own training step, whole: loader, draws, forward, backward, clip, AdamW, EMA."""
     size, patch = spec["model"].split("/")
     depth, width, heads = SIZES[size]
-    cache = OneBatch(given(spec, device), grid=32 // int(patch))
+    sizes = {"depth": depth, "width": width, "heads": heads, "patch": int(patch)}
     run = erw.Run(
-        model=erw.config.Model(depth=depth, width=width, heads=heads, patch=int(patch)),
+        model=erw.config.Model(**sizes, num_classes=CLASSES),
         data=erw.config.Data(batch_size=spec["batch"]),
         plan=erw.Plan(warmup=1, depth=spec["warmup_depth"], align=repa(spec["align_depth"]).align),
         optim=erw.config.Optim(compile=spec["compile"]),
     )
+    data = given(spec, device)
+    batch = Batch(data.mean * SCALE, data.std * SCALE, data.labels, (data.features,))
+    cache: Any = MadeUp(run, {"dinov2-b": 768}, data=batch)
     run = resolve(run, cache)
     world = World(0, 1, device)
     trainer = Trainer(run, cache, world, Path("none"), {}, build_objective(run))

@@ -30,6 +30,7 @@ VERBS = {
     "report": ("RUN... --out FILE", "one page of plots from runs or a study"),
     "show": ("[RECIPE]", "list recipes, or one with its settings and cost"),
     "cost": ("RECIPE", "FLOPs by part, memory and time on a named GPU"),
+    "bench": ("RECIPE", "time its training steps on this machine"),
     "convert": ("IN OUT --to LAYOUT", "weights in a released layout"),
     "export": ("RUN|CHECKPOINT --out DIR", "a folder for diffusers or the hub"),
     "study": ("NAME --out DIR", "train and compare runs; the paper's tables"),

@@ -57,6 +57,10 @@ class Batch(NamedTuple):
         features = (unpack(f) if isinstance(f, Packed) else f for f in moved.features)
         return moved._replace(features=tuple(features))
 
+    def pinned(self) -> "Batch":
+        """The same rows in memory that a GPU reads while the host goes on."""
+        return self._each(Tensor.pin_memory)
+
     def rows(self, index: slice) -> "Batch":
         """Some of the rows."""
         return self._each(lambda x: x[index])

@@ -287,7 +287,8 @@ class Trainer:
         plan, size = self.run.plan, self.run.data.batch_size
         first, (lo, hi) = plan.images(step, size), self.processes.share(plan.batch(step, size))
         loader = self.loader if plan(step).reads_encoder else self.without_features
-        return loader.batch(range(first + lo, first + hi))
+        batch = loader.batch(range(first + lo, first + hi))
+        return batch.pinned() if self.device.type == "cuda" else batch
 
     def step(self, step: int, phase: Phase, batch: Batch) -> Losses:
         """One optimiser step, which a bad one is not: there nothing moves.

@@ -57,8 +57,9 @@ class Metrics:
         """Add the values of one step to the sums, in one go; of a `bad` one that it was, alone."""
         names, bad = " ".join(values), values["bad"]
         vector = torch.stack([*values.values(), torch.ones_like(bad)]).double()
-        alone = torch.tensor([name == "bad" for name in (*values, "")], device=vector.device)
-        vector = torch.where(bad > 0, alone.double(), vector)
+        zero = torch.zeros_like(bad)  # a mask made on the host would have the device wait
+        alone = torch.stack([bad if n == "bad" else zero for n in (*values, "")]).double()
+        vector = torch.where(bad > 0, alone, vector)
         self.sums[names] = self.sums[names] + vector if names in self.sums else vector
 
     def state(self) -> dict[str, list[float]]:
