@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+KILLS ?= 200
 OUT ?= runs/demo
 
 # Every pip below, also those that pip starts itself, keeps to the pinned versions: one loose
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 TORCHVISION := import importlib.util as u; u.find_spec("torchvision") and __import__("torchvision")
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools test check format demo demo-smoke clean
+.PHONY: help install tools test torture check format demo demo-smoke clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +30,9 @@ tools: $(VENV)/.tools  ## the environment with test and lint tools
 
 test: $(VENV)/.tools  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 10 $(ARGS)
+
+torture: $(VENV)/.tools  ## 200 kills at random moments, and what docs/reliability.md tells of
+	OMP_NUM_THREADS=1 ERW_TORTURE=$(KILLS) $(BIN)/python -m pytest -s -q tests/torture
 
 check: $(VENV)/.tools  ## format, lint and types, changing nothing
 	$(BIN)/ruff format --check .

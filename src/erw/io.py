@@ -234,15 +234,18 @@ def hash_file(path: Path) -> str:
 
 
 def weight_hash(module: Any) -> str:
-    """A module's own `weight_hash`, or 32 hex digits of blake3 over its parameters and buffers."""
-    if known := getattr(module, "weight_hash", None):
-        return known
+    """A module's own `weight_hash`, or that of its parameters and buffers."""
+    return getattr(module, "weight_hash", None) or hash_tensors(module.state_dict())
+
+
+def hash_tensors(tensors: Tensors) -> str:
+    """32 hex digits of blake3 over names, types, shapes and bytes."""
     import torch
     from blake3 import blake3
 
-    digest = blake3()
-    for name, tensor in sorted(module.state_dict().items()):
+    digest = blake3(max_threads=blake3.AUTO)
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return digest.hexdigest()[:32]

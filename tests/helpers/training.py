@@ -64,7 +64,8 @@ def last(out: Path) -> dict[str, torch.Tensor]:
 
 def logged(out: Path) -> list[dict[str, Any]]:
     lines = read_metrics(out / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    clocks = "seconds", "eval_seconds"
+    return [{k: v for k, v in line.items() if k not in clocks} for line in lines]
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -154,17 +154,19 @@ def copy(straight: Path, tmp_path: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_named_and_the_one_before_it_taken(
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999, 1.0])  # all of it: with a bit flipped
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     cache: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float
 ) -> None:
     out = copy(straight, tmp_path)
     older, newest = paths(out / "checkpoints")[-2:]
-    data = newest.read_bytes()
+    data = bytearray(newest.read_bytes())
+    if share == 1.0:
+        data[-5] ^= 1
     newest.write_bytes(data[: int(len(data) * share)])
     train(tiny_run(cache), out)
-    said = capsys.readouterr().err
-    assert "warning: " in said and "truncated" in said and f"going on from {older}" in said
+    said, what = capsys.readouterr().err, "not those that were" if share == 1.0 else "truncated"
+    assert "warning: " in said and what in said and f"going on from {older}" in said
     assert_same_run(straight, out)
     for path in paths(out / "checkpoints"):
         path.write_bytes(b"")

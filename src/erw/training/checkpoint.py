@@ -2,7 +2,7 @@
 
 `step-00001000.safetensors` holds `net.*` (parameters), `ema.*`, `profile.<sigma_rel>.*` where
 such averages are tracked, and `optim.<parameter>.<moment>`; its header has the step, the seconds
-trained and the running sums of the log.
+trained, the running sums of the log, and a hash of it all.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from erw.config import checked
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError
-from erw.io import fill, load_tensors, save_tensors
+from erw.io import fill, hash_tensors, load_tensors, save_tensors
 
 
 class Position(NamedTuple):
@@ -54,8 +54,8 @@ def step_of(path: Path) -> int:
 
 def save(folder: Path, state: State, position: Position, *, keep: int) -> None:
     """Write the checkpoint of `position.step`, then delete all but the newest `keep`."""
-    tensors = _tensors(state)
-    header = {"progress": json.dumps(position._asdict()), "tensors": str(len(tensors))}
+    tensors = {name: tensor.cpu() for name, tensor in _tensors(state).items()}
+    header = {"progress": json.dumps(position._asdict()), "hash": hash_tensors(tensors)}
     save_tensors(path_of(folder, position.step), tensors, header)
     made = [path for path in paths(folder) if step_of(path) <= position.step]
     for old in made[:-keep]:
@@ -89,8 +89,12 @@ def load(path: Path, state: State) -> Position:
     try:
         tensors, header = load_tensors(path)
         position = checked(Position, json.loads(header["progress"]), "progress")
-        if len(tensors) != int(header["tensors"]):
-            raise ValueError(f"{len(tensors)} tensors of {header['tensors']}")
+        if "hash" in header:
+            whole = header["hash"] == hash_tensors(tensors)
+        else:  # of an earlier version
+            whole = len(tensors) == int(header["tensors"])
+        if not whole:
+            raise ValueError("its tensors are not those that were written")
     except (CheckpointError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = error if isinstance(error, CheckpointError) else f"{path} was changed ({error})"
         raise Damaged(str(reason)) from error

@@ -1,0 +1,105 @@
+"""SIGKILL at random moments, again and again, of runs, of one rank of two, and of preparing: the
+same command ends with the bits of what was never stopped.
+
+`make torture` kills 200 times, half of them alone; the suite a few.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers.forked import Python, ranks
+from helpers.tiny import tiny_cache
+from helpers.training import assert_same_run
+
+KILLS = int(os.environ.get("ERW_TORTURE", "0"))
+SEED = int(os.environ.get("ERW_TORTURE_SEED", "0"))
+TINY = Path(__file__).parents[1] / "helpers" / "tiny.py"
+
+Begin = Callable[[Path], list[Python]]
+"""Starts the processes of a command that writes into a folder."""
+
+
+def outlived(
+    begin: Begin, out: Path, rng: random.Random, *, lasts: float, kills: int
+) -> tuple[int, float]:
+    """Start a command until it ends well, killing one of its processes at a random moment up to
+    `kills` times; how often one was killed, and the seconds of the last, unbroken start."""
+    killed = 0
+    while True:
+        processes, now = begin(out), time.monotonic()
+        wanted = killed < kills
+        moment = now + rng.uniform(0.2, lasts) if wanted else float("inf")
+        while any(p.poll() is None for p in processes) and time.monotonic() < moment:
+            time.sleep(0.002)
+        victim = rng.choice(processes)
+        if wanted and victim.poll() is None:
+            victim.send_signal(signal.SIGKILL)
+            killed += 1
+        for p in processes:  # the other rank hears of it, or is stopped as torchrun would
+            try:
+                p.wait(5 if wanted else 300)
+            except TimeoutError:
+                p.wait()
+        codes = [p.poll() for p in processes]
+        if codes == [0] * len(processes):
+            return killed, time.monotonic() - now
+        assert wanted, [p.err for p in processes]
+
+
+def alone(cache: Path, *words: object) -> Begin:
+    return lambda out: [Python(TINY, cache, out, *words)]
+
+
+def two(cache: Path, *words: object) -> Begin:
+    return lambda out: [Python(TINY, cache, out, *words, env=env) for env in ranks(2)]
+
+
+@pytest.mark.parametrize(
+    "how,share",
+    [("alone", 0.5), ("scored", 0.25), ("two ranks", 0.25)],
+    ids=["alone", "scored", "two ranks"],
+)
+def test_kills_at_random_moments_change_no_bit(
+    cache: Path, tmp_path: Path, how: str, share: float
+) -> None:
+    words = ["--eval-every", 4] if how == "scored" else []
+    begin = (two if how == "two ranks" else alone)(cache, *words)
+    rng = random.Random(f"{SEED} {how}")
+    straight = tmp_path / "straight"
+    _, lasts = outlived(begin, straight, rng, lasts=0.0, kills=0)
+    done, number, wanted = 0, 0, max(2, round(KILLS * share))
+    while done < wanted:
+        number += 1
+        out = tmp_path / str(number)
+        killed, _ = outlived(begin, out, rng, lasts=lasts, kills=min(4, wanted - done))
+        done += killed
+        assert_same_run(straight, out)
+    if KILLS:
+        print(f"{how}: {done} kills of {number} runs, each ended in the same bits")
+
+
+def test_preparing_survives_kills(cache: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from helpers.tiny import tiny_cache\n"
+        "torch.set_num_threads(1); tiny_cache(Path(sys.argv[1]), count=48, rows_per_shard=8)"
+    )
+
+    def begin(out: Path) -> list[Python]:
+        return [Python("-c", code, out, env={"PYTHONPATH": str(TINY.parents[1])})]
+
+    whole = tiny_cache(tmp_path / "straight", count=48, rows_per_shard=8)
+    rng, done, wanted = random.Random(SEED), 0, max(1, round(KILLS * 0.1))
+    for number in range(10 * wanted):
+        if done >= wanted:
+            break
+        out = tmp_path / str(number)
+        done += outlived(begin, out, rng, lasts=2.0, kills=min(3, wanted - done))[0]
+        for path in sorted(whole.path.glob("shards/*")):
+            assert (out / "shards" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert done == wanted
