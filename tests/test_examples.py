@@ -44,6 +44,16 @@ def test_example_learns_in_both_phases(name: str) -> None:
     assert losses[-1].align < -0.3
 
 
+@pytest.mark.parametrize("method", ["irepa", "layersync"])
+def test_methods_after_erw_learn_around_diffusers_dit(method: str) -> None:
+    torch.manual_seed(0)
+    losses = example("dit_diffusers").train(steps=15, batch_size=8, method=method)
+    assert {loss.phase for loss in losses} == {"full"}
+    assert losses[-1].flow < losses[0].flow
+    if method == "irepa":  # LayerSync's two blocks are alike from the start
+        assert losses[-1].align < losses[0].align - 0.1
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_example_is_short(name: str) -> None:
     assert len((EXAMPLES / f"{name}.py").read_text("utf-8").splitlines()) <= 80
