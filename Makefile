@@ -29,7 +29,8 @@ install: $(VENV)/.installed  ## the environment alone, in .venv
 tools: $(VENV)/.tools  ## the environment with test and lint tools
 
 test: $(VENV)/.tools  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 10 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) \
+		--dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
 torture: $(VENV)/.tools  ## 200 kills at random moments, and what docs/reliability.md tells of
 	OMP_NUM_THREADS=1 ERW_TORTURE=$(KILLS) $(BIN)/python -m pytest -s -q tests/torture

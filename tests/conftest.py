@@ -22,6 +22,15 @@ os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "home")
 # Nothing is downloaded behind a test's back.
 os.environ["ERW_OFFLINE"] = "1"
 
+# Files that take longest are begun first, so that no worker is left with one at the end.
+LONGEST = [
+    "training/test_train.py", "training/test_resume.py", "study/test_run.py", "test_examples.py",
+    "cli/test_cli.py", "evaluation/test_adm.py", "interop/test_export.py",
+    "evaluation/test_features.py", "training/test_rcg.py", "training/test_optimizer.py",
+    "study/test_report.py", "evaluation/test_callback.py", "data/test_prepare.py",
+    "training/test_methods.py", "training/test_routing.py", "interop/test_init_from.py",
+]  # fmt: skip
+
 # Workers share the cores, and sums of floats must not depend on how many there are.
 torch.set_num_threads(1)
 
@@ -36,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, (wanted, reason) in skips.items():
             if item.get_closest_marker(marker) and not wanted:
                 item.add_marker(pytest.mark.skip(reason=reason))
+    places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
