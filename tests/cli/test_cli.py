@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -320,7 +321,7 @@ def test_a_run_that_is_told_to_stop_saves(
     process = Python("-m", "erw", *argv, "--steps", "5000", "--log.checkpoint", "5000")
     metrics = out / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-        pass
+        time.sleep(0.02)
     process.send_signal(getattr(signal, name))
     assert process.wait(60) == code, process.err
     last = process.err.splitlines()[-1]

@@ -23,16 +23,26 @@ from helpers.inception import pool_and_spatial
 SIZES = {"mu": (POOL,), "sigma": (POOL, POOL), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 
 
+REAL, FAKE = pictures(6), pictures(5, first=6)
+
+
+@pytest.fixture(scope="module")
+def features(net: Inception) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Pool and spatial features of the real and of the fake images."""
+    return pool_and_spatial(net, REAL), pool_and_spatial(net, FAKE)
+
+
 def npz(path: Path, images: Tensor, **more: np.ndarray) -> Path:
     np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy(), **more)
     return path
 
 
-def test_the_five_scores_are_adms(tmp_path: Path, weights: Path, net: Inception) -> None:
-    real, fake = pictures(6), pictures(5, first=6)
+def test_the_five_scores_are_adms(
+    tmp_path: Path, weights: Path, net: Inception, features: Any
+) -> None:
     found = evaluate(
-        npz(tmp_path / "fake.npz", fake),
-        reference=npz(tmp_path / "real.npz", real),
+        npz(tmp_path / "fake.npz", FAKE),
+        reference=npz(tmp_path / "real.npz", REAL),
         metric="adm",
         weights=weights,
         cache=tmp_path,
@@ -40,7 +50,7 @@ def test_the_five_scores_are_adms(tmp_path: Path, weights: Path, net: Inception)
     )
     names = ("fid", "sfid", "inception_score", "precision", "recall")
     assert tuple(found.values) == names
-    a, b = pool_and_spatial(net, real), pool_and_spatial(net, fake)
+    a, b = features
     for name, x, y in zip(("fid", "sfid"), a, b, strict=True):
         assert found[name] == pytest.approx(frechet(Moments.of(x), Moments.of(y)), rel=1e-4), name
     p = torch.softmax((b[0] @ net.fc.weight.T).double(), 1)
@@ -53,24 +63,23 @@ def test_the_five_scores_are_adms(tmp_path: Path, weights: Path, net: Inception)
 
 
 def test_statistics_stated_by_the_reference_are_used(
-    tmp_path: Path, weights: Path, net: Inception
+    tmp_path: Path, weights: Path, features: Any
 ) -> None:
     """Against N(mu, 1) the distance is a closed form of the images' own eigenvalues."""
-    real, fake = pictures(6), pictures(5, first=6)
     rng = np.random.default_rng(0)
     stated = {"mu": rng.random(POOL), "mu_s": rng.random(SPATIAL)}
     stated |= {"sigma": np.eye(POOL), "sigma_s": np.eye(SPATIAL)}
-    reference = npz(tmp_path / "VIRTUAL_tiny.npz", real, **stated)
-    found = evaluate(fake, reference=reference, metric="adm", weights=weights, cache=tmp_path)
+    reference = npz(tmp_path / "VIRTUAL_tiny.npz", REAL, **stated)
+    found = evaluate(FAKE, reference=reference, metric="adm", weights=weights, cache=tmp_path)
     assert found.reference_statistics == "stated" and found.reference_count == 6
-    pool, spatial = pool_and_spatial(net, fake)
+    (real_pool, _), (pool, spatial) = features
     for name, x, mean in (("fid", pool, "mu"), ("sfid", spatial, "mu_s")):
         x = x.double()
         roots = torch.linalg.svdvals((x - x.mean(0)) / 2)  # the deviations: N - 1 = 4
         gap = (x.mean(0) - torch.from_numpy(stated[mean])).square().sum()
         expected = gap + x.shape[1] + roots.square().sum() - 2 * roots.sum()
         assert found[name] == pytest.approx(expected.item(), rel=1e-6), name
-    real_pool, _ = pool_and_spatial(net, real)  # precision and recall are of the file's images
+    # precision and recall are of the file's images
     assert (found["precision"], found["recall"]) == precision_recall(real_pool, pool)
 
 
@@ -117,12 +126,11 @@ def test_eval_adm_from_the_command_line(
     assert "without effect" in capsys.readouterr().err
 
 
-def test_the_familys_names_one_by_one(tmp_path: Path, weights: Path, net: Inception) -> None:
-    real, fake = pictures(6), pictures(5, first=6)
-    options: dict[str, Any] = {"reference": real, "weights": weights, "cache": tmp_path}
-    found = evaluate(fake, metric=["fid", "kid", "fd-inception", "fd-lite2"], **options)
+def test_the_familys_names_one_by_one(tmp_path: Path, weights: Path, features: Any) -> None:
+    options: dict[str, Any] = {"reference": REAL, "weights": weights, "cache": tmp_path}
+    found = evaluate(FAKE, metric=["fid", "kid", "fd-inception", "fd-lite2"], **options)
     assert list(found.values) == ["fid", "kid", "fd_inception", "fd_lite2"]
-    a, b = (pool_and_spatial(net, images)[0] for images in (real, fake))
+    (a, _), (b, _) = features
     assert (
         found["fid"]
         == found["fd-inception"]
@@ -130,4 +138,4 @@ def test_the_familys_names_one_by_one(tmp_path: Path, weights: Path, net: Incept
     )
     assert found["kid"] == pytest.approx(kid(a, b), rel=1e-5)
     with pytest.raises(ConfigError, match="did you mean adm"):
-        evaluate(fake, reference=real, metric="admm")
+        evaluate(FAKE, reference=REAL, metric="admm")
