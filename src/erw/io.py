@@ -116,12 +116,6 @@ def tensor_header(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Names in a safetensors file. Raises as `load_tensors`."""
-    with _opened(path) as file:
-        return list(file.keys())
-
-
 def check_download(path: Path) -> None:
     """Raise CheckpointError for what is left in place of weights where a download went wrong."""
     with path.open("rb") as file:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from erw.config import flat
 from erw.errors import CheckpointError, ConfigError, raised_as
-from erw.io import check_download, misfit, read_json, tensor_names
+from erw.io import check_download, load_tensors, misfit, read_json
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def check_sizes(folder: Path) -> None:
         sum(path.stat().st_size for path in folder.iterdir()),
         folder.glob("*.safetensors"),
     )
-    count = sum(len(tensor_names(file)) for file in files) or size // 4096
+    count = sum(len(load_tensors(file)[0]) for file in files) or size // 4096
     most = dict.fromkeys(("layers", "blocks", "depths", "stages"), count)
     most |= dict.fromkeys(("channels", "size", "heads", "groups"), size)
     for name, value in flat(read_json(folder / "config.json")).items():
