@@ -76,10 +76,11 @@ def test_what_a_manifest_says_must_be_what_its_shards_hold(cache: Cache, tmp_pat
     told = json.loads((copy / "manifest.json").read_text())
     for change in (
         {"shards": []}, {"rows": 200}, {"class_counts": [8, 8, 9]}, {"class_counts": [12, 12]},
-        {"class_counts": [25, 0, -1]},
+        {"class_counts": [25, 0, -1]}, {"class_names": ["apple", "bear", "apple"]},
     ):  # fmt: skip
         write_checked(copy, told | change)
-        with pytest.raises(CacheError, match=r"manifest.json cannot be read: .*rows, but"):
+        said = r"manifest.json cannot be read: .*(rows, but|two classes of one name)"
+        with pytest.raises(CacheError, match=said):
             Cache.open(copy)
 
 

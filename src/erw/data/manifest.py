@@ -239,6 +239,8 @@ class Manifest:
                 raise ValueError("its content does not match its checksum")
             spec = CacheSpec.from_json(values["settings"])
             manifest = from_dict(Manifest, values | {"spec": spec}, strict=False)
+            if len(set(manifest.class_names)) < len(manifest.class_names):
+                raise ValueError("two classes of one name")
             if any("/" in file.file for file in manifest.files):
                 raise ValueError("a path where the name of a file was expected")
             if manifest.scaling:

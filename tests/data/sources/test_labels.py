@@ -13,7 +13,7 @@ from erw.data.sources import overview
 from erw.data.sources.labels import classes
 from erw.errors import DataError
 from helpers.archives import png, shades, tar
-from helpers.parts import picture
+from helpers.parts import make, picture
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
@@ -39,6 +39,7 @@ def test_edm2_table_of_labels(tmp_path: Path, as_dict: bool) -> None:
         ('{"labels": [["a.png", [0, 1]], ["b.png", 0]]}', "expected a class number"),
         ('{"labels": [["a.png", -1], ["b.png", 0]]}', "expected a class number"),
         ('{"labels": [1, 2]}', "a list of"),
+        ('{"labels": {"a.png": 1000000000000, "b.png": 0}}', "label 1,000,000,000,000 is of no"),
         ('{"labels": []}', 'expected "labels": null or'),
         ("[" * 100_000, "not readable as JSON"),
         (
@@ -158,6 +159,24 @@ def test_splits_within_classes_flat_ones_and_tables_beside_them(tmp_path: Path, 
         assert source.class_names == names_ and shades(source) == [(shade, 0)]
     with pytest.raises(DataError, match="no split testing, its folders: eval, test, train"):
         open_source(where, split="testing")  # which could be either
+
+
+def test_two_classes_of_one_name_stay_two(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(png(ord(name)))
+    table = {
+        "labels": {"a.png": 0, "b.png": 1, "c.png": 2},
+        "class_names": ["crane", "owl", "crane"],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(table))
+    assert open_source(tmp_path).class_names == ("crane #0", "owl", "crane #2")
+    cache = make(tmp_path, tmp_path / "cache", "none", image_size=8)
+    assert cache.class_names == ("crane #0", "owl", "crane #2")
+    assert cache.read(range(3)).labels.tolist() == [0, 1, 2]
+    table["labels"] = {"a.png": "crane", "b.png": "owl", "c.png": "owl"}
+    (tmp_path / "dataset.json").write_text(json.dumps(table))
+    with pytest.raises(DataError, match=r"label 'crane', .* one of crane #0, owl, crane #2"):
+        open_source(tmp_path)
 
 
 def test_classes_without_images_are_named(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ TABLES = ("dataset.json", "metadata.csv", "metadata.jsonl")
 # Names that mean a label, the likeliest first.
 USUAL = ("label", "labels", "fine_label", "cls")
 _OTHERS = "class class_id class_label category category_id target targets y coarse_label arr_1"
+MOST_CLASSES = 1_000_000  # numbers above are of something else: an index, a time, a hash
 SPLITS = {
     "train": "train", "training": "train",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
@@ -64,7 +65,8 @@ def label_name(names: Sequence[str], marked: Sequence[str] = ()) -> str | None:
 def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) -> Labels:
     """Labels from one value an image: all numbers, all names (`DataError` for a mix), or all None.
 
-    `names` are the classes' names in order, where a file lists them; otherwise numbers are names.
+    `names` are the classes' names in order, where a file lists them, with the number if two classes
+    have one name (ImageNet's two cranes); otherwise numbers are names.
     """
     if not values:
         raise DataError(f"{source} holds no images")
@@ -75,7 +77,12 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     if bare == len(values):
         return (), np.zeros(bare, np.int32)
     known = tuple(normalize("NFC", name) for name in names)
+    often = Counter(known)
+    known = tuple(f"{name} #{n}" * (often[name] > 1) or name for n, name in enumerate(known))
     kinds = {type(value) for value in values}
+    if kinds == {int} and (most := max(values)) >= MOST_CLASSES:
+        hint = "number classes from 0, or give --classes none"
+        raise DataError(f"{source}: label {most:,} is of no {MOST_CLASSES:,} classes: {hint}")
     if not known and kinds in ({str}, {int}):
         known = tuple(sorted(set(values)) if kinds == {str} else map(str, range(max(values) + 1)))
     keys: Iterable[Any] = known if kinds == {str} else range(len(known))
