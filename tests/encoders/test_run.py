@@ -225,6 +225,17 @@ def test_what_is_no_teacher(root: Path, straight: Path, tmp_path: Path) -> None:
         add_encoders(root / "set", root / "cache", encoders=[f"run:{straight}#2:3"])
 
 
+@pytest.mark.parametrize("name", ["quickstart_haste", "quickstart_self"])
+def test_a_teacher_that_is_not_there_is_said_before_any_image_is_prepared(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", name, "--out", "run"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is no run whose features can be read" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_export_names_its_teacher_without_the_path(root: Path, tmp_path: Path) -> None:
     run = tiny_run(root / "cache")
     assert public(f"encoder:run:{root}/run#2:30") == "encoder:run:run#2:30"

@@ -61,15 +61,22 @@ def complete_builtin(
 ) -> Cache:
     """The cache of `prepare_builtin` with the features of these encoders: made, finished or added
     to where something is missing. One that is there keeps its number of images."""
+    from erw.encoders import load_encoder
+
     spec = read_spec(out)
     count = spec.source.count if spec else count
     try:
-        cache = Cache.open(out)
+        cache: Cache | None = Cache.open(out)
     except CacheError:
+        cache = None
+    # Loaded first: what cannot be, such as a run that is not there, is said before any work.
+    there = () if cache is None else cache.features
+    missing = [load_encoder(x) for x in dict.fromkeys(encoders) if x not in there]
+    if cache is None:
         say(f"{out} is missing or not finished: preparing {count:,} of the built-in images")
         cache = prepare_builtin(out, count=count, class_token=class_token)
-    if missing := [name for name in encoders if name not in cache.features]:
-        say(f"adding features of {', '.join(missing)} to {out}")
+    if missing := [encoder for encoder in missing if encoder.name not in cache.features]:
+        say(f"adding features of {', '.join(encoder.name for encoder in missing)} to {out}")
         source = open_source("openmoji", size=cache.image_size, count=count)
         cache = add_encoders(source, out, encoders=missing)
     return cache
