@@ -21,7 +21,7 @@ from tyro._docstrings import get_field_docstring
 from erw.cli import VERBS, main
 from erw.cli.analyze import Analysis
 from erw.cli.prepare import Prepare
-from erw.cli.sample import Draw, generation_of, label_number
+from erw.cli.sample import Draw, generation_of, label_number, seeds_of
 from erw.cli.settings import explain
 from erw.config import Run
 from erw.data.cache import Cache
@@ -491,6 +491,12 @@ def test_a_label_is_a_name_first_and_two_meanings_are_refused() -> None:
     model = dataclasses.replace(MODEL, class_names=("cafe\u0301", "salt, pepper", "tea"))
     for text, number in (("caf\u00e9", 0), ("cafe\u0301", 0), ("salt, pepper", 1), ("tea", 2)):
         assert generation_of(model, Draw(seeds="0:1", labels=text)).labels == (number,)
+
+
+def test_seeds_that_no_memory_holds_are_refused() -> None:
+    assert seeds_of("3,5,8:10") == [3, 5, 8, 9]
+    with pytest.raises(ConfigError, match="0:1000000000000 is more than 10,000,000 images"):
+        seeds_of("7,0:1000000000000")
 
 
 def test_scores_are_not_computed_for_a_folder_as_their_file(erw: Erw, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from erw.errors import ConfigError, nearest
 from erw.log import Progress
 
 GRID = Grid()
+MOST_SEEDS = 10_000_000  # far more than anybody draws, and their list still fits into memory
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def seeds_of(text: str) -> list[int]:
         if not (match := re.fullmatch(r"(\d+)(?::(\d+))?", part.strip())):
             raise ConfigError(f"--seeds: expected numbers and ranges as in 3,5,8:10, got {text!r}")
         start = int(match[1])
+        if int(match[2] or 0) - start > MOST_SEEDS:
+            raise ConfigError(f"--seeds: {part} is more than {MOST_SEEDS:,} images")
         seeds += range(start, int(match[2])) if match[2] else [start]
     return seeds
 

@@ -246,6 +246,24 @@ def test_metadata_tables_have_labels_by_file_name(tmp_path: Path, name: str) -> 
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["labels.csv", "image_class_labels.txt", "train.tsv", "y/Labels.npy"]
+)
+def test_a_file_that_might_hold_labels_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "README.txt").write_text("x")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("a.png,x\n")
+    notes = open_source(tmp_path).notes
+    assert (
+        f"{name} might hold labels and is not used: labels are read from metadata.csv" in notes[1]
+    )
+    assert len(open_source(tmp_path, classes="none").notes) == 1
+    classes_of(tmp_path / "set", "cat", "dog")
+    (tmp_path / "set" / "labels.csv").write_text("x")
+    assert len(open_source(tmp_path / "set").notes) == 1  # which has its labels
+
+
 def test_labels_of_images_that_are_not_there_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,y\nc.png,x\n")

@@ -82,6 +82,15 @@ def test_arrays_that_are_no_labels_are_named(tmp_path: Path) -> None:
     assert not open_source(tmp_path / "x.npz").notes
 
 
+def test_labels_of_another_name_beside_arrays_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.stack([picture(0)] * 2))
+    np.save(tmp_path / "labels.npy", [0, 1])
+    note = "labels.npy is not used: labels are in x_labels.npy"
+    assert open_source(tmp_path / "x.npy").notes == [note]
+    (tmp_path / "labels.npy").rename(tmp_path / "x_labels.npy")
+    assert open_source(tmp_path / "x.npy").class_names == ("0", "1")
+
+
 @pytest.mark.parametrize("name", ["x.npz", "x.npy", "x_labels.npy"])
 def test_text_that_is_named_as_arrays(tmp_path: Path, name: str) -> None:
     np.save(tmp_path / "x.npy", np.stack([picture(0)] * 2))

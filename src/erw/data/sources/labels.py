@@ -31,6 +31,7 @@ SPLITS = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
 _SPLIT = re.compile(f"(?:^|(?<=/))({'|'.join(SPLITS)})/", re.IGNORECASE)
+_TABLE = re.compile(r"\.([ct]sv|jsonl)$|(label|class|annot|target)[^/]*\.(json|txt|npy)$", re.I)
 _NUMBER = re.compile(r" *[+-]?\d+ *")
 _SYSTEM = (  # in small letters
     *(".", "__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "#snapshot"),
@@ -125,6 +126,10 @@ def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
     if len(splits) > 1:
         what = f"{' and '.join(splits)} look like splits and are read as one set"
         notes.append(f"{what}: take one with --split")
+    tables = [key for key in rest if _TABLE.search(key)] if rule == "auto" and not values else []
+    if 0 < len(tables) < 4:  # more are not of the whole set
+        hint = "labels are read from metadata.csv with columns file_name and label"
+        notes.append(f"{listed(tables)} might hold labels and is not used: {hint}")
     values = values or [None] * len(images)
     return images, classes(values, source=str(files.root), names=names), notes
 

@@ -145,6 +145,8 @@ class Arrays(Source):
             self._images = _mapped(path)
             if (other := path.with_name(f"{path.stem}_labels.npy")).exists():
                 labels = _mapped(other)
+            elif rest := [x.name for x in path.parent.glob("*label*.npy") if x != path]:
+                self.notes = [f"{listed(sorted(rest))} is not used: labels are in {other.name}"]
         shape, kind = self._images.shape, self._images.dtype
         grey = len(shape) == 3 and shape[2] not in (1, 3, 4)  # else one image: an axis is missing
         if kind != np.uint8 or not (grey or (len(shape) == 4 and shape[3] == 3)):
