@@ -33,6 +33,7 @@ VERBS = {
     "bench": ("RECIPE", "time its training steps on this machine"),
     "convert": ("IN OUT --to LAYOUT", "weights in a released layout"),
     "export": ("RUN|CHECKPOINT --out DIR", "a folder for diffusers or the hub"),
+    "doctor": ("RUN", "what looks off with a run, and the usual causes"),
     "search": ("RECIPE --out DIR", "the best of some settings by short trials"),
     "study": ("NAME --out DIR", "train and compare runs; the paper's tables"),
 }

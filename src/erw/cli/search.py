@@ -36,6 +36,7 @@ def search(
         trials: at most.
         tiny: its twin of a few seconds on a CPU.
     """
+    from erw.cli.train import prepare_built_in
     from erw.study.search import search as found
 
     if trials < 1:
@@ -45,5 +46,6 @@ def search(
             raise ConfigError(f"{run.name} has no warm-up: give --over NAME=VALUE,VALUE...")
         blocks = ",".join(map(str, range(1, run.model.depth + 1)))
         axes = f"plan.depth={blocks}", f"plan.align.0.block={blocks}", WEIGHTS
+    prepare_built_in(run)
     best = found(run, dict(map(values_of, axes)), out, trials=trials)
     print(f"erw train {recipe} {' '.join(as_options(best))} --out DIR")

@@ -74,7 +74,7 @@ def train(
     if dry_run:
         return show(recipe, run)
     with world() as joined:
-        _prepare_built_in(run)
+        prepare_built_in(run)
         if start is not None:  # its classes and heads become those of the run's cache
             cache = data.Cache.open(run.data.cache)
             resolved = resolve(run, cache)
@@ -88,7 +88,7 @@ def train(
             print(f"{result.out}: {result.step} steps; next: erw sample {result.out} --out DIR")
 
 
-def _prepare_built_in(run: Run) -> None:
+def prepare_built_in(run: Run) -> None:
     """Make the cache of the quickstart recipes where it is missing, or finish it; add features that
     the plan names and it has not."""
     if run.data.cache == (CACHE,):
