@@ -105,7 +105,7 @@ def test_no_teacher_is_read_once_its_weight_is_zero(cache: Path, tmp_path: Path)
     assert s.read(7).features == ()
     s.enter(alone)
     losses = s.step(7, alone, s.read(7))
-    assert list(losses) == ["loss", "grad_norm", "flow"]
+    assert list(losses) == ["loss", "grad_norm", "flow", "bad"]
     assert losses["flow"] == losses["loss"] > 0
 
 
