@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -148,6 +149,7 @@ if __name__ == "__main__":
     parser.add_argument("--die-after", type=int, help="SIGKILL once this many steps are done")
     parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
     parser.add_argument("--die-in-score", type=int, help="SIGKILL within this score")
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds that each step waits")
     parser.add_argument("--eval-every", type=int, default=0)
     parser.add_argument("--loss", default="cosine", help="see `with_loss`")
     parser.add_argument("--dit", action="store_true", help="DiT's objective")
@@ -174,6 +176,7 @@ if __name__ == "__main__":
     def deadly(net, batch, phase, rng, **options):  # type: ignore[no-untyped-def]
         if rng.step == args.die_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(args.slow)
         return learn(net, batch, phase, rng, **options)
 
     train(run, args.out, objective=deadly, progress=Progress("", 1, quiet=True), **watched)

@@ -3,6 +3,10 @@
 import csv
 import json
 import math
+import os
+import signal
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from erw.plan import SIT, Align, Plan, constant, half_life, repa, stop_at
 from erw.recipes import recipe
 from erw.study import rows as module
 from erw.study import run as run_module
-from erw.study.engines import command, run_tasks, slurm
+from erw.study.engines import command, run_tasks, slurm, submit
 from erw.study.outcome import Line, Number, cells, lines_of, told, verdict
 from erw.study.report import report
 from erw.study.results import by_method, read_runs
@@ -37,9 +41,11 @@ from erw.study.studies import (
     with_settings,
 )  # fmt: skip
 from erw.training import train
+from erw.training.checkpoint import paths, step_of
 from erw.training.flops import Ledger, Rate
 from helpers.synthetic_study import train_line, write_run
 from helpers.tiny import tiny_run
+from helpers.training import assert_same_run
 
 ALIGN = (Align(block=3, weight=constant(1.0)),)
 PLANS = {
@@ -376,6 +382,31 @@ def test_runs_in_parallel_processes_and_one_that_fails(cache: Path, tmp_path: Pa
     assert command("two", tmp_path, "good-0", processes=4)[2:6] == [
         "torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m",
     ]  # fmt: skip
+
+
+def test_a_preempted_job_saves_and_goes_on(
+    cache: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warning that Slurm sends, as submitit hears it; then the job that is queued again."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    tiny = Path(__file__).parents[1] / "helpers" / "tiny.py"
+    words = [sys.executable, str(tiny), str(cache), "run", "--slow", "0.2"]
+    first = submit(words, tmp_path / "logs", {"cluster": "local"})
+    metrics, task = tmp_path / "run" / "metrics.jsonl", None
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert not first.done(), first.exception()
+        time.sleep(0.05)
+    children = Path(f"/proc/{first.job_id}/task/{first.job_id}/children")
+    task = int(children.read_text().split()[0])
+    os.kill(task, signal.SIGUSR2)
+    while not first.done() and Path(f"/proc/{task}").exists():
+        time.sleep(0.05)
+    made = paths(tmp_path / "run" / "checkpoints")
+    assert made and step_of(made[-1]) < 12, "it has saved, and nothing runs on"
+    again = submit(words[:-2], tmp_path / "logs", {"cluster": "local"})
+    again.result()
+    assert_same_run(straight, tmp_path / "run")
 
 
 def test_a_run_as_a_job_of_submitit(cache: Path, tmp_path: Path) -> None:

@@ -41,10 +41,13 @@ USAGE = (
     "usage: erw VERB ... [--help]\n\n"
     + "\n".join(f"  {f'{verb} {args}':<34}{text}" for verb, (args, text) in VERBS.items())
     + "\n\n`erw train RECIPE --help` lists all settings of a recipe with their values."
+    "\n`erw train ... --engine slurm` makes a job of a command; prepare and eval too."
     "\n`source <(erw --completion bash)` completes verbs and options; zsh and tcsh too."
     "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 75 preempted,"
     "\n130 interrupted"
 )
+QUEUED = ("train", "prepare", "eval")
+"""Verbs that `--engine slurm` makes a job of; `study` has the option itself."""
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -85,12 +88,39 @@ def dispatch(args: list[str]) -> None:
         print_completion({v: function_of(v) for v in VERBS}, rest[0] if rest else "bash")
     elif verb not in VERBS:
         raise ConfigError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
+    elif verb in QUEUED and "--engine" in rest:
+        queue(verb, rest)
     elif main := getattr(module_of(verb), "main", None):
         main(rest)
     else:
         from erw.cli.settings import call
 
         call(verb, function_of(verb), rest)
+
+
+def queue(verb: str, args: list[str]) -> None:
+    """Make a job of a command that has `--engine slurm`, and say which.
+
+    Raises ConfigError: no such engine, or options that submitit has not.
+    """
+    from pathlib import Path
+
+    from erw.study.engines import submit, torchrun_words
+    from erw.study.studies import values_of
+
+    at = args.index("--engine")
+    engine, rest, options = args[at + 1 : at + 2], args[:at] + args[at + 2 :], list[str]()
+    if engine != ["slurm"]:
+        raise ConfigError(f"--engine {' '.join(engine)}: expected slurm")
+    if "--engine-options" in rest:
+        first = rest.index("--engine-options")
+        last = next((i for i in range(first + 1, len(rest)) if "=" not in rest[i]), len(rest))
+        options, rest = rest[first + 1 : last], rest[:first] + rest[last:]
+    given = {name: values[0] for name, values in map(values_of, options)}
+    logs = Path("logs")
+    words = [*torchrun_words(int(given.get("gpus_per_node", 0))), verb, *rest]
+    job = submit(words, logs, {"name": f"erw-{verb}", **given})
+    print(f"job {job.job_id}, logs in {logs / str(job.job_id)}; queued again where it is preempted")
 
 
 def module_of(verb: str) -> Any:

@@ -1,17 +1,18 @@
 """Where the runs of a study are trained: in processes here, by torchrun, or as jobs of Slurm."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from erw.errors import ConfigError, ErwError
+from erw.errors import ConfigError, ErwError, one_line
 from erw.io import write_text
 from erw.log import say
 from erw.study.rows import Task, finished
@@ -101,21 +102,12 @@ def torchrun(study: str, out: Path, options: Mapping[str, Any]) -> Start:
 
 
 def slurm(study: str, out: Path, options: Mapping[str, Any]) -> Start:
-    """A job for every run by submitit, whose parameters the `options` are. One that is preempted or
-    out of time is queued again and goes on. Raises ConfigError without submitit."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise ConfigError("--engine slurm needs submitit: pip install 'erw[slurm]'") from error
-    options = {"cluster": "slurm", "name": f"erw-{study}", **options}
-    executor = submitit.AutoExecutor(out / "logs" / "%j", cluster=options.pop("cluster"))
-    executor.update_parameters(**options)
+    """A job for every run, see `submit`, whose parameters the `options` are."""
     gpus = int(options.get("gpus_per_node", 0))
 
     def start(name: str, place: int) -> Job:
-        sequence = submitit.helpers.FunctionSequence()  # which is queued again
-        sequence.add(submitit.helpers.CommandFunction(command(study, out, name, processes=gpus)))
-        job = executor.submit(sequence)
+        words = command(study, out, name, processes=gpus)
+        job = submit(words, out / "logs", {"name": f"erw-{study}", **options})
 
         def poll() -> int | None:
             if job.done() and (error := job.exception()):
@@ -138,9 +130,58 @@ ENGINES: dict[str, Callable[[str, Path, Mapping[str, Any]], Start]] = {
 
 def command(study: str, out: Path, name: str, *, processes: int) -> list[str]:
     """The command that trains one run of a study, by torchrun in so many processes (0: without)."""
-    run = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    words = [sys.executable, "-m", *(run if processes else []), "erw", "study", study]
+    words = [*torchrun_words(processes), "study", study]
     return [*words, "--out", str(out), "--only", name]
+
+
+class Command:
+    """A command as the function of a submitit job: a preempted job's command saves and ends before
+    the job is queued again."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+
+    def __call__(self) -> None:
+        """Run it to its end. Raises ErwError with its exit code."""
+        self.process = subprocess.Popen(self.words)
+        if code := self.process.wait():
+            raise ErwError(f"{shlex.join(self.words)} ended with exit code {code}")
+
+    def checkpoint(self) -> Any:
+        """Called by submitit ahead of the limit: the same command, to be queued again."""
+        from submitit.helpers import DelayedSubmission
+
+        self.process.terminate()  # torchrun hands it on
+        self.process.wait()
+        return DelayedSubmission(Command(self.words))
+
+
+def submit(words: Sequence[str], logs: Path, options: Mapping[str, Any]) -> Any:
+    """The job of submitit that runs a command, with logs in `logs`. One that is preempted or out of
+    time is queued again, and the same command goes on.
+
+    Args:
+        options: parameters of submitit; `cluster`: slurm, or local for this machine.
+
+    Raises ConfigError without submitit, or for parameters that it has not.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError("--engine slurm needs submitit: pip install 'erw[slurm]'") from error
+    options = {"cluster": "slurm", **options}
+    try:
+        executor = submitit.AutoExecutor(logs / "%j", cluster=options.pop("cluster"))
+        executor.update_parameters(**options)
+    except (NameError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"--engine-options: {one_line(error)}") from error
+    return executor.submit(Command(words))
+
+
+def torchrun_words(processes: int) -> list[str]:
+    """How Python runs erw: by torchrun in so many processes, or by itself (0)."""
+    run = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    return [sys.executable, "-m", *(run if processes else []), "erw"]
 
 
 def _process(study: str, out: Path, name: str, size: int, env: Mapping[str, str]) -> Job:
