@@ -30,6 +30,7 @@ LAYERS = [
     "plan",
     "ema",
     "config",
+    "sharding",
     "models",
     "encoders",
     "data",

@@ -298,6 +298,21 @@ class Eval(Settings):
 
 
 @dataclass(frozen=True)
+class Dist(Settings):
+    """How several processes share a run; they change its numbers by rounding alone."""
+
+    # ddp: each process has all weights. fsdp2: each keeps a share of weights, gradients, moments
+    # and averages. hsdp: shares within groups of `shard_size`, which are replicas of each other
+    strategy: Literal["ddp", "fsdp2", "hsdp"] = "ddp"
+    shard_size: int | None = ranged(None, "[1, inf)")  # none: the processes of a machine
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard_size and self.strategy != "hsdp":
+            raise ConfigError(f"dist.shard_size is for dist.strategy hsdp, not {self.strategy}")
+
+
+@dataclass(frozen=True)
 class Run(Settings):
     """Everything that decides a run's numbers."""
 
@@ -312,6 +327,7 @@ class Run(Settings):
     sample: Sample = field(default_factory=Sample)
     log: Log = field(default_factory=Log)
     eval: Eval = field(default_factory=Eval)
+    dist: Dist = field(default_factory=Dist)
 
     def __post_init__(self) -> None:
         super().__post_init__()

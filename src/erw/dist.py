@@ -5,7 +5,7 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -91,6 +91,12 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
+    def collected(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors that may be sharded, whole in the first process; none in the others."""
+        every = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
+        kept = ((k, v.cpu() if hasattr(tensors[k], "full_tensor") else v) for k, v in every)
+        return {name: tensor for name, tensor in kept if self.first}
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -131,8 +137,30 @@ def world() -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def unsynced(net: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+def local(tensor: Any) -> Tensor:
+    """What this process has of a tensor that may be sharded (`erw.sharding`); it shares memory."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor that may be sharded; every process calls it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def as_sharded(tensor: Tensor, like: Any) -> Tensor:
+    """A tensor that every process has whole, sharded as `like` is."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    where = like.device_mesh, like.placements
+    return distribute_tensor(tensor.to(like.device), *where, src_data_rank=None)
+
+
+def unsynced(net: Any, *, last: bool) -> AbstractContextManager[None]:
     """Within it, gradients stay local: for all micro-batches of a step but the last."""
+    if hasattr(net, "set_requires_gradient_sync"):
+        net.set_requires_gradient_sync(last)
     if isinstance(net, DistributedDataParallel) and not last:
         return net.no_sync()
     return nullcontext()

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from erw.dist import local
 from erw.errors import ConfigError
 
 WIDEST = 12**-0.5  # sigma_rel of gamma = 0, the plain mean
@@ -40,9 +41,10 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average towards the parameters that train at present: others have not moved."""
-        moving = {n: p.detach().float() for n, p in module.named_parameters() if p.requires_grad}
-        averages = [self.tensors[name] for name in moving]
-        torch._foreach_lerp_(averages, list(moving.values()), 1 - self.decay)
+        moving = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        averages = [local(self.tensors[name]) for name in moving]
+        now = [local(p.detach()).float() for p in moving.values()]
+        torch._foreach_lerp_(averages, now, 1 - self.decay)
 
     @torch.no_grad()
     def restart(self, module: nn.Module) -> None:
@@ -65,9 +67,9 @@ class PowerEmas:
     @torch.no_grad()
     def update(self, module: nn.Module, t: int) -> None:
         """The update number `t`, counted from 1 (Eq. 127)."""
-        now = {name: p.detach().float() for name, p in module.named_parameters()}
+        now = {name: local(p.detach()).float() for name, p in module.named_parameters()}
         for sigma, gamma in self.exponents.items():
-            averages = [self.tensors[sigma][name] for name in now]
+            averages = [local(self.tensors[sigma][name]) for name in now]
             beta = (1 - 1 / t) ** (gamma + 1)
             torch._foreach_lerp_(averages, list(now.values()), 1 - beta)
 

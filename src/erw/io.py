@@ -206,20 +206,6 @@ def misfit(tensors: Tensors, expected: Tensors, *, optional: Container[str] = ()
     return "; ".join(f"{problem}: {', '.join(names)}" for problem, names in parts.items())
 
 
-def fill(
-    expected: Tensors, tensors: Tensors, *, what: str, hint: str, optional: Container[str] = ()
-) -> None:
-    """Copy `tensors` into `expected`, by name. Raises CheckpointError, with `what` before it and
-    `hint` behind, where `misfit` has something to say."""
-    import torch
-
-    if problems := misfit(tensors, expected, optional=optional):
-        raise CheckpointError(f"{what}: {problems}; {hint}")
-    with torch.no_grad():
-        for name, value in tensors.items():
-            expected[name].copy_(value)
-
-
 def hash_file(path: Path) -> str:
     """blake3 of a file, hexadecimal."""
     from blake3 import blake3

@@ -58,6 +58,14 @@ def test_cost_without_a_cache_is_assumed(capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().out
     for words in ("assumed", "dinov2-b", "674.8 M", "25.8 of 80 GiB a GPU, 32 images each in bf16"):
         assert words in said, words
+    memory = []  # of 682.9 M parameters, projectors included, and 28 blocks
+    for strategy in ("ddp", "fsdp2"):
+        sharding = ["--dist.strategy", strategy]
+        assert main(["cost", "sit_xl2_in256_erw", "--gpus", "8", *sharding]) == 0
+        line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("  memory"))
+        memory.append(float(line.split()[1]))
+    saved = 682.9e6 * (22 - 20 / 8 - 2 * 8 / 28) / 2**30
+    assert memory[0] - memory[1] == pytest.approx(saved, abs=0.11)
     assert main(["cost", "sit_b2_in256_base", "--gpu", "rtx4090", "--gpus", "1"]) == 0
     said = capsys.readouterr().out
     assert "does NOT fit" in said and "warm-up step" not in said

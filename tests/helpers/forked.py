@@ -23,6 +23,7 @@ FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload([
     "torch.distributed", "erw.training.loop", "erw.data.prepare", "erw.evaluation.callback",
     "erw.interop.pretrained", "erw.sampling.preview", "erw.cli.train", "torch._dynamo",
+    "erw.sharding", "erw.training.sharded",
 ])  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from erw.config import Eval, Flow, Run, Sample
+from erw.config import Dist, Eval, Flow, Run, Sample
 from erw.data.cache import Cache
 from erw.data.prepare import prepare
 from erw.data.sources.openmoji import OpenMojiSet
@@ -147,13 +147,17 @@ if __name__ == "__main__":
     parser.add_argument("cache")
     parser.add_argument("out")
     parser.add_argument("--die-after", type=int, help="SIGKILL once this many steps are done")
+    parser.add_argument("--nan-after", type=int, help="NaN in the second rank's loss then")
     parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
     parser.add_argument("--die-in-score", type=int, help="SIGKILL within this score")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds that each step waits")
     parser.add_argument("--eval-every", type=int, default=0)
+    parser.add_argument("--validate-every", type=int, default=0)
     parser.add_argument("--loss", default="cosine", help="see `with_loss`")
     parser.add_argument("--dit", action="store_true", help="DiT's objective")
     parser.add_argument("--methods", action="store_true", help="those after ERW")
+    parser.add_argument("--strategy", default="ddp", help="of several processes")
+    parser.add_argument("--shard-size", type=int, help="of hsdp")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -166,8 +170,10 @@ if __name__ == "__main__":
     run = with_methods(run) if args.methods else run
     run = run if args.methods else with_loss(run, args.loss)
     every = args.eval_every
+    loss = every or args.validate_every
     run = run.replace(
-        eval=Eval(every=every, samples=8, reference_count=16, loss=every, loss_images=8)
+        eval=Eval(every=every, samples=8, reference_count=16, loss=loss, loss_images=8),
+        dist=Dist(args.strategy, args.shard_size),
     )
     watched = watching(run, args.out, say=print)
     cache = Cache.open(args.cache)
@@ -177,6 +183,9 @@ if __name__ == "__main__":
         if rng.step == args.die_after:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(args.slow)
-        return learn(net, batch, phase, rng, **options)
+        losses = learn(net, batch, phase, rng, **options)
+        if rng.step == args.nan_after and os.environ["RANK"] == "1":
+            return {name: loss * float("nan") for name, loss in losses.items()}
+        return losses
 
     train(run, args.out, objective=deadly, progress=Progress("", 1, quiet=True), **watched)

@@ -13,7 +13,7 @@ from erw.dist import World
 from erw.io import tensor_header
 from erw.log import Progress, read_metrics
 from erw.training import train
-from erw.training.checkpoint import paths
+from erw.training.checkpoint import paths, read
 from erw.training.loop import Result, Trainer
 from erw.training.network import resolve
 from erw.training.objective import build_objective
@@ -46,20 +46,24 @@ def program(cache: Path, out: Path, *args: object) -> Python:
     return done
 
 
-def two_ranks(cache: Path, out: Path, *args: object, torchrun: bool = False) -> None:
-    """A run by two processes, under torchrun or told what it would tell them."""
+def two_ranks(
+    cache: Path, out: Path, *args: object, torchrun: bool = False, codes: list[int] | None = None
+) -> list[Python]:
+    """A run by two processes, under torchrun or told what it would tell them, which ends with these
+    exit codes."""
     script = [Path(__file__).parent / "tiny.py", cache, out, *args]
     if torchrun:
         launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         done = Python("-m", *launch, *script, env={"OMP_NUM_THREADS": "1"})
         assert done.wait() == 0, done.err
-        return
+        return []
     both = [Python(*script, env=env) for env in ranks(2)]
-    assert [rank.wait() for rank in both] == [0, 0], [rank.err for rank in both]
+    assert [rank.wait() for rank in both] == (codes or [0, 0]), [rank.err for rank in both]
+    return both
 
 
 def last(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(paths(out / "checkpoints")[-1])
+    return read(paths(out / "checkpoints")[-1])[0]
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

@@ -291,7 +291,8 @@ def test_two_processes_and_micro_batches_are_one_batch(
     cache: Path, whole: Path, tmp_path: Path
 ) -> None:
     go(with_optim(tiny_run(cache), name="muon", accumulate=4), tmp_path / "four")
-    two_ranks(cache, tmp_path / "two", "--loss", "muon")
+    how = "--strategy", "hsdp", "--shard-size", 2
+    two_ranks(cache, tmp_path / "two", "--loss", "muon", *how)
     one = last(whole)
     for other in (tmp_path / "two", tmp_path / "four"):
         for key, tensor in last(other).items():

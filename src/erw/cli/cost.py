@@ -4,7 +4,8 @@
   + 2 bytes a parameter under bf16 (autocast's copies) + activations: 48 bytes (bf16) or 80
   (float32) for each token, channel and block that runs, counted from what a training step of our
   SiT keeps for its backward. Fused attention keeps no scores. Checkpointing and compiling lower it;
-  buffers of libraries, about 1 GiB, and fragmentation come on top.
+  buffers of libraries, about 1 GiB, and fragmentation come on top. With dist.strategy fsdp2 or hsdp
+  its share of the 20 bytes + 8 (weight and gradient, whole) a parameter of two blocks.
 * time = FLOPs / (accelerators x peak x utilisation). The peak is the maker's, dense bf16; 0.4 is
   what well-tuned transformers of this size reach.
 * preparing takes as long as the slower of two that go on at once: decoding, by 16 threads for each
@@ -53,8 +54,13 @@ def cost(
     peak, memory = ACCELERATORS[gpu]
     images = -(-run.data.batch_size // (gpus * run.optim.accumulate))
     precision = "fp32" if run.optim.precision == "fp32" else "bf16"
-    state = sum(p.numel() for p in net.parameters()) * PARAMETER_BYTES[precision]
-    m = run.model
+    m, dist = run.model, run.dist
+    state: float = sum(p.numel() for p in net.parameters())
+    if dist.strategy == "ddp":
+        state *= PARAMETER_BYTES[precision]
+    else:
+        shares = gpus if dist.strategy == "fsdp2" else dist.shard_size or min(gpus, 8)
+        state *= PARAMETER_BYTES["fp32"] / shares + 8 * 2 / (m.depth + m.head_depth)
     kept = images * net.model.tokens * (m.width * m.depth + m.head_width * m.head_depth)
     need = (state + kept * ACTIVATION_BYTES[precision]) / 2**30
     fits = "fits" if need < 0.9 * memory else "does NOT fit: raise --optim.accumulate"
@@ -62,8 +68,8 @@ def cost(
     hours = ledger.spent(run.steps).total / speed
     print(
         f"{run.name}: {text}\n\non {gpus} x {gpu} at {UTILISATION:g} of its bf16 peak:\n"
-        f"  memory      {need:.1f} of {memory} GiB a GPU, {images} images each in {precision}: "
-        f"{fits}\n  training    {hours:,.2f} h, bound by the network"
+        f"  memory      {need:.1f} of {memory} GiB a GPU, {images} images each in {precision}, "
+        f"{dist.strategy}: {fits}\n  training    {hours:,.2f} h, bound by the network"
     )
     if cache is None:
         from erw.data.images import decoding_rate

@@ -12,8 +12,7 @@ from erw.config import Run
 from erw.errors import CheckpointError, ConfigError
 from erw.interop.layouts import TABLE
 from erw.interop.pretrained import alignment_heads
-from erw.io import load_tensors
-from erw.training.checkpoint import paths
+from erw.training.checkpoint import paths, read
 from erw.training.trained import Trained, is_run
 
 OF_THE_RUN = ("projector", "input_size", "channels", "num_classes")
@@ -90,7 +89,7 @@ def _heads(model: Trained, run: Run) -> nn.ModuleList:
     targets, heads, ours = _targets(run), model.projectors, list[tuple[str, str]]()
     saved = paths(Path(model.source) / "checkpoints") if is_run(model.source) else ()
     if saved:  # the average's, in the newest checkpoint
-        tensors, stem, ours = load_tensors(saved[-1])[0], "ema.projectors.", _targets(model.run)
+        tensors, stem, ours = read(saved[-1])[0], "ema.projectors.", _targets(model.run)
         tensors = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
         heads = alignment_heads(tensors, model.net.width, [kind for _, kind in ours], saved[-1])
     if not targets or len(heads) != len(targets) or ours not in ([], targets):

@@ -252,6 +252,8 @@ class Block(nn.Module):
     `shift` False: not shifted (LightningDiT's `wo_shift`), with two modulations fewer.
     """
 
+    entries = ("queries_keys",)  # methods that the network calls, beside forward
+
     def __init__(
         self, width: int, heads: int, *, qk_norm: bool, norm: NormKind, mlp: MlpKind, shift: bool
     ) -> None:

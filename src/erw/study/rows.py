@@ -161,5 +161,9 @@ def begin_behind(run: Run, folder: Path, warm: Path) -> None:
     write_json(part / RECIPE, recipe)
     newest = checkpoint.paths(warm / "checkpoints")[-1]
     for path in (newest, warm / METRICS):
-        write_bytes(part / path.relative_to(warm), path.read_bytes())
+        to = part / path.relative_to(warm)
+        if path.is_dir():  # of a sharded run
+            shutil.copytree(path, to)
+        else:
+            write_bytes(to, path.read_bytes())
     part.rename(folder)

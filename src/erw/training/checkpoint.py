@@ -1,22 +1,28 @@
-"""Checkpoints: one safetensors file a step, loaded strictly.
+"""Checkpoints: one safetensors file a step, of a sharded run a folder, loaded strictly.
 
 `step-00001000.safetensors` holds `net.*` (parameters), `ema.*`, `profile.<sigma_rel>.*` where
 such averages are tracked, and `optim.<parameter>.<moment>`; its header has the step, the seconds
-trained, the running sums of the log, and a hash of it all.
+trained, the running sums of the log, and a hash of it all. `step-00001000/` has the same in shards
+(`erw.training.sharded`).
 """
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from erw.config import checked
+from erw.dist import as_sharded
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError
-from erw.io import fill, hash_tensors, load_tensors, save_tensors
+from erw.io import hash_tensors, load_tensors, misfit, save_tensors
+
+INDEX = "index.json"
+"""In the folder of a sharded checkpoint: its header, and a hash of every file."""
 
 
 class Position(NamedTuple):
@@ -39,7 +45,8 @@ class State(NamedTuple):
 
 def paths(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
+    found = [*folder.glob("step-*.safetensors"), *folder.glob("step-*[0-9]")]
+    return sorted(found, key=lambda path: path.stem)
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -52,14 +59,43 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def save(folder: Path, state: State, position: Position, *, keep: int) -> None:
-    """Write the checkpoint of `position.step`, then delete all but the newest `keep`."""
-    tensors = {name: tensor.cpu() for name, tensor in _tensors(state).items()}
-    header = {"progress": json.dumps(position._asdict()), "hash": hash_tensors(tensors)}
-    save_tensors(path_of(folder, position.step), tensors, header)
-    made = [path for path in paths(folder) if step_of(path) <= position.step]
-    for old in made[:-keep]:
-        old.unlink()
+def save(folder: Path, state: State, position: Position, *, keep: int, saver: Any = None) -> None:
+    """Write the checkpoint of `position.step`, then delete all but the newest `keep`.
+
+    With a `sharded.Saver` all processes call it and it is written in the background, else the
+    first one calls it.
+    """
+    tensors, path = _tensors(state), path_of(folder, position.step)
+    header = {"progress": json.dumps(position._asdict())}
+
+    def prune(path: Path) -> None:
+        others = [other for other in paths(folder) if other != path]
+        older = [other for other in others if step_of(other) < position.step]
+        again = [other for other in others if step_of(other) == position.step]
+        for old in [*older[: max(0, len(older) + 1 - keep)], *again]:
+            part = old.rename(old.with_name(f".{old.name}.part"))  # no half is there by its name
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+    if saver is not None:
+        header["tensors"] = str(len(tensors))
+        return saver.save(path.with_suffix(""), tensors, header, then=prune)
+    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+    save_tensors(path, tensors, header | {"hash": hash_tensors(tensors)})
+    prune(path)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what killed runs left half written or half deleted; nobody may be writing now."""
+    for part in folder.glob(".step-*.part"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors, whole, and the header of a checkpoint. Raises CheckpointError if damaged."""
+    tensors, header = _opened(path)
+    if path.is_dir():
+        sharded().read(path, tensors)
+    return tensors, header
 
 
 class Damaged(CheckpointError):
@@ -87,11 +123,11 @@ def load(path: Path, state: State) -> Position:
     model's.
     """
     try:
-        tensors, header = load_tensors(path)
+        tensors, header = _opened(path)
         position = checked(Position, json.loads(header["progress"]), "progress")
         if "hash" in header:
             whole = header["hash"] == hash_tensors(tensors)
-        else:  # of an earlier version
+        else:  # of an earlier version; or a folder, whose files have hashes
             whole = len(tensors) == int(header["tensors"])
         if not whole:
             raise ValueError("its tensors are not those that were written")
@@ -102,12 +138,42 @@ def load(path: Path, state: State) -> Position:
     moments = {p: g["moments"] for g in state.optimizer.param_groups for p in g["params"]}
     for name, p in state.net.named_parameters():  # those that have trained have moments
         if any(key.startswith(f"optim.{name}.") for key in tensors):
-            like = {key: p.new_zeros(()) if key == "step" else p for key in moments[p]}
+            step = torch.zeros((), device=p.device)
+            like = {key: step if key == "step" else p for key in moments[p]}
             state.optimizer.state[p] = {k: torch.zeros_like(v) for k, v in like.items()}
-    fill(
-        _tensors(state), tensors, what=f"{path} is from another model", hint="choose another --out"
-    )
+    expected, what, hint = _tensors(state), f"{path} is from another model", "choose another --out"
+    if not path.is_dir():
+        fill(expected, tensors, what=what, hint=hint)
+    elif problems := misfit(tensors, expected):
+        raise CheckpointError(f"{what}: {problems}; {hint}")
+    else:
+        sharded().read(path, expected)
     return position
+
+
+def fill(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, what: str, hint: str,
+    optional: Container[str] = (),
+) -> None:  # fmt: skip
+    """Copy whole `tensors` into `expected`, which may be sharded, by name. Raises CheckpointError,
+    with `what` before it and `hint` behind, where `misfit` has something to say."""
+    if problems := misfit(tensors, expected, optional=optional):
+        raise CheckpointError(f"{what}: {problems}; {hint}")
+    with torch.no_grad():
+        for name, value in tensors.items():
+            expected[name].copy_(as_sharded(value, expected[name]))
+
+
+def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a checkpoint; of a folder the tensors are not yet filled."""
+    return sharded().opened(path) if path.is_dir() else load_tensors(path)
+
+
+def sharded() -> Any:
+    """`erw.training.sharded`, which takes long to import."""
+    from erw.training import sharded as module
+
+    return module
 
 
 def _tensors(state: State) -> dict[str, Tensor]:

@@ -22,11 +22,12 @@ from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader, prefetch
 from erw.data.sources import overview
-from erw.dist import World, precision, unsynced, world
+from erw.dist import World, as_sharded, precision, unsynced, whole, world
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError, Preempted
 from erw.io import lock, save_tensors, tensor_header, write_json
 from erw.log import Progress, Sink
+from erw.models import build_model
 from erw.plan import Phase
 from erw.rng import Draws
 from erw.training import checkpoint, posthoc_ema
@@ -84,11 +85,15 @@ def train(
         processes = stack.enter_context(world())
         if processes.first and not stack.enter_context(lock(out / ".lock")):
             raise CheckpointError(f"another process is training in {out}: choose another --out")
+        if processes.first:
+            checkpoint.remove_partial(out / "checkpoints")
         signals = stack.enter_context(_signals())
         recipe = processes.broadcast(lambda: claim(out, run, resolved, cache, ledger, init=init))
         objective = objective or build_objective(resolved, cache)
         trainer = Trainer(resolved, cache, processes, out, recipe, objective)
         state = State(trainer.net, trainer.ema, trainer.profiles, trainer.optimizer)
+        if trainer.saver:
+            stack.callback(trainer.saver.wait)
         newest, start, damaged = checkpoint.load_newest(trainer.checkpoints, state)
         if start.step > run.steps:
             problem = f"at step {start.step} already, past the {run.steps} requested"
@@ -124,12 +129,13 @@ def train(
             bar.say(f"begins with {init.source}: {init.origin}")
         if processes.first:
             write_json(out / RECIPE, recipe)
-            if newest:  # a kill may have come between the checkpoint and these
-                weights, profiles = out / WEIGHTS, out / posthoc_ema.FOLDER
-                if not weights.exists() or tensor_header(weights).get("step") != str(start.step):
-                    trainer.save_weights(start.step)
-                if not checkpoint.path_of(profiles, start.step).exists():
-                    trainer.save_profiles(start.step)
+        if newest:  # a kill may have come between the checkpoint and these
+            weights, profiles = out / WEIGHTS, out / posthoc_ema.FOLDER
+            written = lambda: weights.exists() and tensor_header(weights).get("step")  # noqa: E731
+            if processes.broadcast(written) != str(start.step):
+                trainer.save_weights(start.step)
+            if not processes.broadcast(checkpoint.path_of(profiles, start.step).exists):
+                trainer.save_profiles(start.step)
         path = out / "metrics.jsonl"
         metrics = Metrics(path, start, ledger=ledger, processes=processes, sink=sink)
 
@@ -194,12 +200,12 @@ def train(
                 recover(step)
                 mean, count = trainer.usual.tolist()
                 position = Position(done, metrics.seconds, metrics.state(), (mean, count))
-                if processes.first:
-                    checkpoint.save(trainer.checkpoints, state, position, keep=run.log.keep)
-                    trainer.save_weights(done)
+                if (saver := trainer.saver) or processes.first:
+                    where, keep = trainer.checkpoints, run.log.keep
+                    checkpoint.save(where, state, position, keep=keep, saver=saver)
+                trainer.save_weights(done)
                 processes.barrier()
-            if processes.first:
-                trainer.save_profiles(done)
+            trainer.save_profiles(done)
             if done in at:
                 evaluate_now(done)
             if stop and not last:
@@ -230,8 +236,18 @@ class Trainer:
         # block each step would hand its activations back and fault them in again.
         torch.empty(2**25 - 2**14, dtype=torch.uint8)
         self.cache, self.dims = cache, {name: spec.dim for name, spec in cache.features.items()}
-        self.net = build_network(run, self.dims).to(self.device)
+        net = build_network(run, self.dims)
+        sharded = processes.size > 1 and run.dist.strategy != "ddp"
+        self.net = net if sharded else net.to(self.device)  # sharding moves it, block by block
         self.ema = Ema(self.net, decay=run.optim.ema)
+        self.saver: Any = None  # where the run is sharded
+        if sharded:
+            from erw.sharding import mesh_of, shard  # which imports much
+
+            mesh, self.saver = mesh_of(processes, run.dist), checkpoint.sharded().Saver()
+            shard(self.net, mesh, dtype=self.dtype, trains=True)
+            shard(self.ema.module, mesh, dtype=self.dtype, trains=False)
+            self.ema.tensors = dict(self.ema.module.named_parameters())
         self.model = cast(Any, self.net.model)
         self.averaged: Any = self.ema.module.model
         self.profiles = PowerEmas(self.model, run.optim.ema_profiles)
@@ -241,8 +257,8 @@ class Trainer:
         )  # fmt: skip
         self.loader, self.without_features = loader(features=run.data.features), loader()
         if run.optim.compile:
-            for block in self.model.blocks:
-                block.compile()
+            for block in self.model.blocks:  # not the hooks around it, which gather shards
+                block.forward = torch.compile(block.forward)
         self.synced: Any = self.net  # what averages gradients over processes
         self.trains: object = None  # Phase.trains that `enter` has arranged
         # The first bad step, -1 as long as there is none. It stays on the device: asking for it
@@ -265,7 +281,7 @@ class Trainer:
         self.trains = phase.trains
         self.net.train_only(phase)
         self.optimizer.zero_grad()
-        self.synced = self.processes.wrap(self.net)
+        self.synced = self.net if self.saver else self.processes.wrap(self.net)
 
     def cross_the_boundary(self) -> None:
         """From warm-up to full training: the weights stay; what the plan says starts afresh.
@@ -275,9 +291,10 @@ class Trainer:
         plan = self.run.plan
         if plan.projector == "fresh":
             fresh = fresh_projectors(self.run, self.dims)
-            self.net.projectors.load_state_dict(fresh.state_dict())
-            for p in self.net.projectors.parameters():
-                self.optimizer.state.pop(p, None)
+            with torch.no_grad():
+                for p, q in zip(self.net.projectors.parameters(), fresh.parameters(), strict=True):
+                    p.copy_(as_sharded(q, p))
+                    self.optimizer.state.pop(p, None)
         if plan.optimizer == "fresh":
             self.optimizer.state.clear()
         self.ema.restart(self.net)
@@ -317,6 +334,7 @@ class Trainer:
                 values[name] = values[name] + value if i else value
 
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.run.optim.clip, foreach=True)
+        norm = whole(norm)
         bad = self.watch(step, phase, values["loss"], norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step, phase)
@@ -361,6 +379,8 @@ class Trainer:
     def rewind(self, bad: int, state: State) -> Position:
         """Go back to the newest checkpoint. Raises NumericsError if `optim.on_nan` is stop, if
         there is none, or if that did not help three times."""
+        if self.saver:
+            self.saver.wait()
         saved = checkpoint.paths(self.checkpoints)
         if self.run.optim.on_nan == "rewind" and saved and self.rewound.count(saved[-1]) < 3:
             self.rewound.append(saved[-1])
@@ -378,17 +398,28 @@ class Trainer:
     def save_weights(self, step: int) -> None:
         """Write the EMA model alone."""
         header = {"step": str(step), "recipe": self.run.name}
-        save_tensors(self.out / WEIGHTS, dict(self.averaged.named_parameters()), header)
+        weights = self.processes.collected(dict(self.averaged.named_parameters()))
+        if self.processes.first:
+            save_tensors(self.out / WEIGHTS, weights, header)
 
     def save_profiles(self, step: int) -> None:
         """Write the averages of `optim.ema_profiles`, for `erw ema`, if they are due."""
         t, due = step - self.run.plan.warmup, not step % self.run.log.snapshot
         if (due or step == self.run.steps) and self.profiles.tensors and t > 0:
-            posthoc_ema.write(self.out, step, t, self.profiles)
+            tensors = {k: self.processes.collected(v) for k, v in self.profiles.tensors.items()}
+            if self.processes.first:
+                posthoc_ema.write(self.out, step, t, tensors)
 
     def ema_model(self, step: int) -> Trained:
-        """The EMA model as a record that can be sampled; it shares the average's memory."""
-        return assembled(self.averaged, self.recipe, self.out, step=step, source=str(self.out))
+        """The EMA model as a record that can be sampled; it shares the average's memory, unless the
+        run is sharded."""
+        net = self.averaged
+        if self.saver:  # processes draw different numbers of images, so each needs all weights
+            net = build_model(self.run.model, outputs=self.run.flow.outputs).to(self.device)
+            with torch.no_grad():
+                for p, q in zip(net.parameters(), self.averaged.parameters(), strict=True):
+                    p.copy_(whole(q))
+        return assembled(net, self.recipe, self.out, step=step, source=str(self.out))
 
 
 def stopped(signals: Sequence[int], step: int) -> KeyboardInterrupt:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from erw.config import Optim
-from erw.dist import current, precision
+from erw.dist import as_sharded, current, precision, whole
 from erw.errors import ConfigError
 from erw.training.network import Network
 
@@ -62,11 +62,13 @@ class Muon(torch.optim.Optimizer):
             # A gradient that is its momentum leaves it as it is, to the bit.
             gradients = [p.grad.where(keep > 0, b) for p, b in zip(weights, buffers, strict=True)]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-            update = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"]))
+            updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
+            update = torch.stack([whole(u) for u in updates])
             update = self.processes.together(update, lambda g: orthogonalized(g, self.dtype))
             update = update.float() * (0.2 * lr * max(weights[0].shape) ** 0.5)
             torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-            torch._foreach_sub_(weights, update.unbind())
+            shares = [as_sharded(u, p) for u, p in zip(update, weights, strict=True)]
+            torch._foreach_sub_(weights, shares)
 
 
 def orthogonalized(g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

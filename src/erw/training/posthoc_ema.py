@@ -10,12 +10,13 @@ that was tracked, at a step that was stored, it gives just what is stored.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from erw.ema import Mix, PowerEmas, Profile, mix
+from erw.ema import Mix, Profile, mix
 from erw.errors import CheckpointError, ConfigError, NumericsError
 from erw.io import load_tensors, save_tensors, tensor_header
 from erw.training.checkpoint import path_of, paths
@@ -40,16 +41,16 @@ class Average(NamedTuple):
     mix: Mix
 
 
-def write(folder: Path, step: int, t: int, profiles: PowerEmas) -> None:
-    """Store the averages after `step`, `t` updates. Raises NumericsError beyond float16."""
+def write(folder: Path, step: int, t: int, averages: Mapping[float, Mapping[str, Tensor]]) -> None:
+    """Store averages by width after `step`, `t` updates. Raises NumericsError beyond float16."""
     tensors = {
         f"{sigma:g}.{name}": value.half()
-        for sigma, values in profiles.tensors.items()
+        for sigma, values in averages.items()
         for name, value in values.items()
     }
     if overflow := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise NumericsError(f"average {overflow[0]} after step {step} is beyond float16's 65504")
-    header = {"step": str(step), "t": str(t), "sigma_rels": json.dumps(list(profiles.tensors))}
+    header = {"step": str(step), "t": str(t), "sigma_rels": json.dumps(list(averages))}
     save_tensors(path_of(folder / FOLDER, step), tensors, header)
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from erw import flow
 from erw.config import Run, checked, from_dict
 from erw.errors import CheckpointError, ConfigError, raised_as
-from erw.io import fill, load_tensors, read_json, tensor_header
+from erw.io import read_json, tensor_header
 from erw.models import build_model, fitting
-from erw.training.checkpoint import paths, step_of
+from erw.training.checkpoint import INDEX, fill, paths, read, step_of
 
 RECIPE, WEIGHTS, BEST = "recipe.json", "ema.safetensors", "best.safetensors"
 CACHE: dict[str, Any] = {"vae": str, "class_names": tuple[str, ...]}  # in recipe.json, for samples
@@ -110,8 +110,9 @@ def load(
     """
     path = Path(path)
     files = {"last": path}
-    if path.is_file():
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    saved = path.parent.name == "checkpoints"
+    if path.is_file() or saved:
+        folder = path.parent.parent if saved else path.parent
     else:
         folder = path
         read_recipe(folder)  # says so where there is no run at all
@@ -163,7 +164,7 @@ def is_run(path: str | Path) -> bool:
     """Whether `load` takes the path: a run folder, a file of weights in it, one of `erw ema`."""
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
-        return (path / RECIPE).is_file()
+        return (path / RECIPE).is_file() or (path / INDEX).is_file()
     try:
         header = tensor_header(path)
     except CheckpointError:
@@ -173,7 +174,7 @@ def is_run(path: str | Path) -> bool:
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], int, str]:
     """(recipe, weights, step, which average) of a file that `load` takes."""
-    tensors, header = load_tensors(file)
+    tensors, header = read(file)
     with raised_as(CheckpointError, f"the header of {file} is damaged"):
         recipe, progress = (dict(json.loads(header.get(k, "{}"))) for k in ("run", "progress"))
         if not (recipe or progress or file.name in (WEIGHTS, BEST)):

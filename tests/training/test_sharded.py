@@ -1,0 +1,141 @@
+"""A sharded run is the run of one process to rounding, and its checkpoints are any process's."""
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import erw
+from erw.config import Dist, Eval
+from erw.dist import World
+from erw.errors import CheckpointError, ConfigError
+from erw.evaluation.callback import validating
+from erw.interop.convert import convert
+from erw.sharding import mesh_of
+from erw.training.checkpoint import INDEX, paths
+from erw.training.trained import WEIGHTS
+from helpers.tiny import tiny_run
+from helpers.training import HERE, assert_close, assert_same_run, go, last, logged, two_ranks
+
+
+@pytest.fixture(scope="module")
+def sharded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by two processes without a stop, each of which has half of everything."""
+    out = tmp_path_factory.mktemp("sharded") / "run"
+    two_ranks(cache, out, "--strategy", "fsdp2")
+    return out
+
+
+def before_the_last(run: Path, out: Path) -> Path:
+    """A copy of a run, as it was before its last checkpoint, that of step 12."""
+    shutil.copytree(run, out)
+    newest = paths(out / "checkpoints")[-1]
+    shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
+    (out / WEIGHTS).unlink()
+    return out
+
+
+def assert_close_run(one: Path, other: Path) -> None:
+    assert_close(last(one), last(other))
+    lines = [line for line in logged(other) if line["kind"] == "train"]
+    for a, b in zip(logged(one), lines, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_a_sharded_run_is_that_of_one_process(straight: Path, sharded: Path) -> None:
+    assert_close_run(straight, sharded)
+
+
+def test_replicas_with_shares_of_one_are_one_process(
+    cache: Path, straight: Path, tmp_path: Path
+) -> None:
+    how = "--strategy", "hsdp", "--shard-size", 1
+    two_ranks(cache, out := tmp_path / "run", *how, "--validate-every", 12)
+    assert_close_run(straight, out)
+    settings = tiny_run(cache, eval=Eval(loss=12, loss_images=8))
+    (again,) = validating(settings, straight)(12, erw.load(straight), HERE)
+    assert logged(out)[-1]["flow"] == pytest.approx(again["flow"], rel=1e-5)
+
+
+def test_a_kill_in_an_asynchronous_save_leaves_the_checkpoint_before(
+    cache: Path, sharded: Path, tmp_path: Path
+) -> None:
+    """And the same command ends with the same bits."""
+    out, how = before_the_last(sharded, tmp_path / "run"), ("--strategy", "fsdp2")
+    killed = "--die-in-checkpoint", 2  # the index is renamed first
+    two_ranks(cache, out, *how, *killed, codes=[-signal.SIGKILL, 1])
+    assert [path.name for path in paths(out / "checkpoints")] == ["step-00000008"]
+    assert list((out / "checkpoints").glob(".step-00000012.part/shard-00002-*"))
+    two_ranks(cache, out, *how)
+    assert not list((out / "checkpoints").glob(".*"))
+    assert_same_run(sharded, out)
+
+
+def test_two_with_shares_go_on_from_a_file_and_one_from_their_shares(
+    cache: Path, straight: Path, sharded: Path, tmp_path: Path
+) -> None:
+    two = before_the_last(straight, tmp_path / "two")
+    how = "--strategy", "hsdp", "--shard-size", 2
+    for rank in two_ranks(cache, two, *how, "--nan-after", 10, codes=[1, 1]):
+        assert "not finite in step 11" in rank.err and "step-00000008" in rank.err
+    two_ranks(cache, two, *how)
+    assert_close_run(straight, two)
+
+    one = before_the_last(sharded, tmp_path / "one")
+    go(tiny_run(cache), one)
+    assert_close_run(straight, one)
+    assert [path.name for path in paths(one / "checkpoints")][-1] == "step-00000012.safetensors"
+
+
+def test_shards_are_read_without_the_processes(sharded: Path, tmp_path: Path) -> None:
+    """By `erw.load` and `erw convert`: the same bits as the first process gathered."""
+    saved, weights = paths(sharded / "checkpoints")[-1], load_file(sharded / WEIGHTS)
+    for model in (erw.load(saved), erw.load(sharded, checkpoint=12)):
+        assert model.step == 12
+        for name, p in model.net.named_parameters():
+            assert torch.equal(p, weights[name]), name
+    for source in (saved, sharded):
+        convert(source, tmp_path / f"{source.name}.safetensors", to="repa")
+    a, b = (load_file(tmp_path / f"{source.name}.safetensors") for source in (saved, sharded))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+SHARD = "shard-00002-model-00001-of-00001.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "change"), [(SHARD, lose), (SHARD, flip), (INDEX, lose), (INDEX, flip)]
+)
+def test_a_run_goes_back_past_damaged_shards(
+    cache: Path, sharded: Path, tmp_path: Path, file: str, change: Callable[[Path], None]
+) -> None:
+    out = shutil.copytree(sharded, tmp_path / "run")
+    change(out / "checkpoints" / "step-00000012" / file)
+    with pytest.raises(CheckpointError, match="step-00000012 is damaged"):
+        erw.load(out, checkpoint=12)
+    go(tiny_run(cache), out)
+    assert_close_run(sharded, out)
+    names = [path.name for path in paths(out / "checkpoints")]
+    assert names == ["step-00000008", "step-00000012.safetensors"]
+
+
+def test_shares_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="shard_size 3 does not divide 4 processes"):
+        mesh_of(World(0, 4, torch.device("cpu")), Dist("hsdp", 3))
+    with pytest.raises(ConfigError, match=r"is for dist\.strategy hsdp"):
+        Dist("fsdp2", 2)
