@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from erw.config import Eval, Run
+from erw.data.cache import Cache
 from erw.errors import CheckpointError, ConfigError, ErwError
+from erw.evaluation.images import reference_images
+from erw.interop import starting_point
 from erw.io import load_tensors, write_text
 from erw.log import read_metrics
 from erw.plan import SIT, Align, Plan, constant, half_life, repa, stop_at
@@ -27,7 +30,7 @@ from erw.study.outcome import Line, Number, cells, lines_of, told, verdict
 from erw.study.report import report
 from erw.study.results import by_method, read_runs
 from erw.study.rows import finished, tasks, warmup_of
-from erw.study.run import better_half, claim, record, run_study
+from erw.study.run import better_half, claim, in_cache, record, run_study
 from erw.study.studies import (
     STUDIES,
     Row,
@@ -40,9 +43,10 @@ from erw.study.studies import (
     values_of,
     with_settings,
 )  # fmt: skip
-from erw.training import train
+from erw.training import load, train
 from erw.training.checkpoint import paths, step_of
 from erw.training.flops import Ledger, Rate
+from erw.training.network import resolve
 from helpers.synthetic_study import train_line, write_run
 from helpers.tiny import tiny_run
 from helpers.training import assert_same_run
@@ -362,6 +366,33 @@ def test_the_worse_half_drops_out(tmp_path: Path) -> None:
     study = Study("x", "X", rows=rows, equal=True, halvings=1)
     assert better_half(study, tmp_path, {*"abcde"}) == {*"bde"}
     assert better_half(replace(study, metric="fd_lite2"), tmp_path, {*"acd"}) == {*"cd"}
+
+
+def test_a_row_begins_with_the_model_of_another(cache: Path, tmp_path: Path) -> None:
+    """To the bit as `erw.train` from that model."""
+    first, second = tiny_run(cache, steps=6), tiny_run(cache, plan=repa(2), steps=4)
+    rows = Row("earlier", first), Row("later", second, start="earlier")
+    study = Study("two", "Two", rows=rows, probed=0, points=1)
+    run_study(study, tmp_path / "study", jobs=1)
+    opened = Cache.open(cache)
+    names = opened.class_names
+    model = load(tmp_path / "study" / "runs" / "earlier-0")
+    init = starting_point(model, resolve(second, opened), names, len(names))
+    train(second.replace(name="later"), tmp_path / "alone", init=init)
+    later = tmp_path / "study" / "runs" / "later-0"
+    ours, theirs = (load_tensors(run / "ema.safetensors")[0] for run in (later, tmp_path / "alone"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_each_choice_of_groups_has_its_cache(tmp_path: Path) -> None:
+    flags, run = ("flags",), recipe("quickstart_sit")
+    rows = Row("all", run), Row("flags", run, groups=flags)
+    study = Study("two", "Two", rows=rows, images=4)
+    there = in_cache(study, tmp_path / "cache", tmp_path)
+    caches = [Cache.open(row.run.data.cache) for row in there.rows if row.run]
+    assert [len(one) for one in caches] == [4, 4] and caches[1].class_names == flags
+    some = reference_images(None, flags, size=64, count=2)
+    assert some.class_names == flags  # type: ignore[union-attr]
 
 
 # -- engines --------------------------------------------------------------------------------------

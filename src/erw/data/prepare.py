@@ -47,18 +47,20 @@ def prepare(
 
 
 def prepare_builtin(
-    out: str | Path, *, image_size: int = 64, count: int = 50_000, **options: Any
-) -> Cache:
+    out: str | Path, *, image_size: int = 64, count: int = 50_000, groups: Sequence[str] = (),
+    **options: Any,
+) -> Cache:  # fmt: skip
     """The cache of the quickstart recipes, as `erw prepare openmoji --out OUT` makes it; nothing is
-    downloaded. `options`: of `prepare`."""
-    source = open_source("openmoji", size=image_size, count=count)
+    downloaded. `groups`: classes of it, all if empty; `options`: of `prepare`."""
+    source = open_source("openmoji", size=image_size, count=count, groups=groups)
     options = {"vae": "openmoji-f4c4", "encoders": ("efficientnet-lite0",)} | options
     return prepare(source, out, image_size=image_size, **options)
 
 
 def complete_builtin(
-    out: Path, *, count: int, encoders: Sequence[str] = (), class_token: bool = False
-) -> Cache:
+    out: Path, *, count: int, encoders: Sequence[str] = (), class_token: bool = False,
+    groups: Sequence[str] = (),
+) -> Cache:  # fmt: skip
     """The cache of `prepare_builtin` with the features of these encoders: made, finished or added
     to where something is missing. One that is there keeps its number of images."""
     from erw.encoders import load_encoder
@@ -74,10 +76,10 @@ def complete_builtin(
     missing = [load_encoder(x) for x in dict.fromkeys(encoders) if x not in there]
     if cache is None:
         say(f"{out} is missing or not finished: preparing {count:,} of the built-in images")
-        cache = prepare_builtin(out, count=count, class_token=class_token)
+        cache = prepare_builtin(out, count=count, class_token=class_token, groups=groups)
     if missing := [encoder for encoder in missing if encoder.name not in cache.features]:
         say(f"adding features of {', '.join(encoder.name for encoder in missing)} to {out}")
-        source = open_source("openmoji", size=cache.image_size, count=count)
+        source = open_source("openmoji", size=cache.image_size, count=count, groups=groups)
         cache = add_encoders(source, out, encoders=missing)
     return cache
 

@@ -69,14 +69,16 @@ def reference_images(
 ) -> Images:  # fmt: skip
     """The images to compare with: a path, or a built-in set composed at `size`.
 
-    Without a name, runs on the built-in images are compared with the built-in test set. Raises
-    ConfigError for other runs, saying what is missing; FileNotFoundError for no such path.
+    Without a name, runs on the built-in images, or some groups of them, are compared with the
+    built-in test set of these. Raises ConfigError for other runs, saying what is missing;
+    FileNotFoundError for no such path.
     """
-    if name is None and class_names != tuple(groups()):
-        raise ConfigError(missing)
-    name = name or "openmoji-test"
+    options: dict[str, Any] = {"size": size} if size else {}
+    if name is None:
+        if not class_names or class_names != tuple(g for g in groups() if g in class_names):
+            raise ConfigError(missing)
+        name, options["groups"] = "openmoji-test", class_names
     if name in BUILT_IN:
-        options: dict[str, Any] = {"size": size} if size else {}
         return open_source(name, count=count, **options)
     if not Path(name).exists():
         raise FileNotFoundError(f"no reference at {name}: expected a folder, zip, .npz or cache")

@@ -39,7 +39,7 @@ from erw.study.pace import Pace, fitted, left, timed, with_first
 from erw.study.report import REFERENCE, report
 from erw.study.results import STUDY, read_study
 from erw.study.rows import tasks, train_task
-from erw.study.studies import Study, settled
+from erw.study.studies import Row, Study, settled
 from erw.training.flops import Ledger
 from erw.training.network import resolve
 
@@ -176,30 +176,36 @@ def better_half(study: Study, out: Path, alive: set[str]) -> set[str]:
 
 
 def in_cache(study: Study, path: Path, out: Path) -> Study:
-    """The study with its runs on the built-in images in one cache, which is made or completed."""
-    runs = [row.run for row in study.rows if row.run and row.run.data.cache == (CACHE,)]
-    if not runs:
+    """The study with its runs on the built-in images in caches, which are made or completed: one of
+    all images, and beside it one for each choice of groups."""
+    mine = [row for row in study.rows if row.run and row.run.data.cache == (CACHE,)]
+    if not mine:
         return study
+    runs = [row.run for row in mine if row.run]
     named = [term.encoder for run in runs for term in run.plan.active]
     encoders = list(dict.fromkeys([TEACHER, *filter(None, named)]))
     tokens = any(run.model.needs_token for run in runs)
-    complete_builtin(path, count=study.images, encoders=encoders, class_token=tokens)
+    paths = {row.groups: path.with_name("-".join((path.name, *row.groups))) for row in mine}
+    for groups, each in paths.items():
+        options: Any = {"encoders": encoders, "class_token": tokens, "groups": groups}
+        complete_builtin(each, count=study.images, **options)
     if not (out / REFERENCE).is_file():  # what a perfect model would draw
         source = OpenMojiSet("test", count=COUNT)
         pixels = next(image_set(source).batches(COUNT))
         write_bytes(out / REFERENCE, picture(pixels, source.labels.tolist(), source.class_names))
 
-    def there(run: Run) -> Run:
-        if run.data.cache != (CACHE,):
-            return run
+    def there(row: Row) -> Row:
+        if (run := row.run) is None or row not in mine:
+            return row
         # The cache may have more encoders than this row is meant to read.
         names = dict.fromkeys(t.encoder or TEACHER for t in run.plan.active if t.reads_encoder)
         token = run.data.class_token or (TEACHER if run.model.needs_token else None)
         features = run.data.features or tuple(names)
-        data = replace(run.data, cache=(str(path),), features=features, class_token=token)
-        return run.replace(data=data)
+        place = (str(paths[row.groups]),)
+        data = replace(run.data, cache=place, features=features, class_token=token)
+        return replace(row, run=run.replace(data=data))
 
-    return study.changed(there)
+    return replace(study, rows=tuple(map(there, study.rows)))
 
 
 def claim(study: Study, out: Path) -> None:

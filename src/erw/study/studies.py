@@ -42,6 +42,7 @@ class Row(Settings):
     # share of the study's FLOPs that its warm-up has, in place of plan.warmup, if all cost the same
     share: float = ranged(0.0, "[0, 1)")
     start: str = ""  # label of the row whose model it begins with (fine-tuning); empty: fresh
+    groups: tuple[str, ...] = ()  # of the built-in images, that it is trained on; empty: all
     points: tuple[int, ...] = ()  # steps at which it is scored; empty: evenly over full training
 
 
