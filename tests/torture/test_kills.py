@@ -7,6 +7,8 @@ same command ends with the bits of what was never stopped.
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,3 +105,19 @@ def test_preparing_survives_kills(cache: Path, tmp_path: Path) -> None:
         for path in sorted(whole.path.glob("shards/*")):
             assert (out / "shards" / path.name).read_bytes() == path.read_bytes(), path.name
     assert done == wanted
+
+
+@pytest.mark.skipif(not KILLS, reason="long: make torture runs it")
+def test_torchrun_goes_on_by_itself_when_a_worker_is_killed(cache: Path, tmp_path: Path) -> None:
+    out, straight = tmp_path / "run", tmp_path / "straight"
+    assert all(p.wait() == 0 for p in two(cache)(straight))
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    words = [sys.executable, "-m", *launch, TINY, cache, out, "--slow", "0.3"]
+    running = subprocess.Popen([str(word) for word in words])
+    while not list(out.glob("checkpoints/step-*")):
+        assert running.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(random.Random(SEED).choice(children)), signal.SIGKILL)
+    assert running.wait(300) == 0
+    assert_same_run(straight, out)
