@@ -1,5 +1,6 @@
 """Estimates agree with what torch counts and keeps, and the verb says by which model."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,16 @@ def test_cost_with_a_cache_is_the_caches(
     said = capsys.readouterr().out
     assert "preparing" not in said
     assert "by the cache" in said and "16 images, VAE none" in said and "warm-up step" in said
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_what_it_advises_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cost", "sit_xl2_in256_erw", "--gpus", "2", "--gpu", "rtx4090", "--price", "0.5"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    option, parts = re.findall(r"does NOT fit: (--optim.accumulate) (\d+)", said)[0]
+    hours, money = re.findall(r"training +([\d.,]+) h.*, ([\d.,]+) at 0.5 a GPU", said)[0]
+    assert float(money.replace(",", "")) == pytest.approx(float(hours.replace(",", "")), abs=0.01)
+    assert main([*words, option, parts]) == 0 and ": fits, up to" in capsys.readouterr().out
+    fewer = max(n for n in range(1, int(parts)) if 128 % n == 0)
+    assert main([*words, option, str(fewer)]) == 0 and "NOT fit" in capsys.readouterr().out

@@ -34,7 +34,7 @@ VAE_FLOPS = 272_722_165_760
 
 def cost(
     recipe: Recipe, run: Settings[Run], *, tiny: bool = False, gpu: str = "h100", gpus: int = 8,
-    cores: int = os.cpu_count() or 1,
+    cores: int = os.cpu_count() or 1, price: float = 0.0,
 ) -> None:  # fmt: skip
     """Print parameters, FLOPs, memory and time of a recipe.
 
@@ -44,12 +44,13 @@ def cost(
         gpu: rtx3090, rtx4090, l40s, a100-40, a100, h100, h200 or b200.
         gpus: how many.
         cores: of its CPU, which decode the images that are prepared; by default as many as here.
+        price: of one of them for an hour, in any currency; 0: not known.
     """
     if gpu not in ACCELERATORS:
         raise ConfigError(f"--gpu: unknown {gpu!r}{nearest(gpu, ACCELERATORS)}")
-    for name, count in {"gpus": gpus, "cores": cores}.items():
-        if count < 1:
-            raise ConfigError(f"--{name} is {count}; expected 1 or more")
+    for name, value, least in (("gpus", gpus, 1), ("cores", cores, 1), ("price", price, 0)):
+        if value < least:
+            raise ConfigError(f"--{name} is {value}; expected {least} or more")
     run, net, ledger, cache, text = account(run)
     peak, memory = ACCELERATORS[gpu]
     images = -(-run.data.batch_size // (gpus * run.optim.accumulate))
@@ -61,15 +62,23 @@ def cost(
     else:
         shares = gpus if dist.strategy == "fsdp2" else dist.shard_size or min(gpus, 8)
         state *= PARAMETER_BYTES["fp32"] / shares + 8 * 2 / (m.depth + m.head_depth)
-    kept = images * net.model.tokens * (m.width * m.depth + m.head_width * m.head_depth)
-    need = (state + kept * ACTIVATION_BYTES[precision]) / 2**30
-    fits = "fits" if need < 0.9 * memory else "does NOT fit: raise --optim.accumulate"
+    image = net.model.tokens * (m.width * m.depth + m.head_width * m.head_depth)
+    image *= ACTIVATION_BYTES[precision]
+    need, room = (state + images * image) / 2**30, 0.9 * memory * 2**30 - state
+    most = int(room // image)  # images at once
+    rank = max(1, run.data.batch_size // gpus)
+    parts = next(n for n in range(1, rank + 1) if rank % n == 0 and rank // n <= max(1, most))
+    fits = f"fits, up to {most:,}"
+    if most < images:
+        fits = f"does NOT fit: --optim.accumulate {parts}"
+        fits = fits if most > 0 else "does NOT fit, even one image: take --dist.strategy fsdp2"
     speed = peak * UTILISATION * gpus * 3600
     hours = ledger.spent(run.steps).total / speed
+    money = f", {hours * gpus * price:,.2f} at {price:g} a GPU and hour" * bool(price)
     print(
         f"{run.name}: {text}\n\non {gpus} x {gpu} at {UTILISATION:g} of its bf16 peak:\n"
         f"  memory      {need:.1f} of {memory} GiB a GPU, {images} images each in {precision}, "
-        f"{dist.strategy}: {fits}\n  training    {hours:,.2f} h, bound by the network"
+        f"{dist.strategy}: {fits}\n  training    {hours:,.2f} h, bound by the network{money}"
     )
     if cache is None:
         from erw.data.images import decoding_rate
