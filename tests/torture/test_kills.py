@@ -1,7 +1,7 @@
-"""SIGKILL at random moments, again and again, of runs, of one rank of two, and of preparing: the
-same command ends with the bits of what was never stopped.
+"""SIGKILL at random moments, again and again, of runs, of one rank of two, also of two that save in
+the background, and of preparing: the same command ends with the bits of what was never stopped.
 
-`make torture` kills 200 times, half of them alone; the suite a few.
+`make torture` kills 200 times, two fifths of them alone; the suite a few.
 """
 
 import os
@@ -21,6 +21,7 @@ from helpers.training import assert_same_run
 
 KILLS = int(os.environ.get("ERW_TORTURE", "0"))
 SEED = int(os.environ.get("ERW_TORTURE_SEED", "0"))
+LONG = pytest.mark.skipif(not KILLS, reason="long: make torture runs it")
 TINY = Path(__file__).parents[1] / "helpers" / "tiny.py"
 
 Begin = Callable[[Path], list[Python]]
@@ -64,14 +65,19 @@ def two(cache: Path, *words: object) -> Begin:
 
 @pytest.mark.parametrize(
     "how,share",
-    [("alone", 0.5), ("scored", 0.25), ("two ranks", 0.25)],
-    ids=["alone", "scored", "two ranks"],
+    [
+        ("alone", 0.4),
+        ("scored", 0.2),
+        ("two ranks", 0.2),
+        pytest.param("two shards", 0.2, marks=LONG),
+    ],
+    ids=["alone", "scored", "two ranks", "two shards"],
 )
 def test_kills_at_random_moments_change_no_bit(
     cache: Path, tmp_path: Path, how: str, share: float
 ) -> None:
-    words = ["--eval-every", 4] if how == "scored" else []
-    begin = (two if how == "two ranks" else alone)(cache, *words)
+    words = {"scored": ["--eval-every", 4], "two shards": ["--strategy", "fsdp2"]}.get(how, [])
+    begin = (two if how.startswith("two") else alone)(cache, *words)
     rng = random.Random(f"{SEED} {how}")
     straight = tmp_path / "straight"
     _, lasts = outlived(begin, straight, rng, lasts=0.0, kills=0)
@@ -107,7 +113,7 @@ def test_preparing_survives_kills(cache: Path, tmp_path: Path) -> None:
     assert done == wanted
 
 
-@pytest.mark.skipif(not KILLS, reason="long: make torture runs it")
+@LONG
 def test_torchrun_goes_on_by_itself_when_a_worker_is_killed(cache: Path, tmp_path: Path) -> None:
     out, straight = tmp_path / "run", tmp_path / "straight"
     assert all(p.wait() == 0 for p in two(cache)(straight))

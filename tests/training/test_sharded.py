@@ -2,24 +2,39 @@
 
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import erw
 from erw.config import Dist, Eval
-from erw.dist import World
+from erw.dist import World, unsynced, whole
 from erw.errors import CheckpointError, ConfigError
 from erw.evaluation.callback import validating
 from erw.interop.convert import convert
-from erw.sharding import mesh_of
+from erw.rng import Draws
+from erw.sharding import mesh_of, shard
 from erw.training.checkpoint import INDEX, paths
+from erw.training.network import build_network
+from erw.training.objective import total
 from erw.training.trained import WEIGHTS
 from helpers.tiny import tiny_run
-from helpers.training import HERE, assert_close, assert_same_run, go, last, logged, two_ranks
+from helpers.training import (
+    HERE,
+    assert_close,
+    assert_same_run,
+    go,
+    last,
+    logged,
+    trainer,
+    two_ranks,
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +147,45 @@ def test_a_run_goes_back_past_damaged_shards(
     assert_close_run(sharded, out)
     names = [path.name for path in paths(out / "checkpoints")]
     assert names == ["step-00000008", "step-00000012.safetensors"]
+
+
+@pytest.fixture
+def alone() -> Iterator[DeviceMesh]:
+    """The mesh of a group of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+# Importing `erw.sharding` asks for this, which pytest undoes.
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")
+def test_blocks_gathered_in_bf16_have_the_gradients_of_autocast(
+    cache: Path, tmp_path: Path, alone: DeviceMesh
+) -> None:
+    """To the bit, of one or two micro-batches; blocks that did not run in warm-up too."""
+    s = trainer(tiny_run(cache), tmp_path)
+    other = build_network(s.run, s.dims)
+    shard(other, alone, dtype=torch.bfloat16, trains=True)
+    full = s.run.plan.warmup
+    for step, parts in ((0, 2), (full, 1), (full, 2)):
+        phase, batch, found = s.run.phase(step), s.read(step), []
+        for net in (s.net, other):
+            net.train_only(phase)
+            for i in range(parts):
+                lo, hi = 4 * i, 4 * i + 4
+                rows, rng = batch.rows(slice(lo, hi)), Draws(0, step, lo, hi, 8)
+                with unsynced(net, last=i == parts - 1), torch.autocast("cpu", torch.bfloat16):
+                    total(s.objective(net, rows, phase, rng), phase).backward()
+            grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+            found.append({name: whole(grad) for name, grad in grads.items()})
+            net.zero_grad()
+        assert found[0].keys() == found[1].keys()
+        assert all(torch.equal(found[1][name], grad) for name, grad in found[0].items())
+        late = f"model.blocks.{s.run.model.depth - 1}.attn.qkv.weight"
+        assert (late in found[1]) == (step > 0)
+    block: Any = other.model.blocks[0]
+    block.unshard()
+    assert block.attn.qkv.weight.dtype == torch.bfloat16
 
 
 def test_shares_that_do_not_fit_are_refused() -> None:
