@@ -45,6 +45,7 @@ class Progress:
         from tqdm import tqdm
 
         self._quiet, terminal = quiet, sys.stderr.isatty()
+        tqdm.monitor_interval = 0  # its thread would repeat lines that stand too long
         rate = ", {rate_fmt}" if unit else ""
         self._bar = tqdm(
             desc=title,
