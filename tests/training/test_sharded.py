@@ -1,5 +1,7 @@
 """A sharded run is the run of one process to rounding, and its checkpoints are any process's."""
 
+import errno
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -20,9 +22,10 @@ from erw.evaluation.callback import validating
 from erw.interop.convert import convert
 from erw.rng import Draws
 from erw.sharding import mesh_of, shard
-from erw.training.checkpoint import INDEX, paths
+from erw.training.checkpoint import INDEX, paths, read, remove_partial
 from erw.training.network import build_network
 from erw.training.objective import total
+from erw.training.sharded import Saver
 from erw.training.trained import WEIGHTS
 from helpers.tiny import tiny_run
 from helpers.training import (
@@ -186,6 +189,26 @@ def test_blocks_gathered_in_bf16_have_the_gradients_of_autocast(
     block: Any = other.model.blocks[0]
     block.unshard()
     assert block.attn.qkv.weight.dtype == torch.bfloat16
+
+
+def test_a_full_disk_is_told_when_the_save_is_waited_for(
+    tmp_path: Path, alone: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    saver, path, said = Saver(), tmp_path / "step-00000004", list[Path]()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        saver.save(path, {"a": torch.ones(3)}, {}, said.append)
+        with pytest.raises(CheckpointError, match=r"step-00000004 \(.*No space left.*untouched"):
+            saver.wait()
+    assert not said and not path.exists()
+    remove_partial(tmp_path)
+    assert not list(tmp_path.iterdir())
+    saver.save(path, {"a": torch.ones(3)}, {}, said.append)
+    saver.wait()
+    assert said == [path] and torch.equal(read(path)[0]["a"], torch.ones(3))
 
 
 def test_shares_that_do_not_fit_are_refused() -> None:
