@@ -7,6 +7,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from erw.config import Run
+from erw.training.flops import Ledger, Rate
+
 SCORES = {"SiT": (430.0, 0.42), "REPA": (400.0, 0.50), "ERW": (380.0, 0.54)}
 STEPS = {"SiT": 2000, "REPA": 1900, "ERW": 2300}
 WARMUP = 600
@@ -134,3 +137,13 @@ def train_line(step: int, method: str, seed: int) -> dict[str, Any]:
     phase = "warmup" if warm else "full"
     return {"kind": "train", **cost_of(step, method, seed), "phase": phase, "loss": total,
             "losses": losses, "weights": weights, "grad_norm": 1.0, "lr": 1e-3}  # fmt: skip
+
+
+def ledger_of(run: Run) -> Ledger:
+    """A made-up ledger: a full step costs a block each, a warm-up step its own blocks."""
+    rates = tuple(
+        Rate(a, b, phase.warmup, 100 * (phase.stop_at or run.model.depth), phase.reads_encoder)
+        for a, b in run.plan.segments(run.steps)
+        for phase in [run.phase(a)]
+    )
+    return Ledger(run.plan, run.data.batch_size, rates, teacher=7, rows=1000)

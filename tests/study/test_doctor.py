@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from erw.cli import main
-from erw.config import Log, Run
+from erw.config import Log, Run, to_dict
 from erw.data.cache import Cache
+from erw.io import read_json
 from erw.log import read_metrics
 from erw.models.sit import SiT
 from erw.plan import SIT
+from erw.recipes import names, recipe
 from erw.study import doctor
 from erw.study.doctor import examine
 from helpers.tiny import tiny_run
@@ -45,7 +47,8 @@ def curves(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = read_metrics(healthy / "metrics.jsonl")
     values = {"step": [x["step"] for x in lines], "flow": [x["losses"]["flow"] for x in lines]}
     values["grad_norm"] = [x["grad_norm"] for x in lines]
-    monkeypatch.setattr(doctor, "CURVES", {small(Path()).name: values})
+    run = read_json(healthy / "recipe.json")["run"]
+    monkeypatch.setattr(doctor, "CURVES", {doctor.kind_of(run): values})
 
 
 def odd(out: Path) -> set[str]:
@@ -107,7 +110,8 @@ def test_data_that_are_not_what_they_seem(
 
 
 def test_the_bank_has_curves_of_small_recipes() -> None:
-    for name, curve in doctor.CURVES.items():
-        assert name.startswith("quickstart"), name
+    kinds = {doctor.kind_of(json.loads(json.dumps(to_dict(recipe(n))))): n for n in names()}
+    for kind, curve in doctor.CURVES.items():
+        assert kinds[kind] == curve["name"], "the recipe has changed: run scripts/curves.py"
         assert len(curve["step"]) == len(curve["flow"]) == len(curve["grad_norm"]) > 8
         assert curve["flow"][-1] < curve["flow"][0] and json.dumps(curve)

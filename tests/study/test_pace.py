@@ -6,29 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from erw.config import Run
 from erw.errors import ConfigError
 from erw.io import write_text
 from erw.recipes import recipe
 from erw.study.pace import Pace, fitted, left, with_first
 from erw.study.rows import Task, tasks
 from erw.study.studies import Study, settled, study_plan
-from erw.training.flops import Ledger, Rate
-from helpers.synthetic_study import train_line
+from helpers.synthetic_study import ledger_of, train_line
 
 DEMO = study_plan("demo")
 PACES = {"SiT": Pace(0, 0.25, 20, 5), "REPA": Pace(0, 0.3, 20, 5), "ERW": Pace(0.1, 0.3, 20, 5)}
 
 
 def equal(study: Study) -> Study:
-    def ledger_of(run: Run) -> Ledger:
-        rates = tuple(
-            Rate(a, b, phase.warmup, 100 * (phase.stop_at or run.model.depth), phase.reads_encoder)
-            for a, b in run.plan.segments(run.steps)
-            for phase in [run.phase(a)]
-        )
-        return Ledger(run.plan, run.data.batch_size, rates, teacher=0, rows=1000)
-
     return settled(study, ledger_of)
 
 

@@ -47,7 +47,7 @@ from erw.training import load, train
 from erw.training.checkpoint import paths, step_of
 from erw.training.flops import Ledger, Rate
 from erw.training.network import resolve
-from helpers.synthetic_study import train_line, write_run
+from helpers.synthetic_study import ledger_of, train_line, write_run
 from helpers.tiny import tiny_run
 from helpers.training import assert_same_run
 
@@ -102,16 +102,6 @@ def test_every_study_is_a_value_in_both_settings(name: str, scale: str) -> None:
         assert task.run.plan.warmup <= task.run.steps and task.run.model.depth >= 1
         assert set(task.watched) <= set(range(task.run.plan.warmup + 1, task.run.steps + 1))
         assert task.folder.startswith("warmups/") or task.watched[-1] == task.run.steps
-
-
-def ledger_of(run: Run) -> Ledger:
-    """A made-up ledger: a full step costs a block each, a warm-up step its own blocks."""
-    rates = tuple(
-        Rate(a, b, phase.warmup, 100 * (phase.stop_at or run.model.depth), phase.reads_encoder)
-        for a, b in run.plan.segments(run.steps)
-        for phase in [run.phase(a)]
-    )
-    return Ledger(run.plan, run.data.batch_size, rates, teacher=7, rows=1000)
 
 
 def test_the_small_setting_has_the_depths_and_steps_of_the_paper_in_proportion() -> None:

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
+from blake3 import blake3
 
 from erw.data.cache import Batch, Cache
 from erw.evaluation.callback import loss_sums
@@ -25,10 +26,9 @@ from erw.study.results import read_runs
 from erw.training import checkpoint
 from erw.training.trained import Trained, load
 
-CURVES: dict[str, dict[str, list[float]]] = json.loads(
-    Path(__file__).with_name("curves.json").read_text()
-)
-"""Recipe -> `step`, `flow` (loss of training), `grad_norm`: means over seeds of healthy runs."""
+CURVES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("curves.json").read_text())
+"""`kind_of` a run -> `name` of its recipe, `step`, `flow` (loss of training), `grad_norm`: means
+over seeds of healthy runs, by `scripts/curves.py`."""
 NEAR = 0.06
 """Share by which the loss of a healthy run may differ."""
 
@@ -42,6 +42,12 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{'ok' if self.good else 'ODD':<4}{self.check}: {self.text}"
+
+
+def kind_of(run: dict[str, Any]) -> str:
+    """Of the run of a recipe.json: what its losses depend on, but for data, seed and optimiser."""
+    parts = [run[name] for name in ("model", "flow", "plan")] + [run["data"]["batch_size"]]
+    return blake3(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def examine(path: str | Path, *, count: int = 256) -> list[Finding]:
@@ -120,7 +126,7 @@ def _labels(batch: Batch, loss: Callable[..., float]) -> Finding:
 def _curves(folder: Path) -> list[Finding]:
     """The last losses beside those of a healthy run of the same recipe at the same steps."""
     (run,) = read_runs([folder])
-    healthy = CURVES.get(run.recipe["run"]["name"])
+    healthy = CURVES.get(kind_of(run.recipe["run"]))
     lines = [x for x in run.lines["train"] if healthy and "flow" in x["losses"]]
     if healthy is None or not (late := [x for x in lines if x["step"] <= healthy["step"][-1]][-8:]):
         return []
