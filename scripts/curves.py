@@ -24,7 +24,11 @@ def main() -> None:
         flow = [fmean(some[s]["losses"]["flow"] for some in by_step) for s in steps]
         norm = [fmean(some[s]["grad_norm"] for some in by_step) for s in steps]
         run = group[0].recipe["run"]
-        curves[kind_of(run)] = {
+        if (kind := kind_of(run)) in curves:
+            raise SystemExit(
+                f"{run['name']} differs from {curves[kind]['name']} by optimiser alone"
+            )
+        curves[kind] = {
             "name": run["name"],
             "step": steps,
             "flow": [round(x, 4) for x in flow],

@@ -93,7 +93,7 @@ def _average(model: Trained, folder: Path, loss: Callable[..., float]) -> Findin
         f"; optim.ema {decay:g} is a mean over some {1 / max(1e-9, 1 - decay):,.0f} steps, of "
         f"{model.step:,}: take a lower one, or more steps"
     )
-    good = ours < 1.05 * theirs
+    good = ours < 1.1 * theirs
     return Finding("EMA", good, text + cause * (not good))
 
 
