@@ -25,9 +25,7 @@ def main() -> None:
         norm = [fmean(some[s]["grad_norm"] for some in by_step) for s in steps]
         run = group[0].recipe["run"]
         if (kind := kind_of(run)) in curves:
-            raise SystemExit(
-                f"{run['name']} differs from {curves[kind]['name']} by optimiser alone"
-            )
+            raise SystemExit(f"{run['name']} differs from {curves[kind]['name']} by rates alone")
         curves[kind] = {
             "name": run["name"],
             "step": steps,

@@ -45,8 +45,9 @@ class Finding(NamedTuple):
 
 
 def kind_of(run: dict[str, Any]) -> str:
-    """Of the run of a recipe.json: what its losses depend on, but for data, seed and optimiser."""
-    parts = [run[name] for name in ("model", "flow", "plan")] + [run["data"]["batch_size"]]
+    """Of the run of a recipe.json: what its losses depend on, but for data, seed and rates."""
+    parts = [run[name] for name in ("model", "flow", "plan")]
+    parts += [run["data"]["batch_size"], run["optim"]["name"]]
     return blake3(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
