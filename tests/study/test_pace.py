@@ -32,7 +32,7 @@ def test_the_most_steps_that_fit(jobs: int) -> None:
     steps = fitted(DEMO, seconds, PACES, jobs, equal)
     assert lasts(steps) <= seconds < lasts(steps + steps // 90 + 1)
     rows = equal(with_first(DEMO, steps)).rows
-    costs = [PACES[row.label].cost(row.run, row.run.steps, 4) for row in rows if row.run]
+    costs = [PACES[row.label].cost(row.run, row.run.steps, DEMO.points) for row in rows if row.run]
     most = {1: sum(costs), 2: max(costs[1], costs[0] + costs[2]), 3: max(costs)}[jobs]
     assert lasts(steps) == pytest.approx(most), "the third run begins where the first has ended"
 
