@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from erw.cli.cost import account
+from erw.cli.cost import TEACHER_DIM, account
 from erw.cli.settings import Recipe, Settings
 from erw.config import Run
 from erw.errors import ConfigError
@@ -33,7 +33,8 @@ def bench(
     from erw.training.benchmark import bench as timed
 
     with world() as processes:
-        rows = MadeUp(run, {name: 768 for name in run.data.features}) if cache is None else cache
+        dims = dict.fromkeys(run.data.features, TEACHER_DIM)
+        rows = MadeUp(run, dims) if cache is None else cache
         record = timed(run, rows, ledger, steps=repeat)
         if not processes.first:
             return

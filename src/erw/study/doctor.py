@@ -66,11 +66,12 @@ def examine(path: str | Path, *, count: int = 256) -> list[Finding]:
         sums = loss_sums(one, [*range(len(rows))], some, device=model.device)
         return float(sums.mean()) / len(rows)
 
-    found = [_latents(batch), _average(model, folder, loss)]
+    own = loss()
+    found = [_latents(batch), _average(model, folder, own, loss)]
     if model.run.flow.objective == "flow" and not model.net.class_token:
-        found.append(_times(model, loss))
+        found.append(_times(model, own, loss))
     if model.net.null_class:
-        found.append(_labels(batch, loss))
+        found.append(_labels(batch, own, loss))
     return found + _curves(folder)
 
 
@@ -82,13 +83,13 @@ def _latents(batch: Batch) -> Finding:
     return Finding("latents", good, text + cause * (not good))
 
 
-def _average(model: Trained, folder: Path, loss: Callable[..., float]) -> Finding:
+def _average(model: Trained, folder: Path, ours: float, loss: Callable[..., float]) -> Finding:
     newest = checkpoint.paths(folder / "checkpoints")[-1]
     tensors, stem = load_tensors(newest)[0], "net.model."
     weights = {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
     raw = copy.deepcopy(model.net)
     raw.load_state_dict(weights, strict=False)  # without its tables
-    ours, theirs, decay = loss(), loss(raw), model.run.optim.ema
+    theirs, decay = loss(raw), model.run.optim.ema
     text = f"loss of the average {ours:.4f}, of the weights {theirs:.4f}"
     cause = (
         f"; optim.ema {decay:g} is a mean over some {1 / max(1e-9, 1 - decay):,.0f} steps, of "
@@ -98,8 +99,7 @@ def _average(model: Trained, folder: Path, loss: Callable[..., float]) -> Findin
     return Finding("EMA", good, text + cause * (not good))
 
 
-def _times(model: Trained, loss: Callable[..., float]) -> Finding:
-    told = loss()
+def _times(model: Trained, told: float, loss: Callable[..., float]) -> Finding:
     turn = model.net.register_forward_pre_hook(lambda _, x: (x[0], 1 - x[1], *x[2:]))
     turned = loss()
     turn.remove()
@@ -112,8 +112,7 @@ def _times(model: Trained, loss: Callable[..., float]) -> Finding:
     return Finding("times", good, text + cause * (not good))
 
 
-def _labels(batch: Batch, loss: Callable[..., float]) -> Finding:
-    own = loss()
+def _labels(batch: Batch, own: float, loss: Callable[..., float]) -> Finding:
     others = loss(None, batch._replace(labels=batch.labels.roll(len(batch.labels) // 2 + 1)))
     text = f"loss with an image's class {own:.4f}, with another image's {others:.4f}"
     cause = (

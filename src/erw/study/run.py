@@ -120,20 +120,21 @@ def in_time(
 
     Raises ConfigError if the shortest study takes longer.
     """
-    record = read_study(out)
-    if "steps" not in record:
+    known = read_study(out)
+    if "steps" not in known:
         say(f"timing a few steps of each run, {jobs} at a time")
-        found = timed(settled(study), jobs)
-        paces = {row.label: found[row.run] for row in settled(study).rows if row.run}
+        even = settled(study)
+        found = timed(even, jobs)
+        paces = {row.label: found[row.run] for row in even.rows if row.run}
         seconds = 60 * study.minutes - (time.monotonic() - began)
         steps = fitted(study, max(seconds, 30 * study.minutes), paces, jobs, settled)
-        record |= {"steps": steps, "paces": {k: list(v) for k, v in paces.items()}}
-        write_json(out / STUDY, record)
-    paces = {label: Pace(*values) for label, values in record["paces"].items()}
-    study = with_first(study, record["steps"])
+        known |= {"steps": steps, "paces": {k: list(v) for k, v in paces.items()}}
+        write_json(out / STUDY, known)
+    paces = {label: Pace(*values) for label, values in known["paces"].items()}
+    study = with_first(study, known["steps"])
     todo = tasks(settled(study))
     minutes = left(todo, out, paces, jobs) / 60
-    say(f"{record['steps']:,} steps of the first run fit into {study.minutes:g} minutes on this "
+    say(f"{known['steps']:,} steps of the first run fit into {study.minutes:g} minutes on this "
         f"machine; the runs end in {minutes:.1f} minutes, {jobs} at a time")  # fmt: skip
     return study, paces
 
