@@ -1,14 +1,17 @@
 """How long a study takes: what is left of it, and the steps that fit into some minutes."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from erw.config import Run
 from erw.errors import ConfigError
 from erw.io import write_text
 from erw.recipes import recipe
+from erw.study import run as run_module
 from erw.study.pace import Pace, fitted, left, with_first
 from erw.study.rows import Task, tasks
 from erw.study.studies import Study, settled, study_plan
@@ -57,3 +60,18 @@ def test_what_is_left_counts_what_the_metrics_have(tmp_path: Path) -> None:
     shared = Task(run.replace(steps=20), "warmups/w")
     behind = {"w": shared, "b": other._replace(warmup="w")}
     assert left(behind, tmp_path, PACES, 1) == pytest.approx(whole + 5), "a process more"
+
+
+def test_a_study_goes_on_with_the_steps_that_it_was_fitted_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once(study: Study, jobs: int) -> dict[Run, Pace]:
+        monkeypatch.setattr(run_module, "timed", None)  # never again
+        return {row.run: PACES[row.label] for row in study.rows if row.run}
+
+    monkeypatch.setattr(run_module, "timed", once)
+    starts = []
+    for _ in range(2):
+        run_module.claim(DEMO, tmp_path)
+        starts.append(run_module.in_time(DEMO, tmp_path, time.monotonic(), 2, equal))
+    assert starts[0] == starts[1] and starts[0][1] == PACES

@@ -214,7 +214,8 @@ def claim(study: Study, out: Path) -> None:
 
     Raises CheckpointError for another study, or other files.
     """
-    hint, old = "choose another --out", read_study(out).get("given", {})
+    before, hint = read_study(out), "choose another --out"
+    old = before.get("given", {})
     new = json.loads(json.dumps(to_dict(study)))
     rows = {row["label"]: row for row in old.get("rows", ())}
     pairs = [(rows[row["label"]], row) for row in new["rows"] if row["label"] in rows]
@@ -225,7 +226,8 @@ def claim(study: Study, out: Path) -> None:
     others = sorted(p.name for p in out.glob("*") if not p.name.startswith("."))
     if others and not old:
         raise CheckpointError(f"{out} holds {others[0]} and no study of this version; {hint}")
-    write_json(out / STUDY, {"given": new, "study": new, "runs": []})
+    kept = {key: before[key] for key in ("steps", "paces") if key in before}  # by `in_time`
+    write_json(out / STUDY, {"given": new, "study": new, "runs": [], **kept})
 
 
 def record(study: Study, out: Path) -> None:
