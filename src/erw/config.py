@@ -305,6 +305,9 @@ class Dist(Settings):
     # and averages. hsdp: shares within groups of `shard_size`, which are replicas of each other
     strategy: Literal["ddp", "fsdp2", "hsdp"] = "ddp"
     shard_size: int | None = ranged(None, "[1, inf)")  # none: the processes of a machine
+    # seconds that a batch, a step or a checkpoint may take before the run is taken to hang: it ends
+    # with code 4 and names the processes that the others wait for; 0: any time
+    patience: float = ranged(1800.0, "[0, inf)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@
 
 import gc
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -126,7 +127,9 @@ def world() -> Iterator[World]:
         torch.cuda.set_device(current().device)
     if joins:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = _of_the_living(store, rank, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield current()
         if joins:
@@ -135,6 +138,29 @@ def world() -> Iterator[World]:
         if joins:
             gc.collect()  # what is left of DistributedDataParallel holds on to the group
             dist.destroy_process_group()
+
+
+def _of_the_living(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """The part of a store in which only processes that run now have written.
+
+    `torchrun` keeps its store over restarts (PyTorch 2.11), so a process that starts again would
+    take the address that a dead one left there for the new one's: it fails, or waits for ever.
+    The first process names the part, and answers each of the others by the name that it gives.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("part", mine)
+        for other in range(1, size):
+            store.set(f"{mine}/{store.get(f'{mine}/{other}').decode()}", "")
+        return dist.PrefixStore(mine, store)
+    while True:
+        part = store.get("part").decode()
+        store.set(f"{part}/{rank}", mine)
+        try:
+            store.wait([f"{part}/{mine}"], timedelta(seconds=1))
+        except dist.DistStoreError:
+            continue  # nobody answers: the part is a dead process's, or others are late
+        return dist.PrefixStore(part, store)
 
 
 def local(tensor: Any) -> Tensor:

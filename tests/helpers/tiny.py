@@ -140,6 +140,7 @@ if __name__ == "__main__":
     from erw.cli.train import watching
     from erw.log import Progress
     from erw.training import train
+    from erw.training.loop import Trainer
     from erw.training.network import resolve
     from erw.training.objective import build_objective
 
@@ -151,6 +152,9 @@ if __name__ == "__main__":
     parser.add_argument("--die-in-checkpoint", type=int, help="SIGKILL while writing this one")
     parser.add_argument("--die-in-score", type=int, help="SIGKILL within this score")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds that each step waits")
+    parser.add_argument("--stop-after", type=int, help="the second rank hangs, all of it, then")
+    parser.add_argument("--no-batch-after", type=int, help="reading hangs in the last rank then")
+    parser.add_argument("--patience", type=float, default=1800.0)
     parser.add_argument("--eval-every", type=int, default=0)
     parser.add_argument("--validate-every", type=int, default=0)
     parser.add_argument("--loss", default="cosine", help="see `with_loss`")
@@ -173,7 +177,7 @@ if __name__ == "__main__":
     loss = every or args.validate_every
     run = run.replace(
         eval=Eval(every=every, samples=8, reference_count=16, loss=loss, loss_images=8),
-        dist=Dist(args.strategy, args.shard_size),
+        dist=Dist(args.strategy, args.shard_size, args.patience),
     )
     watched = watching(run, args.out, say=print)
     cache = Cache.open(args.cache)
@@ -182,10 +186,20 @@ if __name__ == "__main__":
     def deadly(net, batch, phase, rng, **options):  # type: ignore[no-untyped-def]
         if rng.step == args.die_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        if rng.step == args.stop_after and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(args.slow)
         losses = learn(net, batch, phase, rng, **options)
         if rng.step == args.nan_after and os.environ["RANK"] == "1":
             return {name: loss * float("nan") for name, loss in losses.items()}
         return losses
 
+    if args.no_batch_after is not None and os.environ.get("RANK", "1") == "1":
+        read = Trainer.read
+
+        def hangs(self: Trainer, step: int) -> object:
+            time.sleep(1000 * (step == args.no_batch_after))
+            return read(self, step)
+
+        Trainer.read = hangs  # type: ignore[method-assign, assignment]
     train(run, args.out, objective=deadly, progress=Progress("", 1, quiet=True), **watched)

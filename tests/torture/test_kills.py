@@ -113,7 +113,6 @@ def test_preparing_survives_kills(cache: Path, tmp_path: Path) -> None:
     assert done == wanted
 
 
-@LONG
 def test_torchrun_goes_on_by_itself_when_a_worker_is_killed(cache: Path, tmp_path: Path) -> None:
     out, straight = tmp_path / "run", tmp_path / "straight"
     assert all(p.wait() == 0 for p in two(cache)(straight))

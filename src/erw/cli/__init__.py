@@ -1,8 +1,9 @@
 """The command line: `erw VERB ...` parses, calls public functions and prints what came of it.
 
 Exit codes: 0 all well; 1 a bug of ours, with its traceback; 2 input that can be mended, with one
-line on stderr; 3 a loss or gradient that is not finite; 75 stopped by SIGTERM or SIGUSR1, after
-saving: a queue may start the same command again; 130 interrupted, after saving.
+line on stderr; 3 a loss or gradient that is not finite; 4 a process hangs; 75 stopped
+by SIGTERM or SIGUSR1, after saving: a queue may start the same command again; 130 interrupted,
+after saving.
 """
 
 import errno
@@ -43,8 +44,8 @@ USAGE = (
     + "\n\n`erw train RECIPE --help` lists all settings of a recipe with their values."
     "\n`erw train ... --engine slurm` makes a job of a command; prepare and eval too."
     "\n`source <(erw --completion bash)` completes verbs and options; zsh and tcsh too."
-    "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 75 preempted,"
-    "\n130 interrupted"
+    "\nexit codes: 0 well, 1 a bug, 2 bad input, 3 loss or gradient not finite, 4 a process"
+    "\nthat hangs, 75 preempted, 130 interrupted"
 )
 QUEUED = ("train", "prepare", "eval")
 """Verbs that `--engine slurm` makes a job of; `study` has the option itself."""

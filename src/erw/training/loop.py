@@ -39,6 +39,7 @@ from erw.training.objective import Losses, Objective, build_objective, total
 from erw.training.optimizer import build_optimizer
 from erw.training.run_dir import claim
 from erw.training.trained import RECIPE, WEIGHTS, Trained, assembled, begin_with
+from erw.training.watch import READING, SAVING, STEPPING, watching
 
 SPIKE_AFTER = 20
 """Steps of a phase before a loss can be a spike."""
@@ -136,10 +137,12 @@ def train(
                 trainer.save_weights(start.step)
             if not processes.broadcast(checkpoint.path_of(profiles, start.step).exists):
                 trainer.save_profiles(start.step)
+        watch = stack.enter_context(watching(processes, run.dist.patience))
         path = out / "metrics.jsonl"
         metrics = Metrics(path, start, ledger=ledger, processes=processes, sink=sink)
 
         def evaluate_now(step: int) -> None:
+            watch.rest()
             with metrics.paused():
                 lines = evaluate(step, trainer.ema_model(step), processes) if evaluate else ()
                 for line in lines or ():
@@ -163,7 +166,10 @@ def train(
 
         steps = range(start.step, run.steps)
         batches = prefetch(trainer.read, steps, threads=cache.threads)
-        for step, batch in zip(steps, batches, strict=True):
+        for step in steps:
+            watch.at(READING, step + 1)
+            batch = next(batches)
+            watch.at(STEPPING, step + 1)
             phase = resolved.phase(step)
             if 0 < resolved.plan.warmup == step:
                 trainer.cross_the_boundary()
@@ -198,6 +204,7 @@ def train(
             stop = processes.agree(bool(signals)) if meets else False
             if last or stop or done % run.log.checkpoint == 0:
                 recover(step)
+                watch.at(SAVING, done)
                 mean, count = trainer.usual.tolist()
                 position = Position(done, metrics.seconds, metrics.state(), (mean, count))
                 if (saver := trainer.saver) or processes.first:
