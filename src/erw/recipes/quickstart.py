@@ -18,7 +18,7 @@ QUICKSTART = Run(
     data=Data(cache=(CACHE,), batch_size=32),
     flow=Flow(times="logit_normal"),
     plan=ERW,
-    optim=Optim(lr=2e-3, lr_warmup=50, ema=0.995),
+    optim=Optim(lr=2e-3, lr_warmup=50, ema=0.99),
     sample=Sample(steps=12, solver="adams"),
     log=Log(every=25, checkpoint=250),
 )

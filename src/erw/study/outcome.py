@@ -4,6 +4,7 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,16 +72,20 @@ def numbers_at(run: RunResult, step: int) -> tuple[dict[str, float], dict[str, f
     return scores, {name: here[0][key] for name, key in COSTS.items() if here and here[0][key]}
 
 
-def told(ours: Number, theirs: Number, *, higher: bool) -> str:
-    """Whether the first is better: "agree", "differ" or, where the ranges of seeds overlap,
-    "not told apart"."""
+def told(ours: Number, theirs: Number, *, higher: bool, noise: float) -> str:
+    """Whether the first is better: "agree", "differ" or, where the ranges of seeds overlap, or one
+    seed's difference is chance (`Study.noise`), "not told apart"."""
+    if len(ours.values) == 1 and abs(ours.mean - theirs.mean) <= noise * max(
+        ours.mean, theirs.mean
+    ):
+        return "not told apart"
     a, b = ([value if higher else -value for value in one.values] for one in (ours, theirs))
     return "agree" if min(a) > max(b) else "differ" if max(a) < min(b) else "not told apart"
 
 
 def verdict(study: Study, lines: Sequence[Line]) -> str:
     """In one line, what of the claim the numbers bear out, and which row is best."""
-    higher = study.metric.startswith(HIGHER)
+    compare = partial(told, higher=study.metric.startswith(HIGHER), noise=study.noise)
     by = {x.row.label: x.scores[study.metric] for x in lines if study.metric in x.scores}
     if not by:
         return "Nothing is scored yet."
@@ -88,19 +93,17 @@ def verdict(study: Study, lines: Sequence[Line]) -> str:
     for a, b in study.better:
         if a in by and b in by:
             pair = f"{a} against {b} ({by[a].mean:.4g}, {by[b].mean:.4g})"
-            words.setdefault(told(by[a], by[b], higher=higher), []).append(pair)
-    best = (max if higher else min)(by, key=lambda label: by[label].mean)
-    near = [x for x in by if x != best and told(by[best], by[x], higher=higher) != "agree"]
+            words.setdefault(compare(by[a], by[b]), []).append(pair)
+    order = max if study.metric.startswith(HIGHER) else min
+    best = order(by, key=lambda label: by[label].mean)
+    near = [x for x in by if x != best and compare(by[best], by[x]) != "agree"]
     few = min(len(number.values) for number in by.values())
-    head = (
-        f"By {label_of(study.metric)}, {few} seeds"
-        if few > 1
-        else (f"By {label_of(study.metric)}, one seed, which tells little")
-    )
+    seeds = f"{few} seeds" if few > 1 else f"one seed, up to {study.noise:.0%} taken for chance"
     parts = [f"{word}: {'; '.join(pairs)}" for word, pairs in words.items()]
     parts += [f"best is {best}" + f", not told apart from {', '.join(near)}" * bool(near)]
     left = sum(line.row.run is not None for line in lines) - len(by)
-    return f"{head}: {'. '.join(parts)}." + f" {left} rows are still to come." * bool(left)
+    text = f"By {label_of(study.metric)}, {seeds}: {'. '.join(parts)}."
+    return text + f" {left} rows are still to come." * bool(left)
 
 
 def cells(lines: Sequence[Line]) -> list[list[str]]:

@@ -58,6 +58,8 @@ class Study(Settings):
     metric: str = "fd_lite2"  # the score that the verdict is by
     seeds: tuple[int, ...] = (0,)  # every run is trained once with each
     scale: Literal["small", "full"] = "small"
+    # with one seed, two scores whose difference is within this share of them are not told apart
+    noise: float = ranged(0.05, "[0, 1)")
     equal: bool = False  # every run ends at the total FLOPs of the first, warm-up and all
     # as many steps as end within these minutes, which are timed, in place of the rows' own; 0: not
     minutes: float = ranged(0.0, "[0, inf)")
@@ -66,7 +68,7 @@ class Study(Settings):
     halvings: int = ranged(0, "[0, 6]")
     points: int = ranged(4, "[1, inf)")  # scores of a run
     probed: int = ranged(1000, "[0, inf)")  # images that hidden states are probed on; 0: none
-    images: int = ranged(8192, "[2, inf)")  # in the cache of the built-in images
+    images: int = ranged(2048, "[2, inf)")  # in the cache of the built-in images
     figure: Literal["score", "blocks", "samples"] = "score"
     small: bool = False  # every recipe's tiny twin, for a check of the machinery alone
 
