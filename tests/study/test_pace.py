@@ -75,3 +75,13 @@ def test_a_study_goes_on_with_the_steps_that_it_was_fitted_to(
         run_module.claim(DEMO, tmp_path)
         starts.append(run_module.in_time(DEMO, tmp_path, time.monotonic(), 2, equal))
     assert starts[0] == starts[1] and starts[0][1] == PACES
+
+
+@pytest.mark.parametrize("name", ["table2", "table4", "figure4", "figure5"])
+def test_shared_warmups_take_what_those_of_their_rows_take(name: str) -> None:
+    study = study_plan(name)
+    paces = {row.label: Pace(0.1, 0.3) for row in study.rows}
+    todo = tasks(study)
+    assert any(not task.watched for task in todo.values()), "no warm-up is shared"
+    alone = {key: task._replace(warmup="") for key, task in todo.items() if task.watched}
+    assert 0 < left(todo, Path("nowhere"), paces, 1) < left(alone, Path("nowhere"), paces, 1)

@@ -87,7 +87,7 @@ def _with_warmups(found: dict[str, Task]) -> Iterator[tuple[str, Task]]:
                 continue
             shared = f"warmup-{blake3(key.encode()).hexdigest()[:8]}-{warm}"
             plan = replace(run.plan, warmup=warm)
-            short = run.replace(name="warm-up", steps=warm, plan=plan)
+            short = run.replace(steps=warm, plan=plan)
             yield shared, Task(short, f"warmups/{shared}", warmup=before)
             before = shared
         yield name, task._replace(warmup=before)
