@@ -173,7 +173,9 @@ class Optim(Settings):
     # widths sigma_rel of power-function averages that are tracked besides, for `erw ema`; EDM2 has
     # 0.05 and 0.1, the widest is 12^-1/2. Each costs 4 bytes a parameter.
     ema_profiles: tuple[float, ...] = ranged((), "(1e-6, 0.288675135]")
-    accumulate: int = ranged(1, "[1, inf)")  # micro-batches per step
+    # micro-batches per step; one process on a CPU gives each a thread, and the same bits however
+    # many threads there are
+    accumulate: int = ranged(1, "[1, inf)")
     # `bf16` autocast with float32 weights, or `fp32`. `auto`: bf16 where the machine multiplies it
     # natively (the log says which, and why).
     precision: Literal["auto", "bf16", "fp32"] = "auto"

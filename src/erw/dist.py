@@ -7,6 +7,7 @@ import gc
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -161,6 +162,26 @@ def _of_the_living(store: dist.Store, rank: int, size: int) -> dist.Store:
         except dist.DistStoreError:
             continue  # nobody answers: the part is a dead process's, or others are late
         return dist.PrefixStore(part, store)
+
+
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Operations of this thread, and of those that begin within, share so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many threads as torch has, each of which, like the caller, computes alone: what
+    an operation gives on a CPU may depend on how many threads share it."""
+    threads = torch.get_num_threads()
+    with computing_with(1), ThreadPoolExecutor(threads, thread_name_prefix="alone") as pool:
+        yield pool
 
 
 def local(tensor: Any) -> Tensor:

@@ -4,11 +4,14 @@ micro-batches."""
 import dataclasses
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from erw.dist import computing_with
 from erw.training.checkpoint import paths
-from helpers.tiny import as_dit, tiny_run, with_loss, with_term
+from helpers.tiny import as_dit, tiny_run, with_loss, with_methods, with_term
 from helpers.training import (
     InterruptAfter,
     assert_close,
@@ -17,6 +20,7 @@ from helpers.training import (
     last,
     logged,
     program,
+    trainer,
     two_ranks,
 )
 
@@ -107,6 +111,29 @@ def test_micro_batches_are_the_batch(cache: Path, tmp_path: Path, loss: str) -> 
     go(run, tmp_path / "one")
     go(split, tmp_path / "four")
     assert_close(last(tmp_path / "one"), last(tmp_path / "four"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_threads_change_no_bit(cache: Path, tmp_path: Path, precision: Any) -> None:
+    run = with_methods(tiny_run(cache))
+    run = run.replace(optim=dataclasses.replace(run.optim, accumulate=4, precision=precision))
+    for count in (1, 2, 3):
+        with computing_with(count):
+            go(run, tmp_path / str(count))
+            assert torch.get_num_threads() == count
+    alone, threaded = trainer(run, tmp_path), trainer(run, tmp_path)
+    phase = run.phase(5)
+    alone.enter(phase)
+    threaded.enter(phase)
+    one = alone.step(5, phase, alone.read(5))
+    with threaded.threaded():
+        assert threaded.threads
+        many = threaded.step(5, phase, threaded.read(5))
+    assert many == one
+    for p, q in zip(alone.net.parameters(), threaded.net.parameters(), strict=True):
+        assert torch.equal(p, q)
+    for count in (2, 3):
+        assert_same_run(tmp_path / "1", tmp_path / str(count))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ On a CPU the result of an operation may depend on how many threads share it. So 
 is cut into pieces of fixed size, each encoded by one thread.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -55,18 +54,6 @@ class Networks:
             labelled = getattr(network, "class_names", None) is not None
             out = network(*(x.to(self.device) for x in (images, labels)[: 1 + labelled]))
         return tuple(x.float() for x in (out if isinstance(out, tuple) else (out,)))
-
-
-@contextmanager
-def one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """A pool of as many threads as torch has, each of which, like the caller, computes alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of threads that begin from now on, and of this one
-    try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
 
 
 def cache_spec(

@@ -16,10 +16,10 @@ from erw.data.cache import map_columns
 from erw.data.images import WHITE, Unreadable, crop
 from erw.data.loader import prefetch
 from erw.data.manifest import CacheSpec, File, Record, Shard, shard_file
-from erw.data.networks import Networks, one_thread_each
+from erw.data.networks import Networks
 from erw.data.quantize import pack
 from erw.data.sources import Source, overview
-from erw.dist import World
+from erw.dist import World, one_thread_each
 from erw.errors import CacheError, CheckpointError, ConfigError, DataError, one_line
 from erw.io import hash_file, remove_partial, save_tensors, write_text
 from erw.log import Progress

@@ -90,19 +90,20 @@ def bench(run: Run, cache: Any, ledger: Ledger, *, steps: int = 10) -> dict[str,
     shape = (run.data.batch_size * trainer.model.tokens, run.model.width, 4 * run.model.width)
     most = peak(world.device, trainer.dtype, shape)
     plan, phases = run.plan, dict[str, Any]()
-    for step in sorted({0, plan.warmup} if plan.warmup else {0}):
-        phase, rate = run.phase(step), ledger.rate(step)
-        flops = plan.batch(step, run.data.batch_size) * rate.trained + rate.own
-        trainer.enter(phase)
-        whole = [_seconds(trainer, step, world) for _ in range(steps + 3)][3:]
-        median = statistics.median(whole)
-        phases[phase.name] = {
-            "seconds": [median, min(whole), max(whole)],
-            "images": plan.batch(step, run.data.batch_size) * world.size / median,
-            "flops": flops,
-            "utilisation": flops / world.size / median / most,
-            "parts": _parts(trainer, step, world, steps),
-        }
+    with trainer.threaded():
+        for step in sorted({0, plan.warmup} if plan.warmup else {0}):
+            phase, rate = run.phase(step), ledger.rate(step)
+            flops = plan.batch(step, run.data.batch_size) * rate.trained + rate.own
+            trainer.enter(phase)
+            whole = [_seconds(trainer, step, world) for _ in range(steps + 3)][3:]
+            median = statistics.median(whole)
+            phases[phase.name] = {
+                "seconds": [median, min(whole), max(whole)],
+                "images": plan.batch(step, run.data.batch_size) * world.size / median,
+                "flops": flops,
+                "utilisation": flops / world.size / median / most,
+                "parts": _parts(trainer, step, world, steps),
+            }
     return {
         "device": _name(world), "processes": world.size, "dtype": str(trainer.dtype), "peak": most,
         "memory": memory(world.device), "phases": phases,

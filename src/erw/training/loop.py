@@ -6,9 +6,8 @@ Everything random is a function of (seed, step), the data's position is a functi
 a checkpoint has the rest, so a run that was killed ends with the same bits as one that was not.
 """
 
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import isfinite
@@ -22,9 +21,18 @@ from erw.config import Run
 from erw.data.cache import Batch, Cache
 from erw.data.loader import Loader, prefetch
 from erw.data.sources import overview
-from erw.dist import World, as_sharded, precision, unsynced, whole, world
+from erw.dist import (
+    World,
+    as_sharded,
+    computing_with,
+    one_thread_each,
+    precision,
+    unsynced,
+    whole,
+    world,
+)  # fmt: skip
 from erw.ema import Ema, PowerEmas
-from erw.errors import CheckpointError, NumericsError, Preempted
+from erw.errors import CheckpointError, NumericsError
 from erw.io import lock, save_tensors, tensor_header, write_json
 from erw.log import Progress, Sink
 from erw.models import build_model
@@ -38,12 +46,12 @@ from erw.training.network import build_network, fresh_projectors, resolve
 from erw.training.objective import Losses, Objective, build_objective, total
 from erw.training.optimizer import build_optimizer
 from erw.training.run_dir import claim
+from erw.training.signals import collected, stopped
 from erw.training.trained import RECIPE, WEIGHTS, Trained, assembled, begin_with
 from erw.training.watch import READING, SAVING, STEPPING, watching
 
 SPIKE_AFTER = 20
 """Steps of a phase before a loss can be a spike."""
-STOPPED = "stopped after step {}; the same command goes on from there"
 
 Callback = Callable[[int, Trained, World], Sequence[dict[str, Any]] | None]
 """(step, EMA model, processes) -> lines for `metrics.jsonl`, each with its `kind`."""
@@ -88,7 +96,7 @@ def train(
             raise CheckpointError(f"another process is training in {out}: choose another --out")
         if processes.first:
             checkpoint.remove_partial(out / "checkpoints")
-        signals = stack.enter_context(_signals())
+        signals = stack.enter_context(collected())
         recipe = processes.broadcast(lambda: claim(out, run, resolved, cache, ledger, init=init))
         objective = objective or build_objective(resolved, cache)
         trainer = Trainer(resolved, cache, processes, out, recipe, objective)
@@ -137,13 +145,15 @@ def train(
                 trainer.save_weights(start.step)
             if not processes.broadcast(checkpoint.path_of(profiles, start.step).exists):
                 trainer.save_profiles(start.step)
+        cores = torch.get_num_threads()
+        stack.enter_context(trainer.threaded())
         watch = stack.enter_context(watching(processes, run.dist.patience))
         path = out / "metrics.jsonl"
         metrics = Metrics(path, start, ledger=ledger, processes=processes, sink=sink)
 
         def evaluate_now(step: int) -> None:
             watch.rest()
-            with metrics.paused():
+            with metrics.paused(), computing_with(cores):
                 lines = evaluate(step, trainer.ema_model(step), processes) if evaluate else ()
                 for line in lines or ():
                     metrics.write(line, step)
@@ -272,6 +282,7 @@ class Trainer:
         # every step would make the device wait. So do the usual loss and the steps it is a mean of.
         self.bad_step = torch.full((), -1.0, device=self.device)
         self.usual = torch.zeros(2, device=self.device)
+        self.threads: ThreadPoolExecutor | None = None
         self.rewound: list[Path] = []  # the checkpoints gone back to
         self.found_inf = torch.zeros((), device=self.device)  # the optimiser holds still while 1
         self.optimizer = build_optimizer(self.net, run.optim, self.found_inf)
@@ -320,25 +331,13 @@ class Trainer:
         Returns the losses by name, their weighted sum `loss`, `grad_norm`, the gradient's norm
         before clipping, and `bad`; all stay on the device.
         """
-        batch, parts = batch.to(self.device), self.run.optim.accumulate
         count = self.run.plan.batch(step, self.run.data.batch_size)
         rng = Draws(self.run.seed, step, *self.processes.share(count), count, self.device)
-        size = len(batch.labels) // parts
-        autocast = torch.autocast(
-            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
-        )
         values: Losses = {}
-        for i in range(parts):
-            lo, hi = i * size, (i + 1) * size
-            rows, draws = batch.rows(slice(lo, hi)), rng.rows(lo, hi)
-            with unsynced(self.synced, last=i == parts - 1):
-                with autocast:
-                    losses = self.objective(self.synced, rows, phase, draws, ema=self.averaged)
-                losses["loss"] = total(losses, phase)
-                (losses["loss"] / parts).backward()
+        for losses in self.backward(phase, batch.to(self.device), rng):
             for name, value in losses.items():
-                value = value.detach() / parts
-                values[name] = values[name] + value if i else value
+                value = value.detach() / self.run.optim.accumulate
+                values[name] = values[name] + value if name in values else value
 
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.run.optim.clip, foreach=True)
         norm = whole(norm)
@@ -351,6 +350,52 @@ class Trainer:
         if self.profiles.tensors and not phase.warmup:
             self.profiles.update(self.model, step + 1 - self.run.plan.warmup)
         return {"loss": values.pop("loss"), "grad_norm": norm.detach(), **values, "bad": bad}
+
+    def backward(self, phase: Phase, batch: Batch, rng: Draws) -> Iterator[Losses]:
+        """Add up the gradients of a batch, micro-batch by micro-batch, giving the losses of each.
+
+        Where there are `threads` each takes a micro-batch; gradients are added in the same order.
+        """
+        parts = self.run.optim.accumulate
+        size = len(batch.labels) // parts
+
+        def losses_of(i: int) -> Losses:
+            lo, hi = i * size, (i + 1) * size
+            rows, draws = batch.rows(slice(lo, hi)), rng.rows(lo, hi)
+            with torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
+                losses = self.objective(self.synced, rows, phase, draws, ema=self.averaged)
+            return losses | {"loss": total(losses, phase)}
+
+        if self.threads is None:
+            for i in range(parts):
+                with unsynced(self.synced, last=i == parts - 1):
+                    losses = losses_of(i)
+                    (losses["loss"] / parts).backward()
+                yield losses
+            return
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+
+        def alone(i: int) -> tuple[Losses, Sequence[Tensor | None]]:
+            losses = losses_of(i)
+            return losses, torch.autograd.grad(losses["loss"] / parts, trained, allow_unused=True)
+
+        for losses, grads in self.threads.map(alone, range(parts)):
+            for p, grad in zip(trained, grads, strict=True):
+                if grad is not None:
+                    p.grad = grad if p.grad is None else p.grad.add_(grad)
+            yield losses
+
+    @contextmanager
+    def threaded(self) -> Iterator[None]:
+        """Within it the micro-batches of one process on a CPU are taken by a thread each, which is
+        faster than all threads on one, and gives the same bits however many there are."""
+        optim, cpu = self.run.optim, self.device.type == "cpu"
+        if self.processes.size > 1 or not cpu or optim.accumulate == 1 or optim.compile:
+            yield
+            return
+        with one_thread_each() as self.threads:
+            yield
+        self.threads = None
 
     def lr(self, step: int, phase: Phase) -> float:
         """The learning rate of a step."""
@@ -427,32 +472,3 @@ class Trainer:
                 for p, q in zip(net.parameters(), self.averaged.parameters(), strict=True):
                     p.copy_(whole(q))
         return assembled(net, self.recipe, self.out, step=step, source=str(self.out))
-
-
-def stopped(signals: Sequence[int], step: int) -> KeyboardInterrupt:
-    """What ends a run that was asked to stop, once it has saved."""
-    kind = KeyboardInterrupt if signal.SIGINT in signals else Preempted
-    return kind(STOPPED.format(step))
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C, SIGTERM and SIGUSR1, which Slurm sends ahead of a limit, in a list that the
-    loop looks at; a second one of a kind does at once what it did before."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def handler(number: int, _frame: object) -> None:
-        caught.append(number)
-        signal.signal(number, before[number])
-
-    names = ("SIGINT", "SIGTERM", "SIGUSR1")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before: dict[int, Any] = {n: signal.signal(n, handler) for n in numbers}
-    try:
-        yield caught
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])

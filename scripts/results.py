@@ -1,0 +1,68 @@
+"""Write docs/results.md: of every study in benchmarks/results/studies the paper's claim, our
+numbers and whether they agree; from docs/results.toml what is to be made of it.
+
+    python scripts/results.py            # --check: change nothing, fail where the page is not so
+"""
+
+import argparse
+import sys
+import tomllib
+from pathlib import Path
+
+from erw.config import from_dict
+from erw.evaluation.callback import HIGHER
+from erw.study.outcome import lines_of, told
+from erw.study.results import read_study
+from erw.study.studies import STUDIES, Study
+
+ROOT = Path(__file__).parents[1]
+PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "benchmarks" / "results" / "studies"
+FIGURES = ("figure.svg", "figure-light.svg", "samples.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--check", action="store_true", help="change nothing, say what would")
+    check = parser.parse_args().check
+    if not check:
+        PAGE.write_text(page(), "utf-8")
+    elif PAGE.read_text("utf-8") != page():
+        sys.exit("docs/results.md is not what the studies say; run scripts/results.py")
+
+
+def page() -> str:
+    """The whole page."""
+    words = tomllib.loads(PAGE.with_suffix(".toml").read_text("utf-8"))
+    here = [name for name in STUDIES if (RESULTS / name).is_dir()]
+    rows = [[f"[{name}](#{name})", words[name]["short"], *counted(name)] for name in here]
+    head = ["study", "the paper's claim", "agree", "differ", "not told apart", "seeds"]
+    parts = [f"# {words['title']}", words["begin"].strip(), table([head, *rows])]
+    for name in here:
+        link = f"../benchmarks/results/studies/{name}"
+        text = (RESULTS / name / "table.md").read_text("utf-8")
+        title, _, body = text.partition("\n")
+        parts += [f"## {name}", f"**{title.removeprefix('# ')}.** `erw study {name} --out DIR`"]
+        parts += [words[name]["say"].strip(), body.strip()]
+        parts += [f"![{name}]({link}/{x})" for x in FIGURES if (RESULTS / name / x).is_file()]
+    return "\n\n".join([*parts, words["end"].strip()]) + "\n"
+
+
+def counted(name: str) -> list[str]:
+    """How many of the claimed orders hold, do not, and are not told apart; how many seeds."""
+    study = from_dict(Study, read_study(RESULTS / name)["study"])
+    scores = {x.row.label: x.scores.get(study.metric) for x in lines_of(study, RESULTS / name)}
+    pairs = [(scores.get(a), scores.get(b)) for a, b in study.better]
+    higher = study.metric.startswith(HIGHER)
+    said = [told(a, b, higher=higher, noise=study.noise) for a, b in pairs if a and b]
+    seeds = {len(number.values) for number in scores.values() if number}
+    counts = [str(said.count(word)) for word in ("agree", "differ", "not told apart")]
+    return [*counts, " to ".join(map(str, sorted({min(seeds), max(seeds)})))]
+
+
+def table(rows: list[list[str]]) -> str:
+    marks = ["---", "---", *["---:"] * (len(rows[0]) - 2)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:]))
+
+
+if __name__ == "__main__":
+    main()
