@@ -20,7 +20,7 @@ import torch
 
 from erw.config import Eval, Run
 from erw.data.cache import Cache
-from erw.data.prepare import complete_builtin
+from erw.data.prepare import complete_builtin, prepare_builtin
 from erw.dist import precision
 from erw.evaluation.callback import scoring, together, validating
 from erw.log import read_metrics
@@ -102,17 +102,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--images", type=int, default=4096, help="in the cache")
+    parser.add_argument("--image-size", type=int, default=64, help="64, 128: 64, 256 tokens")
     parser.add_argument("--samples", type=int, default=500, help="of a score")
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     folder = options.runs
-    cache = complete_builtin(folder / "cache", count=options.images, encoders=ENCODERS)
+    if options.image_size != 64:  # what reads no encoder, then
+        prepare_builtin(folder / "cache", image_size=options.image_size, count=options.images)
+        cache = Cache.open(folder / "cache")
+    else:
+        cache = complete_builtin(folder / "cache", count=options.images, encoders=ENCODERS)
     base = lasting(placed("quickstart_sit", folder, 0, options), options.steps)
     budget = Ledger.of(resolve(base, cache), cache).spent(options.steps).total
     hidden = {str(folder): folder.name}
     found = begun("methods at equal FLOPs", hidden=hidden, out=options.out, threads=1)
     dtype, _ = precision(base.optim.precision, torch.device("cpu"))
+    found |= {"image_size": options.image_size}
     found |= {"steps": options.steps, "flops": budget, "samples": options.samples}
     found |= {"precision": str(dtype).removeprefix("torch."), "rows": {}}
     for seed in options.seeds:

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 import erw
-from contenders import SCALE, Given, OneBatch
 from erw.config import Data, Model, Optim, Run
 from erw.dist import World
 from erw.plan import SIT, Plan, Routing
+from erw.training.benchmark import MadeUp
 from erw.training.flops import step_flops
 from erw.training.loop import Trainer
 from erw.training.network import resolve
@@ -33,17 +33,6 @@ WIDTHS = {"quickstart": (128, 2), "SiT-S": (384, 6)}  # channels, heads
 TREAD = Plan(align=(), routing=Routing("tread", (3, 9)))
 SPRINT = Plan(align=(), routing=Routing("sprint", (3, 10), 0.25, "grid", path_drop=0.1))
 PLANS = {"dense": SIT, "tread": TREAD, "sprint": SPRINT}
-
-
-def batch_of(tokens: int, size: int) -> OneBatch:
-    """Random moments of latents whose patches of 2 x 2 are so many tokens."""
-    side = 2 * round(tokens**0.5)
-    rng = torch.Generator().manual_seed(0)
-    mean = torch.randn(size, 4, side, side, generator=rng) / SCALE
-    labels = torch.randint(1000, (size,), generator=rng)
-    return OneBatch(
-        Given(mean, torch.full_like(mean, 0.1), labels, torch.zeros(size, 0)), grid=side // 2
-    )
 
 
 class Contender:
@@ -80,7 +69,9 @@ class Contender:
 
 def measure(args: argparse.Namespace, width: str, tokens: int) -> list[dict[str, Any]]:
     """A row for each kind."""
-    cache = batch_of(tokens, max(1, args.tokens // tokens))
+    model = Model(input_size=2 * round(tokens**0.5), channels=4, num_classes=1000)
+    batch = Data(batch_size=max(1, args.tokens // tokens))
+    cache = MadeUp(Run(model=model, data=batch), {})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kinds = {kind: Contender(cache, kind, width, args.precision, device) for kind in PLANS}
     for contender in kinds.values():
