@@ -17,7 +17,7 @@ import torch
 
 from erw.config import Eval, Run
 from erw.data.cache import Cache
-from erw.errors import CheckpointError, ConfigError, ErwError
+from erw.errors import CheckpointError, ConfigError, ErwError, Preempted
 from erw.evaluation.images import reference_images
 from erw.interop import starting_point
 from erw.io import load_tensors, write_text
@@ -26,7 +26,7 @@ from erw.plan import SIT, Align, Plan, constant, half_life, repa, stop_at
 from erw.recipes import recipe
 from erw.study import rows as module
 from erw.study import run as run_module
-from erw.study.engines import command, run_tasks, slurm, submit
+from erw.study.engines import Job, command, run_tasks, slurm, submit
 from erw.study.outcome import Line, Number, cells, lines_of, told, verdict
 from erw.study.report import report
 from erw.study.results import by_method, read_runs
@@ -408,6 +408,20 @@ def test_runs_in_parallel_processes_and_one_that_fails(cache: Path, tmp_path: Pa
     assert command("two", tmp_path, "good-0", processes=4)[2:6] == [
         "torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m",
     ]  # fmt: skip
+
+
+def test_a_study_that_is_terminated_has_its_runs_save(cache: Path, tmp_path: Path) -> None:
+    one = tiny_run(cache, plan=SIT)
+    study = Study("two", "Two", rows=(Row("a", one), Row("b", one.replace(steps=6))), points=1)
+    saved: list[str] = []
+
+    def start(name: str, place: int) -> Job:
+        return Job(lambda: None, lambda: saved.append(name))
+
+    with pytest.raises(Preempted, match="the same command goes on"):
+        terminate = partial(os.kill, os.getpid(), signal.SIGTERM)
+        run_tasks(tasks(study), tmp_path, start, jobs=2, tick=lambda: terminate())
+    assert saved == ["a-0", "b-0"]
 
 
 def test_a_preempted_job_saves_and_goes_on(

@@ -16,6 +16,7 @@ from erw.errors import ConfigError, ErwError, one_line
 from erw.io import write_text
 from erw.log import say
 from erw.study.rows import Task, finished
+from erw.training.signals import collected, stopped
 from erw.training.trained import RECIPE
 
 
@@ -37,36 +38,39 @@ def run_tasks(
     """Train what is not finished, `jobs` at a time, each after what it begins with; call `then`
     after each, and `tick` again and again meanwhile.
 
-    Raises ErwError where some failed, once the others have ended; KeyboardInterrupt after those
-    under way have saved.
+    Raises ErwError where some failed, once the others have ended; KeyboardInterrupt after Ctrl-C,
+    SIGTERM or SIGUSR1 once those under way have saved.
     """
     waiting, failed, running = unfinished(todo, out), dict[str, str](), dict[str, tuple[int, Job]]()
-    try:
-        while waiting or running:
-            unmet = {*waiting, *running, *failed}
-            ready = [n for n in waiting if not {todo[n].warmup, todo[n].start} & unmet]
-            places = sorted({*range(jobs)} - {place for place, _ in running.values()})
-            for place, name in zip(places, ready, strict=False):
-                waiting.remove(name)
-                say(f"{name} begins; {len(running)} others are under way, {len(waiting)} wait")
-                running[name] = place, start(name, place)
-            if not running:
-                break  # what waits would begin with what failed
-            for name, (_, job) in [*running.items()]:
-                if (code := job.poll()) is not None:
-                    del running[name]
-                    log = out / "logs" / f"{name}.txt"
-                    if code:
-                        said = log.read_text().strip().split("\n")[-1] if log.exists() else ""
-                        failed[name] = f"{name} failed ({said or f'exit code {code}'})"
-                    elif todo[name].watched:
-                        then()
-            tick()
-            time.sleep(0.1 * bool(running))
-    except BaseException:
-        for _, job in running.values():
-            job.stop()
-        raise
+    with collected() as signals:
+        try:
+            while waiting or running:
+                if signals:
+                    raise stopped(signals, "with the runs under way")
+                unmet = {*waiting, *running, *failed}
+                ready = [n for n in waiting if not {todo[n].warmup, todo[n].start} & unmet]
+                places = sorted({*range(jobs)} - {place for place, _ in running.values()})
+                for place, name in zip(places, ready, strict=False):
+                    waiting.remove(name)
+                    say(f"{name} begins; {len(running)} others are under way, {len(waiting)} wait")
+                    running[name] = place, start(name, place)
+                if not running:
+                    break  # what waits would begin with what failed
+                for name, (_, job) in [*running.items()]:
+                    if (code := job.poll()) is not None:
+                        del running[name]
+                        log = out / "logs" / f"{name}.txt"
+                        if code:
+                            said = log.read_text().strip().split("\n")[-1] if log.exists() else ""
+                            failed[name] = f"{name} failed ({said or f'exit code {code}'})"
+                        elif todo[name].watched:
+                            then()
+                tick()
+                time.sleep(0.1 * bool(running))
+        except BaseException:
+            for _, job in running.values():
+                job.stop()
+            raise
     if failed:
         rest = f"{len(waiting)} others were not begun; logs are in {out / 'logs'}"
         raise ErwError(f"{'; '.join(failed.values())}; {rest}, the same command tries again")

@@ -158,7 +158,7 @@ def train(
                 for line in lines or ():
                     metrics.write(line, step)
                 if processes.agree(bool(signals)):
-                    raise stopped(signals, step)
+                    raise stopped(signals, f"after step {step}")
 
         if newest and start.step in at:
             evaluate_now(start.step)
@@ -226,7 +226,7 @@ def train(
             if done in at:
                 evaluate_now(done)
             if stop and not last:
-                raise stopped(signals, done)
+                raise stopped(signals, f"after step {done}")
         trainer.synced = trainer.net  # lets go of the group of processes, which ends next
     return Result(out, run.steps)
 

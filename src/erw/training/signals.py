@@ -9,10 +9,10 @@ from typing import Any
 from erw.errors import Preempted
 
 
-def stopped(signals: Sequence[int], step: int) -> KeyboardInterrupt:
-    """What ends a run that was asked to stop, once it has saved."""
+def stopped(signals: Sequence[int], at: str) -> KeyboardInterrupt:
+    """What ends a run or a study that was asked to stop, once what it did is saved."""
     kind = KeyboardInterrupt if signal.SIGINT in signals else Preempted
-    return kind(f"stopped after step {step}; the same command goes on from there")
+    return kind(f"stopped {at}; the same command goes on from there")
 
 
 @contextmanager
