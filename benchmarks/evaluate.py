@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from record import begun, machine, summary, write
-from step import Contender, table
+from turns import Contender, table
 
 TASKS = {"fid": ("torch-fidelity", "pytorch-fid", "erw"), "pr": ("prdc", "erw")}
 AIMS = {"torch-fidelity": 1.0, "pytorch-fid": 1.0, "prdc": 3.0}

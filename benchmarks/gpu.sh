@@ -46,8 +46,8 @@ for size in b l xl; do
     done
 done
 if [ -n "$repa" ]; then
-    run 150 step-xl python benchmarks/step.py --peer "repa=$repa" --model XL/2 --batch 64 --align-depth 8 \
-        --warmup-depth 4 --precision bf16 --rounds 5 --out "$out/step-xl.json"
+    run 150 step-xl python -m erw bench sit_xl2_in256_repa --data.batch-size 64 --optim.compile true --repeat 10 \
+        --peer "repa=$repa" --out "$out/step-xl.json"
 else
     say "skipped: REPA's step (no clone given)"
 fi

@@ -27,7 +27,7 @@ from erw.training.loop import Trainer
 from erw.training.network import resolve
 from erw.training.objective import build_objective
 from record import begun, summary, write
-from step import table
+from turns import table
 
 WIDTHS = {"quickstart": (128, 2), "SiT-S": (384, 6)}  # channels, heads
 TREAD = Plan(align=(), routing=Routing("tread", (3, 9)))

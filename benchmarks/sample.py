@@ -24,7 +24,7 @@ from erw.config import SIZES
 from erw.interop.layouts import positions, to_diffusers
 from erw.models import SiT
 from record import add_peer, begun, machine, summary, write
-from step import Contender, table
+from turns import Contender, table
 
 PEERS = {
     "erw": "repa",

@@ -47,11 +47,10 @@ def decoder(spec: dict[str, Any]) -> Any:
 
 def repa(spec: dict[str, Any]) -> Turn:
     """The clone's model and its `euler_sampler`, called as its generate.py does."""
-    from peer_repa import stand_in_for_timm
+    from erw.training.peers import importing
 
     clone, vae = Path(spec["path"]), decoder(spec)  # first: diffusers looks for a whole timm
-    stand_in_for_timm()
-    sys.path.insert(0, str(clone))
+    importing(clone).__enter__()  # for as long as this process lives
     from models.sit import SiT_models
 
     from samplers import euler_sampler

@@ -1,24 +1,10 @@
 """The benchmarks' own side still runs: peers are clones that a test does not have."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from helpers.forked import Python
-
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.mark.parametrize("phase", ["warmup", "full"])
-def test_our_step_takes_part(phase: str) -> None:
-    spec = {"name": "erw", "model": "S/8", "batch": 2, "threads": 1, "compile": False}
-    spec |= {"warmup_depth": 1, "align_depth": 4}
-    order = {"precision": "fp32", "phase": phase, "steps": 1}
-    done = Python(BENCHMARKS / "contenders.py", json.dumps(spec), stdin=json.dumps(order))
-    assert done.wait() == 0, done.err
-    answer = json.loads(done.out)
-    assert len(answer["wall"]) == len(answer["cpu"]) == 1
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BENCHMARKS.glob("*.py")))

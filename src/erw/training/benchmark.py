@@ -28,7 +28,9 @@ from erw.dist import World, current
 from erw.training.flops import Ledger
 from erw.training.loop import Trainer
 from erw.training.objective import build_objective
+from erw.training.peers import build_peer, importing, weights_of
 
+NONE: Mapping[str, Path] = {}
 PARTS = ("data", "forward", "backward", "optimizer", "ema")
 """Of a step: reading its rows; network and losses; gradients and their clipping; AdamW; EMA."""
 
@@ -73,17 +75,22 @@ class MadeUp:
         return batch if features else batch._replace(features=())
 
 
-def bench(run: Run, cache: Any, ledger: Ledger, *, steps: int = 10) -> dict[str, Any]:
+def bench(
+    run: Run, cache: Any, ledger: Ledger, *, steps: int = 10, peers: Mapping[str, Path] = NONE
+) -> dict[str, Any]:
     """The record of a resolved run's steps on this device.
 
     Args:
         cache: a `Cache`, or `MadeUp` rows.
         steps: timed of each phase, after three that are not.
+        peers: clones of others' code by name (`erw.training.peers`), whose steps take turns with
+            ours of full training, from the same weights and on the same batch.
 
     The record has `device`, `dtype`, `peak` (FLOP/s of products), `memory` (bytes at most) and for
     each of `phases`: `seconds` a step (median, least, most), `images` a second, `flops` a step,
     `utilisation` (0 to 1), and `parts`, seconds of each of `PARTS` with the device waited for in
-    between.
+    between; and for each of `peers` its `seconds` and `ours` a step, and `times` that ours is as
+    fast, taken within a turn.
     """
     world = current()
     trainer = Trainer(run, cache, world, Path("none"), {}, build_objective(run, cache))
@@ -104,10 +111,32 @@ def bench(run: Run, cache: Any, ledger: Ledger, *, steps: int = 10) -> dict[str,
                 "utilisation": flops / world.size / median / most,
                 "parts": _parts(trainer, step, world, steps),
             }
+    found = {name: _beside(trainer, name, clone, steps) for name, clone in peers.items()}
     return {
         "device": _name(world), "processes": world.size, "dtype": str(trainer.dtype), "peak": most,
-        "memory": memory(world.device), "phases": phases,
+        "memory": memory(world.device), "phases": phases, "peers": found,
     }  # fmt: skip
+
+
+def _beside(trainer: Trainer, name: str, clone: Path, steps: int) -> dict[str, list[float]]:
+    """Steps of a peer and ours in turns."""
+    run, world = trainer.run, trainer.processes
+    at = run.plan.warmup
+    times: list[tuple[float, float]] = []
+    with importing(clone), trainer.threaded():
+        peer = build_peer(name, clone, run, trainer.read(at).to(world.device), trainer.dtype)
+        trainer.model.load_state_dict(weights_of(peer.model))
+        trainer.enter(run.phase(at))
+        for _ in range(steps + 3):
+            _wait(world.device)
+            begin = time.perf_counter()
+            peer.step()
+            _wait(world.device)
+            times.append((time.perf_counter() - begin, _seconds(trainer, at, world)))
+    theirs, ours = zip(*times[3:], strict=True)
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    values = {"seconds": theirs, "ours": ours, "times": ratios}
+    return {key: [statistics.median(v), min(v), max(v)] for key, v in values.items()}
 
 
 def peak(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
