@@ -44,6 +44,8 @@ def page() -> str:
         parts += [f"## {name}", f"**{title.removeprefix('# ')}.** `erw study {name} --out DIR`"]
         parts += [words[name]["say"].strip(), body.strip()]
         parts += [f"![{name}]({link}/{x})" for x in FIGURES if (RESULTS / name / x).is_file()]
+    missing = [name for name in STUDIES if name in words and name not in here]
+    parts += [f"Not made yet: {', '.join(missing)}."] if missing else []
     return "\n\n".join([*parts, words["end"].strip()]) + "\n"
 
 

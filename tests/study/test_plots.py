@@ -62,6 +62,24 @@ def test_labels_at_line_ends_keep_their_distance(runs: list[RunResult]) -> None:
     assert all(b - a > 15 for a, b in itertools.pairwise(heights))
 
 
+def test_rows_of_dots_stand_by_their_last_score(runs: list[RunResult]) -> None:
+    ax = plots.dots_figure(runs, "fd_lite2").axes[0]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    last = {
+        name: sum(run.curve("values", "fd_lite2").values[-1] for run in group) / len(group)
+        for name, group in by_method(runs).items()
+    }
+    assert names == sorted(last, key=lambda name: last[name])
+    dots = {name: [] for name in names}
+    for line in ax.lines:
+        if len(line.get_xdata()) == 1:
+            dots[names[round(line.get_ydata()[0])]].append((line.get_alpha(), line.get_xdata()[0]))
+    for name in names:
+        assert max(dots[name])[1] == pytest.approx(last[name]), "the darkest is the last"
+    spans = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2]
+    assert len(spans) == len(names) and all(low <= high for low, high in spans)
+
+
 def test_axes_have_units_that_fit(runs: list[RunResult]) -> None:
     assert plots.cost_axis(runs, "flops") == (1e12, "training compute, TFLOP")
     assert plots.cost_axis(runs, "seconds") == (60.0, "training time, minutes")

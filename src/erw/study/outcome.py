@@ -12,12 +12,14 @@ from erw.evaluation.callback import HIGHER
 from erw.io import write_bytes, write_text
 from erw.study.compare import amount, label_of
 from erw.study.knowledge import history, save_knowledge
-from erw.study.plots import LIGHT, samples_figure, score_figure, to_bytes
+from erw.study.plots import LIGHT, dots_figure, samples_figure, score_figure, to_bytes
 from erw.study.results import METRICS, RunResult, by_method, read_runs
 from erw.study.studies import PAPER, Row, Study, folder_of
 
 SCORES = {"flow": "held-out loss", "knn": "k-NN", "cknna": "CKNNA"}
 COSTS = {"FLOPs": "flops_total", "of it warm-up": "flops_warmup", "seconds": "seconds"}
+CURVES = 8
+"""Methods whose curves a figure can hold."""
 LATEX = str.maketrans({c: f"\\{c}" for c in "&%_#$"} | {"λ": r"$\lambda$", "×": r"$\times$"})
 
 
@@ -150,7 +152,8 @@ def write_figure(study: Study, out: Path) -> None:
     scored = [run for run in runs if study.metric in run.names("values")]
     if not scored:
         return
-    draw = samples_figure(runs) if study.figure == "samples" else score_figure(scored, study.metric)
+    plot = score_figure if len(by_method(scored)) <= CURVES else dots_figure
+    draw = samples_figure(runs) if study.figure == "samples" else plot(scored, study.metric)
     write_bytes(out / "figure.svg", to_bytes(draw, LIGHT, "svg"))
 
 

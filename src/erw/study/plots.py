@@ -177,6 +177,46 @@ def score_figure(
     return lines_figure(lines, theme, title=title, label=label, **options, linewidth=2.4)
 
 
+def dots_figure(runs: Runs, metric: str, theme: Theme = LIGHT) -> Any:
+    """A score of many methods, a row each, the best at the end on top: the last mean dark, with its
+    seeds' range, means of the scores before it the paler the earlier."""
+    from matplotlib.figure import Figure
+
+    sign = -1 if metric.startswith(HIGHER) else 1
+    curves = {
+        name: [run.curve("values", metric, over="flops", scale=1.0) for run in group]
+        for name, group in by_method(runs).items()
+    }
+    means = {name: mean_curve(some).values for name, some in curves.items()}
+    names = sorted(means, key=lambda name: sign * means[name][-1])
+    colors = {name: theme.series.get(name, theme.spare[0]) for name in names}
+    with style(theme):
+        left, top, bottom = max(7.2 * len(name) for name in names) + 12, 44, 44
+        width, height = WIDE[0], top + bottom + 21.0 * len(names)
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        spans = 1 - (left + 70) / width, 1 - (bottom + top) / height
+        ax: Any = figure.add_axes((left / width, bottom / height, *spans))
+        sense = "higher" if sign < 0 else "lower"
+        title = (
+            f"{label_of(metric)} of each row ({sense} is better); paler: earlier, at less compute"
+        )
+        figure.text(0.0, 1 - 14 / height, title, ha="left", va="center", weight="bold")
+        for y, name in enumerate(names):
+            values, color = means[name], colors[name]
+            for age, value in enumerate(reversed(values)):
+                ax.plot(value, y, "o", color=color, markersize=7, alpha=0.4**age)
+            ends = [curve.values[-1] for curve in curves[name]]
+            ax.plot([min(ends), max(ends)], [y, y], color=color, linewidth=2, alpha=0.5)
+            text = {"va": "center", "color": color, "weight": "bold", **POINTS}
+            ax.annotate(
+                f"{values[-1]:.4g}", (1, y), (8, 0), xycoords=("axes fraction", "data"), **text
+            )
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.grid(axis="x")
+    return figure
+
+
 def curve_figure(
     runs: Runs, group: str, name: str, theme: Theme = LIGHT, *, over: str = "flops",
     size: Size = HALF,
