@@ -30,7 +30,7 @@ from erw.dist import (
     unsynced,
     whole,
     world,
-)  # fmt: skip
+)
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
 from erw.io import lock, save_tensors, tensor_header, write_json
