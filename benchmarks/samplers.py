@@ -50,10 +50,10 @@ def repa(spec: dict[str, Any]) -> Turn:
     from erw.training.peers import importing
 
     clone, vae = Path(spec["path"]), decoder(spec)  # first: diffusers looks for a whole timm
-    importing(clone).__enter__()  # for as long as this process lives
-    from models.sit import SiT_models
+    with importing(clone):
+        from models.sit import SiT_models
 
-    from samplers import euler_sampler
+        from samplers import euler_sampler
 
     # The clone's S models forget this setting and cannot run without it.
     mended = {"decoder_hidden_size": 384} if spec["model"].startswith("S/") else {}

@@ -144,7 +144,7 @@ def world() -> Iterator[World]:
 def _of_the_living(store: dist.Store, rank: int, size: int) -> dist.Store:
     """The part of a store in which only processes that run now have written.
 
-    `torchrun` keeps its store over restarts (PyTorch 2.11), so a process that starts again would
+    `torchrun` keeps its store over restarts (PyTorch 2.13), so a process that starts again would
     take the address that a dead one left there for the new one's: it fails, or waits for ever.
     The first process names the part, and answers each of the others by the name that it gives.
     """
