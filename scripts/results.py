@@ -10,8 +10,7 @@ import tomllib
 from pathlib import Path
 
 from erw.config import from_dict
-from erw.evaluation.callback import HIGHER
-from erw.study.outcome import lines_of, told
+from erw.study.outcome import judged, lines_of
 from erw.study.results import read_study
 from erw.study.studies import STUDIES, Study
 
@@ -52,12 +51,10 @@ def page() -> str:
 def counted(name: str) -> list[str]:
     """How many of the claimed orders hold, do not, and are not told apart; how many seeds."""
     study = from_dict(Study, read_study(RESULTS / name)["study"])
-    scores = {x.row.label: x.scores.get(study.metric) for x in lines_of(study, RESULTS / name)}
-    pairs = [(scores.get(a), scores.get(b)) for a, b in study.better]
-    higher = study.metric.startswith(HIGHER)
-    said = [told(a, b, higher=higher, noise=study.noise) for a, b in pairs if a and b]
-    seeds = {len(number.values) for number in scores.values() if number}
-    counts = [str(said.count(word)) for word in ("agree", "differ", "not told apart")]
+    lines = lines_of(study, RESULTS / name)
+    said, metric = judged(study, lines), study.metric
+    seeds = {len(x.scores[metric].values) for x in lines if metric in x.scores}
+    counts = [str(len(said.get(word, ()))) for word in ("agree", "differ", "not told apart")]
     return [*counts, " to ".join(map(str, sorted({min(seeds), max(seeds)})))]
 
 

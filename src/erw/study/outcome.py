@@ -85,17 +85,27 @@ def told(ours: Number, theirs: Number, *, higher: bool, noise: float) -> str:
     return "agree" if min(a) > max(b) else "differ" if max(a) < min(b) else "not told apart"
 
 
+def judged(study: Study, lines: Sequence[Line]) -> dict[str, list[tuple[str, str]]]:
+    """The pairs of `study.better` that are scored, by what is `told` of them."""
+    by = {x.row.label: x.scores[study.metric] for x in lines if study.metric in x.scores}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for a, b in study.better:
+        if a in by and b in by:
+            word = told(by[a], by[b], higher=study.metric.startswith(HIGHER), noise=study.noise)
+            found.setdefault(word, []).append((a, b))
+    return found
+
+
 def verdict(study: Study, lines: Sequence[Line]) -> str:
     """In one line, what of the claim the numbers bear out, and which row is best."""
     compare = partial(told, higher=study.metric.startswith(HIGHER), noise=study.noise)
     by = {x.row.label: x.scores[study.metric] for x in lines if study.metric in x.scores}
     if not by:
         return "Nothing is scored yet."
-    words: dict[str, list[str]] = {}
-    for a, b in study.better:
-        if a in by and b in by:
-            pair = f"{a} against {b} ({by[a].mean:.4g}, {by[b].mean:.4g})"
-            words.setdefault(compare(by[a], by[b]), []).append(pair)
+    words = {
+        word: [f"{a} against {b} ({by[a].mean:.4g}, {by[b].mean:.4g})" for a, b in pairs]
+        for word, pairs in judged(study, lines).items()
+    }
     order = max if study.metric.startswith(HIGHER) else min
     best = order(by, key=lambda label: by[label].mean)
     near = [x for x in by if x != best and compare(by[best], by[x]) != "agree"]
