@@ -21,7 +21,7 @@ from erw.training.objective import total
 from helpers.tiny import tiny_run
 from helpers.training import InterruptAfter, assert_same_run, go
 
-RNG = Draws(0, 3, 0, 4, 4)
+RNG = Draws(0, 3, 0, 4)
 
 
 def setting(*terms: Align, dim: int = 24) -> tuple[Network, Batch, Phase]:

@@ -69,7 +69,7 @@ def test_the_boundary_carries_the_weights_exactly(
 
 def draws_of(s: Trainer, step: int) -> Draws:
     count = s.run.plan.batch(step, s.run.data.batch_size)
-    return Draws(s.run.seed, step, 0, count, count)
+    return Draws(s.run.seed, step, 0, count)
 
 
 def trained(s: Trainer) -> list[tuple[str, nn.Parameter]]:
@@ -212,7 +212,7 @@ def test_a_warm_up_without_rotary_positions_is_that_of_a_model_without_them(
         with torch.no_grad():
             for p in s.net.parameters():  # open the gates, so that attention is heard
                 p.add_(0.02)
-            draws = Draws(0, 9, lo=0, hi=8, total=8, device="cpu")
+            draws = Draws(0, 9, lo=0, hi=8)
             losses += [s.objective(s.net, s.read(9), p, draws)["align"] for p in phases[1:]]
     plain, without, rotated = (torch.stack(losses[4 * i : 4 * i + 4]) for i in range(3))
     assert torch.equal(plain[:3], without[:3]) and not torch.equal(plain[2], rotated[2])

@@ -76,7 +76,7 @@ def test_it_learns_the_mean_and_covariance_of_gaussian_features() -> None:
         z = torch.randn(256, dim, generator=generator(1, i)) @ mix.T + mean
         empty = torch.zeros(256, 1)
         batch = Batch(empty, empty, torch.zeros(256, dtype=torch.long), (), z)
-        losses = step(Network(net), batch, FULL, Draws(0, i, 0, 256, 256))
+        losses = step(Network(net), batch, FULL, Draws(0, i, 0, 256))
         total(losses, FULL).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -153,7 +153,7 @@ def test_the_step_standardises_and_drops_representations() -> None:
     batch = Batch(torch.zeros(64, 1), torch.zeros(64, 1), torch.zeros(64).long(), (), token)
     step, draws = (
         FlowMatching(null_class=0, token="given", class_dropout=0.5),
-        Draws(0, 0, 0, 64, 64),
+        Draws(0, 0, 0, 64),
     )
     y = step.condition(batch, FULL, draws)
     dropped = draws.uniform("label") < 0.5

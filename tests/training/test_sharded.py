@@ -176,7 +176,7 @@ def test_blocks_gathered_in_bf16_have_the_gradients_of_autocast(
             net.train_only(phase)
             for i in range(parts):
                 lo, hi = 4 * i, 4 * i + 4
-                rows, rng = batch.rows(slice(lo, hi)), Draws(0, step, lo, hi, 8)
+                rows, rng = batch.rows(slice(lo, hi)), Draws(0, step, lo, hi)
                 with unsynced(net, last=i == parts - 1), torch.autocast("cpu", torch.bfloat16):
                     total(s.objective(net, rows, phase, rng), phase).backward()
             grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}

@@ -257,7 +257,7 @@ def test_the_step_noises_both_alike_and_weighs_their_losses() -> None:
     net = Network(reg(), terms=plan.align, dims={"align": (24,)}, hidden=32)
     batch = Batch(torch.randn(4, 4, 8, 8), torch.rand(4, 4, 8, 8), torch.tensor([1, 2, 3, 4]),
                   (torch.randn(4, 16, 24),), torch.randn(4, 24))  # fmt: skip
-    draws = Draws(0, 5, 0, 4, 4)
+    draws = Draws(0, 5, 0, 4)
     phase = Phase(weights={"flow": 1.0, "token": 0.03, "align": 0.5}, terms=plan.align)
     learn = FlowMatching(null_class=10, features=("encoder",), token="denoised")
     losses = learn(net, batch, phase, draws)

@@ -136,7 +136,7 @@ def _counted(
             torch.zeros(1, model.class_dim) if model.class_dim else None,
         )
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            rng = Draws(0, 0, lo=0, hi=1, total=1, device="meta")
+            rng = Draws(0, 0, lo=0, hi=1, device="meta")
             losses = build_objective(run)(net, batch, phase, rng, ema=net.model)
             total(losses, phase).backward()
     if own:

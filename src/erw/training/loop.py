@@ -332,7 +332,7 @@ class Trainer:
         before clipping, and `bad`; all stay on the device.
         """
         count = self.run.plan.batch(step, self.run.data.batch_size)
-        rng = Draws(self.run.seed, step, *self.processes.share(count), count, self.device)
+        rng = Draws(self.run.seed, step, *self.processes.share(count), self.device)
         values: Losses = {}
         for losses in self.backward(phase, batch.to(self.device), rng):
             for name, value in losses.items():
