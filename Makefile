@@ -32,7 +32,8 @@ test: $(VENV)/.tools  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) \
 		--dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
-torture: $(VENV)/.tools  ## 200 kills at random moments, and what docs/reliability.md tells of
+torture: $(VENV)/.tools  ## 200 kills, ten minutes of fuzzing, two machines: docs/reliability.md
+	$(BIN)/python -m pip install -q atheris || echo "no atheris for this Python: not fuzzed"
 	OMP_NUM_THREADS=1 ERW_TORTURE=$(KILLS) $(BIN)/python -m pytest -s -q tests/torture
 
 check: $(VENV)/.tools  ## format, lint and types, changing nothing

@@ -17,14 +17,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises CheckpointError for a line in the middle that is not JSON, or has no step.
     """
-    lines = path.read_text().split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     out = []
     for number, line in enumerate(lines, start=1):
         try:
             out.append(json.loads(line))
             out[-1]["step"] + 0
+            out[-1]["kind"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            problem = f"{path}, line {number} is no JSON object with a step ({error})"
+            problem = f"{path}, line {number} is no JSON object with a step and a kind ({error})"
             raise CheckpointError(problem) from error
     return out
 

@@ -18,6 +18,12 @@ def test_a_study_is_read_with_a_methods_seeds_together(tmp_path: Path) -> None:
     assert all(run.finished for runs in groups.values() for run in runs)
 
 
+def test_runs_of_a_study_that_have_only_begun_are_left_out(tmp_path: Path) -> None:
+    study = write_study(tmp_path, seeds=1)
+    (next(study.glob("runs/*[Rr][Ee][Pp][Aa]*")) / "metrics.jsonl").write_text("")
+    assert [run.method for run in read_runs([study])] == ["SiT", "ERW"]
+
+
 def test_curves_are_found_by_name_over_every_cost(tmp_path: Path) -> None:
     run = read_runs([write_run(tmp_path / "r", "ERW", lines_of("ERW", 0))])[0]
     assert run.names("losses") == ["align", "flow"] and run.names("values") == ["fd_lite2"]

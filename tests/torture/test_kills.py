@@ -10,22 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from helpers.forked import Python, ranks
+from helpers.forked import Python
 from helpers.tiny import tiny_cache
+from helpers.torture import KILLS, LONG, SEED, TINY, Begin, alone, two
 from helpers.training import assert_same_run
-
-KILLS = int(os.environ.get("ERW_TORTURE", "0"))
-SEED = int(os.environ.get("ERW_TORTURE_SEED", "0"))
-LONG = pytest.mark.skipif(not KILLS, reason="long: make torture runs it")
-TINY = Path(__file__).parents[1] / "helpers" / "tiny.py"
-
-Begin = Callable[[Path], list[Python]]
-"""Starts the processes of a command that writes into a folder."""
 
 
 def outlived(
@@ -53,14 +45,6 @@ def outlived(
         if codes == [0] * len(processes):
             return killed, time.monotonic() - now
         assert wanted, [p.err for p in processes]
-
-
-def alone(cache: Path, *words: object) -> Begin:
-    return lambda out: [Python(TINY, cache, out, *words)]
-
-
-def two(cache: Path, *words: object) -> Begin:
-    return lambda out: [Python(TINY, cache, out, *words, env=env) for env in ranks(2)]
 
 
 @pytest.mark.parametrize(

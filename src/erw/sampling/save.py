@@ -87,21 +87,24 @@ def read_images(
 
     Reading to the end checks the archive's checksum. Raises DataError when damaged.
     """
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
-            version = np.lib.format.read_magic(stream)[0]
-            read_header = getattr(np.lib.format, f"read_array_header_{version}_0")
-            shape, fortran, dtype = read_header(stream)
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
-                found = f"{dtype} {shape}" + " in Fortran order" * fortran
-                raise ValueError(f"arr_0 is {found}; expected uint8 (N, H, W, 3) in C order")
-            size, end = math.prod(shape[1:]), shape[0] if stop is None else stop
-            stream.seek(first * size, os.SEEK_CUR)
-            for lo in range(first, end, rows):
-                data = bytearray(stream.read(min(rows, end - lo) * size))
-                yield np.frombuffer(data, np.uint8).reshape(min(rows, end - lo), *shape[1:])
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path} is damaged or no .npz of images: {error}") from error
+    problem = f"{path} is damaged or no .npz of images"
+    with (
+        Path(path).open("rb") as file,
+        raised_as(DataError, problem),
+        zipfile.ZipFile(file) as archive,
+        archive.open("arr_0.npy") as stream,
+    ):
+        version = np.lib.format.read_magic(stream)[0]
+        read_header = getattr(np.lib.format, f"read_array_header_{version}_0")
+        shape, fortran, dtype = read_header(stream)
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
+            found = f"{dtype} {shape}" + " in Fortran order" * fortran
+            raise ValueError(f"arr_0 is {found}; expected uint8 (N, H, W, 3) in C order")
+        size, end = math.prod(shape[1:]), shape[0] if stop is None else stop
+        stream.seek(first * size, os.SEEK_CUR)
+        for lo in range(first, end, rows):
+            data = bytearray(stream.read(min(rows, end - lo) * size))
+            yield np.frombuffer(data, np.uint8).reshape(min(rows, end - lo), *shape[1:])
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from erw.io import write_bytes, write_text
 from erw.study.compare import amount, label_of
 from erw.study.knowledge import history, save_knowledge
 from erw.study.plots import LIGHT, dots_figure, samples_figure, score_figure, to_bytes
-from erw.study.results import METRICS, RunResult, by_method, read_runs
+from erw.study.results import RunResult, begun, by_method, read_runs
 from erw.study.studies import PAPER, Row, Study, folder_of
 
 SCORES = {"flow": "held-out loss", "knn": "k-NN", "cknna": "CKNNA"}
@@ -53,7 +53,7 @@ def lines_of(study: Study, out: Path) -> list[Line]:
     for row in study.rows:
         label, found = first.setdefault((row.run, row.start), row.label), []
         for folder in (out / "runs" / folder_of(label, seed) for seed in study.seeds):
-            if row.run and (folder / METRICS).is_file():
+            if row.run and begun(folder):
                 found.append(numbers_at(read_runs([folder])[0], row.at or row.run.steps))
         every = [dict.fromkeys(name for one in found for name in one[i]) for i in (0, 1)]
         scores, costs = (

@@ -133,12 +133,19 @@ def read_study(folder: Path) -> dict[str, Any]:
     return read_json(folder / STUDY) if (folder / STUDY).is_file() else {}
 
 
+def begun(folder: Path) -> bool:
+    """Whether the run of a study, which may be under way, has a line of training yet."""
+    path = folder / METRICS
+    return path.is_file() and any(line["kind"] == "train" for line in read_metrics(path))
+
+
 def _folders(path: Path) -> list[Path]:
     """The run folders that a path means: itself, or the runs of a study."""
     if (path / METRICS).is_file():
         return [path]
     names = read_study(path).get("runs", [])
-    folders = [path / "runs" / name for name in names if (path / "runs" / name / METRICS).is_file()]
+    every = [path / "runs" / name for name in names]
+    folders = [folder for folder in every if begun(folder)]
     if not folders:
         raise FileNotFoundError(f"no {METRICS} in {path}: not the folder of a run, nor of a study")
     return folders

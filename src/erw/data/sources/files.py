@@ -122,7 +122,7 @@ def zipped(path: Path) -> Files:
     with raised_as(DataError, f"{path} is not a whole zip archive, copy it again"):
         archive = zipfile.ZipFile(path)
     # Of members of equal path the last counts, as in unpacking. Some tools write \, or ./ in front.
-    infos = [info for info in archive.infolist() if not info.is_dir()]
+    infos = [info for info in archive.infolist() if info.filename and not info.is_dir()]
     members = {m.filename.replace("\\", "/").removeprefix("./"): m for m in infos}
     entries = {key: f"{m.file_size}\0{m.CRC:08x}" for key, m in members.items()}
     return Files(

@@ -45,7 +45,8 @@ class Table(Source):
                 raise DataError(f"{path} has {layout!s:.99}, {first} {expected!s:.99}: {hint}")
             for group, size in enumerate(sizes):
                 self._places += [(path, group, row) for row in range(size)]
-                values += read(group, label).to_pylist() if label else [None] * size
+                with raised_as(DataError, f"{path} is damaged"):
+                    values += read(group, label).to_pylist() if label else [None] * size
         if rest := [
             name for name in schema.names if labelled and not label and name != self._image
         ]:
