@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erw.config import Run
 from erw.data.cache import Cache
+from erw.data.loader import Loader, on_device
 from erw.dist import World
 from erw.errors import NumericsError
 from erw.rng import Draws
@@ -80,6 +81,19 @@ def test_a_step_does_not_wait_for_the_device(cache: Path, tmp_path: Path, warmup
         trainer.step(step, phase, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_copied_beside_a_step_are_those_that_were_read(cache: Path) -> None:
+    opened = Cache.open(cache)
+    loader = Loader(opened, seed=0, features=tuple(opened.features), stored=True)
+    read = [loader.batch(range(i, i + 8)).pinned() for i in range(20)]
+    busy = torch.randn(2048, 2048, device="cuda")
+    for here, there in zip(read, on_device(read, torch.device("cuda")), strict=True):
+        busy = busy @ busy / 2048  # what the step would be
+        wanted = here.to("cpu")
+        assert torch.equal(there.mean.cpu(), wanted.mean)
+        assert torch.equal(there.labels.cpu(), wanted.labels)
+        assert torch.equal(there.features[0].cpu(), wanted.features[0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

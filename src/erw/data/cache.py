@@ -61,6 +61,10 @@ class Batch(NamedTuple):
         """The same rows in memory that a GPU reads while the host goes on."""
         return self._each(Tensor.pin_memory)
 
+    def used_on(self, stream: torch.cuda.Stream) -> None:
+        """Tell the allocator that a stream needs the memory, too, when the batch is let go."""
+        self._each(lambda x: x.record_stream(stream) or x)  # type: ignore[func-returns-value]
+
     def rows(self, index: slice) -> "Batch":
         """Some of the rows."""
         return self._each(lambda x: x[index])

@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from erw.data.cache import Batch, Cache
 from erw.rng import seeded
@@ -71,3 +72,27 @@ def prefetch(
             yield from (future.result() for future in pending)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a device. A GPU copies each on a stream of its own while it takes the step
+    before it, if it lies in pinned memory; so each is asked for one step early."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    side, before = torch.cuda.Stream(device), None
+
+    def arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(copied)
+        batch.used_on(stream)
+        return batch
+
+    for batch in batches:
+        with torch.cuda.stream(side):
+            copy = batch.to(device), side.record_event()
+        if before:
+            yield arrived(*before)
+        before = copy
+    if before:
+        yield arrived(*before)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from erw.config import Run
 from erw.data.cache import Batch, Cache
-from erw.data.loader import Loader, prefetch
+from erw.data.loader import Loader, on_device, prefetch
 from erw.data.sources import overview
 from erw.dist import (
     World,
@@ -176,6 +176,7 @@ def train(
 
         steps = range(start.step, run.steps)
         batches = prefetch(trainer.read, steps, threads=cache.threads)
+        batches = on_device(batches, trainer.device)
         for step in steps:
             watch.at(READING, step + 1)
             batch = next(batches)
