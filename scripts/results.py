@@ -1,17 +1,20 @@
 """Write docs/results.md: of every study in benchmarks/results/studies the paper's claim, our
 numbers and whether they agree; from docs/results.toml what is to be made of it.
 
-    python scripts/results.py            # --check: change nothing, fail where the page is not so
+    python scripts/results.py [STUDY...]     # --check: change nothing, fail where it is not so
+
+Of each STUDY, a folder of `erw study`, what is kept of it is taken into benchmarks/results first.
 """
 
 import argparse
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 
 from erw.config import from_dict
-from erw.study.outcome import judged, lines_of
-from erw.study.results import read_study
+from erw.study.outcome import judged, lines_of, write_figure, write_table
+from erw.study.results import STUDY, read_study
 from erw.study.studies import STUDIES, Study
 
 ROOT = Path(__file__).parents[1]
@@ -22,11 +25,29 @@ FIGURES = ("figure.svg", "figure-light.svg", "samples.png")
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", action="store_true", help="change nothing, say what would")
-    check = parser.parse_args().check
+    parser.add_argument("studies", nargs="*", type=Path, help="folders to take in")
+    options = parser.parse_args()
+    check = options.check
+    for folder in options.studies:
+        take(folder)
     if not check:
         PAGE.write_text(page(), "utf-8")
     elif PAGE.read_text("utf-8") != page():
         sys.exit("docs/results.md is not what the studies say; run scripts/results.py")
+
+
+def take(folder: Path) -> None:
+    """Copy a study's settings, runs (lines and recipes), and table and figure, made anew."""
+    study, runs = from_dict(Study, read_study(folder)["study"]), sorted(folder.glob("runs/*"))
+    out = RESULTS / study.name
+    for run in runs:
+        (out / "runs" / run.name).mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "recipe.json"):
+            shutil.copy(run / name, out / "runs" / run.name)
+    write_table(study, folder)
+    write_figure(study, folder)
+    for path in (folder / STUDY, *folder.glob("table.*"), *folder.glob("figure*")):
+        shutil.copy(path, out)
 
 
 def page() -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,8 +155,14 @@ def write_table(study: Study, out: Path) -> None:
 
 
 def write_figure(study: Study, out: Path) -> None:
-    """Write the figure as SVG: scores over total FLOPs, alignment over blocks, or samples."""
-    runs = read_runs([out])
+    """Write the figure as SVG: scores over total FLOPs, alignment over blocks, or samples.
+
+    A run that several rows show is named by the last of them, which has it to its end.
+    """
+    rows = [row for row in study.rows if row.run]
+    last = {(row.run, row.start): row.label for row in rows}
+    names = {row.label: last[row.run, row.start] for row in rows}
+    runs = [replace(run, method=names.get(run.method, run.method)) for run in read_runs([out])]
     if study.figure == "blocks" and (known := alignment_of(runs))["points"]:
         save_knowledge(known, out / "figure")
         return
