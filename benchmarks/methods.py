@@ -77,7 +77,9 @@ def placed(name: str, folder: Path, seed: int, options: argparse.Namespace) -> R
     )
     features = () if any(term.encoder for term in align) else ENCODERS[:1]
     cache = folder / (f"{name}-{seed}-cache" if teachers(name) else "cache")
-    data = dataclasses.replace(run.data, cache=(str(cache),), features=features)
+    data = dataclasses.replace(
+        run.data, cache=(str(cache),), features=features, batch_size=options.batch_size
+    )
     plan = dataclasses.replace(run.plan, align=align)
     scored = Eval(samples=options.samples, keep_best=False, loss_images=128)
     return run.replace(plan=plan, data=data, eval=scored)
@@ -102,23 +104,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--images", type=int, default=4096, help="in the cache")
-    parser.add_argument("--image-size", type=int, default=64, help="64, 128: 64, 256 tokens")
+    parser.add_argument("--image-size", type=int, default=64, help="a token is 8 x 8 pixels")
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--samples", type=int, default=500, help="of a score")
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     folder = options.runs
-    if options.image_size != 64:  # what reads no encoder, then
-        prepare_builtin(folder / "cache", image_size=options.image_size, count=options.images)
-        cache = Cache.open(folder / "cache")
-    else:
-        cache = complete_builtin(folder / "cache", count=options.images, encoders=ENCODERS)
+    encoders = ENCODERS if options.image_size == 64 else ENCODERS[:1]
+    made_of = {"image_size": options.image_size, "count": options.images, "encoders": encoders}
+    cache = prepare_builtin(folder / "cache", **made_of)
     base = lasting(placed("quickstart_sit", folder, 0, options), options.steps)
     budget = Ledger.of(resolve(base, cache), cache).spent(options.steps).total
     hidden = {str(folder): folder.name}
     found = begun("methods at equal FLOPs", hidden=hidden, out=options.out, threads=1)
     dtype, _ = precision(base.optim.precision, torch.device("cpu"))
-    found |= {"image_size": options.image_size}
+    found |= {"image_size": options.image_size, "batch_size": options.batch_size}
     found |= {"steps": options.steps, "flops": budget, "samples": options.samples}
     found |= {"precision": str(dtype).removeprefix("torch."), "rows": {}}
     for seed in options.seeds:
