@@ -1,31 +1,29 @@
-"""Draws against Random123's known answers and the distributions that they are of."""
+"""Draws against SplitMix64's published numbers and the distributions that they are of."""
 
 import pytest
 import torch
 
-from erw.rng import Draws, philox
-
-FULL = 0xFFFFFFFF
+from erw.rng import Draws, odd, seeded, signed, splitmix
 
 
 @pytest.mark.parametrize(
-    ("counter", "key", "words"),
+    ("seed", "words"),
     [
-        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-        ((FULL,) * 4, FULL << 32 | FULL, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-        (
-            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),  # digits of pi
-            0x299F31D0 << 32 | 0xA4093822,
-            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-        ),
+        (0, (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F)),
+        (1234567, (6457827717110365317, 3203168211198807973, 9817491932198370423)),
     ],
-    ids=["zeros", "ones", "pi"],
 )
-def test_philox_gives_the_known_answers_of_random123(
-    counter: tuple[int, ...], key: int, words: tuple[int, ...]
-) -> None:
-    a, b, c, d = (torch.tensor(word) for word in counter)
-    assert tuple(map(int, philox((a, b, c, d), key))) == words
+def test_words_are_those_of_splitmix64(seed: int, words: tuple[int, ...]) -> None:
+    """The generator's published first numbers, for the gamma that it is known by."""
+    found = splitmix(torch.arange(3), seed, 0x9E3779B97F4A7C15)
+    assert found.tolist() == [signed(word) for word in words]
+
+
+def test_gammas_are_odd_and_irregular() -> None:
+    for bits in (0, 1, 0xFF, (1 << 63) - 1, seeded(0, "a")):
+        gamma = odd(bits)
+        assert gamma % 2 == 1 and 0 < gamma < 1 << 64
+        assert bin(gamma ^ gamma >> 1).count("1") >= 24
 
 
 @pytest.mark.parametrize("name", ["uniform", "normal"])

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+LOW = 0xFFFFFFFF
+
 
 def seeded(seed: int, *tags: int | str) -> int:
     """A 63-bit seed that depends on `seed` and on every tag, in order."""
@@ -39,38 +41,45 @@ class Draws:
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), multiples of 2^-24, shape (hi - lo, *shape), float32."""
         words = self.words(name, math.prod(shape))
-        return ((words >> 8).float() * 2.0**-24).view(-1, *shape)
+        return ((words >> 40 & 0xFFFFFF).float() * 2.0**-24).view(-1, *shape)
 
     def normal(self, name: str, *shape: int) -> Tensor:
-        """Standard normal numbers, shape (hi - lo, *shape), float32, by Box and Muller's transform:
-        two of two uniform ones."""
+        """Standard normal numbers, shape (hi - lo, *shape), float32: pairs of them by Box and
+        Muller's transform of the halves of a word."""
         count = math.prod(shape)
-        u = (self.words(name, count + count % 2).float() + 0.5) * 2.0**-32  # in (0, 1]
-        radius, angle = (-2 * u[:, 0::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
+        words = self.words(name, -(-count // 2))
+        u, v = (((half & LOW).float() + 0.5) * 2.0**-32 for half in (words, words >> 32))
+        radius, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
         pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], 2)
         return pairs.flatten(1)[:, :count].reshape(-1, *shape)
 
     def words(self, name: str, count: int) -> Tensor:
-        """`count` words of 32 random bits for each row, int64 (hi - lo, count)."""
-        row = torch.arange(self.lo, self.hi, device=self.device)[:, None]
-        four = torch.arange(-(-count // 4), device=self.device)
-        zero = torch.zeros((), dtype=torch.int64, device=self.device)
-        words = philox((four, row, zero, zero), seeded(self.seed, "draw", name, self.step))
-        return torch.stack(words, 2).flatten(1)[:, :count]
+        """`count` words of 64 random bits for each row, int64 (hi - lo, count)."""
+        place = torch.arange(self.lo * count, self.hi * count, device=self.device)
+        tags = "draw", name, self.step
+        seed, gamma = seeded(self.seed, *tags), seeded(self.seed, *tags, "gamma")
+        return splitmix(place, seed, odd(gamma)).view(-1, count)
 
     def rows(self, lo: int, hi: int) -> "Draws":
         """The same step, narrowed to rows `lo:hi` of this process's rows (a micro-batch)."""
         return replace(self, lo=self.lo + lo, hi=self.lo + hi)
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon and others, "Parallel random numbers: as easy as 1, 2, 3", 2011): four
-    words of 32 bits from four and a key of 64, all in int64 tensors that broadcast."""
-    low = 0xFFFFFFFF
-    a, b, c, d = counter
-    left, right = key & low, key >> 32
-    for _ in range(10):
-        p, q = a * 0xD2511F53, c * 0xCD9E8D57  # modulo 2^64, so all their bits are there
-        a, b, c, d = (q >> 32 & low) ^ b ^ left, q & low, (p >> 32 & low) ^ d ^ right, p & low
-        left, right = left + 0x9E3779B9 & low, right + 0xBB67AE85 & low
-    return a, b, c, d
+def splitmix(place: Tensor, seed: int, gamma: int) -> Tensor:
+    """SplitMix64's numbers (Steele and others, "Fast splittable pseudorandom number generators",
+    2014) at these places from 0 on: 64 bits each, in int64. Streams differ in seed and gamma."""
+    x = (place + 1) * signed(gamma) + seed  # modulo 2^64
+    x = (x ^ (x >> 30 & (1 << 34) - 1)) * signed(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> 27 & (1 << 37) - 1)) * signed(0x94D049BB133111EB)
+    return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+def odd(bits: int) -> int:
+    """A gamma of SplitMix64: odd, and neither sparse nor regular in its bits."""
+    gamma = bits | 1
+    return gamma if (gamma ^ gamma >> 1).bit_count() >= 24 else gamma ^ 0xAAAAAAAAAAAAAAAA
+
+
+def signed(word: int) -> int:
+    """64 bits as the number that an int64 has for them."""
+    return word - (1 << 64) if word >> 63 else word
