@@ -27,7 +27,7 @@ from erw.recipes import recipe
 from erw.study import rows as module
 from erw.study import run as run_module
 from erw.study.engines import Job, command, run_tasks, slurm, submit
-from erw.study.outcome import Line, Number, cells, lines_of, told, verdict
+from erw.study.outcome import Line, Number, cells, judge, lines_of, verdict
 from erw.study.report import report
 from erw.study.results import by_method, read_runs
 from erw.study.rows import finished, tasks, warmup_of
@@ -313,7 +313,10 @@ def lines(**scores: tuple[float, ...]) -> list[Line]:
 
 def test_a_verdict_says_what_the_ranges_of_seeds_say() -> None:
     a, b, c = Number((3.0, 4.0)), Number((5.0, 6.0)), Number((3.5, 9.0))
-    lower, higher = partial(told, higher=False, noise=0.05), partial(told, higher=True, noise=0.05)
+    lower, higher = (
+        partial(judge, higher=False, noise=0.05),
+        partial(judge, higher=True, noise=0.05),
+    )
     assert lower(a, b) == "agree" and lower(b, a) == "differ"
     assert higher(a, b) == "differ" and higher(b, a) == "agree"
     assert lower(a, c) == higher(c, b) == "not told apart"

@@ -21,7 +21,11 @@ def doctor(run: Annotated[Positional[str], arg(metavar="RUN")], *, images: int =
         raise ConfigError(f"--images is {images}: expected at least 8")
     from erw.study.doctor import examine
 
-    found = examine(run, count=images)
-    print(*found, sep="\n")
-    odd = sum(not finding.good for finding in found)
-    print(f"{odd} of {len(found)} checks look odd" if odd else f"{len(found)} checks, nothing odd")
+    findings = examine(run, count=images)
+    print(*findings, sep="\n")
+    odd = sum(not finding.good for finding in findings)
+    print(
+        f"{odd} of {len(findings)} checks look odd"
+        if odd
+        else f"{len(findings)} checks, nothing odd"
+    )

@@ -59,11 +59,11 @@ def encoders(
             labels.append(label)
     images = torch.from_numpy(np.stack(pixels))
     _, origins = np.unique([str(source.origin(row)) for row in rows], return_inverse=True)
-    shown = images.permute(0, 3, 1, 2), torch.tensor(labels), torch.from_numpy(origins)
+    labelled = images.permute(0, 3, 1, 2), torch.tensor(labels), torch.from_numpy(origins)
     names, table = encoders or at_hand(), []
     with Progress("rank", len(names), unit="encoders") as progress:
         for name in names:
-            table.append(rate(load_encoder(name, device=str(current().device)), *shown))
+            table.append(rate(load_encoder(name, device=str(current().device)), *labelled))
             progress.update()
     table.sort(key=lambda x: x["spatial"] if x["knn"] is None else x["knn"], reverse=True)
     print(f"{'':<24}" + "".join(f"{name:>9}" for name in list(table[0])[1:]))

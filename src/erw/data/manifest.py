@@ -260,8 +260,8 @@ def _check_scaling(spec: CacheSpec, shift: Any, scale: Any) -> None:
     """Raise an error unless there is one number for all channels, or one for each."""
     channels = spec.latent_shape[:1]
     torch.tensor(shift).expand(channels)
-    if not (found := torch.tensor(scale).expand(channels)).min() > 0:
-        raise ValueError(f"scales of {found.tolist()}, expected positive ones")
+    if not (scales := torch.tensor(scale).expand(channels)).min() > 0:
+        raise ValueError(f"scales of {scales.tolist()}, expected positive ones")
 
 
 def shard_file(index: int, part: str = "") -> str:

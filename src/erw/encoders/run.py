@@ -44,8 +44,8 @@ class RunFeatures(Encoder):
             vae, scaling = load_vae(cache["vae"]), cache.get("scaling")
             self.vae = vae.scaled(**scaling) if scaling else vae
             self.class_names = tuple(cache["class_names"]) if self.scale else None
-        found = not run.model.needs_token and 1 <= self.block <= self.net.depth
-        if not found or (self.scale and not self.net.null_class):
+        exists = not run.model.needs_token and 1 <= self.block <= self.net.depth
+        if not exists or (self.scale and not self.net.null_class):
             needs = f"block 1 to {self.net.depth}, no class tokens, classes for a scale"
             raise ConfigError(f"encoder {name!r}: expected {needs}")
         self.network = self.vae.network  # one hash for both networks

@@ -203,10 +203,10 @@ def _rae(folder: Path, name: str) -> Any:
         from diffusers import AutoencoderRAE
 
         network = AutoencoderRAE.from_config(read_json(folder / _CONFIG) | MAPS).float()
-    state, wanted, names = {}, network.state_dict(), known("rae")["names"]
+    state, expected, names = {}, network.state_dict(), known("rae")["names"]
     for key, value in load_tensors(folder / _WEIGHTS)[0].items():
         for pattern, new in names.items():
-            key = key if key in wanted else re.sub(pattern, new, key)
+            key = key if key in expected else re.sub(pattern, new, key)
         state[key] = value
     state.pop("decoder.decoder_pos_embed", None)  # computed, but in older files
     pretrained.load_exactly(network, state, f"weights of {name} ({folder})")

@@ -158,9 +158,9 @@ def probing(run: Run, out: str | Path, *, count: int) -> Callback:
         if is_written(out, "probe", step, world) or not world.first:
             return ()
         states = [x.double() for x in hidden_states(model, images()).values()]
-        found = {m: [METRICS[m](x, images(), 10) for x in states] for m in ("knn", "cknna")}
-        best = {name: max(values) for name, values in found.items()}
-        return [{"kind": "probe", "probes": best, "by_block": found, "encoder": images().encoder}]
+        scores = {m: [METRICS[m](x, images(), 10) for x in states] for m in ("knn", "cknna")}
+        best = {name: max(values) for name, values in scores.items()}
+        return [{"kind": "probe", "probes": best, "by_block": scores, "encoder": images().encoder}]
 
     return probe
 

@@ -44,7 +44,7 @@ def candidates(
     kinds = ["class"] * classes + ["path"] * path + ["weak"] * weak
     scales = grid.scales if kinds else (1.0,)
     internals = grid.internals if getattr(model.net, "internal", 0) else (1.0,)
-    found: dict[Candidate, None] = {}
+    candidates: dict[Candidate, None] = {}
     tried = product(models, kinds or ["class"], scales, internals, grid.until)
     for name, kind, scale, internal, end in tried:
         kind = "class" if scale == 1 else kind
@@ -52,12 +52,12 @@ def candidates(
         changes |= {"guide": "path" if kind == "path" else "class"}
         changes |= {"interval": (0.0, end if scale != 1 else 1.0)}
         changes |= {"internal_interval": (0.0, end if internal != 1 else 1.0)}
-        found[Candidate(name, replace(sample, **changes), kind == "weak")] = None
-    if len(found) == 1:
+        candidates[Candidate(name, replace(sample, **changes), kind == "weak")] = None
+    if len(candidates) == 1:
         raise ConfigError(
             "nothing to sweep: the model has no kind of guidance, and no --ema widths"
         )
-    return list(found)
+    return list(candidates)
 
 
 def sweep(

@@ -98,8 +98,8 @@ def read_images(
         read_header = getattr(np.lib.format, f"read_array_header_{version}_0")
         shape, fortran, dtype = read_header(stream)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
-            found = f"{dtype} {shape}" + " in Fortran order" * fortran
-            raise ValueError(f"arr_0 is {found}; expected uint8 (N, H, W, 3) in C order")
+            actual = f"{dtype} {shape}" + " in Fortran order" * fortran
+            raise ValueError(f"arr_0 is {actual}; expected uint8 (N, H, W, 3) in C order")
         size, end = math.prod(shape[1:]), shape[0] if stop is None else stop
         stream.seek(first * size, os.SEEK_CUR)
         for lo in range(first, end, rows):

@@ -67,12 +67,12 @@ def examine(path: str | Path, *, count: int = 256) -> list[Finding]:
         return float(sums.mean()) / len(rows)
 
     own = loss()
-    found = [_latents(batch), _average(model, folder, own, loss)]
+    findings = [_latents(batch), _average(model, folder, own, loss)]
     if model.run.flow.objective == "flow" and not model.net.class_token:
-        found.append(_times(model, own, loss))
+        findings.append(_times(model, own, loss))
     if model.net.null_class:
-        found.append(_labels(batch, own, loss))
-    return found + _curves(folder)
+        findings.append(_labels(batch, own, loss))
+    return findings + _curves(folder)
 
 
 def _latents(batch: Batch) -> Finding:
@@ -99,16 +99,16 @@ def _average(model: Trained, folder: Path, ours: float, loss: Callable[..., floa
     return Finding("EMA", good, text + cause * (not good))
 
 
-def _times(model: Trained, told: float, loss: Callable[..., float]) -> Finding:
+def _times(model: Trained, as_given: float, loss: Callable[..., float]) -> Finding:
     turn = model.net.register_forward_pre_hook(lambda _, x: (x[0], 1 - x[1], *x[2:]))
     turned = loss()
     turn.remove()
-    text = f"loss with the times as they are {told:.4f}, reversed {turned:.4f}"
+    text = f"loss with the times as they are {as_given:.4f}, reversed {turned:.4f}"
     cause = (
         "; it has learnt them the other way round: weights or an objective with t = 1 for data, "
         "where t = 0 is data here"
     )
-    good = told <= turned
+    good = as_given <= turned
     return Finding("times", good, text + cause * (not good))
 
 

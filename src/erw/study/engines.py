@@ -61,8 +61,8 @@ def run_tasks(
                         del running[name]
                         log = out / "logs" / f"{name}.txt"
                         if code:
-                            said = log.read_text().strip().split("\n")[-1] if log.exists() else ""
-                            failed[name] = f"{name} failed ({said or f'exit code {code}'})"
+                            reason = log.read_text().strip().split("\n")[-1] if log.exists() else ""
+                            failed[name] = f"{name} failed ({reason or f'exit code {code}'})"
                         elif todo[name].watched:
                             then()
                 tick()
@@ -78,13 +78,13 @@ def run_tasks(
 
 def unfinished(todo: Mapping[str, Task], out: Path) -> list[str]:
     """The runs that are still to be trained, and the warm-ups that those begin with."""
-    wanted, needed = list[str](), set[str]()
+    ordered, needed = list[str](), set[str]()
     for name, task in reversed([*todo.items()]):
         if (name in needed or task.watched) and not finished(task, out):
-            wanted.insert(0, name)
+            ordered.insert(0, name)
             if not (out / task.folder / RECIPE).exists():
                 needed.add(task.warmup)
-    return wanted
+    return ordered
 
 
 def local(study: str, out: Path, options: Mapping[str, Any]) -> Start:

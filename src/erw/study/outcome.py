@@ -52,13 +52,16 @@ def lines_of(study: Study, out: Path) -> list[Line]:
     first: dict[tuple[object, str], str] = {}
     lines = []
     for row in study.rows:
-        label, found = first.setdefault((row.run, row.start), row.label), []
+        label, numbers = first.setdefault((row.run, row.start), row.label), []
         for folder in (out / "runs" / folder_of(label, seed) for seed in study.seeds):
             if row.run and begun(folder):
-                found.append(numbers_at(read_runs([folder])[0], row.at or row.run.steps))
-        every = [dict.fromkeys(name for one in found for name in one[i]) for i in (0, 1)]
+                numbers.append(numbers_at(read_runs([folder])[0], row.at or row.run.steps))
+        every = [dict.fromkeys(name for one in numbers for name in one[i]) for i in (0, 1)]
         scores, costs = (
-            {name: Number(tuple(one[i][name] for one in found if name in one[i])) for name in names}
+            {
+                name: Number(tuple(one[i][name] for one in numbers if name in one[i]))
+                for name in names
+            }
             for i, names in enumerate(every)
         )
         lines.append(Line(row, scores, costs))
@@ -68,14 +71,14 @@ def lines_of(study: Study, out: Path) -> list[Line]:
 def numbers_at(run: RunResult, step: int) -> tuple[dict[str, float], dict[str, float]]:
     """Scores and costs of a run after a step; none where it is not there yet."""
     here = [line for some in run.lines.values() for line in some if line["step"] == step]
-    found = {line["kind"]: line for line in here}
-    scores = dict(found.get("eval", {}).get("values", {}))
-    scores |= {"flow": found["validation"]["flow"]} if "validation" in found else {}
-    scores |= found.get("probe", {}).get("probes", {})
+    by_kind = {line["kind"]: line for line in here}
+    scores = dict(by_kind.get("eval", {}).get("values", {}))
+    scores |= {"flow": by_kind["validation"]["flow"]} if "validation" in by_kind else {}
+    scores |= by_kind.get("probe", {}).get("probes", {})
     return scores, {name: here[0][key] for name, key in COSTS.items() if here and here[0][key]}
 
 
-def told(ours: Number, theirs: Number, *, higher: bool, noise: float) -> str:
+def judge(ours: Number, theirs: Number, *, higher: bool, noise: float) -> str:
     """Whether the first is better: "agree", "differ" or, where the ranges of seeds overlap, or one
     seed's difference is chance (`Study.noise`), "not told apart"."""
     if len(ours.values) == 1 and abs(ours.mean - theirs.mean) <= noise * max(
@@ -87,19 +90,19 @@ def told(ours: Number, theirs: Number, *, higher: bool, noise: float) -> str:
 
 
 def judged(study: Study, lines: Sequence[Line]) -> dict[str, list[tuple[str, str]]]:
-    """The pairs of `study.better` that are scored, by what is `told` of them."""
+    """The pairs of `study.better` that are scored, by what `judge` says of them."""
     by = {x.row.label: x.scores[study.metric] for x in lines if study.metric in x.scores}
-    found: dict[str, list[tuple[str, str]]] = {}
+    pairs: dict[str, list[tuple[str, str]]] = {}
     for a, b in study.better:
         if a in by and b in by:
-            word = told(by[a], by[b], higher=study.metric.startswith(HIGHER), noise=study.noise)
-            found.setdefault(word, []).append((a, b))
-    return found
+            word = judge(by[a], by[b], higher=study.metric.startswith(HIGHER), noise=study.noise)
+            pairs.setdefault(word, []).append((a, b))
+    return pairs
 
 
 def verdict(study: Study, lines: Sequence[Line]) -> str:
     """In one line, what of the claim the numbers bear out, and which row is best."""
-    compare = partial(told, higher=study.metric.startswith(HIGHER), noise=study.noise)
+    compare = partial(judge, higher=study.metric.startswith(HIGHER), noise=study.noise)
     by = {x.row.label: x.scores[study.metric] for x in lines if study.metric in x.scores}
     if not by:
         return "Nothing is scored yet."
@@ -140,11 +143,11 @@ def write_table(study: Study, out: Path) -> None:
     marks = ["---", *["---:"] * (len(table[0]) - 1)]
     pipes = [f"| {' | '.join(row)} |" for row in (table[0], marks, *table[1:])]
     claim = [f"Claim: {study.claim}", ""] if study.claim else []
-    said = verdict(study, lines)
+    summary = verdict(study, lines)
     if study.figure == "blocks" and (bends := history(alignment_of(read_runs([out]))["points"])):
         bent = sum(bend["u_shaped"] for bend in bends)
-        said += f" Over steps {bent} of {len(bends)} blocks' alignment falls and rises again."
-    text = [f"# {study.title}", "", *claim, said, "", *pipes, ""]
+        summary += f" Over steps {bent} of {len(bends)} blocks' alignment falls and rises again."
+    text = [f"# {study.title}", "", *claim, summary, "", *pipes, ""]
     write_text(out / "table.md", "\n".join(text))
     rows = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in table]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}"

@@ -66,8 +66,8 @@ def timed(study: Study, jobs: int) -> dict[Run, Pace]:
     else:
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, spawned, torch.set_num_threads, (1,)) as pool:
-            found = [list(pool.map(_pace, *zip(*[one] * jobs, strict=True))) for one in given]
-        paces = [Pace(*map(max, zip(*same, strict=True))) for same in found]
+            measured = [list(pool.map(_pace, *zip(*[one] * jobs, strict=True))) for one in given]
+        paces = [Pace(*map(max, zip(*same, strict=True))) for same in measured]
     score = paces[0].score  # the runs' samples and scores cost the same
     return {run: pace._replace(score=score) for run, pace in zip(runs, paces, strict=True)}
 

@@ -263,10 +263,12 @@ def samples_figure(runs: Runs, theme: Theme = LIGHT) -> Any:
     import matplotlib.image
     from matplotlib.figure import Figure
 
-    found = {
+    previews = {
         name: sorted(some[0].path.glob("previews/*.png")) for name, some in by_method(runs).items()
     }
-    pictures = {name: matplotlib.image.imread(paths[-1]) for name, paths in found.items() if paths}
+    pictures = {
+        name: matplotlib.image.imread(paths[-1]) for name, paths in previews.items() if paths
+    }
     with style(theme):
         figure = Figure(figsize=(4.4 * len(pictures), 5))
         for i, (name, pixels) in enumerate(pictures.items(), start=1):

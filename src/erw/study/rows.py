@@ -51,7 +51,7 @@ def tasks(study: Study) -> dict[str, Task]:
         if row.run:
             first.setdefault((row.run, row.start), row.label)
     labels = {row.label: first[row.run, row.start] for row in study.rows if row.run}
-    found: dict[str, Task] = {}
+    by_name: dict[str, Task] = {}
     for seed in study.seeds:
         for (run, start), label in first.items():
             name, warm = folder_of(label, seed), run.plan.warmup
@@ -60,23 +60,23 @@ def tasks(study: Study) -> dict[str, Task]:
             points = {*rows[0].points} or {warm + full * i // study.points for i in ends}
             points |= {row.at for row in rows if row.at}
             kinds = {"train": 1, "eval": run.eval.every, "validation": run.eval.loss}
-            found[name] = Task(
+            by_name[name] = Task(
                 run.replace(name=label, seed=seed),
                 f"runs/{name}",
                 start=folder_of(labels[start], seed) if start else "",
                 watched=tuple(sorted(step for step in points if warm < step <= run.steps)),
                 kinds=tuple(kind for kind, on in (kinds | {"probe": study.probed}).items() if on),
             )
-    return dict(_with_warmups(found))
+    return dict(_with_warmups(by_name))
 
 
-def _with_warmups(found: dict[str, Task]) -> Iterator[tuple[str, Task]]:
+def _with_warmups(by_name: dict[str, Task]) -> Iterator[tuple[str, Task]]:
     """The tasks, each after tasks for the warm-ups that it shares with others."""
     groups: dict[str, list[int]] = {}
-    for task in found.values():
+    for task in by_name.values():
         if task.run.plan.warmup and not task.start:
             groups.setdefault(warmup_of(task.run), []).append(task.run.plan.warmup)
-    for name, task in found.items():
+    for name, task in by_name.items():
         run, key, before = task.run, warmup_of(task.run), ""
         own, ends = run.plan.warmup, groups.get(key, [])
         for warm in sorted({end for end in ends if end <= own and not task.start}):

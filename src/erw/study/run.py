@@ -124,8 +124,8 @@ def in_time(
     if "steps" not in known:
         say(f"timing a few steps of each run, {jobs} at a time")
         even = settled(study)
-        found = timed(even, jobs)
-        paces = {row.label: found[row.run] for row in even.rows if row.run}
+        measured = timed(even, jobs)
+        paces = {row.label: measured[row.run] for row in even.rows if row.run}
         seconds = 60 * study.minutes - (time.monotonic() - began)
         steps = fitted(study, max(seconds, 30 * study.minutes), paces, jobs, settled)
         known |= {"steps": steps, "paces": {k: list(v) for k, v in paces.items()}}
@@ -153,15 +153,15 @@ def ongoing(title: str, left: Callable[[], float]) -> Iterator[Callable[[], None
     Args:
         left: what is left to do, in any unit.
     """
-    total = shown = left()
+    total = drawn = left()
     with Progress(title, total) as bar:
         due = time.monotonic()
 
         def tick() -> None:
-            nonlocal shown, due
-            if time.monotonic() >= due and (now := left()) < shown:
-                bar.update(shown - now)
-                shown, due = now, time.monotonic() + 1.0
+            nonlocal drawn, due
+            if time.monotonic() >= due and (now := left()) < drawn:
+                bar.update(drawn - now)
+                drawn, due = now, time.monotonic() + 1.0
 
         yield tick
 
@@ -241,7 +241,7 @@ def record(study: Study, out: Path) -> None:
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-    found = tasks(study).values()
-    runs = [task.folder.partition("/")[2] for task in found if task.watched]
+    every = tasks(study).values()
+    runs = [task.folder.partition("/")[2] for task in every if task.watched]
     content = read_study(out) | {"study": to_dict(study), "runs": runs, "versions": versions}
     write_json(out / STUDY, content | {"hardware": hardware})

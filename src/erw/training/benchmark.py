@@ -111,10 +111,10 @@ def bench(
                 "utilisation": flops / world.size / median / most,
                 "parts": _parts(trainer, step, world, steps),
             }
-    found = {name: _beside(trainer, name, clone, steps) for name, clone in peers.items()}
+    compared = {name: _beside(trainer, name, clone, steps) for name, clone in peers.items()}
     return {
         "device": _name(world), "processes": world.size, "dtype": str(trainer.dtype), "peak": most,
-        "memory": memory(world.device), "phases": phases, "peers": found,
+        "memory": memory(world.device), "phases": phases, "peers": compared,
     }  # fmt: skip
 
 
@@ -176,22 +176,22 @@ def _seconds(trainer: Trainer, step: int, world: World) -> float:
 
 def _parts(trainer: Trainer, step: int, world: World, steps: int) -> dict[str, float]:
     """Median seconds of each of `PARTS`; backward is what the others leave."""
-    found: dict[str, list[float]] = {name: [] for name in PARTS}
+    seconds: dict[str, list[float]] = {name: [] for name in PARTS}
     named = {"data": (trainer, "read"), "forward": (trainer, "objective"),
              "optimizer": (trainer.optimizer, "step"), "ema": (trainer.ema, "update")}  # fmt: skip
-    with _timed(named, found, world.device):
+    with _timed(named, seconds, world.device):
         for _ in range(steps):
-            before = sum(map(sum, found.values()))
+            before = sum(map(sum, seconds.values()))
             whole = _seconds(trainer, step, world)
-            found["backward"].append(whole - (sum(map(sum, found.values())) - before))
+            seconds["backward"].append(whole - (sum(map(sum, seconds.values())) - before))
     parts = trainer.run.optim.accumulate
     scale = {"forward": parts}  # called once for each micro-batch
-    return {name: statistics.median(v) * scale.get(name, 1) for name, v in found.items()}
+    return {name: statistics.median(v) * scale.get(name, 1) for name, v in seconds.items()}
 
 
 @contextmanager
 def _timed(
-    named: Mapping[str, tuple[Any, str]], found: Mapping[str, list[float]], device: torch.device
+    named: Mapping[str, tuple[Any, str]], seconds: Mapping[str, list[float]], device: torch.device
 ) -> Iterator[None]:
     """Within it, each call of those methods (object, name) adds its seconds to `found`."""
 
@@ -201,7 +201,7 @@ def _timed(
             begin = time.perf_counter()
             result = call(*args, **options)
             _wait(device)
-            found[name].append(time.perf_counter() - begin)
+            seconds[name].append(time.perf_counter() - begin)
             return result
 
         return timed

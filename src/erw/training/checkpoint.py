@@ -45,8 +45,8 @@ class State(NamedTuple):
 
 def paths(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
-    found = [*folder.glob("step-*.safetensors"), *folder.glob("step-*[0-9]")]
-    return sorted(found, key=lambda path: path.stem)
+    saved = [*folder.glob("step-*.safetensors"), *folder.glob("step-*[0-9]")]
+    return sorted(saved, key=lambda path: path.stem)
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -247,9 +247,9 @@ def module(name: str, clone: Path) -> Any:
 def functions(path: Path, *names: str) -> list[Any]:
     """Functions of a file that cannot be imported for what its top asks for, compiled alone."""
     tree = ast.parse(path.read_text("utf-8"))
-    wanted: list[ast.stmt] = [
+    nodes: list[ast.stmt] = [
         node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names
     ]
     space: dict[str, Any] = {"torch": torch, "OrderedDict": OrderedDict}
-    exec(compile(ast.Module(wanted, []), str(path), "exec"), space)
+    exec(compile(ast.Module(nodes, []), str(path), "exec"), space)
     return [space[name] for name in names]

@@ -124,9 +124,9 @@ def load(
         raise CheckpointError(f"{path} has no checkpoint {str(checkpoint)!r}, but {known}")
     recipe, tensors, step, average = _read(file)
     with raised_as(CheckpointError, f"the recipe of {file} is damaged"):
-        run, told = checked(Run, recipe["resolved"], "resolved"), recipe["cache"]
+        run, cache = checked(Run, recipe["resolved"], "resolved"), recipe["cache"]
         for key, kind in CACHE.items():
-            checked(kind, told.get(key), f"cache.{key}")
+            checked(kind, cache.get(key), f"cache.{key}")
     fitting(run.model, tensors, outputs=run.flow.outputs, source=file)
     net = build_model(run.model, outputs=run.flow.outputs)
     net.load_state_dict(tensors, strict=False)  # without its tables

@@ -206,8 +206,8 @@ def _parsed(files: Files, key: str) -> Any:
 def _unused(place: str, table: Any) -> str:
     """A note on a file that might hold labels, with what it has, and what they would be."""
     names = list(table) if isinstance(table, dict) else []
-    wanted = "columns file_name and label" if place.endswith(TABLES[1:]) else f'"{USUAL[1]}"'
-    more = f": it has {listed(names)}, expected {wanted}" if names else ""
+    expected = "columns file_name and label" if place.endswith(TABLES[1:]) else f'"{USUAL[1]}"'
+    more = f": it has {listed(names)}, expected {expected}" if names else ""
     return f"{place} names no labels and is left alone{more}"
 
 
