@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from erw.config import flat
-from erw.errors import ConfigError, DataError
+from erw.errors import CheckpointError, ConfigError, DataError, raised_as
 from erw.io import read_json
 from erw.log import read_metrics
 from erw.training.run_dir import MAY_CHANGE
@@ -153,16 +153,14 @@ def _folders(path: Path) -> list[Path]:
 
 def _lines(folder: Path) -> dict[str, list[dict[str, Any]]]:
     lines: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS.values()}
-    for line in read_metrics(folder / METRICS):
-        if line["kind"] == "train" and "losses" not in line:  # as version 0.1 wrote it
-            line["weights"] = {
-                "flow": float(line["phase"] != "warmup"),
-                "align": line["align_weight"],
-            }
-            line["losses"] = {
-                name: line[name] for name, weight in line["weights"].items() if weight
-            }
-        lines.setdefault(line["kind"], []).append(line)
+    written = read_metrics(folder / METRICS)
+    with raised_as(CheckpointError, f"{folder / METRICS} is damaged"):
+        for line in written:
+            if line["kind"] == "train" and "losses" not in line:  # as version 0.1 wrote it
+                flow = float(line["phase"] != "warmup")
+                line["weights"] = {"flow": flow, "align": line["align_weight"]}
+                line["losses"] = {k: line[k] for k, weight in line["weights"].items() if weight}
+            lines.setdefault(line["kind"], []).append(line)
     if not lines["train"]:
         raise DataError(f"{folder / METRICS} has no training line yet; train first, then report")
     return lines
