@@ -22,7 +22,7 @@ from erw.training.network import Network
 from helpers.tiny import tiny_run, with_loss
 from helpers.training import InterruptAfter, assert_same_run, go, last, logged, two_ranks
 
-RNG = Draws(0, 3, 0, 4)
+RNG = Draws(0, 2, 0, 4)
 TREAD = Routing("tread", (2, 3), 0.375)
 SPRINT = Routing("sprint", (2, 3), 0.25, "grid", path_drop=0.5)
 
