@@ -19,7 +19,7 @@ from erw.study.studies import STUDIES, Study
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "benchmarks" / "results" / "studies"
-FIGURES = ("figure.svg", "figure-light.svg", "samples.png")
+FIGURES = ("figure.svg", "figure-light.svg", "figure-step-light.svg")
 
 
 def main() -> None:

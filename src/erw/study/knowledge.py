@@ -53,15 +53,17 @@ def history(points: Points) -> list[dict[str, Any]]:
     return changes
 
 
-def save_knowledge(record: Mapping[str, Any], stem: str | Path) -> list[Path]:
-    """A figure of the values of `erw analyze` over each axis along which they differ, with its
-    JSON: STEM, and STEM-step or STEM-time; light and dark, as SVG and PNG."""
+def save_knowledge(
+    record: Mapping[str, Any], stem: str | Path, *, axes: Sequence[str] = ()
+) -> list[Path]:
+    """A figure of the values of `erw analyze` over each of `axes`, or along which they differ, with
+    its JSON: STEM, and STEM-step or STEM-time; light and dark, as SVG and PNG."""
     stem, written = Path(stem), list[Path]()
     title, level = NAMES[record["metric"]], None
     if record["reference"] is not None:
         title += f" with {record['encoder']}"
         level = (f"{record['encoder']} itself", record["reference"])
-    for i, axis in enumerate(axes_of(record["points"])):
+    for i, axis in enumerate(axes or axes_of(record["points"])):
         lines = lines_over(record["points"], axis)
         texts = [text for name, text in FIELDS.items() if name != axis]
         # What tells the lines apart, and nothing else.

@@ -3,7 +3,7 @@
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -144,9 +144,9 @@ def write_table(study: Study, out: Path) -> None:
     pipes = [f"| {' | '.join(row)} |" for row in (table[0], marks, *table[1:])]
     claim = [f"Claim: {study.claim}", ""] if study.claim else []
     summary = verdict(study, lines)
-    if study.figure == "blocks" and (bends := history(alignment_of(read_runs([out]))["points"])):
+    if study.figure == "blocks" and (bends := history(longest(alignment_of(read_runs([out]))))):
         bent = sum(bend["u_shaped"] for bend in bends)
-        summary += f" Over steps {bent} of {len(bends)} blocks' alignment falls and rises again."
+        summary += f" In the longest run {bent} of {len(bends)} blocks' alignment falls and rises."
     text = [f"# {study.title}", "", *claim, summary, "", *pipes, ""]
     write_text(out / "table.md", "\n".join(text))
     rows = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in table]
@@ -167,7 +167,10 @@ def write_figure(study: Study, out: Path) -> None:
     names = {row.label: last[row.run, row.start] for row in rows}
     runs = [replace(run, method=names.get(run.method, run.method)) for run in read_runs([out])]
     if study.figure == "blocks" and (known := alignment_of(runs))["points"]:
-        save_knowledge(known, out / "figure")
+        end = {point["run"]: point["step"] for point in known["points"]}
+        ends = [point for point in known["points"] if point["step"] == end[point["run"]]]
+        save_knowledge(known | {"points": ends}, out / "figure", axes=["depth"])
+        save_knowledge(known | {"points": longest(known)}, out / "figure-step", axes=["step"])
         return
     scored = [run for run in runs if study.metric in run.names("values")]
     if not scored:
@@ -175,6 +178,14 @@ def write_figure(study: Study, out: Path) -> None:
     plot = score_figure if len(by_method(scored)) <= CURVES else dots_figure
     draw = samples_figure(runs) if study.figure == "samples" else plot(scored, study.metric)
     write_bytes(out / "figure.svg", to_bytes(draw, LIGHT, "svg"))
+
+
+def longest(known: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The points of the run, or runs, with the most steps."""
+    every = known["points"]
+    last = max((point["step"] for point in every), default=0)
+    runs = {point["run"] for point in every if point["step"] == last}
+    return [point for point in every if point["run"] in runs]
 
 
 def alignment_of(runs: Sequence[RunResult]) -> dict[str, Any]:
