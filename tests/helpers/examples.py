@@ -1,5 +1,6 @@
 """The examples as tests use them, also in processes of their own."""
 
+import gc
 import importlib
 import sys
 from pathlib import Path
@@ -70,4 +71,7 @@ def one_of_two(rank: int, file: str, results: str) -> None:
     if rank == 0:
         torch.save(got, results)
     dist.barrier()
+    # Freed after the group it would free the group's threads, which may wait for Python meanwhile.
+    del ddp, out, align
+    gc.collect()
     dist.destroy_process_group()
