@@ -180,8 +180,9 @@ def _row(
         last = name.rpartition(".")[2]
         if last in ("steps", "warmup", "over", "at") and value:
             return max(1, round(value * ratio))
-        part = last in ("depth", "block", "target_block", "warmup_first", "internal") and value
-        return max(1, round(value * depth)) if part and name != "model.depth" else value
+        blocks = ("depth", "block", "target_block", "warmup_first", "internal")
+        part = last in blocks and value and name not in ("model.depth", "sample.internal")
+        return max(1, round(value * depth)) if part else value
 
     here = f"sit_{size}2_in256_{'base' if kind == 'sit' else kind}" if full_scale else SMALL
     here += "" if full_scale else "_repa" if kind == "erw" else f"_{kind}"
