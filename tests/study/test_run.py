@@ -103,6 +103,8 @@ def test_every_study_is_a_value_in_both_settings(name: str, scale: str) -> None:
         assert task.run.plan.warmup <= task.run.steps and task.run.model.depth >= 1
         assert set(task.watched) <= set(range(task.run.plan.warmup + 1, task.run.steps + 1))
         assert task.folder.startswith("warmups/") or task.watched[-1] == task.run.steps
+        # Built-in held-out images have no class tokens.
+        assert not (task.run.eval.loss and task.run.model.needs_token)
 
 
 def test_the_small_setting_has_the_depths_and_steps_of_the_paper_in_proportion() -> None:

@@ -201,7 +201,8 @@ def _row(
     if full_scale:
         options: dict[str, Any] = {"samples": 50_000, "metric": ("adm",), "reference": ADM}
     else:
-        options = {"loss": every, **scoring}
+        # The built-in held-out images have no class tokens to be validated with.
+        options = {"loss": 0 if run.model.needs_token else every, **scoring}
     scored = Eval(every=every, keep_best=False, **options)
     run = run.replace(steps=warmup + steps, eval=scored)
     at = {"at": warmup + scaled("at", row["at"])} if "at" in row else {}
