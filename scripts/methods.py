@@ -181,10 +181,30 @@ def measured_text(names: Sequence[str], rows: dict[str, Any]) -> str:
     return "; ".join([*said, *beside]) + "."
 
 
+def by_tokens(routing: str) -> list[str]:
+    """What routing came to at several numbers of tokens, as a section; none without results."""
+    files = RESULTS.glob("routing-scores-*.json")
+    found = [json.loads(file.read_text()) for file in files]
+    if not found:
+        return []
+    found.sort(key=lambda one: one["image_size"])
+    lines = [
+        "| tokens | | steps | FD-Lite2 | held-out loss |",
+        "| ---: | --- | ---: | ---: | ---: |",
+    ]
+    for one in found:
+        tokens = (one["image_size"] // 8) ** 2
+        for name, row in one["rows"].items():
+            scores = spread(row, "fd_lite2", ".0f"), spread(row, "held_out_flow", ".3f")
+            method = name.removeprefix(SMALL)
+            lines.append(f"| {tokens:,} | {method} | {row['steps']:,} | {' | '.join(scores)} |")
+    return [f"{routing.strip()}\n\n" + "\n".join(lines) + "\n"]
+
+
 def page() -> dict[Path, str]:
     """Every file of the page."""
     texts: dict[str, Any] = tomllib.loads((DOCS / "methods.toml").read_text())
-    intro, setting = texts.pop("intro"), texts.pop("measured")
+    intro, setting, routing = (texts.pop(name) for name in ("intro", "measured", "routing"))
     base = recipe(f"{BASE}base")
     whole = step_flops(*resolved(base), base.phase(0))
     rows, measured = newest(setting.strip())
@@ -199,7 +219,8 @@ def page() -> dict[Path, str]:
         known = {"cost": cost_text(run, base, whole), "here": here}
         known["recipes"] = ", ".join(f"`{one}`" for one in (full, *small)) + "."
         sections.append(SECTION.format(name=name, **words, **known))
-    written = "\n".join([intro.format(base=whole / 1e9, measured=measured), *sections])
+    begin = intro.format(base=whole / 1e9, measured=measured)
+    written = "\n".join([begin, *sections, *by_tokens(routing)])
     return {DOCS / "methods.md": written, **files}
 
 
