@@ -83,6 +83,14 @@ def self_transcendence(setting: Setting, teacher: str) -> Run:
     return setting.base.replace(plan=Plan(align=(term,)))
 
 
+def best(sprint: Run) -> Run:
+    """SPRINT guided by a second head in front of its routed blocks (`erw study combined`)."""
+    internal = sprint.plan.routing.blocks[0] - 1
+    return sprint.replace(
+        model=replace(sprint.model, internal=internal), sample=replace(sprint.sample, internal=1.4)
+    )
+
+
 RECIPES = {f"sit_xl2_in256_{suffix}": run for suffix, run in methods(XL).items()}
 RECIPES["sit_xl2_in256_haste"] = haste(XL, "dinov2-b", heads=12, blocks=range(5, 9), over=250_000)
 RECIPES |= {f"quickstart_{suffix}": run for suffix, run in methods(SMALL).items()}
@@ -90,4 +98,6 @@ RECIPES["sit_xl2_in256_self"] = self_transcendence(XL, "sit_xl2_in256_vae_repa")
 RECIPES["quickstart_haste"] = haste(
     SMALL, "run:runs/quickstart_repa", heads=SMALL.base.model.heads, blocks=range(3, 5), over=750
 )
+RECIPES["best"] = best(quickstart.RECIPES["quickstart_sprint"])
+RECIPES["sit_xl2_in256_best"] = best(imagenet.RECIPES["sit_xl2_in256_sprint"])
 RECIPES["quickstart_self"] = self_transcendence(SMALL, "quickstart_vae_repa")
