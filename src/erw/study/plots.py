@@ -41,9 +41,12 @@ class Theme:
     spare: tuple[str, ...]
 
     def colors(self, names: Iterable[str]) -> dict[str, str]:
-        """The colour of each method; names without their own take the spare ones in turn."""
-        others = [name for name in dict.fromkeys(names) if name not in self.series]
-        return {**self.series, **dict(zip(others, cycle(self.spare), strict=False))}
+        """The colour of each method; names without their own take the spare ones in turn, then
+        those of methods that are not there."""
+        names = list(dict.fromkeys(names))
+        others = [name for name in names if name not in self.series]
+        unused = [color for name, color in self.series.items() if name not in names]
+        return {**self.series, **dict(zip(others, cycle([*self.spare, *unused]), strict=False))}
 
 
 LIGHT = Theme(
