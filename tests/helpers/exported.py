@@ -3,10 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from erw.config import Flow, Model, Run, Sample
+from erw.config import Flow, Model, Run, Sample, to_dict
 from erw.models import build_model
 from erw.plan import PRESETS
 from erw.training.trained import Trained
@@ -17,6 +18,7 @@ SMALL = Model(depth=2, width=32, heads=2, patch=4, input_size=16, channels=4, nu
 
 DDPM = Flow(objective="ddpm")
 SCALING = {"shift": [0.25, -0.5, 0.375, 0.0], "scale": [2.0, 0.5, 4.0, 1.0]}
+RGB_SCALING = {"shift": [0.25, -0.5, 0.375], "scale": [2.0, 0.5, 4.0]}
 
 
 def model(vae: str = "openmoji-f4c4", *, flow: Flow | None = None, **changes: object) -> Trained:
@@ -38,3 +40,11 @@ def scaled_vae(folder: Path) -> Path:
     config |= {"latents_mean": SCALING["shift"], "latents_std": SCALING["scale"]}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def recipe_of(trained: Trained) -> dict[str, Any]:
+    """What `erw train` writes beside a model's weights."""
+    run = {"model": to_dict(trained.run)["model"], "plan": {"align": []}}
+    cache: dict[str, Any] = {"identity": "0", "rows": 8, "vae": "none", "empty_classes": [1]}
+    cache |= {"scaling": RGB_SCALING, "class_names": list(trained.class_names)}
+    return json.loads(json.dumps({"erw": "0.2.0", "run": {}, "resolved": run, "cache": cache}))

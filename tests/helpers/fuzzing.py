@@ -9,7 +9,6 @@ else, and too much memory or time, is a finding: libFuzzer keeps the file and en
 import io
 import json
 import sys
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -32,7 +31,8 @@ with atheris.instrument_imports(include=["erw"]):
     from erw.io import save_tensors
     from erw.study.results import read_runs
 
-from helpers.exported import model
+from helpers.archives import tar
+from helpers.exported import model, recipe_of
 from helpers.parts import picture, vae_folder
 from helpers.released import peer, save
 from helpers.synthetic_study import write_study
@@ -83,12 +83,7 @@ def zipped(root: Path) -> Case:
 
 
 def tarred(root: Path) -> Case:
-    with tarfile.open(root / "a.tar", "w") as archive:
-        for name, data in (("0.png", encoded("png")), ("0.cls", b"3")):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return images(root / "a.tar")
+    return images(tar(root / "a.tar", {"0.png": encoded("png"), "0.cls": b"3"}))
 
 
 def table(root: Path) -> Case:
@@ -127,12 +122,7 @@ def cached(root: Path, pattern: str) -> Case:
 def run(root: Path, name: str) -> Case:
     """A run's weights or its recipe."""
     trained = model("none", channels=3)
-    scaling = {"shift": [0.25, -0.5, 0.375], "scale": [2.0, 0.5, 4.0]}
-    resolved = {"model": erw.config.to_dict(trained.run)["model"], "plan": {"align": []}}
-    cache = {"identity": "0", "rows": 8, "vae": "none", "scaling": scaling, "empty_classes": [1]}
-    cache["class_names"] = list(trained.class_names)
-    recipe = {"erw": "0.2.0", "run": {}, "resolved": resolved, "cache": cache}
-    (root / "recipe.json").write_text(json.dumps(recipe))
+    (root / "recipe.json").write_text(json.dumps(recipe_of(trained)))
     weights = dict(trained.net.named_parameters())
     save_tensors(root / "ema.safetensors", weights, {"step": "7"})
     return root / name, lambda: erw.load(root)

@@ -11,24 +11,13 @@ import torch
 
 import erw
 from erw.cli import main
-from erw.config import to_dict
 from erw.errors import CheckpointError, ErwError
 from erw.interop.convert import convert
 from erw.io import save_tensors
 from erw.training.trained import Trained
-from helpers.exported import model
+from helpers.exported import RGB_SCALING, model, recipe_of
 from helpers.hostile import variants
 from helpers.released import peer, save
-
-SCALING = {"shift": [0.25, -0.5, 0.375], "scale": [2.0, 0.5, 4.0]}
-
-
-def recipe_of(trained: Trained) -> dict[str, Any]:
-    """What `erw train` writes beside a model's weights."""
-    run = {"model": to_dict(trained.run)["model"], "plan": {"align": []}}
-    cache = {"identity": "0", "rows": 8, "vae": "none", "scaling": SCALING, "empty_classes": [1]}
-    cache["class_names"] = list(trained.class_names)
-    return json.loads(json.dumps({"erw": "0.2.0", "run": {}, "resolved": run, "cache": cache}))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +105,7 @@ def test_the_record_of_an_export(small: Trained, tmp_path: Path) -> None:
         return folder
 
     run = {"model": record["run"]["model"], "plan": {"align": []}}
-    short = record | {"run": run, "scaling": SCALING}
+    short = record | {"run": run, "scaling": RGB_SCALING}
     drawn(write(short))
     assert len(tried(variants(short), write)) > 120
     cost = {"images": 8, "flops_total": 1, "flops_warmup": 0, "flops_teacher": 0, "seconds": 1.0}

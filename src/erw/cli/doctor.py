@@ -23,9 +23,5 @@ def doctor(run: Annotated[Positional[str], arg(metavar="RUN")], *, images: int =
 
     findings = examine(run, count=images)
     print(*findings, sep="\n")
-    odd = sum(not finding.good for finding in findings)
-    print(
-        f"{odd} of {len(findings)} checks look odd"
-        if odd
-        else f"{len(findings)} checks, nothing odd"
-    )
+    odd, count = sum(not finding.good for finding in findings), len(findings)
+    print(f"{odd} of {count} checks look odd" if odd else f"{count} checks, nothing odd")

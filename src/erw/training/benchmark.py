@@ -193,7 +193,7 @@ def _parts(trainer: Trainer, step: int, world: World, steps: int) -> dict[str, f
 def _timed(
     named: Mapping[str, tuple[Any, str]], seconds: Mapping[str, list[float]], device: torch.device
 ) -> Iterator[None]:
-    """Within it, each call of those methods (object, name) adds its seconds to `found`."""
+    """Within it, each call of those methods (object, name) adds its `seconds`."""
 
     def timing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:
