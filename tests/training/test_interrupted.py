@@ -38,6 +38,7 @@ def test_a_kill_between_a_checkpoint_and_its_weights_is_made_up_for(
 ) -> None:
     def dies(state: Trainer, step: int) -> None:
         if step >= at:
+            state.written()
             raise Killed
         whole(state, step)
 

@@ -200,13 +200,13 @@ def test_a_full_disk_is_told_when_the_save_is_waited_for(
     saver, path, said = Saver(), tmp_path / "step-00000004", list[Path]()
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        saver.save(path, {"a": torch.ones(3)}, {}, said.append)
+        saver.begin(path, {"a": torch.ones(3)}, {}, said.append)
         with pytest.raises(CheckpointError, match=r"step-00000004 \(.*No space left.*untouched"):
             saver.wait()
     assert not said and not path.exists()
     remove_partial(tmp_path)
     assert not list(tmp_path.iterdir())
-    saver.save(path, {"a": torch.ones(3)}, {}, said.append)
+    saver.begin(path, {"a": torch.ones(3)}, {}, said.append)
     saver.wait()
     assert said == [path] and torch.equal(read(path)[0]["a"], torch.ones(3))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,28 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
         go(tiny_run(cache), tmp_path / "run")
     left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ["step-00000008.safetensors"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes the one of step 4 only after step 6, whose weights are others by then."""
+    real, later = safetensors.torch.save_file, threading.Event()
+
+    def slow(tensors: dict[str, Tensor], path: Path, **kwargs: Any) -> None:
+        assert later.wait(60)
+        real(tensors, path, **kwargs)
+
+    run = tiny_run(cache)
+    run = run.replace(log=dataclasses.replace(run.log, checkpoint=4, keep=3))
+    go(run, tmp_path / "straight")
+    monkeypatch.setattr(safetensors.torch, "save_file", slow)
+    go(run, tmp_path / "slow", at={6}, evaluate=lambda *state: later.set())
+    saved = [paths(tmp_path / name / "checkpoints") for name in ("straight", "slow")]
+    assert [path.name for path in saved[1]] == [f"step-{n:08d}.safetensors" for n in (4, 8, 12)]
+    for one, other in zip(*saved, strict=True):
+        a, b = load_file(one), load_file(other)
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_two_processes_do_not_write_one_folder(cache: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from erw.config import checked
 from erw.dist import as_sharded
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError
-from erw.io import hash_tensors, load_tensors, misfit, save_tensors
+from erw.io import Writer, hash_tensors, load_tensors, misfit
 
 INDEX = "index.json"
 """In the folder of a sharded checkpoint: its header, and a hash of every file."""
@@ -59,11 +59,11 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def save(folder: Path, state: State, position: Position, *, keep: int, saver: Any = None) -> None:
-    """Write the checkpoint of `position.step`, then delete all but the newest `keep`.
+def save(folder: Path, state: State, position: Position, *, keep: int, to: Any) -> None:
+    """Copy what the checkpoint of `position.step` has, and begin to write it; once it is there, all
+    but the newest `keep` are deleted.
 
-    With a `sharded.Saver` all processes call it and it is written in the background, else the
-    first one calls it.
+    `to`: an `erw.io.Writer`, or a `sharded.Saver`, with which all processes call it.
     """
     tensors, path = _tensors(state), path_of(folder, position.step)
     header = {"progress": json.dumps(position._asdict())}
@@ -76,12 +76,11 @@ def save(folder: Path, state: State, position: Position, *, keep: int, saver: An
             part = old.rename(old.with_name(f".{old.name}.part"))  # no half is there by its name
             shutil.rmtree(part) if part.is_dir() else part.unlink()
 
-    if saver is not None:
+    if isinstance(to, Writer):
+        to.begin(path, tensors, header, hashed=True, then=prune)
+    else:
         header["tensors"] = str(len(tensors))
-        return saver.save(path.with_suffix(""), tensors, header, then=prune)
-    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
-    save_tensors(path, tensors, header | {"hash": hash_tensors(tensors)})
-    prune(path)
+        to.begin(path.with_suffix(""), tensors, header, then=prune)
 
 
 def remove_partial(folder: Path) -> None:

@@ -33,7 +33,7 @@ from erw.dist import (
 )
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
-from erw.io import lock, save_tensors, tensor_header, write_json
+from erw.io import Writer, lock, tensor_header, write_json
 from erw.log import Progress, Sink
 from erw.models import build_model
 from erw.plan import Phase
@@ -101,8 +101,7 @@ def train(
         objective = objective or build_objective(resolved, cache)
         trainer = Trainer(resolved, cache, processes, out, recipe, objective)
         state = State(trainer.net, trainer.ema, trainer.profiles, trainer.optimizer)
-        if trainer.saver:
-            stack.callback(trainer.saver.wait)
+        stack.callback(trainer.written)
         newest, start, damaged = checkpoint.load_newest(trainer.checkpoints, state)
         if start.step > run.steps:
             problem = f"at step {start.step} already, past the {run.steps} requested"
@@ -218,10 +217,13 @@ def train(
                 watch.at(SAVING, done)
                 mean, count = trainer.usual.tolist()
                 position = Position(done, metrics.seconds, metrics.state(), (mean, count))
-                if (saver := trainer.saver) or processes.first:
-                    where, keep = trainer.checkpoints, run.log.keep
-                    checkpoint.save(where, state, position, keep=keep, saver=saver)
+                trainer.written()
+                if trainer.saver or processes.first:
+                    to, keep = trainer.saver or trainer.writer, run.log.keep
+                    checkpoint.save(trainer.checkpoints, state, position, keep=keep, to=to)
                 trainer.save_weights(done)
+                if last or stop:
+                    trainer.written()  # torchrun ends whoever is left when others have ended
                 processes.barrier()
             trainer.save_profiles(done)
             if done in at:
@@ -258,7 +260,7 @@ class Trainer:
         sharded = processes.size > 1 and run.dist.strategy != "ddp"
         self.net = net if sharded else net.to(self.device)  # sharding moves it, block by block
         self.ema = Ema(self.net, decay=run.optim.ema)
-        self.saver: Any = None  # where the run is sharded
+        self.writer, self.saver = Writer(), cast(Any, None)  # a saver where the run is sharded
         if sharded:
             from erw.sharding import mesh_of, shard  # which imports much
 
@@ -432,8 +434,8 @@ class Trainer:
     def rewind(self, bad: int, state: State) -> Position:
         """Go back to the newest checkpoint. Raises NumericsError if `optim.on_nan` is stop, if
         there is none, or if that did not help three times."""
-        if self.saver:
-            self.saver.wait()
+        self.written()
+        self.processes.barrier()  # all find the same checkpoints
         saved = checkpoint.paths(self.checkpoints)
         if self.run.optim.on_nan == "rewind" and saved and self.rewound.count(saved[-1]) < 3:
             self.rewound.append(saved[-1])
@@ -449,11 +451,17 @@ class Trainer:
         )
 
     def save_weights(self, step: int) -> None:
-        """Write the EMA model alone."""
+        """Begin to write the EMA model alone."""
         header = {"step": str(step), "recipe": self.run.name}
         weights = self.processes.collected(dict(self.averaged.named_parameters()))
         if self.processes.first:
-            save_tensors(self.out / WEIGHTS, weights, header)
+            self.writer.begin(self.out / WEIGHTS, weights, header)
+
+    def written(self) -> None:
+        """Wait until all that was begun is written. Raises CheckpointError where it was not."""
+        self.writer.wait()
+        if self.saver:
+            self.saver.wait()
 
     def save_profiles(self, step: int) -> None:
         """Write the averages of `optim.ema_profiles`, for `erw ema`, if they are due."""

@@ -31,7 +31,7 @@ from erw.training.checkpoint import INDEX
 
 
 class Saver:
-    """Saves in the background, one checkpoint after the other; made and called in all processes."""
+    """Writes checkpoints in the background, one by one; made and called in all processes."""
 
     def __init__(self) -> None:
         # Of its own: in the default one its messages would meet those of the backward pass.
@@ -39,7 +39,7 @@ class Saver:
         self.pending: Future[Any] | None = None
         self.path = Path()
 
-    def save(
+    def begin(
         self, path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str],
         then: Callable[[Path], None],
     ) -> None:  # fmt: skip
