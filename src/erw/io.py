@@ -71,6 +71,9 @@ def opened_npz(path: Path) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{problem}: get it again, or give another name")
     problem = f"{path} cannot be read as NumPy arrays, get it again"
     with raised_as(DataError, problem), path.open("rb") as file, np.load(file) as arrays:
+        for name in arrays.zip.namelist():
+            if arrays.zip.open(name).read(6) != np.lib.format.MAGIC_PREFIX:
+                raise ValueError(f"{name} in it is no array")
         try:
             yield arrays
         except ValueError as error:

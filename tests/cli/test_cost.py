@@ -1,14 +1,16 @@
 """Estimates agree with what torch counts and keeps, and the verb says by which model."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from torch.utils.checkpoint import checkpoint
 
 from erw.cli import main
-from erw.cli.cost import ACTIVATION_BYTES, TEACHER_FLOPS, VAE_FLOPS
+from erw.cli.cost import ACTIVATION_BYTES, INPUT_BYTES, TEACHER_FLOPS, VAE_FLOPS
 from erw.data import images
 from erw.encoders.base import counted_flops
 from erw.models.sit import SiT
@@ -19,8 +21,11 @@ def network(depth: int = 2) -> SiT:
     return SiT(input_size=16, channels=4, patch=2, depth=depth, width=64, heads=1, num_classes=5)
 
 
-def kept_bytes(net: SiT, *, images: int, half: bool) -> int:
-    """Bytes that a forward keeps for its backward, parameters left out."""
+def kept_bytes(net: SiT, *, images: int, half: bool, again: bool = False) -> int:
+    """Bytes that a forward keeps for its backward, parameters left out; `again`: blocks are
+    computed again."""
+    for block in net.blocks if again else ():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -45,6 +50,12 @@ def test_activations_are_those_that_a_step_keeps(half: bool, precision: str, siz
     casts = 18 * width * width * 2 if half else 0  # the bf16 copies of a block's weights
     measured = ((four - two) / 2 - scores - casts) / (images * tokens * width)
     assert ACTIVATION_BYTES[precision] == pytest.approx(measured, rel=0.08)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_blocks_that_are_computed_again_keep_their_input(half: bool) -> None:
+    two, four = (kept_bytes(network(n), images=16, half=half, again=True) for n in (2, 4))
+    assert (four - two) / 2 == INPUT_BYTES * 16 * 64 * 64
 
 
 @pytest.fixture

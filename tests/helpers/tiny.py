@@ -162,6 +162,7 @@ if __name__ == "__main__":
     parser.add_argument("--methods", action="store_true", help="those after ERW")
     parser.add_argument("--strategy", default="ddp", help="of several processes")
     parser.add_argument("--shard-size", type=int, help="of hsdp")
+    parser.add_argument("--recompute", action="store_true", help="blocks, in the backward pass")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -173,6 +174,7 @@ if __name__ == "__main__":
     run = as_dit(run) if args.dit else run
     run = with_methods(run) if args.methods else run
     run = run if args.methods else with_loss(run, args.loss)
+    run = run.replace(optim=dataclasses.replace(run.optim, recompute=args.recompute))
     every = args.eval_every
     loss = every or args.validate_every
     run = run.replace(

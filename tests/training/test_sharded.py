@@ -72,7 +72,8 @@ def test_a_sharded_run_is_that_of_one_process(straight: Path, sharded: Path) -> 
 def test_replicas_with_shares_of_one_are_one_process(
     cache: Path, straight: Path, tmp_path: Path
 ) -> None:
-    how = "--strategy", "hsdp", "--shard-size", 1
+    """Also where blocks are computed again in the backward pass."""
+    how = "--strategy", "hsdp", "--shard-size", 1, "--recompute"
     two_ranks(cache, out := tmp_path / "run", *how, "--validate-every", 12)
     assert_close_run(straight, out)
     settings = tiny_run(cache, eval=Eval(loss=12, loss_images=8))

@@ -22,6 +22,7 @@ from erw.errors import CheckpointError, ConfigError, NumericsError
 from erw.interop import from_pretrained
 from erw.interop.export import export
 from erw.log import read_metrics
+from erw.models.sit import Block
 from erw.recipes import names, recipe, tiny
 from erw.sampling import generate
 from erw.sampling.preview import spread
@@ -29,7 +30,7 @@ from erw.training import load, loop, train
 from erw.training.checkpoint import paths
 from erw.training.network import resolve
 from erw.training.objective import Objective, build_objective
-from helpers.tiny import tiny_run, with_loss
+from helpers.tiny import tiny_run, with_loss, with_methods
 from helpers.training import InterruptAfter, assert_same_run, go, last, trainer
 
 
@@ -224,6 +225,24 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
         go(tiny_run(cache), tmp_path / "run")
     left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ["step-00000008.safetensors"]
+
+
+@pytest.mark.parametrize("change", [lambda run: run, with_methods], ids=["plain", "methods"])
+def test_blocks_computed_again_give_the_same_bits(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Run], Run]
+) -> None:
+    run, calls, forward = change(tiny_run(cache)), list[str](), Block.forward
+
+    def counted(block: Block, h: Tensor, *rest: Tensor) -> Tensor:
+        calls.append(h.device.type)  # also meta, where FLOPs are counted
+        return forward(block, h, *rest)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    go(run, tmp_path / "once")
+    once = calls.count("cpu")
+    go(run.replace(optim=dataclasses.replace(run.optim, recompute=True)), tmp_path / "again")
+    assert 1.5 * once < calls.count("cpu") - once <= 2 * once, "averages are not trained"
+    assert_same_run(tmp_path / "once", tmp_path / "again")
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(

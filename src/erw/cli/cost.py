@@ -3,9 +3,10 @@
 * memory of a rank = 20 bytes a parameter (weight, gradient, two moments of AdamW, EMA, all float32)
   + 2 bytes a parameter under bf16 (autocast's copies) + activations: 48 bytes (bf16) or 80
   (float32) for each token, channel and block that runs, counted from what a training step of our
-  SiT keeps for its backward. Fused attention keeps no scores. Checkpointing and compiling lower it;
-  buffers of libraries, about 1 GiB, and fragmentation come on top. With dist.strategy fsdp2 or hsdp
-  its share of the 20 bytes + 8 (weight and gradient, whole) a parameter of two blocks.
+  SiT keeps for its backward; with optim.recompute 4, and those of one block. Fused attention keeps
+  no scores. Compiling lowers it; buffers of libraries, about 1 GiB, and fragmentation come on top.
+  With dist.strategy fsdp2 or hsdp its share of the 20 bytes + 8 (weight and gradient, whole) a
+  parameter of two blocks.
 * time = FLOPs / (accelerators x peak x utilisation). The peak is the maker's, dense bf16; 0.4 is
   what well-tuned transformers of this size reach.
 * preparing takes as long as the slower of two that go on at once: decoding, by 16 threads for each
@@ -25,6 +26,8 @@ from erw.errors import CacheError, ConfigError, nearest
 
 PARAMETER_BYTES = {"bf16": 22, "fp32": 20}
 ACTIVATION_BYTES = {"bf16": 48, "fp32": 80}
+INPUT_BYTES = 4
+"""What a block that is computed again keeps."""
 UTILISATION = 0.4
 ACCELERATORS = tomllib.loads(Path(__file__).with_name("accelerators.toml").read_text())
 TEACHER, TEACHER_DIM, TEACHER_FLOPS = "dinov2-b", 768, 46_322_454_528
@@ -62,8 +65,12 @@ def cost(
     else:
         shares = gpus if dist.strategy == "fsdp2" else dist.shard_size or min(gpus, 8)
         state *= PARAMETER_BYTES["fp32"] / shares + 8 * 2 / (m.depth + m.head_depth)
-    image = net.model.tokens * (m.width * m.depth + m.head_width * m.head_depth)
-    image *= ACTIVATION_BYTES[precision]
+    image = (m.width * m.depth + m.head_width * m.head_depth) * ACTIVATION_BYTES[precision]
+    if run.optim.recompute:
+        widest = max(m.width, m.head_width * bool(m.head_depth))
+        image = image * INPUT_BYTES // ACTIVATION_BYTES[precision]
+        image += widest * ACTIVATION_BYTES[precision]
+    image *= net.model.tokens
     need, room = (state + images * image) / 2**30, 0.9 * memory * 2**30 - state
     most = int(room // image)  # images at once
     rank = max(1, run.data.batch_size // gpus)

@@ -140,10 +140,13 @@ def in_time(
 
 
 def in_flops(run: Run, ledger_of: Callable[[Run], Ledger]) -> Pace:
-    """The pace of a run in FLOPs, looking at it not counted."""
+    """The pace of a run in FLOPs: of a score, those of drawing its samples, whose forward passes
+    have a third of what training on an image has."""
     ledger, warm = ledger_of(run), run.plan.warmup
     first, whole = ledger.spent(warm).total, ledger.spent(run.steps).total
-    return Pace(first / max(1, warm), (whole - first) / max(1, run.steps - warm))
+    passes = run.eval.samples * run.sample.steps if run.eval.every else 0
+    drawn = passes * ledger.rate(run.steps - 1).trained / 3
+    return Pace(first / max(1, warm), (whole - first) / max(1, run.steps - warm), drawn)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from erw.config import Run
 from erw.data.cache import Batch, Cache
@@ -276,9 +277,12 @@ class Trainer:
             stored=self.device.type != "cpu",
         )  # fmt: skip
         self.loader, self.without_features = loader(features=run.data.features), loader()
-        if run.optim.compile:
-            for block in self.model.blocks:  # not the hooks around it, which gather shards
+        for block in self.model.blocks:  # not the hooks around it, which gather shards
+            if run.optim.compile:
                 block.forward = torch.compile(block.forward)
+            if run.optim.recompute:
+                again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+                block.forward = partial(recomputed, block.forward, **again)
         self.synced: Any = self.net  # what averages gradients over processes
         self.trains: object = None  # Phase.trains that `enter` has arranged
         # The first bad step, -1 as long as there is none. It stays on the device: asking for it

@@ -15,7 +15,8 @@ from erw.training.flops import Ledger
 from erw.training.trained import RDM, RECIPE, Trained, read_recipe
 
 MAY_CHANGE = (
-    "steps", "data.cache", "log.", "sample.", "eval.", "optim.on_nan", "optim.spike", "dist."
+    "steps", "data.cache", "log.", "sample.", "eval.", "optim.on_nan", "optim.spike",
+    "optim.recompute", "dist.",
 )  # fmt: skip
 """Settings that another start of the same run may change: they alter no step already made. A cache
 may lie elsewhere: its content is compared by a hash. `steps` may while no rate would change."""

@@ -139,8 +139,6 @@ class Arrays(Source):
                 self._images, rest = arrays[image], [name for name in arrays if name != image]
                 label = label_name(rest)
                 labels = arrays[label] if label else None
-                if isinstance(self._images, bytes) or isinstance(labels, bytes):
-                    raise ValueError("a file in it is no array")
             if rest and labelled and not label:
                 hint = f'name one of them "{USUAL[1]}" to take it as label'
                 self.notes = [f"arrays {listed(rest)} are not used: {hint}"]
