@@ -71,8 +71,8 @@ class Model(Settings):
             raise ConfigError("model.class_token is for images; an rdm makes the token itself")
         for name in ("internal", "head_depth"):
             if getattr(self, name) and (self.net == "rdm" or self.class_token == "denoised"):
-                what = "is for images without a class token beside them: set it 0"
-                raise ConfigError(f"model.{name} {what}")
+                problem = "is for images without a class token beside them: set it 0"
+                raise ConfigError(f"model.{name} {problem}")
         if self.internal >= self.depth:
             raise ConfigError(
                 f"model.internal {self.internal} is not below model.depth {self.depth}"

@@ -55,9 +55,9 @@ class World:
         """`compute` of the same rows in all processes, each row computed by one of them."""
         if self.size == 1 or rows.is_meta:
             return compute(rows)
-        mine = compute(rows[self.rank :: self.size])
-        values = mine.new_zeros(len(rows), *mine.shape[1:])
-        values[self.rank :: self.size] = mine
+        share = compute(rows[self.rank :: self.size])
+        values = share.new_zeros(len(rows), *share.shape[1:])
+        values[self.rank :: self.size] = share
         dist.all_reduce(values)
         return values
 

@@ -128,8 +128,8 @@ class Writer:
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
         def write() -> None:
-            known = {"hash": hash_tensors(copies)} if hashed else {}
-            save_tensors(path, copies, {**(header or {}), **known})
+            extra = {"hash": hash_tensors(copies)} if hashed else {}
+            save_tensors(path, copies, {**(header or {}), **extra})
             then(path)
 
         self.pending.append(self.thread.submit(write))

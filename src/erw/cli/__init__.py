@@ -117,10 +117,10 @@ def queue(verb: str, args: list[str]) -> None:
         first = rest.index("--engine-options")
         last = next((i for i in range(first + 1, len(rest)) if "=" not in rest[i]), len(rest))
         options, rest = rest[first + 1 : last], rest[:first] + rest[last:]
-    given = {name: values[0] for name, values in map(values_of, options)}
+    parameters = {name: values[0] for name, values in map(values_of, options)}
     logs = Path("logs")
-    words = [*torchrun_words(int(given.get("gpus_per_node", 0))), verb, *rest]
-    job = submit(words, logs, {"name": f"erw-{verb}", **given})
+    words = [*torchrun_words(int(parameters.get("gpus_per_node", 0))), verb, *rest]
+    job = submit(words, logs, {"name": f"erw-{verb}", **parameters})
     print(f"job {job.job_id}, logs in {logs / str(job.job_id)}; queued again where it is preempted")
 
 

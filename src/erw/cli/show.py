@@ -25,5 +25,5 @@ def show(recipe: Recipe, run: Settings[Run], *, tiny: bool = False) -> None:
     """
     print(*as_options(to_dict(run)), "", sep="\n")
     cache = run.data.cache[0]
-    known = "://" in cache or Path(cache).expanduser().exists()
-    print("cost", account(run)[-1] if known else f"is not known without {cache} (see erw cost)")
+    exists = "://" in cache or Path(cache).expanduser().exists()
+    print("cost", account(run)[-1] if exists else f"is not known without {cache} (see erw cost)")

@@ -95,11 +95,11 @@ def _plan(
 ) -> studies.Study:
     if name.endswith(".py"):
         required(name)
-        found = runpy.run_path(name).get("study")
-        made = found() if callable(found) else None
-        if not isinstance(made, studies.Study):
+        function = runpy.run_path(name).get("study")
+        plan = function() if callable(function) else None
+        if not isinstance(plan, studies.Study):
             raise ConfigError(f"{name} needs a function study() that returns a Study")
-        return made
+        return plan
     if name != "grid":
         return studies.study_plan(name, scale=scale, steps=steps, small=small)
     if not axes:
@@ -127,10 +127,10 @@ def _show(plan: studies.Study, out: Path, cache: str, gpu: str, gpus: int) -> No
         return f"{amount(flops)}, {time}, {size / 2**30:,.1f} GiB of checkpoints"
 
     built_in = [row.run for row in plan.rows if row.run and row.run.data.cache == (CACHE,)]
-    known = not built_in or Path(cache).exists()
+    counted = not built_in or Path(cache).exists()
     place = {"data.cache": [cache]}
     plan = plan.changed(lambda run: studies.with_settings(run, place if run in built_in else {}))
-    plan = studies.settled(plan, lambda run: account(run)[2]) if known else plan
+    plan = studies.settled(plan, lambda run: account(run)[2]) if counted else plan
     print(plan.title, *filter(None, [plan.claim]), "", sep="\n")
     costs: dict[Run, tuple[float, float]] = {}
     for row in plan.rows:
@@ -141,11 +141,11 @@ def _show(plan: studies.Study, out: Path, cache: str, gpu: str, gpus: int) -> No
         folder = out / "runs" / studies.folder_of(row.label, plan.seeds[0])
         print(f"{row.label}: erw train {run.name} {' '.join(as_options(new))} --out {folder}")
         costs[run] = (0.0, 0.0)
-        if known:
+        if counted:
             _, net, ledger, *_ = account(run)
             state = 16 * sum(p.numel() for p in net.parameters()) * (run.log.keep + 0.25)
             costs[run] = float(ledger.spent(run.steps).total), state
             print(f"  {run.steps:,} steps, {text(*costs[run])}")
     flops, size = (len(plan.seeds) * sum(some) for some in zip(*costs.values(), strict=True))
-    what = text(flops, size) if known else f"known once {cache} is there"
-    print(f"\ncost of seeds {plan.seeds}, scoring not counted and no warm-up shared: {what}")
+    total = text(flops, size) if counted else f"known once {cache} is there"
+    print(f"\ncost of seeds {plan.seeds}, scoring not counted and no warm-up shared: {total}")

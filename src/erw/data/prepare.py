@@ -72,8 +72,8 @@ def complete_builtin(
     except CacheError:
         cache = None
     # Loaded first: what cannot be, such as a run that is not there, is said before any work.
-    there = () if cache is None else cache.features
-    missing = [load_encoder(x) for x in dict.fromkeys(encoders) if x not in there]
+    present = () if cache is None else cache.features
+    missing = [load_encoder(x) for x in dict.fromkeys(encoders) if x not in present]
     if cache is None:
         say(f"{out} is missing or not finished: preparing {count:,} of the built-in images")
         cache = prepare_builtin(out, count=count, class_token=class_token, groups=groups)
@@ -170,8 +170,8 @@ def _begin(writer: Writer, stack: ExitStack, *, adding: bool) -> CacheSpec:
     """Hold the folder within `stack`. The agreed spec: the folder's, or the writer's if it has
     none; with `adding` it takes up further encoders of the writer's."""
     out, spec = writer.out, writer.spec
-    known = {SETTINGS, MANIFEST, REJECTED, "shards"}
-    others = any(p.name not in known for p in out.glob("[!.]*"))
+    ours = {SETTINGS, MANIFEST, REJECTED, "shards"}
+    others = any(p.name not in ours for p in out.glob("[!.]*"))
     if read_spec(out) is None and (others or any(out.glob("shards/[!.]*"))):
         raise CacheError(f"{out} is no cache and not empty: choose another folder")
     if not stack.enter_context(lock(out / "shards" / ".lock")):

@@ -21,8 +21,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's own text recommends loading the file unsafely
-        what = f"{path} cannot be read as plain tensors; code in files is not run"
-        raise CheckpointError(f"{what} ({type(error).__name__})") from error
+        problem = f"{path} cannot be read as plain tensors; code in files is not run"
+        raise CheckpointError(f"{problem} ({type(error).__name__})") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 

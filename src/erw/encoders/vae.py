@@ -191,8 +191,7 @@ def _from_folder(folder: Path, name: str, entry: Any) -> tuple[Any, Scaling | No
             deviation, factor = deviation or ones, config["scaling_factor"]
         elif "scale" in entry:
             mean, deviation, factor = [entry["shift"]] * len(ones), ones, entry["scale"]
-        known = mean and deviation
-        if not known:
+        if not (mean and deviation):
             return network, None
         return network, ([*map(float, mean)], [float(factor / x) for x in deviation])
 

@@ -70,16 +70,16 @@ def knn_accuracy(features: Tensor, labels: Tensor, origins: Tensor | None = None
     all vote on all others of another origin. Source: Caron et al. (arXiv 2104.14294).
     """
     train, choose, test = _split(labels)
-    known = torch.cat([train, choose])
+    voters = torch.cat([train, choose])
     unit = F.normalize(features.double(), dim=-1)
     if origins is not None:
-        test = known = torch.arange(len(labels))
-    cosines = unit[test] @ unit[known].T
+        test = voters = torch.arange(len(labels))
+    cosines = unit[test] @ unit[voters].T
     if origins is not None:
         cosines[origins[:, None] == origins] = -torch.inf
-    near = cosines.topk(min(20, len(known)), dim=1)
+    near = cosines.topk(min(20, len(voters)), dim=1)
     votes = torch.zeros(len(test), int(labels.max()) + 1, dtype=torch.float64)
-    votes.scatter_add_(1, labels[known][near.indices], (near.values / 0.07).exp())
+    votes.scatter_add_(1, labels[voters][near.indices], (near.values / 0.07).exp())
     return (votes.argmax(1) == labels[test]).double().mean().item()
 
 

@@ -90,17 +90,17 @@ def sweep(
                 "sample": to_dict(settings),
             }
             row = json.loads(json.dumps(row))
-            known = next((old for old in done if row.items() <= old.items()), None)
-            if known is None:
+            result = next((old for old in done if row.items() <= old.items()), None)
+            if result is None:
                 own = to_dict(settings) | {"autoguidance": weak if guided else None}
                 drawn = generate(models[average], seeds, **own, **options)
                 scores = evaluate(drawn, reference=reference, metric=grid.metric)
-                known = row | {"score": next(iter(scores.values.values()))}
-                done.append(known)
+                result = row | {"score": next(iter(scores.values.values()))}
+                done.append(result)
                 write_json(path, done)
-            progress(known)
+            progress(result)
             sense = -1 if grid.metric.startswith(HIGHER) else 1
-            scored.append((sense * known["score"], order, known))
+            scored.append((sense * result["score"], order, result))
         scored.sort()
         rows += [row for *_, row in reversed(scored)]
         todo = [todo[order] for _, order, _ in scored[: grid.kept(len(todo))]]

@@ -69,8 +69,8 @@ def _of_run(folder: Path) -> tuple[Trained, str, dict[str, Tensor]]:
     model = load(folder)
     run, net = model.run, model.net
     if run.flow.prediction != "velocity" or run.flow.path == "vp":
-        what = ", ".join(unusual(run.flow))
-        raise CheckpointError(f"{folder} {what}; the released layouts of its time do not")
+        differs = ", ".join(unusual(run.flow))
+        raise CheckpointError(f"{folder} {differs}; the released layouts of its time do not")
     if run.model.needs_token and not net.class_token:
         raise CheckpointError(f"{folder} works with representations; no released layout has them")
     layout = "reg" if net.class_token else "erw" if run.model.rope else "repa"

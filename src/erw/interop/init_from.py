@@ -77,8 +77,8 @@ def label_rows(
     if old and new:
         by_name = {name: row for row, name in enumerate(old)}
         rows = [by_name.get(name, old_count) for name in new]
-        known = sum(name in by_name for name in new)
-        return rows, f"{known} of {new_count} classes by name, the others from no class"
+        matched = sum(name in by_name for name in new)
+        return rows, f"{matched} of {new_count} classes by name, the others from no class"
     if old_count == new_count:
         return list(range(new_count)), f"{new_count} classes as they are"
     return [old_count] * new_count, f"{new_count} classes, all from no class"

@@ -61,8 +61,8 @@ def detect_layout(
     if "transformer_blocks." in (keys := " ".join(tensors)):
         return "diffusers-dit", "transformer_blocks.*"
     if "x_embedder.proj.weight" not in tensors:
-        known = ", ".join(LAYOUTS)
-        raise CheckpointError(f"{path} is of no known layout ({known}); it has {keys[:100]}")
+        choices = ", ".join(LAYOUTS)
+        raise CheckpointError(f"{path} is of no known layout ({choices}); it has {keys[:100]}")
     rope = "feat_rope.freqs_cos" in tensors
     repa = "erw" if rope else "repa"
     signs = (

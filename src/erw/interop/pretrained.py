@@ -102,8 +102,10 @@ def from_pretrained(
     vae, scaling = meta.vae, meta.scaling
     if (folder / "vae" / "config.json").is_file():  # which has the scaling too
         vae, scaling = str(folder / "vae"), None
-    known = net, run, vae, names, meta.step, scaling, str(source), meta.average
-    return Trained(*known, origin=meta.origin, empty_classes=meta.empty_classes)
+    return Trained(
+        net, run, vae, names, meta.step, scaling, str(source), meta.average,
+        origin=meta.origin, empty_classes=meta.empty_classes,
+    )  # fmt: skip
 
 
 def open_model(
@@ -292,15 +294,13 @@ def alignment_heads(
     for number, kind in enumerate(kinds):
         names = sorted(key for key in tensors if key.startswith(f"{number}."))
         ends = [tensors[name].shape[:1].numel() for name in names[:1] + names[-1:]]
-        what = f"{source}: no projector of {kind}; leave it out by projectors=False"
-        with (
-            raised_as(CheckpointError, what),
-            torch.device("meta"),
-        ):  # takes no memory before it fits
+        problem = f"{source}: no projector of {kind}; leave it out by projectors=False"
+        # On the meta device it takes no memory before it fits.
+        with raised_as(CheckpointError, problem), torch.device("meta"):
             heads.append(PROJECTORS[kind](width, *(ends or (0, 0))))
     if problems := misfit(tensors, heads.state_dict()):
-        what = f"no three-layer projector ({problems})"
-        raise CheckpointError(f"{source}: {what}; leave it out by projectors=False")
+        problem = f"{source}: no three-layer projector ({problems})"
+        raise CheckpointError(f"{problem}; leave it out by projectors=False")
     heads.load_state_dict({k: v.float().clone() for k, v in tensors.items()}, assign=True)
     return heads
 

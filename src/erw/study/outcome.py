@@ -70,12 +70,12 @@ def lines_of(study: Study, out: Path) -> list[Line]:
 
 def numbers_at(run: RunResult, step: int) -> tuple[dict[str, float], dict[str, float]]:
     """Scores and costs of a run after a step; none where it is not there yet."""
-    here = [line for some in run.lines.values() for line in some if line["step"] == step]
-    by_kind = {line["kind"]: line for line in here}
+    lines = [line for some in run.lines.values() for line in some if line["step"] == step]
+    by_kind = {line["kind"]: line for line in lines}
     scores = dict(by_kind.get("eval", {}).get("values", {}))
     scores |= {"flow": by_kind["validation"]["flow"]} if "validation" in by_kind else {}
     scores |= by_kind.get("probe", {}).get("probes", {})
-    return scores, {name: here[0][key] for name, key in COSTS.items() if here and here[0][key]}
+    return scores, {k: lines[0][key] for k, key in COSTS.items() if lines and lines[0][key]}
 
 
 def judge(ours: Number, theirs: Number, *, higher: bool, noise: float) -> str:

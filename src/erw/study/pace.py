@@ -60,13 +60,15 @@ def timed(study: Study, jobs: int) -> dict[Run, Pace]:
     """The pace of every run of a study whose caches are there, as it will be with `jobs` at a time:
     so many processes of one thread time the same run at once. One job is timed in this process."""
     runs = list(dict.fromkeys(row.run for row in study.rows if row.run))
-    given = [(to_dict(run), to_dict(study), run is runs[0]) for run in runs]
+    arguments = [(to_dict(run), to_dict(study), run is runs[0]) for run in runs]
     if jobs == 1:
-        paces = [_pace(*one) for one in given]
+        paces = [_pace(*one) for one in arguments]
     else:
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, spawned, torch.set_num_threads, (1,)) as pool:
-            measured = [list(pool.map(_pace, *zip(*[one] * jobs, strict=True))) for one in given]
+            measured = [
+                list(pool.map(_pace, *zip(*[one] * jobs, strict=True))) for one in arguments
+            ]
         paces = [Pace(*map(max, zip(*same, strict=True))) for same in measured]
     score = paces[0].score  # the runs' samples and scores cost the same
     return {run: pace._replace(score=score) for run, pace in zip(runs, paces, strict=True)}
@@ -146,9 +148,9 @@ def fitted(
             todo = tasks(settled(with_first(study, steps)))
         except ConfigError:  # it would end within a warm-up
             return -math.inf
-        return left(todo, nowhere, paces, jobs)
+        return left(todo, empty, paces, jobs)
 
-    nowhere = Path(os.devnull)  # where nothing is done yet
+    empty = Path(os.devnull)  # where nothing is done yet
     low, high = 0, 16
     while lasts(high) <= seconds and high < 10**7:
         low, high = high, 2 * high

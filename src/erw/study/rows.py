@@ -120,20 +120,20 @@ def train_task(out: Path, name: str) -> None:
     if "rows" not in (record := read_study(out).get("study", {})):
         raise CheckpointError(f"{out} holds no study of this version; begin one with erw study")
     study = from_dict(Study, record)
-    known = tasks(study)
-    if name not in known:
-        raise CheckpointError(f"{out} has no run {name!r}{nearest(name, known)}")
-    task, init = known[name], None
+    every = tasks(study)
+    if name not in every:
+        raise CheckpointError(f"{out} has no run {name!r}{nearest(name, every)}")
+    task, init = every[name], None
     run, folder = task.run, out / task.folder
     with world() as joined:
         cache = Cache.open(run.data.cache)
         if task.warmup:
-            joined.broadcast(lambda: begin_behind(run, folder, out / known[task.warmup].folder))
+            joined.broadcast(lambda: begin_behind(run, folder, out / every[task.warmup].folder))
         if task.start:
             resolved = resolve(run, cache)
             count = resolved.model.num_classes or 0
             names = cache.class_names if count else ()
-            init = starting_point(load(out / known[task.start].folder), resolved, names, count)
+            init = starting_point(load(out / every[task.start].folder), resolved, names, count)
         train(run, folder, init=init, **watching(study, task, folder))
 
 

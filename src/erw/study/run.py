@@ -84,7 +84,7 @@ def run_study(
         now, paces = in_time(now, out, began, jobs, lambda some: settled(some, ledger_of))
     alive, start = {row.label for row in now.rows}, ENGINES[engine](study.name, out, options or {})
 
-    def here(name: str, place: int) -> Job:
+    def in_process(name: str, place: int) -> Job:
         train_task(out, name)
         return Job(lambda: 0, lambda: None)
 
@@ -99,12 +99,10 @@ def run_study(
         todo = {k: v for k, v in tasks(part).items() if not v.watched or v.run.name in alive}
         record(now, out)
         if (engine, jobs) == ("local", 1):
-            run_tasks(todo, out, here, jobs=jobs, then=page)
+            run_tasks(todo, out, in_process, jobs=jobs, then=page)
         else:
-            known = paces or {
-                row.label: in_flops(row.run, ledger_of) for row in now.rows if row.run
-            }
-            with ongoing(study.title, partial(left, todo, out, known, jobs)) as tick:
+            flops = {row.label: in_flops(row.run, ledger_of) for row in now.rows if row.run}
+            with ongoing(study.title, partial(left, todo, out, paces or flops, jobs)) as tick:
                 run_tasks(todo, out, start, jobs=jobs, then=page, tick=tick)
         if halving:
             alive = better_half(part, out, alive)
@@ -120,21 +118,21 @@ def in_time(
 
     Raises ConfigError if the shortest study takes longer.
     """
-    known = read_study(out)
-    if "steps" not in known:
+    saved = read_study(out)
+    if "steps" not in saved:
         say(f"timing a few steps of each run, {jobs} at a time")
         even = settled(study)
         measured = timed(even, jobs)
         paces = {row.label: measured[row.run] for row in even.rows if row.run}
         seconds = 60 * study.minutes - (time.monotonic() - began)
         steps = fitted(study, max(seconds, 30 * study.minutes), paces, jobs, settled)
-        known |= {"steps": steps, "paces": {k: list(v) for k, v in paces.items()}}
-        write_json(out / STUDY, known)
-    paces = {label: Pace(*values) for label, values in known["paces"].items()}
-    study = with_first(study, known["steps"])
+        saved |= {"steps": steps, "paces": {k: list(v) for k, v in paces.items()}}
+        write_json(out / STUDY, saved)
+    paces = {label: Pace(*values) for label, values in saved["paces"].items()}
+    study = with_first(study, saved["steps"])
     todo = tasks(settled(study))
     minutes = left(todo, out, paces, jobs) / 60
-    say(f"{known['steps']:,} steps of the first run fit into {study.minutes:g} minutes on this "
+    say(f"{saved['steps']:,} steps of the first run fit into {study.minutes:g} minutes on this "
         f"machine; the runs end in {minutes:.1f} minutes, {jobs} at a time")  # fmt: skip
     return study, paces
 
@@ -182,14 +180,14 @@ def better_half(study: Study, out: Path, alive: set[str]) -> set[str]:
 def in_cache(study: Study, path: Path, out: Path) -> Study:
     """The study with its runs on the built-in images in caches, which are made or completed: one of
     all images, and beside it one for each choice of groups."""
-    mine = [row for row in study.rows if row.run and row.run.data.cache == (CACHE,)]
-    if not mine:
+    built_in = [row for row in study.rows if row.run and row.run.data.cache == (CACHE,)]
+    if not built_in:
         return study
-    runs = [row.run for row in mine if row.run]
+    runs = [row.run for row in built_in if row.run]
     named = [term.encoder for run in runs for term in run.plan.active]
     encoders = list(dict.fromkeys([TEACHER, *filter(None, named)]))
     tokens = any(run.model.needs_token for run in runs)
-    paths = {row.groups: path.with_name("-".join((path.name, *row.groups))) for row in mine}
+    paths = {row.groups: path.with_name("-".join((path.name, *row.groups))) for row in built_in}
     for groups, each in paths.items():
         options: Any = {"encoders": encoders, "class_token": tokens, "groups": groups}
         complete_builtin(each, count=study.images, **options)
@@ -198,8 +196,8 @@ def in_cache(study: Study, path: Path, out: Path) -> Study:
         pixels = next(image_set(source).batches(COUNT))
         write_bytes(out / REFERENCE, picture(pixels, source.labels.tolist(), source.class_names))
 
-    def there(row: Row) -> Row:
-        if (run := row.run) is None or row not in mine:
+    def with_cache(row: Row) -> Row:
+        if (run := row.run) is None or row not in built_in:
             return row
         # The cache may have more encoders than this row is meant to read.
         names = dict.fromkeys(t.encoder or TEACHER for t in run.plan.active if t.reads_encoder)
@@ -209,7 +207,7 @@ def in_cache(study: Study, path: Path, out: Path) -> Study:
         data = replace(run.data, cache=place, features=features, class_token=token)
         return replace(row, run=run.replace(data=data))
 
-    return replace(study, rows=tuple(map(there, study.rows)))
+    return replace(study, rows=tuple(map(with_cache, study.rows)))
 
 
 def claim(study: Study, out: Path) -> None:

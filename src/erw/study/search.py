@@ -137,11 +137,11 @@ def _picture(
     lines = []
     for axis, (name, values) in enumerate(axes.items()):
         along = [(*best[:axis], i, *best[axis + 1 :]) for i in range(len(values))]
-        known = [
+        points = [
             (p[axis] / max(1, len(values) - 1), sign * scores[p]) for p in along if p in scores
         ]
         span = f"{name}, {values[0]} to {values[-1]}"
-        lines.append(Line(name, [x for x, _ in known], [y for _, y in known], span))
+        lines.append(Line(name, [x for x, _ in points], [y for _, y in points], span))
     title = f"{label} along each setting through the best"
     figure = lines_figure(
         lines, LIGHT, title=title, label="from a setting's first value to its last"

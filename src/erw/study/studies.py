@@ -169,8 +169,8 @@ def _row(
 ) -> Row:  # fmt: skip
     """A row of `studies.toml`, whose depths and steps are the paper's, in the study's setting."""
     kind, full_scale = row.pop("kind", None), study["scale"] == "full"
-    here, _ = row.pop(study["scale"], {}), row.pop("full" if not full_scale else "small", None)
-    settings = flat(row.pop("set", {})) | flat(here)
+    by_scale = {scale: row.pop(scale, {}) for scale in ("small", "full")}
+    settings = flat(row.pop("set", {})) | flat(by_scale[study["scale"]])
     if kind is None:
         return from_dict(Row, row)
     full, small = recipes.recipe(f"sit_{size}2_in256_base"), recipes.recipe(f"{SMALL}_sit")
@@ -184,9 +184,9 @@ def _row(
         part = last in blocks and value and name not in ("model.depth", "sample.internal")
         return max(1, round(value * depth)) if part else value
 
-    here = f"sit_{size}2_in256_{'base' if kind == 'sit' else kind}" if full_scale else SMALL
-    here += "" if full_scale else "_repa" if kind == "erw" else f"_{kind}"
-    run = recipes.recipe(kind if kind in recipes.names() else here).replace(steps=LONG)
+    name = f"sit_{size}2_in256_{'base' if kind == 'sit' else kind}" if full_scale else SMALL
+    name += "" if full_scale else "_repa" if kind == "erw" else f"_{kind}"
+    run = recipes.recipe(kind if kind in recipes.names() else name).replace(steps=LONG)
     if kind == "erw" and not full_scale:
         plan = flat({"plan": to_dict(recipes.recipe(f"sit_{size}2_in256_erw").plan)})
         run = with_settings(run, {name: scaled(name, value) for name, value in plan.items()})

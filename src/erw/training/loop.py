@@ -447,9 +447,9 @@ class Trainer:
             self.found_inf.zero_()
             return checkpoint.load(saved[-1], state)
         good = f"{saved[-1]} is good" if saved else "there is no checkpoint before it"
-        what = "is not finite" + " or a spike" * bool(self.run.optim.spike)
+        problem = "is not finite" + " or a spike" * bool(self.run.optim.spike)
         raise NumericsError(
-            f"loss or gradient {what} in step {bad + 1}; the weights were not moved by it, and "
+            f"loss or gradient {problem} in step {bad + 1}; the weights were not moved by it, and "
             f"{good}: try a lower optim.lr, or optim.precision fp32, in another --out, or go on "
             "with --optim.on-nan skip or rewind"
         )

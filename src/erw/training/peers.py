@@ -95,10 +95,10 @@ def lightningdit(clone: Path, run: Run, batch: Batch, dtype: torch.dtype) -> Pee
         raise ConfigError(f"lightningdit aligns nothing: take a recipe without, not {run.name}")
     net, transport = module("models.lightningdit", clone), module("transport", clone)
     (update_ema,) = functions(clone / "train.py", "update_ema")
-    given = run.model
+    ours = run.model
     model = net.LightningDiT(
-        **sizes(run), use_qknorm=given.qk_norm, use_swiglu=given.mlp == "swiglu",
-        use_rope=given.rope, use_rmsnorm=given.norm == "rms", wo_shift=not given.adaln_shift,
+        **sizes(run), use_qknorm=ours.qk_norm, use_swiglu=ours.mlp == "swiglu",
+        use_rope=ours.rope, use_rmsnorm=ours.norm == "rms", wo_shift=not ours.adaln_shift,
     ).to(batch.mean.device)  # fmt: skip
     ema, optimizer = averaged(model, update_ema), adamw(model)
     flow = transport.create_transport(use_lognorm=run.flow.times == "logit_normal")
@@ -219,17 +219,17 @@ def importing(clone: Path) -> Iterator[None]:
     for name, content in STAND_INS.items():
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(content)
-    here = str(clone.resolve())
-    sys.path.insert(0, here)
+    root = str(clone.resolve())
+    sys.path.insert(0, root)
     try:
         yield
     finally:
         for name in STAND_INS:
             sys.modules.pop(name, None)
         for name, one in list(sys.modules.items()):
-            known = getattr(one, "__dict__", {})  # not by attribute, which some answer to any
-            places = known.get("__path__", [known.get("__file__")])
-            if any(str(place).startswith(here) for place in places):
+            content = getattr(one, "__dict__", {})  # not by attribute, which some answer to any
+            places = content.get("__path__", [content.get("__file__")])
+            if any(str(place).startswith(root) for place in places):
                 del sys.modules[name]
         sys.path[:] = path  # last: folders of packages without __init__ follow it
         sys.modules.update({name: before[name] for name in before if name not in sys.modules})

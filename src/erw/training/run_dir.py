@@ -68,8 +68,8 @@ def claim(
             reason = f"{run.optim.schedule} lets them change until step {kept}, not at {made}"
             different.append(f"steps ({old}, now {run.steps}; optim.schedule {reason})")
         if different:
-            what = "another run, which differs in " + "; ".join(different[:4])
-            raise CheckpointError(f"{folder} holds {what}; change --out")
+            problem = f"{folder} holds another run, which differs in {'; '.join(different[:4])}"
+            raise CheckpointError(f"{problem}; change --out")
     elif any(path.name != RDM for path in folder.glob("[!.]*")):
         raise CheckpointError(f"{folder} holds other files and no run; choose an empty --out")
     return recipe

@@ -120,8 +120,8 @@ def load(
         files = {name: file for name, file in files.items() if file.exists()}
         files |= {str(step_of(file)): file for file in paths(folder / "checkpoints")}
     if (file := files.get(str(checkpoint))) is None:
-        known = ", ".join(files) or "none at all"
-        raise CheckpointError(f"{path} has no checkpoint {str(checkpoint)!r}, but {known}")
+        choices = ", ".join(files) or "none at all"
+        raise CheckpointError(f"{path} has no checkpoint {str(checkpoint)!r}, but {choices}")
     recipe, tensors, step, average = _read(file)
     with raised_as(CheckpointError, f"the recipe of {file} is damaged"):
         run, cache = checked(Run, recipe["resolved"], "resolved"), recipe["cache"]
@@ -144,8 +144,10 @@ def assembled(
     classes = rdm.class_names if rdm else cache["class_names"] if net.null_class else ()
     net = net.eval().requires_grad_(False)
     empty = rdm.empty_classes if rdm else tuple(cache.get("empty_classes") or ())
-    known = run, cache["vae"], tuple(classes), step, cache.get("scaling"), source, average, rdm
-    return Trained(net, *known, empty_classes=empty)
+    return Trained(
+        net, run, cache["vae"], tuple(classes), step, cache.get("scaling"), source, average, rdm,
+        empty_classes=empty,
+    )  # fmt: skip
 
 
 def fitting_rdm(rdm: Trained, run: Run) -> Trained:
@@ -155,8 +157,8 @@ def fitting_rdm(rdm: Trained, run: Run) -> Trained:
     """
     makes = rdm.run.data.class_token if rdm.run.model.net == "rdm" else "no representations"
     if makes != run.data.class_token:
-        given = run.data.class_token
-        raise CheckpointError(f"{rdm.source} makes {makes}, but {run.name} is given {given}")
+        needs = run.data.class_token
+        raise CheckpointError(f"{rdm.source} makes {makes}, but {run.name} is given {needs}")
     return rdm
 
 

@@ -58,8 +58,8 @@ def open_source(
         kinds = sorted({ending(key) for key in packed})
         kinds += ["image"] * any(ending(key) in EXTENSIONS for key in files.entries)
         if len(kinds) > 1:
-            what = f"{' and '.join(kinds)} files"
-            raise DataError(f"{path} holds {what}: name one kind by a pattern, as '{path}/*'")
+            problem = f"{path} holds {' and '.join(kinds)} files"
+            raise DataError(f"{problem}: name one kind by a pattern, as '{path}/*'")
         if packed:
             part, chosen = one_set(packed, path, split, subset)
             name = path.name + f":{part}" * bool(split or subset)
@@ -101,6 +101,6 @@ def _open(
     elif not files and len(paths) == 1 and zipfile.is_zipfile(paths[0]):
         files = zipped(paths[0])
     if not files:
-        known = ", ".join(PACKED)
-        raise DataError(f"{paths[0]} is neither a folder nor a zip, .npy, .npz, {known}")
+        choices = ", ".join(PACKED)
+        raise DataError(f"{paths[0]} is neither a folder nor a zip, .npy, .npz, {choices}")
     return FileSource(of_split(files, split.lower()) if split else files, classes=classes)

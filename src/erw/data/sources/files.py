@@ -140,8 +140,8 @@ def tars(paths: Sequence[Path]) -> Files:
     common, sparse = os.path.commonpath([path.parent for path in paths]), list[str]()
     for path in paths:
         prefix = f"{os.path.relpath(path, common)}/" if len(paths) > 1 else ""
-        what = f"{path} is not a whole, uncompressed tar archive, copy it again or uncompress it"
-        with raised_as(DataError, what), tarfile.open(path, "r:") as archive:
+        problem = f"{path} is not a whole, uncompressed tar archive, copy it again or uncompress it"
+        with raised_as(DataError, problem), tarfile.open(path, "r:") as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
                 if member.issparse():

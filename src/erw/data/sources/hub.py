@@ -34,9 +34,9 @@ def one_set(
     available, part = sets(files), split and SPLITS.get(split, split)
     fitting = [key for key in available if subset in (None, key[0]) and part in (None, key[1])]
     if len(fitting) != 1:
-        what = "several sets" if fitting else f"no set {'/'.join(filter(None, (subset, split)))}"
+        problem = "several sets" if fitting else f"no set {'/'.join(filter(None, (subset, split)))}"
         names = ", ".join("/".join(filter(None, key)) for key in available)
-        raise DataError(f"{name} has {what}: name one of {names} with --split or --subset")
+        raise DataError(f"{name} has {problem}: name one of {names} with --split or --subset")
     return "/".join(filter(None, fitting[0])), available[fitting[0]]
 
 
@@ -45,9 +45,9 @@ def sets(files: Iterable[str]) -> dict[tuple[str, str], list[str]]:
     result: dict[tuple[str, str], list[str]] = {}
     for file in sorted(files):
         *folders, name = file.split("/")
-        known = [w for w in (*folders, *re.split(r"[^a-z]+", name.lower())) if w in SPLITS]
+        words = [w for w in (*folders, *re.split(r"[^a-z]+", name.lower())) if w in SPLITS]
         subset = "/".join(f for f in folders if f not in SPLITS and f != "data")
-        result.setdefault((subset, SPLITS[known[-1]] if known else "train"), []).append(file)
+        result.setdefault((subset, SPLITS[words[-1]] if words else "train"), []).append(file)
     return result
 
 
@@ -71,6 +71,7 @@ def _fetched(repo: str, revision: str, files: Any, *, reason: Exception | None =
     try:
         return Path(snapshot_download(repo, repo_type="dataset", allow_patterns=files, **options))
     except Exception as error:
-        what = f"cannot be fetched ({type(reason or error).__name__}: {one_line(reason or error)})"
+        failure = f"{type(reason or error).__name__}: {one_line(reason or error)}"
+        problem = f"data set {repo} on the Hugging Face hub cannot be fetched ({failure})"
         hint = "connect, log in, or download it elsewhere and give its folder"
-        raise DataError(f"data set {repo} on the Hugging Face hub {what}; {hint}") from error
+        raise DataError(f"{problem}; {hint}") from error

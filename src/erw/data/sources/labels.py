@@ -77,24 +77,28 @@ def classes(values: Sequence[Any], *, source: str, names: Sequence[str] = ()) ->
     bare = values.count(None)
     if bare == len(values):
         return (), np.zeros(bare, np.int32)
-    known = tuple(normalize("NFC", name) for name in names)
-    often = Counter(known)
-    known = tuple(f"{name} #{n}" * (often[name] > 1) or name for n, name in enumerate(known))
+    class_names = tuple(normalize("NFC", name) for name in names)
+    often = Counter(class_names)
+    class_names = tuple(
+        f"{name} #{n}" * (often[name] > 1) or name for n, name in enumerate(class_names)
+    )
     kinds = {type(value) for value in values}
     if kinds == {int} and (most := max(values)) >= MOST_CLASSES:
         hint = "number classes from 0, or give --classes none"
         raise DataError(f"{source}: label {most:,} is of no {MOST_CLASSES:,} classes: {hint}")
-    if not known and kinds in ({str}, {int}):
-        known = tuple(sorted(set(values)) if kinds == {str} else map(str, range(max(values) + 1)))
-    keys: Iterable[Any] = known if kinds == {str} else range(len(known))
+    if not class_names and kinds in ({str}, {int}):
+        class_names = tuple(
+            sorted(set(values)) if kinds == {str} else map(str, range(max(values) + 1))
+        )
+    keys: Iterable[Any] = class_names if kinds == {str} else range(len(class_names))
     numbers = {key: number for number, key in enumerate(keys)}
     wrong = [v for v in values if type(v) not in (int, str) or v not in numbers]
     if wrong:
-        what = f"label {wrong[0]!r}, expected a class number from 0, or a name"
-        what = f"{bare} of {len(values)} images have no label" if bare else what
-        what += f", one of {listed(known)}" if names else ""
-        raise DataError(f"{source}: {what}; give all a number or all a name, or --classes none")
-    return known, np.array([numbers[value] for value in values], np.int32)
+        problem = f"label {wrong[0]!r}, expected a class number from 0, or a name"
+        problem = f"{bare} of {len(values)} images have no label" if bare else problem
+        problem += f", one of {listed(class_names)}" if names else ""
+        raise DataError(f"{source}: {problem}; give all a number or all a name, or --classes none")
+    return class_names, np.array([numbers[value] for value in values], np.int32)
 
 
 def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
@@ -114,8 +118,8 @@ def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds)
         notes.append(f"{len(rest)} other files are left alone ({counted})")
     if not images:
-        what = notes[0] if notes else "expected images, or folders of images"
-        raise DataError(f"no images in {files.root}: {what}; Pillow's image formats are read")
+        problem = notes[0] if notes else "expected images, or folders of images"
+        raise DataError(f"no images in {files.root}: {problem}; Pillow's image formats are read")
     values, names = _of_tables(files, images, notes) if rule == "auto" else (None, [])
     if values is None and sides and rule == "auto":
         values = [side and _label(files, side) for side in sides.values()]
@@ -124,8 +128,8 @@ def find(files: Files, rule: str) -> tuple[list[str], Labels, list[str]]:
     folders = {f"{dirname(files.inside(key))}/" for key in images}
     splits = sorted(set(map(_split, folders)) - {""})
     if len(splits) > 1:
-        what = f"{' and '.join(splits)} look like splits and are read as one set"
-        notes.append(f"{what}: take one with --split")
+        joined = f"{' and '.join(splits)} look like splits and are read as one set"
+        notes.append(f"{joined}: take one with --split")
     tables = [key for key in rest if _TABLE.search(key)] if rule == "auto" and not values else []
     if 0 < len(tables) < 4:  # more are not of the whole set
         hint = "labels are read from metadata.csv with columns file_name and label"
@@ -138,10 +142,12 @@ def of_split(files: Files, name: str) -> Files:
     """The files in folders that are named as a split, and tables of labels outside of all splits.
     Raises `DataError` for no such folder, or two names that mean it."""
     splits = {key: _split(files.inside(key)) for key in files.entries}
-    known = sorted({*splits.values()} - {""})
-    chosen = [x for x in known if SPLITS[x] == SPLITS.get(name)]
-    if len(chosen := [name] if name in known else chosen) != 1:
-        raise DataError(f"{files.root} has no split {name}, its folders: {', '.join(known) or '-'}")
+    folders = sorted({*splits.values()} - {""})
+    chosen = [x for x in folders if SPLITS[x] == SPLITS.get(name)]
+    if len(chosen := [name] if name in folders else chosen) != 1:
+        raise DataError(
+            f"{files.root} has no split {name}, its folders: {', '.join(folders) or '-'}"
+        )
     outside = {key for key in files.entries if not splits[key] and basename(key) in TABLES}
     kept = {k: x for k, x in files.entries.items() if splits[k] == chosen[0] or k in outside}
     inside = lambda key: _SPLIT.sub("", files.inside(key), count=1)  # noqa: E731 - it is no class
@@ -221,7 +227,7 @@ def _of_tables(
     files: Files, images: Sequence[str], notes: list[str]
 ) -> tuple[list[Any] | None, list[str]]:
     """Values and class names of dataset.json (edm2, REPA), metadata.csv and .jsonl (`datasets`)."""
-    known, names, used = dict[str, Any](), list[str](), ""
+    labels, names, used = dict[str, Any](), list[str](), ""
     for key in (key for key in files.entries if basename(key) in TABLES):
         place, table = files.location(key), _parsed(files, key)
         if not isinstance(table, dict) or "labels" not in table:
@@ -237,13 +243,13 @@ def _of_tables(
         for path, value in pairs:
             path = normalize("NFC", path.replace("\\", "/").removeprefix("./"))
             path = path if path.startswith(base) else base + path
-            if known.setdefault(path, value) != value:
-                raise DataError(f"{place} gives {path} two labels: {known[path]} and {value}")
-    if not known:  # no table that names labels, or "labels": null
+            if labels.setdefault(path, value) != value:
+                raise DataError(f"{place} gives {path} two labels: {labels[path]} and {value}")
+    if not labels:  # no table that names labels, or "labels": null
         return [None] * len(images) if used else None, []
     names_here = [normalize("NFC", image) for image in images]
-    values = [known.get(image) for image in names_here]
-    if gone := sorted(known.keys() - set(names_here)):
+    values = [labels.get(image) for image in names_here]
+    if gone := sorted(labels.keys() - set(names_here)):
         notes.append(f"{len(gone)} labels of {used} are of no image here ({listed(gone)})")
     if missing := [image for image, value in zip(images, values, strict=True) if value is None]:
         problem = f"{used} has no label for {listed(missing)} ({len(missing)} of {len(images)})"

@@ -105,8 +105,8 @@ def _columns(
         raise DataError(f"{path} has no column {missing[0]}: {hint}")
     kind = schema.field(image).type
     if not re.match(_CELLS, str(kind)):
-        what = f"image column {image} has type {kind}, expected bytes or a path"
-        raise DataError(f"{path}: {what}; name another with --columns")
+        problem = f"image column {image} has type {kind}, expected bytes or a path"
+        raise DataError(f"{path}: {problem}; name another with --columns")
     if not labelled:
         return image, None, []
     marked = _features(schema, "ClassLabel")
