@@ -429,6 +429,23 @@ def test_dry_runs_write_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "text,problem",
+    [
+        ("\ndef study():\n    return dict(**{}, a=1)['b']\n", ", line 3: KeyError: 'b'"),
+        ("def study(:\n", ", line 1: SyntaxError: invalid syntax"),
+        ("import erw\nstudy = lambda: erw.recipe('nosuch')\n", "nosuch"),
+        ("study = 3\n", " needs a function study() that returns a Study"),
+    ],
+)
+def test_what_is_wrong_in_a_study_of_ones_own(
+    erw: Erw, tmp_path: Path, text: str, problem: str
+) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    said = erw("study", tmp_path / "mine.py", "--out", tmp_path / "study", "--dry-run")
+    assert said.code == 2 and len(said.err.splitlines()) == 1 and problem in said.err
+
+
 def test_a_dry_run_foretells_the_bytes(erw: Erw, images: Path, cache: Path, tmp_path: Path) -> None:
     said = erw("prepare", images, "--out", tmp_path / "x", "--dry-run")
     told = 1e6 * float(said.out.split()[-2])

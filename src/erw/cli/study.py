@@ -1,6 +1,7 @@
 """`erw study`: methods trained and compared, the tables and figures of the paper among them."""
 
 import runpy
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from erw.cli.settings import as_options, call, first, required
 from erw.config import Run, flat, to_dict
-from erw.errors import ConfigError, nearest
+from erw.errors import ConfigError, ErwError, nearest, one_line
 from erw.recipes import names, recipe
 from erw.recipes.quickstart import CACHE
 from erw.study import studies
@@ -95,8 +96,17 @@ def _plan(
 ) -> studies.Study:
     if name.endswith(".py"):
         required(name)
-        function = runpy.run_path(name).get("study")
-        plan = function() if callable(function) else None
+        try:
+            function = runpy.run_path(name).get("study")
+            plan = function() if callable(function) else None
+        except ErwError:
+            raise
+        except Exception as error:  # whatever somebody's own code raises
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == name]
+            line = lines[-1] if lines else getattr(error, "lineno", "?")
+            problem = f"{type(error).__name__}: {one_line(error)}"
+            raise ConfigError(f"{name}, line {line}: {problem}") from error
         if not isinstance(plan, studies.Study):
             raise ConfigError(f"{name} needs a function study() that returns a Study")
         return plan
