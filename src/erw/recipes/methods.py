@@ -84,10 +84,13 @@ def self_transcendence(setting: Setting, teacher: str) -> Run:
 
 
 def best(sprint: Run) -> Run:
-    """SPRINT guided by a second head in front of its routed blocks (`erw study combined`)."""
+    """SPRINT with modern blocks, guided by a second head in front of its routed blocks (`erw study
+    third`)."""
+    parts: dict[str, Any] = {"rope": True, "qk_norm": True, "norm": "rms", "mlp": "swiglu"}
     internal = sprint.plan.routing.blocks[0] - 1
     return sprint.replace(
-        model=replace(sprint.model, internal=internal), sample=replace(sprint.sample, internal=1.4)
+        model=replace(sprint.model, internal=internal, **parts),
+        sample=replace(sprint.sample, internal=1.4),
     )
 
 
@@ -98,6 +101,11 @@ RECIPES["sit_xl2_in256_self"] = self_transcendence(XL, "sit_xl2_in256_vae_repa")
 RECIPES["quickstart_haste"] = haste(
     SMALL, "run:runs/quickstart_repa", heads=SMALL.base.model.heads, blocks=range(3, 5), over=750
 )
-RECIPES["best"] = best(quickstart.RECIPES["quickstart_sprint"])
+# Half the batch for twice the steps, and as large a share of them with all tokens.
+RECIPES["best"] = best(quickstart.RECIPES["quickstart_sprint"]).replace(
+    steps=2 * quickstart.QUICKSTART.steps,
+    data=replace(quickstart.QUICKSTART.data, batch_size=16),
+    plan=replace(quickstart.SPRINT, routing=replace(quickstart.SPRINT.routing, until=1800)),
+)
 RECIPES["sit_xl2_in256_best"] = best(imagenet.RECIPES["sit_xl2_in256_sprint"])
 RECIPES["quickstart_self"] = self_transcendence(SMALL, "quickstart_vae_repa")
