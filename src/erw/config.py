@@ -350,8 +350,8 @@ class Run(Settings):
         if (solver in ("ddpm", "ddim")) != (objective == "ddpm"):
             which = "ddpm and ddim are for ddpm, the others for flow"
             raise ConfigError(f"sample.solver {solver} is not for objective {objective}: {which}")
+        makes_tokens = self.model.needs_token and self.model.class_token != "given"
         for name in ("direction", "contrastive"):
-            makes_tokens = self.model.needs_token and self.model.class_token != "given"
             if getattr(self.flow, name) and makes_tokens:
                 raise ConfigError(f"flow.{name} is for latents, not with class tokens: set it 0")
         if self.flow.contrastive and self.data.batch_size <= self.optim.accumulate:

@@ -1,13 +1,11 @@
 """Files: whole or absent, locked, hashed, downloaded; safetensors in and out."""
 
-import concurrent.futures
 import contextlib
 import json
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Container, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,39 +105,6 @@ def save_tensors(path: Path, tensors: Tensors, header: Mapping[str, str] | None 
     except (OSError, SafetensorError) as error:
         problem = f"could not write {path} ({one_line(error)}); earlier files are untouched"
         raise CheckpointError(problem) from error
-
-
-class Writer:
-    """Writes tensors in a thread of its own, one file after the other, while training goes on."""
-
-    def __init__(self) -> None:
-        self.thread, self.pending = ThreadPoolExecutor(1, "writer"), list[Future[None]]()
-
-    def begin(
-        self, path: Path, tensors: Tensors, header: Mapping[str, str] | None = None, *,
-        hashed: bool = False, then: Callable[[Path], None] = lambda path: None,
-    ) -> None:  # fmt: skip
-        """Copy the tensors, which take as much memory again until they are written, and begin.
-
-        Args:
-            hashed: put their hash into the header.
-            then: called with the path once the file is there.
-        """
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-
-        def write() -> None:
-            extra = {"hash": hash_tensors(copies)} if hashed else {}
-            save_tensors(path, copies, {**(header or {}), **extra})
-            then(path)
-
-        self.pending.append(self.thread.submit(write))
-
-    def wait(self) -> None:
-        """Until all files are there. Raises the first of their errors, as `save_tensors`."""
-        pending, self.pending = self.pending, []
-        concurrent.futures.wait(pending)
-        for job in pending:
-            job.result()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

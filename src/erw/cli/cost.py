@@ -65,12 +65,11 @@ def cost(
     else:
         shares = gpus if dist.strategy == "fsdp2" else dist.shard_size or min(gpus, 8)
         state *= PARAMETER_BYTES["fp32"] / shares + 8 * 2 / (m.depth + m.head_depth)
-    image = (m.width * m.depth + m.head_width * m.head_depth) * ACTIVATION_BYTES[precision]
+    channels, kept = m.width * m.depth + m.head_width * m.head_depth, ACTIVATION_BYTES[precision]
+    image = net.model.tokens * channels * kept
     if run.optim.recompute:
         widest = max(m.width, m.head_width * bool(m.head_depth))
-        image = image * INPUT_BYTES // ACTIVATION_BYTES[precision]
-        image += widest * ACTIVATION_BYTES[precision]
-    image *= net.model.tokens
+        image = net.model.tokens * (channels * INPUT_BYTES + widest * kept)
     need, room = (state + images * image) / 2**30, 0.9 * memory * 2**30 - state
     most = int(room // image)  # images at once
     rank = max(1, run.data.batch_size // gpus)

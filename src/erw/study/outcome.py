@@ -112,10 +112,10 @@ def verdict(study: Study, lines: Sequence[Line]) -> str:
     }
     order = max if study.metric.startswith(HIGHER) else min
     # What others begin with was trained on other images, and is compared with those.
-    alike = {*by} - {row.start for row in study.rows} or {*by}
-    ranked = [label for label in by if label in alike]
-    best = order(ranked, key=lambda label: by[label].mean)
-    near = [x for x in ranked if x != best and compare(by[best], by[x]) != "agree"]
+    starts = {row.start for row in study.rows}
+    alike = [label for label in by if label not in starts] or list(by)
+    best = order(alike, key=lambda label: by[label].mean)
+    near = [x for x in alike if x != best and compare(by[best], by[x]) != "agree"]
     few = min(len(number.values) for number in by.values())
     seeds = f"{few} seeds" if few > 1 else f"one seed, up to {study.noise:.0%} taken for chance"
     parts = [f"{word}: {'; '.join(pairs)}" for word, pairs in words.items()]

@@ -101,9 +101,10 @@ def run_study(
         if (engine, jobs) == ("local", 1):
             run_tasks(todo, out, in_process, jobs=jobs, then=page)
         else:
-            # Without seconds the work of all is what goes on evenly, not that of the longest row.
-            flops = {row.label: in_flops(row.run, ledger_of) for row in now.rows if row.run}
-            costs = (paces, jobs) if paces else (flops, 1)
+            costs = paces, jobs
+            if not paces:  # the work of all goes on evenly then, not that of the longest row
+                flops = {row.label: in_flops(row.run, ledger_of) for row in now.rows if row.run}
+                costs = flops, 1
             with ongoing(study.title, partial(left, todo, out, *costs)) as tick:
                 run_tasks(todo, out, start, jobs=jobs, then=page, tick=tick)
         if halving:

@@ -186,7 +186,7 @@ def _row(
 
     name = f"sit_{size}2_in256_{'base' if kind == 'sit' else kind}" if full_scale else SMALL
     name += "" if full_scale else "_repa" if kind == "erw" else f"_{kind}"
-    run = recipes.recipe(kind if kind in recipes.names() else name).replace(steps=LONG)
+    run = recipes.recipe(name if name in recipes.names() else kind).replace(steps=LONG)
     if kind == "erw" and not full_scale:
         plan = flat({"plan": to_dict(recipes.recipe(f"sit_{size}2_in256_erw").plan)})
         run = with_settings(run, {name: scaled(name, value) for name, value in plan.items()})

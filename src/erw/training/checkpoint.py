@@ -8,7 +8,8 @@ trained, the running sums of the log, and a hash of it all. `step-00001000/` has
 
 import json
 import shutil
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from erw.config import checked
 from erw.dist import as_sharded
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError
-from erw.io import Writer, hash_tensors, load_tensors, misfit
+from erw.io import hash_tensors, load_tensors, misfit, save_tensors
 
 INDEX = "index.json"
 """In the folder of a sharded checkpoint: its header, and a hash of every file."""
@@ -59,11 +60,44 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
+class Writer:
+    """Writes tensors in a thread of its own, one file after the other, while training goes on."""
+
+    def __init__(self) -> None:
+        self.thread, self.pending = ThreadPoolExecutor(1, "writer"), list[Future[None]]()
+
+    def begin(
+        self, path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None, *,
+        hashed: bool = False, then: Callable[[Path], None] = lambda path: None,
+    ) -> None:  # fmt: skip
+        """Copy the tensors, which take as much memory again until they are written, and begin.
+
+        Args:
+            hashed: put their hash into the header.
+            then: called with the path once the file is there.
+        """
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+        def write() -> None:
+            extra = {"hash": hash_tensors(copies)} if hashed else {}
+            save_tensors(path, copies, {**(header or {}), **extra})
+            then(path)
+
+        self.pending.append(self.thread.submit(write))
+
+    def wait(self) -> None:
+        """Until all files are there. Raises the first of their errors, as `save_tensors`."""
+        pending, self.pending = self.pending, []
+        wait(pending)
+        for job in pending:
+            job.result()
+
+
 def save(folder: Path, state: State, position: Position, *, keep: int, to: Any) -> None:
     """Copy what the checkpoint of `position.step` has, and begin to write it; once it is there, all
     but the newest `keep` are deleted.
 
-    `to`: an `erw.io.Writer`, or a `sharded.Saver`, with which all processes call it.
+    `to`: a `Writer`, or a `sharded.Saver`, with which all processes call it.
     """
     tensors, path = _tensors(state), path_of(folder, position.step)
     header = {"progress": json.dumps(position._asdict())}

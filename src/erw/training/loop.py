@@ -34,13 +34,13 @@ from erw.dist import (
 )
 from erw.ema import Ema, PowerEmas
 from erw.errors import CheckpointError, NumericsError
-from erw.io import Writer, lock, tensor_header, write_json
+from erw.io import lock, tensor_header, write_json
 from erw.log import Progress, Sink
 from erw.models import build_model
 from erw.plan import Phase
 from erw.rng import Draws
 from erw.training import checkpoint, posthoc_ema
-from erw.training.checkpoint import Position, State
+from erw.training.checkpoint import Position, State, Writer
 from erw.training.flops import Ledger
 from erw.training.metrics import Metrics
 from erw.training.network import build_network, fresh_projectors, resolve
